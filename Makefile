@@ -1,0 +1,65 @@
+# Every target makes .venv by itself; python3 (3.11 or later) and make are all it takes.
+#
+#   make test ARGS='-k migrations -x'     further arguments for pytest
+#   make test WORKERS=0                   in one process, for a debugger
+#   make PYTHON=python3.13 test           another interpreter (after `make clean`)
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types wheel-test constraints clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## run a session through all phases, with a crash in the middle
+	@$(BIN)/python examples/forge_run.py
+
+# loadgroup: tests that share something expensive (the installed wheel) stay on one worker.
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+lint: $(STAMP) ## check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check types
+	@$(BIN)/mypy
+
+wheel-test: $(STAMP) ## build the wheel into dist/, and test it installed elsewhere
+	@rm -rf dist
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	@VIBEFORGE_SESSIONS_TEST_WHEEL_DIR="$(CURDIR)/dist" $(BIN)/python -m pytest tests/test_packaging.py $(ARGS)
+
+# Takes the newest versions that pyproject.toml allows; the tests then say whether they will do.
+constraints: ## renew the pins in constraints.txt
+	@rm -rf .venv-constraints
+	@$(PYTHON) -m venv .venv-constraints
+	@.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet --upgrade pip
+	@.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	@{ sed -n '/^#/p' constraints.txt; \
+	   .venv-constraints/bin/python -m pip list --disable-pip-version-check --format=freeze --exclude-editable \
+	     --exclude pip --exclude setuptools; } > constraints.new
+	@mv constraints.new constraints.txt
+	@rm -rf .venv-constraints
+
+clean: ## remove the environment, builds and caches
+	rm -rf $(VENV) .venv-constraints build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or later is needed, $(PYTHON) is not: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,354 @@
+"""A worker: takes over a session in EXECUTION, runs what is left of its tasks, verifies, and completes it.
+
+`forge_run.py` starts it, kills it, and starts another. The two programs share nothing but the database and the
+workspace: what a worker must know to go on where another one died, it reads from the session.
+
+The commands that it runs are real. Only the model that repairs what they complain about is made up: what it says
+stands in `forge_app.toml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from vibeforge_sessions import (
+    Session,
+    SessionFilter,
+    SessionNotFoundError,
+    SessionPhase,
+    SessionRepository,
+    SessionRepositoryError,
+    SessionSummary,
+    StaleSessionError,
+    open_repository,
+)
+
+APP = Path(__file__).resolve().with_name("forge_app.toml")
+COMMAND_TIMEOUT = 60.0  # seconds
+ANSWER_TIMEOUT = 120.0
+MAX_REPAIRS = 2
+
+
+class TaskFailedError(Exception):
+    """A task's command did not do what it should; the text is what it printed."""
+
+
+class GaveUpError(Exception):
+    """The worker cannot complete the session; the text says why."""
+
+
+class NotOursError(Exception):
+    """Somebody has moved the session to another phase meanwhile: it is no longer the worker's to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One node of ``session.task_graph``: writes a file, or runs a command."""
+
+    id: str
+    phase: SessionPhase
+    needs: Sequence[str]
+    file: str = ""
+    content: str = ""
+    command: Sequence[str] = ()
+    expect: str = ""
+    """A text that the command must print, besides exiting with 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """What the model answers when it is shown a failure: an edit of one file."""
+
+    file: str
+    old: str
+    new: Mapping[str, str]
+    """The new text, by what the user answers to the question; a single one where nothing is asked."""
+    question: str = ""
+
+
+def tasks_in_order(task_graph: Mapping[str, Any]) -> list[Task]:
+    """Return the tasks, each after those that it needs."""
+    tasks = {node["id"]: Task(**{**node, "phase": SessionPhase(node["phase"])}) for node in task_graph["tasks"]}
+    order = TopologicalSorter({task.id: task.needs for task in tasks.values()}).static_order()
+    return [tasks[task_id] for task_id in order]
+
+
+def repairs() -> dict[str, Repair]:
+    """Return what the model answers, by the task that it is asked about."""
+    said = tomllib.loads(APP.read_text(encoding="utf-8"))["repairs"]
+    return {task_id: Repair(**repair) for task_id, repair in said.items()}
+
+
+def execute(task: Task, workspace: Path) -> str:
+    """Do the task; return what its command printed.
+
+    :raises TaskFailedError: the command failed, ran for too long, or did not print what it should.
+    """
+    if task.file:
+        (workspace / task.file).write_text(task.content, encoding="utf-8")
+        return ""
+    shown = f"$ {' '.join(task.command)}\n"
+    try:
+        done = subprocess.run(
+            # "python" in the graph: whoever resumes a session may be run by another interpreter
+            [sys.executable if part == "python" else part for part in task.command],
+            cwd=workspace,
+            env=_plain_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="surrogateescape",  # tools print what they like; the error history takes it all
+            timeout=COMMAND_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TaskFailedError(f"{shown}no end after {COMMAND_TIMEOUT:.0f} seconds") from None
+    if done.returncode != 0:
+        raise TaskFailedError(f"{shown}{done.stdout}exit status {done.returncode}")
+    if task.expect not in done.stdout:
+        raise TaskFailedError(f"{shown}{done.stdout}does not print {task.expect!r}")
+    return done.stdout
+
+
+def _plain_environment() -> dict[str, str]:
+    """Return our environment without what would change how Python runs, or put colours into the error history."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FORCE_COLOR"))}
+    return kept | {"NO_COLOR": "1", "PYTHONUTF8": "1"}
+
+
+# --- the worker ---
+
+
+class Worker:
+    """Runs the tasks of one session. Every step is stored before the next begins."""
+
+    def __init__(self, repository: SessionRepository, session: Session, *, silent_on: str | None = None) -> None:
+        if session.task_graph is None:
+            raise ValueError("a session without a plan")
+        self._repository = repository
+        self._id = session.session_id
+        self._phase = session.phase
+        self._repairs = repairs()
+        self._tasks = tasks_in_order(session.task_graph)
+        self._workspace = Path(session.task_graph["workspace"])
+        self._completed = set(session.completed_task_ids)
+        self._silent_on = silent_on
+
+    def work(self) -> None:
+        """Run what is left of the tasks, and complete the session.
+
+        :raises GaveUpError: a task fails and cannot be repaired.
+        :raises NotOursError: somebody has moved the session to another phase.
+        """
+        for task in self._tasks:
+            if task.id in self._completed:
+                continue
+            if task.phase is not self._phase:
+                self._move_to(task.phase)
+            self._complete(task)
+        self._move_to(SessionPhase.COMPLETE)
+
+    def give_up(self, reason: str) -> None:
+        """Move the session to FAILED."""
+
+        def fail(session: Session) -> None:
+            session.active_task_id = None
+            session.add_log(f"gave up: {reason}")
+
+        self._move_to(SessionPhase.FAILED, fail)
+
+    def _complete(self, task: Task) -> None:
+        """Run the task, repair what it complains about, run it again; when this returns, its success is stored."""
+        self._begin(task)
+        while True:
+            # The history says what has failed, and not a variable: it says the same to a worker that came later.
+            failures = len(self._repository.list_errors(self._id, task_id=task.id))
+            if failures:
+                self._repair(task, failures)
+            try:
+                output = execute(task, self._workspace)
+            except TaskFailedError as error:
+                self._fail(task, str(error))
+            else:
+                self._finish(task, output)
+                return
+
+    def _begin(self, task: Task) -> None:
+        def begin(session: Session) -> None:
+            session.active_task_id = task.id
+            session.add_log(f"task {task.id} started")
+
+        self._store(begin)
+
+    def _fail(self, task: Task, what_it_printed: str) -> None:
+        # The diagnosis first: an append needs no version, so it is kept whatever becomes of the update after it.
+        self._repository.append_error(self._id, task.id, what_it_printed)
+
+        def fail(session: Session) -> None:
+            if task.id not in session.failed_task_ids:
+                session.failed_task_ids.append(task.id)
+            session.add_log(f"task {task.id} failed")
+
+        self._store(fail)
+
+    def _finish(self, task: Task, output: str) -> None:
+        def finish(session: Session) -> None:
+            session.completed_task_ids.append(task.id)
+            session.failed_task_ids = [failed for failed in session.failed_task_ids if failed != task.id]
+            session.active_task_id = None
+            last_line = output.strip().rpartition("\n")[2]
+            session.add_log(f"task {task.id} completed" + (f": {last_line}" if last_line else ""))
+
+        self._store(finish)
+
+    def _repair(self, task: Task, failures: int) -> None:
+        repair = self._repairs.get(task.id)
+        if repair is None or failures > MAX_REPAIRS:
+            raise GaveUpError(f"{task.id} fails, and nothing is left to repair it with")
+        self._repository.append_log(self._id, f"asking the model to repair {repair.file} for {task.id}")
+        if task.id == self._silent_on:
+            time.sleep(ANSWER_TIMEOUT)  # here forge_run.py kills this process
+            raise GaveUpError("the model does not answer")
+        option = self._clarify(task, repair) if repair.question else next(iter(repair.new))
+        path = self._workspace / repair.file
+        path.write_text(path.read_text(encoding="utf-8").replace(repair.old, repair.new[option]), encoding="utf-8")
+
+    def _clarify(self, task: Task, repair: Repair) -> str:
+        """Return what the user answers to the repair's question, which is asked once."""
+
+        def ask(session: Session) -> None:
+            session.pending_clarification = {
+                "task_id": task.id,
+                "question": repair.question,
+                "options": list(repair.new),
+            }
+
+        def go_on(session: Session) -> None:
+            session.pending_clarification = None
+
+        answer = self._read().clarification_answer
+        if answer is None:
+            self._move_to(SessionPhase.CLARIFICATION, ask)
+            answer = self._wait_for_answer()
+            self._move_to(SessionPhase.EXECUTION, go_on)
+        if answer not in repair.new:
+            raise GaveUpError(f"the answer for {task.id} is none of {', '.join(repair.new)}")
+        return str(answer)
+
+    def _wait_for_answer(self) -> Any:
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while time.monotonic() < deadline:
+            answer = self._read().clarification_answer
+            if answer is not None:
+                return answer
+            time.sleep(0.05)
+        raise GaveUpError("nobody answers the clarification")
+
+    def _move_to(self, phase: SessionPhase, change: Callable[[Session], object] = lambda _: None) -> None:
+        def move(session: Session) -> None:
+            session.update_phase(phase)
+            session.add_log(f"phase {phase}")
+            change(session)
+
+        self._store(move)
+        self._phase = phase
+
+    def _store(self, change: Callable[[Session], None]) -> None:
+        """Store the change.
+
+        Web handlers write to the same session (the answer to a clarification, an abort). So the change is made to
+        what is stored now, again if that was stale, and never to a copy from earlier.
+        """
+
+        def change_if_ours(session: Session) -> None:
+            if session.phase is not self._phase:  # aborted, say: going on would undo that
+                raise NotOursError(f"somebody has moved the session from {self._phase} to {session.phase}")
+            change(session)
+
+        self._repository.modify_session(self._id, change_if_ours)
+
+    def _read(self) -> Session:
+        session = self._repository.get_session(self._id, recent=0)  # without its histories: this is polled
+        if session is None:
+            raise SessionNotFoundError(self._id)
+        return session
+
+
+# --- finding a session ---
+
+
+def sessions_in_execution(repository: SessionRepository) -> Iterator[SessionSummary]:
+    """Yield the summaries of all sessions in EXECUTION, newest first."""
+    wanted = SessionFilter(phases={SessionPhase.EXECUTION})
+    page = repository.find_sessions(wanted)
+    yield from page.items
+    while page.next_cursor is not None:
+        page = repository.find_sessions(wanted, cursor=page.next_cursor)
+        yield from page.items
+
+
+def claim_session(repository: SessionRepository, workspace: str) -> Session | None:
+    """Find the session whose files are in this workspace, and tell everybody that we work on it now."""
+    for summary in sessions_in_execution(repository):
+        session = repository.get_session(summary.session_id, recent=0)
+        if session is None or session.task_graph is None or session.task_graph.get("workspace") != workspace:
+            continue
+        session.add_log(f"worker {os.getpid()} {_what_it_does_with(session)}")
+        try:
+            repository.update_session(session)
+        except (StaleSessionError, SessionNotFoundError):
+            continue  # another worker was faster: of two that have read the same version, one gets the session
+        return session
+    return None
+
+
+def _what_it_does_with(session: Session) -> str:
+    if not session.completed_task_ids:
+        return "begins"
+    skipped = ", ".join(session.completed_task_ids)
+    return f"resumes at {session.active_task_id or 'the next task'} and skips {skipped}"
+
+
+def main() -> int:
+    """Work on one session."""
+    parser = argparse.ArgumentParser(description="Run the tasks of the session in EXECUTION that has this workspace.")
+    parser.add_argument("--database", metavar="URL", required=True)
+    parser.add_argument("--workspace", metavar="FOLDER", required=True)
+    parser.add_argument(
+        "--silent-on",
+        metavar="TASK",
+        help="the model never answers when it is asked to repair this task: a place to be killed at",
+    )
+    options = parser.parse_args()
+    try:
+        with open_repository(options.database, migrate=True) as repository:
+            session = claim_session(repository, options.workspace)
+            if session is None:
+                print(f"no session in EXECUTION has the workspace {options.workspace}", file=sys.stderr)
+                return 1
+            worker = Worker(repository, session, silent_on=options.silent_on)
+            try:
+                worker.work()
+            except GaveUpError as error:
+                print(f"worker {os.getpid()}: {error}", file=sys.stderr)
+                worker.give_up(str(error))
+                return 1
+    except (SessionRepositoryError, NotOursError) as error:
+        print(f"worker {os.getpid()}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

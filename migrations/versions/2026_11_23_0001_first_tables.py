@@ -1,0 +1,118 @@
+"""The first tables: sessions, their documents, errors and logs.
+
+Revision: 0001, after nothing
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql, postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+# Written out here, and not taken from the package's models: what a revision makes must never change with them.
+TIME = (
+    sa.DateTime()
+    .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
+    .with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+)
+LONG_TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+OPTIONS: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in {
+        "engine": "InnoDB",
+        "default_charset": "utf8mb4",
+        "collate": "utf8mb4_nopad_bin",
+    }.items()
+}
+
+
+def identifier(length: int) -> sa.types.TypeEngine[str]:
+    """Return a text that is compared byte by byte."""
+    return sa.String(length).with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def of_session(table: str) -> sa.ForeignKeyConstraint:
+    """Return the reference of a child row to its session."""
+    return sa.ForeignKeyConstraint(
+        ["session_id"], ["vibeforge_sessions.session_id"], name=f"fk_{table}_session_id", ondelete="CASCADE"
+    )
+
+
+def upgrade() -> None:
+    """Make the four tables."""
+    op.create_table(
+        "vibeforge_sessions",
+        sa.Column("session_id", identifier(64), nullable=False),
+        sa.Column("phase", identifier(64), nullable=False),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.Column("updated_at", TIME, nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("write_id", identifier(32), nullable=False),
+        sa.Column("current_question_index", sa.BigInteger(), nullable=False),
+        sa.Column("active_task_id", identifier(255), nullable=True),
+        sa.Column("error_count", sa.BigInteger(), nullable=False),
+        sa.Column("log_count", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("session_id", name="pk_vibeforge_sessions"),
+        **OPTIONS,
+    )
+    # before any child table: with one, and rows coming in, CREATE INDEX can hang a Galera cluster
+    op.create_index("ix_vibeforge_sessions_created_at_session_id", "vibeforge_sessions", ["created_at", "session_id"])
+    op.create_index(
+        "ix_vibeforge_sessions_phase_created_at_session_id", "vibeforge_sessions", ["phase", "created_at", "session_id"]
+    )
+    op.create_table(
+        "vibeforge_session_documents",
+        sa.Column("session_id", identifier(64), nullable=False),
+        sa.Column("answers", LONG_TEXT, nullable=False),
+        sa.Column("intent_profile", LONG_TEXT, nullable=True),
+        sa.Column("build_spec", LONG_TEXT, nullable=True),
+        sa.Column("concept", LONG_TEXT, nullable=True),
+        sa.Column("task_graph", LONG_TEXT, nullable=True),
+        sa.Column("completed_task_ids", LONG_TEXT, nullable=False),
+        sa.Column("failed_task_ids", LONG_TEXT, nullable=False),
+        sa.Column("pending_clarification", LONG_TEXT, nullable=True),
+        sa.Column("clarification_answer", LONG_TEXT, nullable=True),
+        sa.Column("extension", LONG_TEXT, nullable=True),
+        sa.PrimaryKeyConstraint("session_id", name="pk_vibeforge_session_documents"),
+        of_session("vibeforge_session_documents"),
+        **OPTIONS,
+    )
+    op.create_table(
+        "vibeforge_session_errors",
+        sa.Column("session_id", identifier(64), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("timestamp", TIME, nullable=False),
+        sa.Column("task_id", identifier(255), nullable=False),
+        sa.Column("error_message", LONG_TEXT, nullable=False),
+        sa.Column("phase", identifier(64), nullable=False),
+        sa.Column("write_id", identifier(32), nullable=False),
+        sa.PrimaryKeyConstraint("session_id", "position", name="pk_vibeforge_session_errors"),
+        of_session("vibeforge_session_errors"),
+        **OPTIONS,
+    )
+    op.create_table(
+        "vibeforge_session_logs",
+        sa.Column("session_id", identifier(64), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("message", LONG_TEXT, nullable=False),
+        sa.Column("write_id", identifier(32), nullable=False),
+        sa.PrimaryKeyConstraint("session_id", "position", name="pk_vibeforge_session_logs"),
+        of_session("vibeforge_session_logs"),
+        **OPTIONS,
+    )
+
+
+def downgrade() -> None:
+    """Remove them, children first, and every session with them."""
+    op.drop_table("vibeforge_session_logs")
+    op.drop_table("vibeforge_session_errors")
+    op.drop_table("vibeforge_session_documents")
+    op.drop_table("vibeforge_sessions")

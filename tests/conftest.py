@@ -1,0 +1,28 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Real databases are slow and noisy beside what hypothesis expects: no deadlines (nothing here asserts on time), and
+# one repository serves all examples of a test. In CI the examples are the same at every run.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    max_examples=int(os.environ.get("VIBEFORGE_SESSIONS_TEST_EXAMPLES", "60")),
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
+
+pytest_plugins = ["tests.servers.fixtures", "tests.databases"]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the environment of whoever runs the tests out of them."""
+    for name in ("VIBEFORGE_SESSIONS_DATABASE_URL", "VIBEFORGE_SESSIONS_MIGRATE"):
+        monkeypatch.delenv(name, raising=False)

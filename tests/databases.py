@@ -1,0 +1,114 @@
+"""The databases of the suite: whoever wants a test on each of them parametrises over `DATABASES`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Engine
+
+from tests.repositories import SQLiteFiles, in_memory, sql_repositories, text_of, upgrade
+from tests.servers import (
+    AvailableServer,
+    MariaDBDatabases,
+    MariaDBServer,
+    PostgresDatabases,
+    PostgresServer,
+    find_bindir,
+)
+from tests.servers.fixtures import skipping
+from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.testing import NewRepository
+
+
+@contextmanager
+def _memory() -> Iterator[NewRepository]:
+    yield in_memory
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A kind of storage; `new_url` makes a new database with our tables, and is None for memory."""
+
+    name: str
+    new_url: Callable[[], str] | None
+    make_engine: Callable[[str], Engine] = create_engine
+
+    def new_engine(self) -> Engine:
+        """Return an engine on a new database."""
+        assert self.new_url is not None
+        return self.make_engine(self.new_url())
+
+    def repositories(self) -> AbstractContextManager[NewRepository]:
+        """Give a maker of repositories, each over storage of its own."""
+        return _memory() if self.new_url is None else sql_repositories(self.new_engine)
+
+
+SQL_DATABASES = ["sqlite", "postgresql", "mariadb"]
+"""Names of fixtures that return the `Storage` of a real database."""
+DATABASES = ["memory", *SQL_DATABASES]
+
+
+@pytest.fixture(scope="session")
+def sqlite_files() -> Iterator[SQLiteFiles]:
+    """New SQLite files with our tables; in memory where the system has such a folder, since each commit is synced."""
+    in_memory = Path("/dev/shm")
+    usable = in_memory.is_dir() and os.access(in_memory, os.W_OK)
+    with TemporaryDirectory(prefix="vfs-sqlite-", dir=in_memory if usable else None) as folder:
+        yield SQLiteFiles(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def memory() -> Storage:
+    """Our own in-memory implementation."""
+    return Storage("memory", None)
+
+
+@pytest.fixture(scope="session")
+def sqlite(sqlite_files: SQLiteFiles) -> Storage:
+    """SQLite files."""
+    return Storage("sqlite", sqlite_files.new_url)
+
+
+@pytest.fixture(scope="session")
+def postgresql(postgresql_server: AvailableServer) -> Storage:
+    """Databases on a PostgreSQL server."""
+    databases = postgresql_server.databases.prepared_by(upgrade)
+    return Storage("postgresql", lambda: text_of(databases.create()))
+
+
+@pytest.fixture(scope="session")
+def mariadb(mariadb_server: AvailableServer) -> Storage:
+    """Databases on a MariaDB server."""
+    databases = mariadb_server.databases.prepared_by(upgrade)
+    return Storage("mariadb", lambda: text_of(databases.create()))
+
+
+@pytest.fixture(scope="session")
+def postgresql_elsewhere() -> Iterator[Storage]:
+    """A host's plain engine on the system's PostgreSQL, the oldest one supported, in an ICU locale and far from UTC."""
+    with (
+        skipping(),
+        PostgresServer(
+            bindir=find_bindir(icu=True),
+            options=["timezone=Asia/Kathmandu"],
+            initdb_args=["--locale-provider=icu", "--icu-locale=sv-SE"],
+        ) as server,
+    ):
+        databases = PostgresDatabases(server.url, upgrade)
+        yield Storage("postgresql_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine)
+
+
+@pytest.fixture(scope="session")
+def mariadb_elsewhere() -> Iterator[Storage]:
+    """A host's plain engine on a MariaDB of latin1, far from UTC, that cuts what does not fit in silence."""
+    args = ["--default-time-zone=+05:45", "--sql-mode=", "--transaction-isolation=READ-COMMITTED"]
+    with skipping(), MariaDBServer(charset="latin1", args=args) as server:
+        databases = MariaDBDatabases(server.url, upgrade)
+        yield Storage("mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine)

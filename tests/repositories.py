@@ -1,0 +1,75 @@
+"""The implementations that every contract test runs on, and how each gets storage of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy
+from sqlalchemy import URL, Engine
+
+from vibeforge_sessions import InMemorySessionRepository, Session, SessionRepository, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_engine, migrate
+from vibeforge_sessions.testing import NewRepository
+
+
+@contextmanager
+def sql_repositories(new_engine: Callable[[], Engine]) -> Iterator[NewRepository]:
+    """Give a maker of repositories, each on an engine of its own; check that none keeps a connection."""
+    engines: list[Engine] = []
+
+    def new_repository(*, session_type: type[Session] = Session) -> SessionRepository:
+        engine = new_engine()
+        engines.append(engine)
+        return SQLAlchemySessionRepository(engine, session_type=session_type)
+
+    yield new_repository
+    for engine in engines:
+        left = engine.pool.checkedout() if hasattr(engine.pool, "checkedout") else 0
+        engine.dispose()
+        assert left == 0, "a connection was left checked out"
+
+
+class SQLiteFiles:
+    """New SQLite files with our tables, copied from one that was migrated."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._template = folder / "template.db"
+        engine = sqlalchemy.create_engine(f"sqlite:///{self._template}")
+        migrate.upgrade(engine)
+        engine.dispose()
+
+    def new_url(self) -> str:
+        """Return the URL of a new file."""
+        self._count += 1
+        path = self._folder / f"{self._count}.db"
+        shutil.copyfile(self._template, path)
+        return f"sqlite:///{path}"
+
+
+def text_of(url: URL) -> str:
+    """Return a URL as text, with its password."""
+    return url.render_as_string(hide_password=False)
+
+
+def upgrade(url: URL) -> None:
+    """Make our tables in an empty database."""
+    engine = create_engine(url)
+    migrate.upgrade(engine)
+    engine.dispose()
+
+
+def memory_engine() -> Engine:
+    """Return an engine on a SQLite database in memory, with our tables."""
+    engine = create_engine("sqlite://")
+    migrate.upgrade(engine)
+    return engine
+
+
+def in_memory(*, session_type: type[Session] = Session) -> SessionRepository:
+    """Return an in-memory repository."""
+    return InMemorySessionRepository(session_type=session_type)

@@ -1,0 +1,126 @@
+"""A small process between the tests and a private server: it runs the server and outlives the tests.
+
+``python guard.py OWNER_PID DIRECTORY`` reads requests, one JSON object a line, on its standard input and answers
+each with one line on its standard output:
+
+    {"op": "start", "argv": [...], "env": {...}, "log": PATH, "user": UID|null, "group": GID|null, "stop_signal": N}
+        -> {"pid": N} or {"error": TEXT}
+    {"op": "poll", "pid": N}
+        -> {"code": N|null}
+    {"op": "stop"}
+        -> the end, see below
+
+When it is told to stop, or when its owner is gone, however it went, it stops every process it has started and
+removes DIRECTORY. Everything a server needs is a child of this process from its first instant and lives in that
+directory, so there is no moment at which a killed test run leaves something behind.
+
+It is a script of its own, run without site-packages, so that it starts in some 20 ms and holds nothing of pytest's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_LOOK_EVERY = 0.2
+_GRACE = 10.0
+
+
+class Guard:
+    """The children, and how each of them wants to be stopped."""
+
+    def __init__(self, owner: int, directory: Path) -> None:
+        self._owner = owner
+        self._directory = directory
+        self._children: dict[int, tuple[subprocess.Popen[bytes], int]] = {}
+
+    def serve(self) -> None:
+        """Answer requests until told to stop or until the owner is gone."""
+        buffered = b""
+        # The end of the pipe tells of the owner's death at once, unless a process it had forked still holds the other
+        # end; the parent's id tells of it in every case.
+        while os.getppid() == self._owner:
+            readable, _, _ = select.select([0], [], [], _LOOK_EVERY)
+            for process, _ in self._children.values():
+                process.poll()  # reaped promptly: PostgreSQL takes a zombie's id in its lock file for a running server
+            if not readable:
+                continue
+            received = os.read(0, 65536)
+            if not received:
+                return
+            *lines, buffered = (buffered + received).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                if request["op"] == "stop":
+                    return
+                answer = self._poll(request["pid"]) if request["op"] == "poll" else self._start(request)
+                os.write(1, json.dumps(answer).encode() + b"\n")
+
+    def _start(self, request: dict[str, Any]) -> dict[str, Any]:
+        # Groups are given up together with the user; None leaves both alone.
+        as_user: dict[str, Any] = {}
+        if request["user"] is not None:
+            as_user = {"user": request["user"], "group": request["group"], "extra_groups": []}
+        try:
+            with Path(request["log"]).open("ab") as log:
+                process = subprocess.Popen(
+                    request["argv"],
+                    env=request["env"],
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    **as_user,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            return {"error": str(error)}
+        self._children[process.pid] = (process, request["stop_signal"])
+        return {"pid": process.pid}
+
+    def _poll(self, pid: int) -> dict[str, Any]:
+        return {"code": self._children[pid][0].poll()}
+
+    def clean_up(self) -> None:
+        """Stop what runs, remove the directory."""
+        running = [(process, how) for process, how in self._children.values() if process.poll() is None]
+        for process, stop_signal in running:
+            # A tool such as initdb has children in its group; a server ends its own.
+            if stop_signal == signal.SIGKILL:
+                os.killpg(process.pid, stop_signal)
+            else:
+                process.send_signal(stop_signal)
+        end = time.monotonic() + _GRACE
+        for process, _ in running:
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        # A last straggler may still be writing a file into a folder while it is being removed.
+        while self._directory.exists() and time.monotonic() < end:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def main() -> None:
+    """Serve, and clean up whatever happens."""
+    guard = Guard(int(sys.argv[1]), Path(sys.argv[2]))
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        guard.serve()
+    finally:
+        guard.clean_up()
+
+
+if __name__ == "__main__":
+    main()

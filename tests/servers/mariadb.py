@@ -1,0 +1,134 @@
+"""A private MariaDB, from the system's packages."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import sqlalchemy as sa
+
+from .process import PrivateServer, ServerUnavailable
+
+_USER = "vibeforge"
+_INIT_FILE = "init.sql"
+
+
+class MariaDBServer(PrivateServer):
+    """``with MariaDBServer() as server: create_engine(server.url)``.
+
+    ``charset`` and ``collation`` are the server's defaults (MariaDB's own, without any option, would be latin1);
+    ``args`` are further options of ``mariadbd`` ("--max-allowed-packet=1M"). A server that is not ``durable`` never
+    waits for a disk: faster, and of no use for a test that crashes it.
+    """
+
+    prefix: ClassVar[str] = "vfs-my-"
+    users: ClassVar[tuple[str, ...]] = ("mysql", "nobody")
+    foreign_variables: ClassVar[tuple[str, ...]] = ("MYSQL", "MARIADB")
+    shutdown_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # nothing of it lives outside of its directory
+
+    def __init__(
+        self,
+        *,
+        charset: str = "utf8mb4",
+        collation: str | None = None,
+        args: Sequence[str] = (),
+        durable: bool = False,
+    ) -> None:
+        super().__init__(durable=durable)
+        self._server = _find("mariadbd")
+        self._installer = _find("mariadb-install-db")
+        self._charset = charset
+        self._collation = collation
+        self._args = tuple(args)
+
+    @property
+    def url(self) -> sa.URL:
+        return self.url_for("mysql+pymysql")
+
+    def url_for(self, drivername: str) -> sa.URL:
+        """The administrator's URL for another driver, such as ``mariadb+pymysql`` or ``mysql+asyncmy``."""
+        return sa.URL.create(drivername, _USER, self.password, "127.0.0.1", self.port or None)
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket, for the command line's sake."""
+        return self.directory / "socket"
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        number = str(self._scalar("SELECT VERSION()")).partition("-")[0]
+        return tuple(map(int, number.split(".")))
+
+    def _install(self) -> None:
+        system_user = self._user or pwd.getpwuid(os.geteuid())
+        self._temporary.mkdir()
+        self._hand_over(self._temporary)
+        self._run(
+            self._installer,
+            "--no-defaults",
+            f"--datadir={self._data}",
+            f"--tmpdir={self._temporary}",
+            # No account without a password: the one made here is for this system user on the Unix socket alone.
+            "--auth-root-authentication-method=socket",
+            f"--auth-root-socket-user={system_user.pw_name}",
+            "--skip-test-db",
+            *_WITHOUT_SYNC,
+            _SMALL_LOG,
+        )
+        self._write_secret(
+            _INIT_FILE,
+            f"CREATE OR REPLACE USER {_USER}@127.0.0.1 IDENTIFIED BY '{self.password}';\n"
+            f"GRANT ALL ON *.* TO {_USER}@127.0.0.1 WITH GRANT OPTION;\n",
+        )
+
+    def _command(self) -> list[str]:
+        command = [
+            str(self._server),
+            "--no-defaults",
+            f"--datadir={self._data}",
+            f"--socket={self.socket}",
+            f"--pid-file={self.directory / 'pid'}",
+            f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            f"--tmpdir={self._temporary}",
+            f"--init-file={self.directory / _INIT_FILE}",
+            f"--character-set-server={self._charset}",
+            _SMALL_LOG,
+        ]
+        if self._collation is not None:
+            command.append(f"--collation-server={self._collation}")
+        if self.durable:
+            command.append("--innodb-flush-log-at-trx-commit=1")
+        else:
+            command += ["--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite", *_WITHOUT_SYNC]
+        return [*command, *self._args]
+
+    @property
+    def _data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def _temporary(self) -> Path:
+        # Not /tmp: there a server that starts deletes the temporary tables of one that runs.
+        return self.directory / "tmp"
+
+
+#: For tests: no call of fsync for tables' files and for MariaDB's own.
+_WITHOUT_SYNC = ("--debug-no-sync", "--innodb-flush-method=nosync")
+#: Less to write at the start than the default's 96 MB, and still ten times the largest row of the tests.
+_SMALL_LOG = "--innodb-log-file-size=64M"
+
+
+def _find(program: str) -> Path:
+    # An ordinary user's PATH often lacks the folders of servers.
+    found = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+    if found is None:
+        raise ServerUnavailable(f"no MariaDB found: {program} is not installed (Debian: mariadb-server)")
+    return Path(found)

@@ -1,0 +1,263 @@
+"""What the private servers have in common: a directory, a port, a user, a life."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import sqlalchemy as sa
+
+from .machine import children_of, free_port, is_running, parent_for_a_server, wait_for
+
+_START_TIMEOUT = 60.0
+_POLL_EVERY = 0.01
+#: Another process may take the port between our look and the server's start.
+_PORT_ATTEMPTS = 5
+
+
+class ServerUnavailable(Exception):  # noqa: N818 - a fact about this machine, seldom an error
+    """This machine cannot run such a server; the message says why."""
+
+
+class PrivateServer(ABC):
+    """A server of our own: on a free port of 127.0.0.1, in a directory of its own, gone without a trace afterwards.
+
+    Also when this process is killed: the server is a child of a guard (``guard.py``) that watches this process.
+    """
+
+    prefix: ClassVar[str]
+    #: Users to run as when we are root; the servers refuse to run as root.
+    users: ClassVar[tuple[str, ...]]
+    #: Variables beginning with these would lead the server or its tools astray.
+    foreign_variables: ClassVar[tuple[str, ...]]
+    #: How the server is told to end properly, and how to end with nothing but its shared memory cleaned up.
+    shutdown_signal: ClassVar[signal.Signals]
+    stop_signal: ClassVar[signal.Signals]
+
+    def __init__(self, *, durable: bool) -> None:
+        self.durable = durable
+        self.port = 0
+        self.pid = 0
+        self.password = random.SystemRandom().randbytes(12).hex()
+        self.directory = Path()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._user: pwd.struct_passwd | None = None
+
+    # -- what a kind of server says about itself
+
+    @property
+    @abstractmethod
+    def url(self) -> sa.URL:
+        """Where an administrator connects to. (``str(url)`` hides the password; the URL itself does not.)"""
+
+    @property
+    @abstractmethod
+    def version(self) -> tuple[int, ...]:
+        """The server's version, such as (18, 1) or (10, 11, 6)."""
+
+    @abstractmethod
+    def _install(self) -> None:
+        """Make the data directory."""
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """The server's command line, for ``self.port``."""
+
+    # -- its life
+
+    def start(self) -> Self:
+        """Install and start; returns when connections are answered."""
+        assert self._guard is None, "started already"
+        self._user = self._unprivileged_user()
+        self.directory = self._make_directory()
+        guard = Path(__file__).with_name("guard.py")
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(guard), str(os.getpid()), str(self.directory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Whoever waits for the end of pytest's output is not to wait for the guard's end too.
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for pytest, which then stops us
+            )
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        try:
+            self._install()
+            self._launch_on_a_free_port()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server at once and remove all it had. May be called twice."""
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        assert guard.stdin is not None
+        assert guard.stdout is not None
+        with contextlib.suppress(BrokenPipeError), guard.stdin:
+            guard.stdin.write(b'{"op": "stop"}\n')
+        guard.wait()
+        guard.stdout.close()
+
+    def kill9(self) -> None:
+        """The crash: SIGKILL to the server and to the processes it has started. The data stay; see `restart`."""
+        os.kill(self.pid, signal.SIGSTOP)  # while its children are counted it shall start no more
+        family = [self.pid, *children_of(self.pid)]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._wait_until_ended()
+        wait_for(lambda: not any(map(is_running, family)), 10.0, "killed processes to vanish")
+
+    def shut_down(self) -> None:
+        """End properly and keep the data; see `restart`."""
+        os.kill(self.pid, self.shutdown_signal)
+        self._wait_until_ended()
+
+    def restart(self) -> None:
+        """Start again on the same port with the same data; a running server is shut down properly first."""
+        if self._exit_code(self.pid) is None:
+            self.shut_down()
+        self._launch()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    # -- for the kinds of servers
+
+    @property
+    def log(self) -> str:
+        """What the server and its tools have said so far."""
+        return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
+
+    def _run(self, *argv: str | Path, stop_signal: signal.Signals = signal.SIGKILL) -> None:
+        """Run one of the server's tools to its end, or until it has to be stopped."""
+        pid = self._spawn([str(word) for word in argv], stop_signal)
+        wait_for(lambda: self._exit_code(pid) is not None, _START_TIMEOUT, f"{argv[0]} to end")
+        if self._exit_code(pid) != 0:
+            raise ServerUnavailable(f"{argv[0]} failed: {self.log[-2000:]}")
+
+    def _write_secret(self, name: str, text: str) -> Path:
+        """Make a file that nobody but the server's user can read."""
+        path = self.directory / name
+        path.touch(mode=0o600)
+        path.write_text(text)
+        self._hand_over(path)
+        return path
+
+    def _hand_over(self, path: Path) -> None:
+        if self._user is not None:
+            os.chown(path, self._user.pw_uid, self._user.pw_gid)
+
+    def _scalar(self, statement: str) -> Any:
+        with connected(self.url) as connection:
+            return connection.scalar(sa.text(statement))
+
+    # -- inside
+
+    @property
+    def _log_path(self) -> Path:
+        return self.directory / "log"
+
+    def _unprivileged_user(self) -> pwd.struct_passwd | None:
+        if os.geteuid() != 0:
+            return None
+        for name in self.users:
+            with contextlib.suppress(KeyError):
+                return pwd.getpwnam(name)
+        raise ServerUnavailable(f"running as root, and there is none of the users {', '.join(self.users)}")
+
+    def _make_directory(self) -> Path:
+        # Root may have to copy the server's programs there, to where the other user can run them.
+        parent = parent_for_a_server(in_memory=not self.durable, for_programs_of_others=self._user is not None)
+        directory = Path(tempfile.mkdtemp(prefix=self.prefix, dir=parent))
+        self._hand_over(directory)
+        return directory
+
+    def _launch_on_a_free_port(self) -> None:
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            self.port = free_port()
+            try:
+                self._launch()
+            except ServerUnavailable:
+                if attempt == _PORT_ATTEMPTS or "address already in use" not in self.log.lower():
+                    raise
+            else:
+                return
+
+    def _launch(self) -> None:
+        self.pid = self._spawn(self._command(), self.stop_signal)
+        end = time.monotonic() + _START_TIMEOUT
+        while True:
+            try:
+                self._scalar("SELECT 1")
+                return
+            except sa.exc.OperationalError as error:
+                if self._exit_code(self.pid) is not None:
+                    raise ServerUnavailable(f"the server ended at its start: {self.log[-2000:]}") from error
+                if time.monotonic() > end:
+                    raise ServerUnavailable(f"the server does not answer: {error}; {self.log[-2000:]}") from error
+            time.sleep(_POLL_EVERY)
+
+    def _spawn(self, argv: Sequence[str], stop_signal: signal.Signals) -> int:
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith((*self.foreign_variables, "LC_", "LANG"))
+        }
+        answer = self._ask(
+            op="start",
+            argv=argv,
+            env=environment | {"LC_ALL": "C"},  # messages in English, no locale that is not installed
+            log=str(self._log_path),
+            user=self._user.pw_uid if self._user else None,
+            group=self._user.pw_gid if self._user else None,
+            stop_signal=int(stop_signal),
+        )
+        if "error" in answer:
+            raise ServerUnavailable(f"cannot run {argv[0]}: {answer['error']}")
+        return int(answer["pid"])
+
+    def _exit_code(self, pid: int) -> int | None:
+        code: int | None = self._ask(op="poll", pid=pid)["code"]
+        return code
+
+    def _wait_until_ended(self) -> None:
+        wait_for(lambda: self._exit_code(self.pid) is not None, _START_TIMEOUT, "the server to end")
+
+    def _ask(self, **request: object) -> Mapping[str, Any]:
+        assert self._guard is not None, "not started"
+        assert self._guard.stdin is not None
+        assert self._guard.stdout is not None
+        self._guard.stdin.write(json.dumps(request).encode() + b"\n")
+        self._guard.stdin.flush()
+        line = self._guard.stdout.readline()
+        if not line:
+            raise RuntimeError("the server's guard has died")
+        answer: Mapping[str, Any] = json.loads(line)
+        return answer
+
+
+def connected(url: sa.URL, **options: Any) -> sa.Connection:
+    """A connection, to be closed, that no pool keeps open."""
+    return sa.create_engine(url, poolclass=sa.NullPool, **options).connect()

@@ -1,0 +1,294 @@
+"""Migrating from Python: the chain of revisions, what they make, and whose transaction they run in."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
+from sqlalchemy import Connection, Engine, event
+
+from vibeforge_sessions import SchemaError, Session, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_engine, metadata, migrate
+from vibeforge_sessions.sql.tables import VERSION_TABLE
+
+MEMORY = "ours, in memory"
+FILES = ["ours", "plain", "plain with foreign keys", "recipe"]
+"""Engines on a file: ours, and three that hosts bring along; see `opened`."""
+
+HOST = """
+    CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
+    INSERT INTO alembic_version VALUES ('1a2b3c4d');
+    CREATE TABLE sessions (session_id TEXT PRIMARY KEY, data TEXT);
+    INSERT INTO sessions VALUES ('s0', 'of the host'), ('s1', NULL);
+    CREATE TABLE errors (id INTEGER PRIMARY KEY, session_id TEXT REFERENCES sessions (session_id));
+    INSERT INTO errors (session_id) VALUES ('s0');
+    CREATE INDEX ix_sessions_data ON sessions (data);
+    CREATE VIEW session_logs AS SELECT session_id FROM sessions;
+"""
+"""Another application's database, with a migration tool and sessions of its own."""
+
+OTHER_TYPE = """
+    ALTER TABLE vibeforge_sessions DROP COLUMN active_task_id;
+    ALTER TABLE vibeforge_sessions ADD COLUMN active_task_id VARCHAR(254)
+"""
+"""Changes nothing but the type of one column."""
+
+
+@contextmanager
+def opened(kind: str, path: Path) -> Iterator[Engine]:
+    """Give an engine of the kind, and dispose of it."""
+    if kind == MEMORY:
+        engine = create_engine("sqlite://")
+    elif kind == "ours":
+        engine = create_engine(f"sqlite:///{path}")
+    else:
+        engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+        if kind != "plain":
+            event.listen(engine, "connect", _switch_foreign_keys_on)
+        if kind == "recipe":  # SQLAlchemy's documentation: "Serializable isolation / Savepoints / Transactional DDL"
+            event.listen(engine, "connect", _let_the_driver_begin_nothing)
+            event.listen(engine, "begin", _begin)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _switch_foreign_keys_on(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _let_the_driver_begin_nothing(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def snapshot(run: Callable[[str], Iterable[Any]]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the schema, under an empty name, and every row of every table."""
+    found = {"": [tuple(row) for row in run("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2")]}
+    for table in [name for kind, name, _, _ in found[""] if kind == "table"]:
+        found[table] = sorted((tuple(row) for row in run(f'SELECT * FROM "{table}"')), key=repr)
+    return found
+
+
+def committed(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    """Return what others see: through a connection of its own, below SQLAlchemy."""
+    if not engine.url.database:
+        with engine.connect() as connection:
+            return snapshot(connection.exec_driver_sql)
+    with closing(sqlite3.connect(engine.url.database)) as other:
+        return snapshot(other.execute)
+
+
+def without(found: dict[str, list[tuple[Any, ...]]], *tables: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Leave out tables, with their indexes."""
+    kept: dict[str, list[tuple[Any, ...]]] = {name: rows for name, rows in found.items() if name not in tables}
+    return kept | {"": [row for row in found[""] if row[2] not in tables]}
+
+
+def run_script(engine: Engine, script: str) -> None:
+    """Run several statements, and commit."""
+    with engine.begin() as connection:
+        for statement in script.split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+
+
+def fill(engine: Engine) -> None:
+    """Store sessions with documents, errors and logs."""
+    repository = SQLAlchemySessionRepository(engine)
+    for number in range(3):
+        session = Session(session_id=f"s{number}", concept={"title": f"idea {number}"})
+        session.add_answer("budget", [1, 2.5, None])
+        session.add_error("task", "it broke")
+        repository.create_session(session)
+        repository.append_error(session.session_id, "task", "it broke again")
+        repository.append_log(session.session_id, "a line")
+
+
+def foreign_keys(engine: Engine) -> bool:
+    """Tell whether the connection that the pool hands out has them on."""
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
+
+
+def scripts() -> ScriptDirectory:
+    """Return the chain of revisions."""
+    return ScriptDirectory.from_config(Config(migrate.script_folder() / "alembic.ini"))
+
+
+def chain() -> list[Script]:
+    """Return the revisions, first one first."""
+    return list(scripts().walk_revisions())[::-1]
+
+
+HEAD = str(scripts().get_current_head())
+
+
+@pytest.fixture(params=[*FILES, MEMORY])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    with opened(request.param, tmp_path / "host.db") as engine:
+        yield engine
+
+
+@pytest.fixture(params=FILES)
+def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    with opened(request.param, tmp_path / "host.db") as engine:
+        yield engine
+
+
+# ------------------------------------------------------------------------------------------------------------ the chain
+
+
+def test_there_is_a_single_chain() -> None:
+    assert scripts().get_heads() == [HEAD]
+    assert scripts().get_bases() == [chain()[0].revision]
+    assert [script.down_revision for script in chain()] == [None, *(script.revision for script in chain()[:-1])]
+
+
+@pytest.mark.parametrize("script", chain(), ids=lambda script: str(script.revision))
+def test_every_revision_says_what_it_does(script: Script) -> None:
+    assert script.doc.strip()
+    assert script.module.__doc__
+
+
+@pytest.mark.parametrize("script", chain(), ids=lambda script: str(script.revision))
+def test_every_revision_is_undone_by_its_downgrade(script: Script, engine: Engine) -> None:
+    before = str(script.down_revision or "base")
+    run_script(engine, HOST)
+    migrate.upgrade(engine, before)
+    expected = without(committed(engine), VERSION_TABLE)
+    migrate.upgrade(engine, script.revision)
+    at_revision = committed(engine)
+    assert at_revision[""] != expected[""]
+    migrate.downgrade(engine, before)
+    assert without(committed(engine), VERSION_TABLE) == expected
+    migrate.upgrade(engine, script.revision)
+    assert committed(engine) == at_revision
+
+
+def test_there_and_back_with_data(engine: Engine) -> None:
+    run_script(engine, HOST)
+    host = committed(engine)
+    migrate.upgrade(engine)
+    empty = committed(engine)
+    assert without(empty, VERSION_TABLE, *metadata.tables) == host
+    fill(engine)
+    filled = committed(engine)
+    assert {name: len(filled[name]) for name in metadata.tables} == {
+        "vibeforge_sessions": 3,
+        "vibeforge_session_documents": 3,
+        "vibeforge_session_errors": 6,
+        "vibeforge_session_logs": 3,
+    }
+    migrate.upgrade(engine)
+    assert committed(engine) == filled
+    migrate.downgrade(engine, "base")
+    assert migrate.current(engine) is None
+    assert without(committed(engine), VERSION_TABLE) == host
+    assert committed(engine)[VERSION_TABLE] == []  # Alembic keeps its table; it says that there is nothing of ours
+    migrate.upgrade(engine)
+    assert committed(engine) == empty
+    fill(engine)
+    session = SQLAlchemySessionRepository(engine).get_session("s1")
+    assert session is not None
+    assert [entry.error_message for entry in session.error_history] == ["it broke", "it broke again"]
+
+
+# --------------------------------------------------------------------------------------------------- models and scripts
+
+
+def differences(engine: Engine) -> list[Any]:
+    options = {"include_name": migrate._is_ours, "compare_type": True, "compare_server_default": True}
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, **options})
+        return list(compare_metadata(context, metadata))
+
+
+def structure(engine: Engine) -> dict[str, Any]:
+    """Return what Alembic's comparison looks at, and what it leaves out: primary keys and ON DELETE."""
+    found: dict[str, Any] = {}
+    with engine.connect() as connection:
+        for table in sorted(metadata.tables):
+            columns = connection.exec_driver_sql(f'SELECT * FROM pragma_table_xinfo("{table}")').fetchall()
+            keys = connection.exec_driver_sql(f'SELECT * FROM pragma_foreign_key_list("{table}")').fetchall()
+            sql = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ?"
+            indexes = connection.exec_driver_sql(sql, (table,)).fetchall()
+            found[table] = [
+                sorted(tuple(row)[1:] for row in columns),  # without their order, which a later revision may change
+                sorted(map(tuple, keys)),
+                sorted(map(tuple, indexes)),
+            ]
+    return found
+
+
+def test_scripts_make_what_the_models_say(engine: Engine, tmp_path: Path) -> None:
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+    with opened("plain", tmp_path / "models.db") as models:
+        metadata.create_all(models)
+        assert structure(engine) == structure(models)
+
+
+def test_tables_of_a_host_are_no_difference(engine: Engine) -> None:
+    migrate.upgrade(engine)
+    run_script(engine, HOST)
+    assert differences(engine) == []
+    migrate.check(engine)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE vibeforge_sessions ADD COLUMN colour TEXT",
+        OTHER_TYPE,
+        "ALTER TABLE vibeforge_session_errors DROP COLUMN task_id",
+        "DROP INDEX ix_vibeforge_sessions_created_at_session_id",
+        "CREATE INDEX odd ON vibeforge_session_logs (write_id)",
+        "DROP TABLE vibeforge_session_logs",
+        "DROP TABLE vibeforge_session_logs; CREATE TABLE vibeforge_session_logs (position TEXT NOT NULL)",
+    ],
+)
+def test_a_difference_is_found(engine: Engine, change: str) -> None:
+    migrate.upgrade(engine)
+    run_script(engine, change)
+    assert differences(engine) != []
+
+
+# ------------------------------------------------------------------------------------------------- somebody else's data
+
+
+@pytest.mark.parametrize("action", ["current", "check", "upgrade", "downgrade"])
+def test_another_applications_tables_stay_as_they_are(engine: Engine, action: str) -> None:
+    run_script(engine, HOST)
+    host = committed(engine)
+    if action == "check":
+        with pytest.raises(SchemaError):
+            migrate.check(engine)
+    elif action == "downgrade":
+        migrate.downgrade(engine, "base")
+    else:
+        getattr(migrate, action)(engine)
+    assert without(committed(engine), VERSION_TABLE, *metadata.tables) == host
+    if action in {"current", "check"}:
+        assert committed(engine) == host
+
+
+# Alembic would make our version table there.
+def test_a_downgrade_of_nothing_makes_nothing(engine: Engine) -> None:
+    run_script(engine, HOST)
+    host = committed(engine)
+    migrate.downgrade(engine, "base")
+    assert committed(engine) == host

@@ -1,0 +1,360 @@
+"""`SQLAlchemySessionRepository` on SQLite: what it asks of the database, and what it makes of a damaged one."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event
+
+from tests.repositories import SQLiteFiles
+from vibeforge_sessions import (
+    CorruptSessionError,
+    SchemaError,
+    Session,
+    SessionFilter,
+    SessionPhase,
+    SQLAlchemySessionRepository,
+    StorageError,
+)
+from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, numbered, stored
+from vibeforge_sessions.testing.updates import travelled
+
+SECRET = "s3cr3t-value"
+TABLES = ("sessions", "session_documents", "session_errors", "session_logs")
+RunSQL = Callable[..., list[Any]]
+CALLS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
+    "get_session": lambda r: r.get_session(SESSION_ID),
+    "list_sessions": lambda r: r.list_sessions(),
+    "find_sessions": lambda r: r.find_sessions(),
+    "list_errors": lambda r: r.list_errors(SESSION_ID),
+    "list_logs": lambda r: r.list_logs(SESSION_ID),
+    "create_session": lambda r: r.create_session(full_session("another").model_copy(update={"answers": {"q": SECRET}})),
+    "append_error": lambda r: r.append_error(SESSION_ID, SECRET, SECRET),
+    "append_log": lambda r: r.append_log(SESSION_ID, SECRET),
+    "modify_session": lambda r: r.modify_session(SESSION_ID, lambda session: session.add_answer("q", SECRET)),
+    "delete_session": lambda r: r.delete_session(SESSION_ID),
+}
+
+
+@pytest.fixture(params=[create_engine, sqlalchemy.create_engine], ids=["ours", "a host's"])
+def engine(request: pytest.FixtureRequest, sqlite_files: SQLiteFiles) -> Iterator[Engine]:
+    """An engine of ours, and a host's that is as plain as can be, on a file whose name is a secret."""
+    url = sqlite_files.new_url()
+    path = Path(url.removeprefix("sqlite:///"))
+    engine: Engine = request.param(f"sqlite:///{path.rename(path.with_name(f'{SECRET}-{path.name}'))}")
+    yield engine
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+@pytest.fixture
+def repository(engine: Engine) -> SQLAlchemySessionRepository:
+    return SQLAlchemySessionRepository(engine)
+
+
+@pytest.fixture
+def sql(engine: Engine) -> Iterator[RunSQL]:
+    """Run SQL as somebody with SQLite's shell does."""
+    connection = sqlite3.connect(str(engine.url.database), isolation_level=None)
+    yield lambda statement, *values: connection.execute(statement, values).fetchall()
+    connection.close()
+
+
+def shown(error: BaseException) -> str:
+    """Return all that a log would show of an error, its causes included."""
+    return f"{error} {error!r} {''.join(traceback.format_exception(error))}"
+
+
+@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
+def test_the_constructor_does_not_connect(tmp_path: Path, make: Callable[[str], Engine]) -> None:
+    for url in (f"sqlite:///{tmp_path / 'missing' / 'x.db'}", f"sqlite:///{tmp_path / 'x.db'}"):
+        repository = SQLAlchemySessionRepository(make(url))
+        assert str(tmp_path) not in f"{repository} {repository!r}"
+        assert "sqlite" in repr(repository)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", [None, "sqlite://", f"sqlite:///{SECRET}", Engine, object()])
+def test_only_an_engine_will_do(engine: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        SQLAlchemySessionRepository(engine)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.fixture
+def statements(engine: Engine) -> list[str]:
+    """What the repository sends, apart from what begins and ends transactions."""
+    sent: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def send(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith(("BEGIN", "PRAGMA")):
+            sent.append(" ".join(statement.split()))
+
+    return sent
+
+
+def kind(statement: str) -> str:
+    """Return which statement it is, and to which table it goes first."""
+    table = re.search(r"(?:FROM|INTO|UPDATE) vibeforge_(\w+)", statement)
+    assert table is not None
+    return f"{statement.partition(' ')[0]} {table[1]}"
+
+
+def test_the_budgets_of_writes(repository: SQLAlchemySessionRepository, statements: list[str]) -> None:
+    def sent(call: Callable[[], object]) -> list[str]:
+        statements.clear()
+        call()
+        return [kind(statement) for statement in statements]
+
+    session = Session(session_id=SESSION_ID)
+    assert sent(lambda: repository.create_session(session)) == ["INSERT sessions", "INSERT session_documents"]
+    assert sent(lambda: repository.update_session(session)) == []
+    assert sent(lambda: repository.append_error(SESSION_ID, "t", "m")) == ["UPDATE sessions", "INSERT session_errors"]
+    assert sent(lambda: repository.append_log(SESSION_ID, "m")) == ["UPDATE sessions", "INSERT session_logs"]
+    session.update_phase(SessionPhase.EXECUTION)
+    session.current_question_index = 3
+    assert sent(lambda: repository.update_session(session)) == ["UPDATE sessions"]
+    session.add_answer("q", 1)
+    session.concept = {"title": "x"}
+    assert sent(lambda: repository.update_session(session)) == ["UPDATE sessions", "UPDATE session_documents"]
+    for _ in range(3):
+        session.add_error("t", "m")
+    assert sent(lambda: repository.update_session(session)) == ["UPDATE sessions", "INSERT session_errors"]
+    session.add_log("m")
+    session.add_log("m")
+    assert sent(lambda: repository.update_session(session)) == ["UPDATE sessions", "INSERT session_logs"]
+    assert sent(lambda: repository.update_session(travelled(session))) == ["SELECT sessions"]
+    everything = full_session("other")
+    assert sent(lambda: repository.create_session(everything)) == [f"INSERT {table}" for table in TABLES]
+    assert sent(lambda: repository.delete_session("nobody")) == ["DELETE sessions"]
+
+
+def test_the_budgets_of_reads(repository: SQLAlchemySessionRepository, statements: list[str]) -> None:
+    repository.create_session(full_session())
+    repository.create_session(session_id="empty")
+    asked = SessionFilter(phases=["IDEA"], has_errors=True)
+    for call, most in (
+        (lambda: repository.get_session(SESSION_ID), 3),
+        (lambda: repository.get_session(SESSION_ID, recent=1), 3),
+        (lambda: repository.get_session(SESSION_ID, recent=0), 1),
+        (lambda: repository.get_session("empty"), 1),
+        (lambda: repository.find_sessions(asked, order="updated_at"), 1),
+        (lambda: repository.list_sessions(asked), 1),
+        (lambda: repository.list_errors(SESSION_ID, task_id="t", phase="IDEA"), 1),
+        (lambda: repository.list_logs(SESSION_ID, after=1), 1),
+    ):
+        statements.clear()
+        call()
+        assert len(statements) <= most
+        assert all(statement.startswith("SELECT") for statement in statements)
+
+
+@pytest.mark.parametrize(
+    ("change", "columns"),
+    [
+        ({"answers": {"q": 1}}, {"answers"}),
+        ({"concept": None, "task_graph": {}}, {"concept", "task_graph"}),
+        ({"completed_task_ids": ["t9"], "phase": SessionPhase.IDEA}, {"completed_task_ids"}),
+        ({"clarification_answer": None, "build_spec": {"stack": "vite-react"}}, {"clarification_answer"}),
+        ({"failed_task_ids": [], "pending_clarification": {}}, {"failed_task_ids", "pending_clarification"}),
+    ],
+)
+def test_an_update_writes_the_documents_that_changed(
+    repository: SQLAlchemySessionRepository, statements: list[str], change: dict[str, Any], columns: set[str]
+) -> None:
+    session = repository.create_session(full_session())
+    for name, value in change.items():
+        setattr(session, name, value)
+    statements.clear()
+    repository.update_session(session)
+    (written,) = [statement for statement in statements if statement.startswith("UPDATE vibeforge_session_documents")]
+    assignments = written.split(" SET ")[1].split(" WHERE ")[0]
+    assert {assignment.split("=")[0].strip() for assignment in assignments.split(",")} == columns
+    assert_same(stored(repository), session)
+
+
+def test_an_append_writes_no_index_of_the_sessions(engine: Engine) -> None:
+    indexes = sqlalchemy.inspect(engine).get_indexes("vibeforge_sessions")
+    assert {column for index in indexes for column in index["column_names"]} == {"created_at", "phase", "session_id"}
+
+
+def test_write_ids(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
+    def row() -> tuple[int, str]:
+        version, write_id = sql("SELECT version, write_id FROM vibeforge_sessions")[0]
+        return version, write_id
+
+    session = repository.create_session(full_session())
+    first = row()
+    repository.append_error(SESSION_ID, "t", "m")
+    repository.append_log(SESSION_ID, "m")
+    repository.update_session(session)  # without a change
+    assert row() == first
+    session.add_error("t", "m")
+    session.add_log("m")
+    repository.update_session(session)
+    second = row()
+    assert (first[0], second[0]) == (1, 2)
+    errors, logs = (
+        [write_id for (write_id,) in sql(f"SELECT write_id FROM vibeforge_session_{child} ORDER BY position")]
+        for child in ("errors", "logs")
+    )
+    assert (errors[0], errors[2]) == (logs[0], logs[2]) == (first[1], second[1])
+    ids = {*errors, *logs}
+    assert len(ids) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", write_id) for write_id in ids)
+    repository.delete_session(SESSION_ID)
+    repository.create_session(session_id=SESSION_ID)
+    assert row()[0] == 1
+    assert row()[1] not in ids
+
+
+def test_children_are_deleted_without_the_cascade(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
+    repository.create_session(full_session())
+    other = repository.create_session(full_session("other"))
+    repository.delete_session(SESSION_ID)
+    for child in TABLES:
+        assert sql(f"SELECT DISTINCT session_id FROM vibeforge_{child}") == [("other",)]
+    assert_same(stored(repository, "other"), other)
+
+
+class Newer(Session):
+    budget: int = 0
+    owners: list[str] = []  # noqa: RUF012 (pydantic copies it)
+
+
+class Older(Session):
+    budget: int = 0
+
+
+@pytest.mark.parametrize("older", [Older, Session])
+@pytest.mark.parametrize("journey", [False, True])
+def test_fields_that_an_older_class_does_not_know_are_kept(engine: Engine, older: type[Session], journey: bool) -> None:
+    new = SQLAlchemySessionRepository(engine, session_type=Newer)
+    old = SQLAlchemySessionRepository(engine, session_type=older)
+    new.create_session(Newer(session_id=SESSION_ID, budget=7, owners=["ann", "bob"]))
+    session = travelled(stored(old)) if journey else stored(old)
+    session.add_answer("q", 1)
+    if isinstance(session, Older):
+        session.budget = 8
+    old.update_session(session)
+    after = stored(new)
+    assert isinstance(after, Newer)
+    assert (after.budget, after.owners, after.answers) == (8 if older is Older else 7, ["ann", "bob"], {"q": 1})
+    assert_same(stored(old), session)
+
+
+def test_a_phase_that_this_code_does_not_know(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
+    repository.create_session(full_session())
+    sql("UPDATE vibeforge_sessions SET phase = 'DEPLOYMENT'")
+    for call in (CALLS["get_session"], CALLS["modify_session"]):
+        with pytest.raises(CorruptSessionError, match="phase") as caught:
+            call(repository)
+        assert caught.value.session_id == SESSION_ID
+    assert repository.list_sessions() == repository.list_sessions(SessionFilter(phases=["DEPLOYMENT"])) == [SESSION_ID]
+    assert [item.phase for item in repository.find_sessions().items] == ["DEPLOYMENT"]
+    assert repository.append_error(SESSION_ID, "t", "m").phase == "DEPLOYMENT"
+    assert len(repository.list_errors(SESSION_ID)) == 2
+    assert repository.delete_session(SESSION_ID)
+
+
+def setting(table: str, columns: str, *values: str) -> list[str]:
+    return [f"UPDATE vibeforge_{table} SET {column} = {value}" for column in columns.split() for value in values]
+
+
+REFUSED = "BEGIN SELECT RAISE(ABORT, 'no'); END"
+OF_SCHEMA = (SchemaError, StorageError)
+DAMAGED = [
+    *setting("session_documents", "answers", f"'{{\"{SECRET}'", f"'[\"{SECRET}\"]'", f"'{{\"{SECRET}\":NaN}}'"),
+    *setting("session_documents", "answers", "''", "'null'", "7", "x'ff'", f"'{'[' * 100_000}'", f"'{'9' * 5_000}'"),
+    *setting("session_documents", "concept completed_task_ids", f"'\"{SECRET}\"'"),
+    *setting("session_documents", "clarification_answer extension", f"'{SECRET}'"),
+    *setting("sessions", "phase version current_question_index error_count", f"'{SECRET}'", "-1"),
+    *setting("sessions", "error_count log_count", "99"),
+    *setting("sessions", "active_task_id", f"'{SECRET}' || char(10)"),
+    *setting("sessions", "created_at updated_at", "7"),
+    *(f"DELETE FROM vibeforge_{table}" for table in TABLES[1:]),
+    *setting("sessions", "created_at updated_at", f"'{SECRET}'"),
+    *setting("session_errors", "timestamp", f"'{SECRET}'"),
+]
+FAILURES: list[tuple[str, Any, str]] = [
+    *((damage, CorruptSessionError, "get_session") for damage in DAMAGED),
+    (DAMAGED[-2], CorruptSessionError, "append_error append_log find_sessions"),
+    ("ALTER TABLE vibeforge_sessions RENAME COLUMN session_id TO id", OF_SCHEMA, " ".join(CALLS)),
+    ("ALTER TABLE vibeforge_session_documents DROP COLUMN concept", OF_SCHEMA, "create_session get_session"),
+    ("DROP TABLE vibeforge_session_errors", SchemaError, "get_session list_errors append_error delete_session"),
+    (f"CREATE TRIGGER t BEFORE INSERT ON vibeforge_session_logs {REFUSED}", StorageError, "create_session append_log"),
+    (f"CREATE TRIGGER t BEFORE UPDATE ON vibeforge_session_documents {REFUSED}", StorageError, "modify_session"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "errors", "name"), [(*case[:2], name) for case in FAILURES for name in case[2].split()], ids=numbered
+)
+def test_errors_are_ours_and_show_nothing(
+    repository: SQLAlchemySessionRepository, sql: RunSQL, damage: str, errors: Any, name: str
+) -> None:
+    repository.create_session(full_session())
+    sql(damage)
+    with pytest.raises(errors) as caught:
+        CALLS[name](repository)
+    assert SECRET not in shown(caught.value)
+    if errors is CorruptSessionError and name != "find_sessions":
+        assert caught.value.session_id == SESSION_ID
+    assert damage.startswith(("ALTER", "DROP")) or repository.list_sessions() == [SESSION_ID]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_missing_tables(repository: SQLAlchemySessionRepository, sql: RunSQL, name: str) -> None:
+    for table in (*reversed(TABLES), "sessions_alembic_version"):
+        sql(f"DROP TABLE vibeforge_{table}")
+    with pytest.raises(SchemaError, match=r'alembic -c ".+" upgrade head') as caught:
+        CALLS[name](repository)
+    assert caught.value.state == "missing"
+    assert SECRET not in shown(caught.value)
+
+
+def test_no_thread_goes_on_before_a_new_engines_dialect_is_initialised(
+    monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles
+) -> None:
+    class SlowLocks:
+        """SQLAlchemy's `threading`, as it is where a thread is put aside while it makes the lock."""
+
+        @staticmethod
+        def Lock() -> threading.Lock:  # noqa: N802 (threading's name)
+            time.sleep(0.02)
+            return threading.Lock()
+
+    monkeypatch.setattr("sqlalchemy.event.attr.threading", SlowLocks)
+    engine = sqlalchemy.create_engine(sqlite_files.new_url())
+    initialised = threading.Event()
+    initialise = engine.dialect.initialize
+
+    def slowly(connection: Connection) -> None:
+        time.sleep(0.05)
+        initialise(connection)
+        initialised.set()
+
+    monkeypatch.setattr(engine.dialect, "initialize", slowly)
+    repository = SQLAlchemySessionRepository(engine)
+    barrier = threading.Barrier(8)
+
+    def use_it() -> bool:
+        barrier.wait()
+        repository.list_sessions()
+        return initialised.is_set()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(call.result() for call in [threads.submit(use_it) for _ in range(8)])
+    engine.dispose()

@@ -1,0 +1,394 @@
+"""What our engines ask of a server, what a host's engine may be like, and what does not fit."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import URL, text
+
+from tests.databases import Storage
+from tests.repositories import upgrade
+from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer
+from tests.servers.fixtures import skipping
+from vibeforge_sessions import (
+    CorruptSessionError,
+    InvalidSessionError,
+    OutcomeUnknownError,
+    SchemaError,
+    Session,
+    SessionPhase,
+    SQLAlchemySessionRepository,
+    StorageError,
+)
+from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
+from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, stored
+
+SECRET = "s3cret"
+STRICT = {"STRICT_ALL_TABLES", "NO_ENGINE_SUBSTITUTION"}
+
+
+def url_of(storage: Storage, driver: str) -> str:
+    assert storage.new_url is not None
+    return storage.new_url().replace(storage.new_url().split("://")[0], driver, 1)
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql"])
+def test_postgresql_engines(postgresql: Storage, driver: str) -> None:
+    engine = create_engine(url_of(postgresql, driver))
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW TimeZone")).scalar() == "UTC"
+        assert connection.get_isolation_level() == "READ COMMITTED"
+        assert engine.dialect.driver == "psycopg"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["mysql+pymysql", "mariadb+pymysql", "mysql", "mariadb"])
+def test_mariadb_engines(mariadb: Storage, driver: str) -> None:
+    engine = create_engine(url_of(mariadb, driver))
+    with engine.connect() as connection:
+        row = connection.execute(text("SELECT @@time_zone, @@sql_mode, @@character_set_client")).one()
+        assert (row[0], set(row[1].split(",")) & STRICT, row[2]) == ("+00:00", STRICT, "utf8mb4")
+        assert connection.get_isolation_level() == "REPEATABLE READ"
+        assert engine.dialect.driver == "pymysql"
+    repository = SQLAlchemySessionRepository(engine)
+    given = full_session()
+    repository.create_session(given)
+    assert_same(stored(repository), given)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("pgbouncer", [False, True])
+def test_asynchronous_postgresql_engines(postgresql: Storage, pgbouncer: bool) -> None:
+    async def ask(url: str) -> tuple[object, object]:
+        engine = create_async_engine(url, pgbouncer=pgbouncer)
+        async with engine.connect() as connection:
+            zone = (await connection.execute(text("SHOW TimeZone"))).scalar()
+            level = (await connection.execute(text("SHOW transaction_isolation"))).scalar()
+            for _ in range(8):  # often enough for a driver that prepares what is repeated
+                await connection.execute(text("SELECT count(*) FROM vibeforge_sessions"))
+            prepared = (await connection.execute(text("SELECT count(*) FROM pg_prepared_statements"))).scalar_one()
+        await engine.dispose()
+        assert bool(prepared) is not pgbouncer
+        return zone, level
+
+    zone, level = asyncio.run(ask(url_of(postgresql, "postgresql+asyncpg")))
+    assert level == "read committed"
+    assert pgbouncer or zone == "UTC"
+
+
+def test_nothing_is_prepared_or_set_for_pgbouncer(postgresql: Storage) -> None:
+    for pgbouncer in (False, True):
+        engine = create_engine(url_of(postgresql, "postgresql+psycopg"), pgbouncer=pgbouncer)
+        repository = SQLAlchemySessionRepository(engine)
+        repository.create_session(session_id=SESSION_ID)
+        for _ in range(8):  # psycopg prepares at the fifth time
+            repository.append_log(SESSION_ID, "m")
+        with engine.connect() as connection:
+            prepared = connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
+            source = connection.execute(text("SELECT source FROM pg_settings WHERE name = 'TimeZone'")).scalar_one()
+        assert bool(prepared) is not pgbouncer
+        assert (source == "client") is not pgbouncer
+        engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["mysql+asyncmy", "mariadb+asyncmy"])
+def test_asynchronous_mariadb_engines(mariadb: Storage, driver: str) -> None:
+    async def ask(url: str) -> tuple[object, ...]:
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            asked = text("SELECT @@time_zone, @@sql_mode, @@character_set_client, @@tx_isolation")
+            row = (await connection.execute(asked)).one()
+        await engine.dispose()
+        return tuple(row)
+
+    zone, mode, charset, level = asyncio.run(ask(url_of(mariadb, driver)))
+    assert (zone, charset, level) == ("+00:00", "utf8mb4", "REPEATABLE-READ")
+    assert set(str(mode).split(",")) >= STRICT
+
+
+@pytest.mark.parametrize(
+    ("url", "make", "hint"),
+    [
+        ("postgresql+asyncpg://u:s3cret@h/d", create_engine, "create_async_engine"),
+        ("mysql+asyncmy://u:s3cret@h/d", create_engine, "create_async_engine"),
+        ("postgresql+psycopg://u:s3cret@h/d", create_async_engine, "create_engine"),
+        ("sqlite://", create_async_engine, "create_engine"),
+    ],
+)
+def test_the_other_kind_of_driver_is_named(url: str, make: type, hint: str) -> None:
+    with pytest.raises(StorageError, match=f"use {hint}") as caught:
+        make(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_connection_that_cannot_write_most_texts_is_refused(mariadb: Storage) -> None:
+    engine = sqlalchemy.create_engine(url_of(mariadb, "mysql+pymysql") + "?charset=latin1")
+    repository = SQLAlchemySessionRepository(engine)
+    for call in (repository.create_session, repository.list_sessions):
+        with pytest.raises(StorageError, match="charset=utf8mb4"):
+            call()
+    engine.dispose()
+
+
+def test_a_server_that_is_not_there(postgresql_server: AvailableServer, mariadb_server: AvailableServer) -> None:
+    for server in (postgresql_server, mariadb_server):
+        engine = create_engine(server.url.set(port=1, password="s3cret"))
+        with pytest.raises(StorageError, match="could not reach") as caught:
+            SQLAlchemySessionRepository(engine).list_sessions()
+        assert "s3cret" not in repr(caught.value) + str(caught.value.__cause__)
+
+
+# --- what does not fit ---
+
+
+@pytest.fixture(scope="module")
+def small_packets() -> Iterator[URL]:
+    """A MariaDB that takes a megabyte in a statement."""
+    with skipping(), MariaDBServer(args=["--max-allowed-packet=1M"]) as server:
+        yield MariaDBDatabases(server.url, upgrade).create()
+
+
+def test_what_the_server_could_not_take_is_refused_with_the_sizes(small_packets: URL) -> None:
+    engine = create_engine(small_packets)
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    session = stored(repository)
+    for text_ in ("x" * 1_100_000, '"' * 300_000, "☃" * 180_000):  # as they are; escaped by JSON and by the driver
+        session.concept = {"c": text_}
+        fresh = Session(concept={"c": text_})
+        for call in (lambda: repository.update_session(session), lambda given=fresh: repository.create_session(given)):
+            with pytest.raises(
+                InvalidSessionError, match=r"takes [\d,]+ bytes, .* takes 1,048,576 \(max_allowed_packet\)"
+            ):
+                call()
+    for message in ("x" * 1_100_000, "'" * 600_000, "\n" * 600_000, "😀" * 300_000):
+        with pytest.raises(InvalidSessionError, match="max_allowed_packet"):
+            repository.append_error(SESSION_ID, "t", message)
+        with pytest.raises(InvalidSessionError, match="max_allowed_packet"):
+            repository.append_log(SESSION_ID, message)
+    assert repository.list_sessions() == [SESSION_ID]
+    assert (stored(repository).version, stored(repository).error_history, stored(repository).logs) == (1, [], [])
+    engine.dispose()
+
+
+def test_what_the_server_can_take_is_stored(small_packets: URL) -> None:
+    engine = create_engine(small_packets)
+    repository = SQLAlchemySessionRepository(engine)
+    given = Session(session_id="large", concept={"c": "x" * 1_000_000})
+    repository.create_session(given)
+    given.build_spec = {"b": "x" * 1_000_000}  # the row is larger than a packet then, and is read all the same
+    repository.update_session(given)
+    for _ in range(3):
+        given.add_error("t", "'" * 500_000)  # each of them fits; a statement for each
+    repository.update_session(given)
+    assert_same(stored(repository, "large"), given)
+    engine.dispose()
+
+
+def test_sqlite_refuses_what_its_limit_does_not_let_in(sqlite: Storage) -> None:
+    engine = sqlite.new_engine()
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connect(connection: object, _record: object) -> None:
+        connection.setlimit(0, 100_000)  # type: ignore[attr-defined]
+
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    for message in ("x" * 100_001, "☃" * 40_000):
+        with pytest.raises(InvalidSessionError, match="SQLITE_LIMIT_LENGTH"):
+            repository.append_error(SESSION_ID, "t", message)
+    repository.append_error(SESSION_ID, "t", "x" * 90_000)
+    assert len(stored(repository).error_history) == 1
+    engine.dispose()
+
+
+# --- one moment ---
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb", "postgresql_elsewhere", "mariadb_elsewhere"])
+def test_a_session_made_anew_while_it_is_read_is_one_or_the_other(name: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    engine = storage.new_engine()
+    other = SQLAlchemySessionRepository(create_engine(engine.url))
+    repository = SQLAlchemySessionRepository(engine)
+    first = full_session()
+    other.create_session(first)
+    renewed: list[str] = []
+
+    @sqlalchemy.event.listens_for(engine, "after_cursor_execute")
+    def renew(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM vibeforge_sessions" in statement and not renewed:  # between the session's row and its histories
+            renewed.append(statement)
+            other.delete_session(SESSION_ID)
+            anew = Session(session_id=SESSION_ID)
+            anew.add_error("another life", "m")
+            other.create_session(anew)
+
+    try:
+        assert_same(stored(repository), first)
+    except CorruptSessionError:
+        pytest.fail("a torn read")
+    assert renewed
+    assert [entry.task_id for entry in stored(repository).error_history] == ["another life"]
+    other._engine.dispose()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "AUTOCOMMIT"])
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_an_engine_of_ours_with_another_isolation_level(name: str, level: Any, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    assert storage.new_url is not None
+    url = storage.new_url()
+    for engine in (
+        create_engine(url, isolation_level=level),
+        create_engine(url).execution_options(isolation_level=level),
+    ):
+        repository = SQLAlchemySessionRepository(engine)
+        repository.create_session(full_session())
+        before = stored(repository)
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM vibeforge_session_documents"))
+        with pytest.raises(CorruptSessionError):
+            repository.modify_session(SESSION_ID, lambda session: session.add_answer("q", 1))
+        session = before
+        session.add_answer("q", 1)
+        with pytest.raises(CorruptSessionError, match="documents are missing"):
+            repository.update_session(session)
+        assert repository.find_sessions().items[0].version == 1  # rolled back
+        assert repository.delete_session(SESSION_ID)
+        engine.dispose()
+
+
+def test_what_a_url_says_to_the_server_is_kept(postgresql: Storage) -> None:
+    url = url_of(postgresql, "postgresql+psycopg")
+    for engine in (
+        create_engine(url + "?options=-csearch_path%3Dforge"),
+        create_engine(url, connect_args={"options": "-c search_path=forge"}),
+    ):
+        with engine.connect() as connection:
+            assert connection.execute(text("SHOW search_path")).scalar() == "forge"
+            assert connection.execute(text("SHOW TimeZone")).scalar() == "UTC"
+        engine.dispose()
+
+
+def test_what_a_host_says_to_mariadb_at_connect_is_kept(mariadb: Storage) -> None:
+    engine = create_engine(url_of(mariadb, "mysql+pymysql"), connect_args={"init_command": "SET @mine = 7"})
+    with engine.connect() as connection:
+        mine, mode = connection.execute(text("SELECT @mine, @@sql_mode")).one()
+        assert mine == 7
+        assert "STRICT_ALL_TABLES" in mode
+    engine.dispose()
+
+
+@pytest.mark.parametrize("query", ["?bogus=1", "?connect_timeout=abc"])
+def test_options_that_a_driver_does_not_know(mariadb: Storage, query: str) -> None:
+    for call in (lambda engine: SQLAlchemySessionRepository(engine).list_sessions(), migrate.upgrade):
+        with pytest.raises(StorageError, match=r"could not reach|an option whose value"):
+            call(create_engine(url_of(mariadb, "mysql+pymysql") + query))
+
+
+def test_a_database_of_another_encoding_is_refused(postgresql_server: AvailableServer) -> None:
+    databases = postgresql_server.databases
+    options = "ENCODING 'LATIN1'"
+    engine = create_engine(databases.create(migrated=False, options=options))
+    with pytest.raises(StorageError, match="LATIN1"):
+        SQLAlchemySessionRepository(engine).list_sessions()
+    engine.dispose()
+
+
+def test_a_constraint_of_the_dbas_own(postgresql: Storage) -> None:
+    engine = postgresql.new_engine()
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    with engine.begin() as connection:
+        for table, condition in (("errors", f"error_message <> '{SECRET}'"), ("sessions", "phase <> 'COMPLETE'")):
+            name = "vibeforge_sessions" if table == "sessions" else f"vibeforge_session_{table}"
+            connection.execute(text(f"ALTER TABLE {name} ADD CHECK ({condition})"))
+    with pytest.raises(StorageError) as caught:
+        repository.append_error(SESSION_ID, "t", SECRET)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "violates check constraint" in shown
+    assert SECRET not in shown
+    with pytest.raises(StorageError):  # and not: there is such a session already
+        repository.create_session(Session(session_id="new", phase=SessionPhase.COMPLETE))
+    engine.dispose()
+
+
+def test_many_entries_that_fit_one_by_one(small_packets: URL) -> None:
+    engine = create_engine(small_packets)
+    repository = SQLAlchemySessionRepository(engine)
+    session = Session(session_id="many")
+    for number in range(30):
+        session.add_error("t", str(number) + "'" * 100_000)
+        session.add_log("x" * 200_000)
+    repository.create_session(session)
+    assert_same(stored(repository, "many"), session)
+    engine.dispose()
+
+
+# --- migrating on a host's connection ---
+
+
+def test_the_lock_is_given_back_in_a_hosts_transaction(mariadb_server: AvailableServer) -> None:
+    url = mariadb_server.databases.create(migrated=False)
+    host, other = create_engine(url), create_engine(url)
+    with host.begin() as connection:
+        migrate.upgrade(connection)
+    migrate.downgrade(other, "base", lock_timeout=0)
+    host.dispose()
+    other.dispose()
+
+
+def test_a_hosts_connection_is_left_as_it_was(postgresql_server: AvailableServer) -> None:
+    engine = sqlalchemy.create_engine(postgresql_server.databases.create(migrated=False))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        migrate.upgrade(connection)
+        connection.execute(text("CREATE TABLE hosts (id integer)"))
+    assert "hosts" in sqlalchemy.inspect(engine).get_table_names()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_a_pool_without_a_second_connection_is_told(name: str, request: pytest.FixtureRequest) -> None:
+    server: AvailableServer = request.getfixturevalue(f"{name}_server")
+    url = server.databases.create(migrated=False)
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with pytest.raises(SchemaError, match="second connection"):
+        migrate.upgrade(engine)
+    engine.dispose()
+
+
+# --- commits that nobody can tell of ---
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_a_connection_that_breaks_at_the_commit(name: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    engine = storage.new_engine()
+    other = create_engine(engine.url)
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    own, kill = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:it)"),
+        "mariadb": ("SELECT CONNECTION_ID()", "KILL :it"),
+    }[name]
+
+    def cut(connection: sqlalchemy.Connection) -> None:
+        it = connection.execute(text(own)).scalar_one()
+        with other.connect() as executioner:
+            executioner.execute(text(kill), {"it": it})
+
+    sqlalchemy.event.listen(engine, "commit", cut)
+    with pytest.raises(OutcomeUnknownError, match="could not commit"):
+        repository.append_error(SESSION_ID, "t", "m")
+    sqlalchemy.event.remove(engine, "commit", cut)
+    assert repository.list_errors(SESSION_ID) == []  # here we know: the server had been told nothing
+    assert repository.append_error(SESSION_ID, "t", "m").position == 1
+    engine.dispose()
+    other.dispose()

@@ -1,0 +1,157 @@
+"""The exception tree: its shape, what the errors carry and say, and that they travel between processes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import get_args
+
+import pytest
+
+import vibeforge_sessions
+from vibeforge_sessions import errors
+from vibeforge_sessions.errors import (
+    CorruptSessionError,
+    InvalidSessionError,
+    OutcomeUnknownError,
+    SchemaError,
+    SchemaState,
+    SessionExistsError,
+    SessionNotFoundError,
+    SessionRepositoryError,
+    StaleSessionError,
+    StorageError,
+)
+
+CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
+}
+BASES = {
+    "SessionRepositoryError": (Exception,),
+    "SessionNotFoundError": (SessionRepositoryError, LookupError),
+    "SessionExistsError": (SessionRepositoryError,),
+    "StaleSessionError": (SessionRepositoryError,),
+    "InvalidSessionError": (SessionRepositoryError, ValueError),
+    "CorruptSessionError": (SessionRepositoryError,),
+    "StorageError": (SessionRepositoryError,),
+    "OutcomeUnknownError": (StorageError,),
+    "SchemaError": (SessionRepositoryError,),
+}
+# each error, its attributes, its text
+EXAMPLES = [
+    (SessionRepositoryError("text"), {}, "text"),
+    (SessionNotFoundError("s1"), {"session_id": "s1"}, "there is no session 's1'"),
+    (SessionExistsError("s1"), {"session_id": "s1"}, "there is a session 's1' already"),
+    (
+        StaleSessionError("s1", 3, 5),
+        {"session_id": "s1", "version": 3, "stored_version": 5},
+        "session 's1' was changed since version 3 was read, version 5 is stored now",
+    ),
+    (
+        StaleSessionError("s1", 3),
+        {"session_id": "s1", "version": 3, "stored_version": None},
+        "session 's1' was changed since version 3 was read",
+    ),
+    (
+        StaleSessionError("s1", 3, 3),
+        {"session_id": "s1", "version": 3, "stored_version": 3},
+        "session 's1' was deleted and created anew since version 3 was read",
+    ),
+    (InvalidSessionError("is wrong"), {"reason": "is wrong", "path": None}, "is wrong"),
+    (InvalidSessionError("is wrong", "a.b[1]"), {"reason": "is wrong", "path": "a.b[1]"}, "a.b[1]: is wrong"),
+    (
+        CorruptSessionError("s1", "why"),
+        {"session_id": "s1", "reason": "why"},
+        "session 's1' is stored in a way this code cannot read: why",
+    ),
+    (
+        CorruptSessionError(None, "why"),
+        {"session_id": None, "reason": "why"},
+        "a session is stored in a way this code cannot read: why",
+    ),
+    (StorageError("why"), {"reason": "why", "transaction_lost": False}, "why"),
+    (StorageError("why", transaction_lost=True), {"reason": "why", "transaction_lost": True}, "why"),
+    (OutcomeUnknownError("why"), {"reason": "why", "transaction_lost": False}, "why"),
+    (SchemaError("why"), {"reason": "why", "state": None}, "why"),
+    *((SchemaError("why", state), {"reason": "why", "state": state}, "why") for state in get_args(SchemaState)),
+]
+
+
+def describe(error: SessionRepositoryError) -> tuple[type, str, str, tuple[object, ...], dict[str, object]]:
+    return type(error), str(error), repr(error), error.args, vars(error)
+
+
+def passed_on(error: SessionRepositoryError) -> SessionRepositoryError:
+    """Return an error from another process, both ways."""
+    return error
+
+
+def raised(error: SessionRepositoryError) -> None:
+    raise error
+
+
+def test_the_tree_is_the_documented_one() -> None:
+    assert {name: class_.__bases__ for name, class_ in CLASSES.items()} == BASES
+    assert {type(error).__name__ for error, _, _ in EXAMPLES} == set(BASES)
+
+
+def test_the_drawing_shows_each_class_at_its_place() -> None:
+    drawn: dict[str, tuple[str, set[str]]] = {}
+    above: dict[int, str] = {}
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.match(r"([│ ]*[├└]── )?([A-Z]\w+Error)(?: \((\w+)\))?(?:  |$)", line)
+        if match:
+            depth, name = len(match[1] or ""), match[2]
+            parents = {above[depth - 4]} if depth else {"Exception"}
+            drawn[name] = line, parents | ({match[3]} if match[3] else set())
+            above[depth] = name
+    assert {name: parents for name, (_, parents) in drawn.items()} == {
+        name: {base.__name__ for base in bases} for name, bases in BASES.items()
+    }
+
+
+def test_all_of_them_are_public() -> None:
+    assert set(CLASSES) | {"SchemaState"} == set(errors.__all__)
+    assert set(CLASSES) <= set(vibeforge_sessions.__all__)
+    for name, class_ in CLASSES.items():
+        assert getattr(vibeforge_sessions, name) is class_
+
+
+@pytest.mark.parametrize(("error", "attributes", "text"), EXAMPLES)
+def test_what_an_error_carries_and_says(
+    error: SessionRepositoryError, attributes: dict[str, object], text: str
+) -> None:
+    assert vars(error) == attributes
+    assert str(error) == text
+
+
+@pytest.mark.parametrize("session_id", ["a\nb", "\ud800", "'\"", "\x1b[31m", "é" * 1000])
+def test_ids_are_shown_quoted(session_id: str) -> None:
+    for error in (SessionNotFoundError(session_id), SessionExistsError(session_id), StaleSessionError(session_id, 1)):
+        assert repr(session_id) in str(error)
+        assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("error", [error for error, _, _ in EXAMPLES])
+def test_an_error_survives_pickle_and_copy(error: SessionRepositoryError) -> None:
+    error = copy.copy(error)
+    error.add_note("a note")
+    twins = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]  # noqa: S301
+    for twin in (*twins, copy.copy(error), copy.deepcopy(error)):
+        assert twin is not error
+        assert describe(twin) == describe(error)
+
+
+def test_errors_travel_between_processes() -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for error, _, _ in EXAMPLES:
+            assert describe(pool.submit(passed_on, error).result()) == describe(error)
+            with pytest.raises(type(error)) as caught:
+                pool.submit(raised, error).result()
+            assert (str(caught.value), caught.value.args) == (str(error), error.args)

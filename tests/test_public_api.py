@@ -1,0 +1,249 @@
+"""What the package offers, what importing it costs, and which rooms of it may know of which."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import vibeforge_sessions
+
+PACKAGE = Path(vibeforge_sessions.__file__).parent
+ROOT = PACKAGE.parent
+OURS = "vibeforge_sessions"
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC = [
+    ".".join((OURS, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in SOURCES
+    if "\n__all__ = " in path.read_text(encoding="utf-8")
+]
+
+
+def fresh(code: str, folder: Path, **environment: str) -> Any:
+    """Run code that prints JSON in a new interpreter, and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_SESSIONS_", "COV_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=kept | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# --- names ---
+
+
+def test_the_public_modules() -> None:
+    rooms = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
+    assert {OURS, *(f"{OURS}.{room}" for room in rooms)} <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_sorted_and_there(name: str) -> None:
+    module = importlib.import_module(name)
+    assert list(module.__all__) == sorted(set(module.__all__))
+    for public in module.__all__:
+        assert not public.startswith("_")
+        assert hasattr(module, public)
+
+
+def test_all_of_the_package_is_complete() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OURS)
+        for alias in node.names
+    }
+    assert imported == set(vibeforge_sessions.__all__)  # those under TYPE_CHECKING are the lazy ones
+
+
+@pytest.mark.parametrize("public", vibeforge_sessions.__all__)
+def test_a_name_of_the_package_is_public_where_it_is_made(public: str) -> None:
+    value = getattr(vibeforge_sessions, public)
+    home = importlib.import_module(getattr(value, "__module__", OURS))
+    if home.__name__ in PUBLIC:
+        assert public in home.__all__
+        assert getattr(home, public) is value
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_described(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in module.__all__:
+        value = getattr(module, public)
+        if not (inspect.isclass(value) or inspect.isroutine(value)) or not value.__module__.startswith(OURS):
+            continue
+        text = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__  # a class's own, not its base's
+        assert text, public
+        assert not text.startswith(f"{public}("), f"{public} has only what dataclasses generate"
+        for method, member in vars(value).items() if inspect.isclass(value) else ():
+            if not method.startswith("_") and inspect.isroutine(getattr(value, method)) and not _is_test(method):
+                assert inspect.getdoc(getattr(value, method)) or isinstance(member, type), f"{public}.{method}"
+
+
+def _is_test(name: str) -> bool:
+    return name.startswith("test_")
+
+
+# --- imports ---
+
+
+@pytest.mark.parametrize("name", [OURS, *(f"{OURS}.{room}" for room in ("model", "codec", "memory", "settings"))])
+def test_importing_it_imports_no_database(name: str, tmp_path: Path) -> None:
+    loaded = fresh(f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))", tmp_path)
+    assert name in loaded
+    assert {module.split(".")[0] for module in loaded}.isdisjoint({"sqlalchemy", "alembic", "mako", "sqlite3"})
+
+
+def test_importing_compat_opens_nothing(tmp_path: Path) -> None:
+    loaded = fresh(
+        "import json, sys; from vibeforge_sessions.compat import *; print(json.dumps(sorted(sys.modules)))",
+        tmp_path,
+        VIBEFORGE_SESSIONS_DATABASE_URL="sqlite:///sessions.db",
+        VIBEFORGE_SESSIONS_MIGRATE="1",
+    )
+    assert {module.split(".")[0] for module in loaded}.isdisjoint({"sqlalchemy", "alembic", "sqlite3"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lazy_names_are_shown_and_come_when_asked_for(tmp_path: Path) -> None:
+    code = """
+import json, sys, vibeforge_sessions as v
+shown = dir(v)
+before = "sqlalchemy" in sys.modules
+lazy = v.SQLAlchemySessionRepository
+from vibeforge_sessions import open_repository
+from vibeforge_sessions.settings import open_repository as same
+print(json.dumps([shown, before, lazy.__module__, open_repository is same, "sqlalchemy" in sys.modules]))
+"""
+    shown, before, home, same, after = fresh(code, tmp_path)
+    assert set(vibeforge_sessions.__all__) <= set(shown)
+    assert shown == sorted(set(shown))
+    assert (before, home, same, after) == (False, "vibeforge_sessions.sql.repository", True, True)
+
+
+@pytest.mark.parametrize("name", ["nothing", "Sessions", "__nothing__", "_nothing", ""])
+def test_an_unknown_name(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"'vibeforge_sessions' has no attribute '{name}'"):
+        getattr(vibeforge_sessions, name)
+    assert not hasattr(vibeforge_sessions, name)
+
+
+# --- the arrows of the design ---
+
+
+class Import(NamedTuple):
+    """One import of a module, and whether it happens when that module is imported."""
+
+    name: str
+    at_once: bool
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    def walk(node: ast.AST, *, at_once: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, at_once) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert not child.level, f"{path}: relative imports are not followed here"
+                for alias in child.names:
+                    yield Import(_home(f"{child.module}.{alias.name}"), at_once)
+            else:
+                type_checking = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+                later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or type_checking
+                yield from walk(child, at_once=at_once and not later)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), at_once=True)
+
+
+def _home(name: str) -> str:
+    """Return the module that a name comes from; of the package's own names, the room that makes them."""
+    lazy: dict[str, str] = {f"{OURS}.{public}": room for public, room in vars(vibeforge_sessions)["_LAZY"].items()}
+    return lazy.get(name, name)
+
+
+def room_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def rooms_used(room: str) -> set[str]:
+    """Return the rooms of ours that a room imports, at once or later."""
+    names = [found.name for found in imports_of(PACKAGE / f"{room}.py")]
+    used = {name.split(".")[1] for name in names if name.startswith(f"{OURS}.")}
+    assert used <= {name.split(".")[0] for name in map(room_of, SOURCES)}, "names are imported from where they are made"
+    return used
+
+
+ABOVE_THE_MODEL = {"codec", "query", "repository", "memory", "sql", "settings", "compat", "cli", "testing"}
+
+
+def test_the_lowest_rooms_import_nothing_of_ours() -> None:
+    assert rooms_used("errors") == set()
+    assert rooms_used("values") == {"errors"}
+
+
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [
+        ("history", ABOVE_THE_MODEL | {"model"}),
+        ("model", ABOVE_THE_MODEL),
+        ("codec", ABOVE_THE_MODEL - {"codec"}),
+        ("query", ABOVE_THE_MODEL - {"codec", "query"}),
+        ("repository", ABOVE_THE_MODEL - {"codec", "query", "repository"}),
+        ("memory", {"sql", "settings", "compat", "cli", "testing"}),
+        ("settings", {"compat", "cli", "testing"}),
+    ],
+)
+def test_no_room_imports_one_above_it(room: str, above: set[str]) -> None:
+    used = rooms_used(room)
+    assert used
+    assert used.isdisjoint(above)
+
+
+def test_only_the_sql_rooms_import_sqlalchemy() -> None:
+    users = {
+        room_of(path).split(".")[0]
+        for path in SOURCES
+        for found in imports_of(path)
+        if found.name.split(".")[0] in {"sqlalchemy", "alembic"}
+    }
+    assert users == {"sql"}
+
+
+def test_nobody_below_them_imports_the_sql_rooms_at_once() -> None:
+    users = {
+        (room_of(path).split(".")[0], found.at_once)
+        for path in SOURCES
+        for found in imports_of(path)
+        if f"{found.name}.".startswith(f"{OURS}.sql.")
+    }
+    assert ("sql", True) in users
+    at_once = {room for room, at_once in users if at_once}
+    assert at_once <= {"sql", "cli", "testing"}  # the two that the design puts above them
+
+
+def test_nothing_imports_the_tests_or_the_suite() -> None:
+    for path in SOURCES:
+        names = [found.name for found in imports_of(path)]
+        assert not any(name.split(".")[0] in {"tests", "migrations"} for name in names), path
+        if room_of(path).split(".")[0] != "testing":
+            assert not any(name.startswith((f"{OURS}.testing", "pytest", "hypothesis")) for name in names), path
+
+
+def test_no_file_is_long() -> None:
+    files = [*SOURCES, *(ROOT / "migrations").rglob("*.py")]
+    assert any(path.name == "env.py" for path in files)
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: count for name, count in lines.items() if count > 360} == {}

@@ -1,0 +1,163 @@
+"""Every error this package raises.
+
+SessionRepositoryError
+├── SessionNotFoundError (LookupError)    no such session, or not any more
+├── SessionExistsError                    the id is taken
+├── StaleSessionError                     somebody else has stored the session since it was read
+├── InvalidSessionError (ValueError)      what was handed in cannot be stored or understood
+├── CorruptSessionError                   what is stored cannot be understood
+├── StorageError                          the database did not do it
+│   └── OutcomeUnknownError               … and nobody can tell whether it did
+└── SchemaError                           the tables are missing, or not of this version
+
+The errors carry ids and versions as attributes. Their messages show neither values of a session nor a URL,
+a password or the parameters of a statement. All of them survive ``pickle``, so that a worker process can
+hand them to its parent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "CorruptSessionError",
+    "InvalidSessionError",
+    "OutcomeUnknownError",
+    "SchemaError",
+    "SchemaState",
+    "SessionExistsError",
+    "SessionNotFoundError",
+    "SessionRepositoryError",
+    "StaleSessionError",
+    "StorageError",
+]
+
+SchemaState = Literal["missing", "behind", "current", "ahead", "not ours"]
+"""Where a database stands, seen from this version of the package."""
+
+
+# Each subclass keeps its constructor's arguments in ``args`` and makes its text in ``__str__``: that is what
+# lets ``pickle`` and ``copy`` rebuild it.
+
+
+class SessionRepositoryError(Exception):
+    """The root of all errors of this package."""
+
+
+class SessionNotFoundError(SessionRepositoryError, LookupError):
+    """There is no session with this id, or it has been deleted since it was read."""
+
+    session_id: str
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return f"there is no session {self.session_id!r}"
+
+
+class SessionExistsError(SessionRepositoryError):
+    """A session with this id is stored already."""
+
+    session_id: str
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return f"there is a session {self.session_id!r} already"
+
+
+class StaleSessionError(SessionRepositoryError):
+    """The session was stored by somebody else since it was read; nothing of this update was written.
+
+    Read it again and repeat the change, or let ``modify_session`` do that.
+    """
+
+    session_id: str
+    version: int
+    """The version the caller had read."""
+    stored_version: int | None
+    """The version stored now. It may equal ``version``: then the session was deleted and made anew."""
+
+    def __init__(self, session_id: str, version: int, stored_version: int | None = None) -> None:
+        super().__init__(session_id, version, stored_version)
+        self.session_id = session_id
+        self.version = version
+        self.stored_version = stored_version
+
+    def __str__(self) -> str:
+        if self.stored_version == self.version:
+            return f"session {self.session_id!r} was deleted and created anew since version {self.version} was read"
+        now = "" if self.stored_version is None else f", version {self.stored_version} is stored now"
+        return f"session {self.session_id!r} was changed since version {self.version} was read{now}"
+
+
+class InvalidSessionError(SessionRepositoryError, ValueError):
+    """A session, an id, a filter, a cursor or a limit that cannot be stored or understood. Nothing was written."""
+
+    path: str | None
+    """Where in the session it stands, such as ``answers.budget[2]``; None where the reason says it all."""
+    reason: str
+
+    def __init__(self, reason: str, path: str | None = None) -> None:
+        super().__init__(reason, path)
+        self.reason = reason
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.reason if self.path is None else f"{self.path}: {self.reason}"
+
+
+class CorruptSessionError(SessionRepositoryError):
+    """A stored session cannot be read: its phase is unknown to this code, or its row was changed by hand."""
+
+    session_id: str | None
+    reason: str
+
+    def __init__(self, session_id: str | None, reason: str) -> None:
+        super().__init__(session_id, reason)
+        self.session_id = session_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        what = "a session" if self.session_id is None else f"session {self.session_id!r}"
+        return f"{what} is stored in a way this code cannot read: {self.reason}"
+
+
+class StorageError(SessionRepositoryError):
+    """The database could not be reached, or failed; the cause is chained. Nothing was written."""
+
+    reason: str
+    transaction_lost: bool
+    """True where the server has rolled back the transaction that the caller had begun itself."""
+
+    def __init__(self, reason: str, transaction_lost: bool = False) -> None:  # noqa: FBT001, FBT002 (pickle passes args by position)
+        super().__init__(reason, transaction_lost)
+        self.reason = reason
+        self.transaction_lost = transaction_lost
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class OutcomeUnknownError(StorageError):
+    """The connection broke while the write was being committed: it is stored wholly, or not at all."""
+
+
+class SchemaError(SessionRepositoryError):
+    """The database's tables are not those of this version; the message names the command to run."""
+
+    reason: str
+    state: SchemaState | None
+    """None where a migration failed for another reason, such as its lock."""
+
+    def __init__(self, reason: str, state: SchemaState | None = None) -> None:
+        super().__init__(reason, state)
+        self.reason = reason
+        self.state = state
+
+    def __str__(self) -> str:
+        return self.reason

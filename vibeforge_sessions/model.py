@@ -1,0 +1,307 @@
+"""The session: everything that one run of the application knows. No storage in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, NoReturn, Self, cast
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from vibeforge_sessions import values
+from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.history import ErrorEntry, SessionPhase, log_line, phase_or_text
+
+__all__ = ["ErrorEntry", "Session", "SessionPhase"]
+
+STORED: Final = "stored"
+"""The key of `to_dict` under which the baseline travels."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Content:
+    """A session without times and histories, as it is stored: plain texts and numbers."""
+
+    phase: str
+    current_question_index: int
+    active_task_id: str | None
+    documents: Mapping[str, str | None]
+    """The JSON text of each document field, None where there is none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a session knows of its stored self: what tells the new in it from the old. Repositories write it."""
+
+    write_id: str
+    created_at: datetime
+    updated_at: datetime
+    errors: tuple[ErrorEntry, ...] | None
+    """The stored entries at the head of ``error_history``; None where they were tampered with on a journey."""
+    logs: tuple[str, ...] | None
+    omitted_errors: int = 0
+    omitted_logs: int = 0
+    content: Content | None = None
+    """None after a journey as JSON: a repository then reads it again before it tells what has changed."""
+
+
+def _now() -> datetime:
+    return values.utc_now()  # looked up at each call: a test may set the clock
+
+
+def _fresh_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _session_id(value: object) -> str:
+    return _fresh_id() if value is None else values.check_session_id(value)
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidSessionError(f"must be a dict, not {type(value).__name__}")
+    return dict(value)
+
+
+def _optional_object(value: object) -> dict[str, Any] | None:
+    return None if value is None else _object(value)
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidSessionError(f"must be a list, not {type(value).__name__}")
+    return list(value)
+
+
+def _task_id(value: object) -> str | None:
+    return None if value is None else values.check_task_id(value, "active_task_id")
+
+
+_JSON_OBJECT = {"type": "object", "additionalProperties": True}
+_JSON_TEXTS = {"type": "array", "items": {"type": "string"}}
+
+# Plain validators: pydantic's own for str refuses surrogates, and the JSON rules are checked when a session is
+# stored, since its dicts can change until then.
+_Time = Annotated[datetime, BeforeValidator(values.check_time)]
+_Document = Annotated[dict[str, Any], PlainValidator(_object), WithJsonSchema(_JSON_OBJECT)]
+_OptionalDocument = Annotated[
+    dict[str, Any] | None,
+    PlainValidator(_optional_object),
+    WithJsonSchema({"anyOf": [_JSON_OBJECT, {"type": "null"}]}),
+]
+_Texts = Annotated[list[str], PlainValidator(_texts), WithJsonSchema(_JSON_TEXTS)]
+
+
+class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
+    """One run of the application: where it stands, what it was told and made, and what went wrong.
+
+    A session is a snapshot: a change to it is stored when a repository is told, and not before. Answers,
+    artifacts and clarifications are JSON values, checked when they are stored. Unknown fields are refused.
+
+    A subclass may narrow ``phase`` to a string enum of its own and add fields that hold JSON values; hand the
+    subclass to the repository as its ``session_type``.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    session_id: Annotated[
+        str,
+        PlainValidator(_session_id),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9._:~-]{1,64}$"}),
+    ] = Field(default_factory=_fresh_id)
+    phase: SessionPhase = SessionPhase.QUESTIONNAIRE
+    created_at: _Time = Field(default_factory=_now)
+    updated_at: _Time = Field(default_factory=_now)
+
+    current_question_index: int = Field(default=0, strict=True, ge=0, le=values.MAX_BIGINT)
+    answers: _Document = Field(default_factory=dict)
+
+    intent_profile: _OptionalDocument = None
+    build_spec: _OptionalDocument = None
+    concept: _OptionalDocument = None
+    task_graph: _OptionalDocument = None
+
+    completed_task_ids: _Texts = Field(default_factory=list)
+    failed_task_ids: _Texts = Field(default_factory=list)
+    active_task_id: Annotated[
+        str | None,
+        PlainValidator(_task_id),
+        WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 255}, {"type": "null"}]}),
+    ] = None
+    logs: _Texts = Field(default_factory=list)
+
+    pending_clarification: _OptionalDocument = None
+    clarification_answer: Any = None
+
+    error_history: list[ErrorEntry] = Field(default_factory=list)
+
+    version: int = Field(default=0, strict=True, ge=0, le=values.MAX_BIGINT)
+    """Raised by each stored update; 0 = never stored. Only repositories write it."""
+
+    _baseline: Baseline | None = PrivateAttr(default=None)
+
+    # --- what the application does with it ---
+
+    def update_phase(self, phase: str) -> None:
+        """Move to `phase`; moves ``updated_at``.
+
+        :raises InvalidSessionError: this class of session has no such phase.
+        """
+        try:
+            self.phase = cast("SessionPhase", phases_of(type(self))(phase))
+        except ValueError:
+            raise InvalidSessionError(f"is no phase of {type(self).__name__}", "phase") from None
+        self._touch()
+
+    def add_answer(self, question_id: str, answer: Any) -> None:
+        """Keep the answer, a JSON value, to a question; moves ``updated_at``."""
+        self.answers[question_id] = answer
+        self._touch()
+
+    def add_log(self, message: str) -> None:
+        """Add the line ``[<ISO time>] message``; NUL and surrogates are replaced visibly."""
+        self.logs.append(log_line(message))
+
+    def add_error(self, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
+        """Add an entry to the error history and return it; moves ``updated_at``.
+
+        Nothing is refused: what cannot be stored is replaced visibly. `phase` is the current one by default.
+        """
+        entry = ErrorEntry(
+            timestamp=values.utc_now(),
+            task_id=values.storable_task_id(task_id),
+            error_message=values.storable_text(error_message),
+            phase=phase_or_text(self.phase if phase is None else phase, phases_of(type(self))),
+        )
+        self.error_history.append(entry)
+        self._touch()
+        return entry
+
+    @property
+    def omitted_errors(self) -> int:
+        """How many older errors are stored and not in ``error_history`` (see `get_session`'s ``recent``)."""
+        return 0 if self._baseline is None else self._baseline.omitted_errors
+
+    @property
+    def omitted_logs(self) -> int:
+        """How many older log lines are stored and not in ``logs``."""
+        return 0 if self._baseline is None else self._baseline.omitted_logs
+
+    def _touch(self) -> None:
+        self.updated_at = values.moved(self.updated_at)
+
+    def __eq__(self, other: object) -> bool:
+        # pydantic's own also compares private attributes: what is stored already is no part of the value
+        if not isinstance(other, Session):
+            return NotImplemented
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    # --- files and wires ---
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the session as plain JSON values, for files and wires; `from_dict` reads it back.
+
+        A stored session carries along what makes it updatable afterwards, under the key ``stored``.
+
+        :raises InvalidSessionError: a value is not JSON; the error names its path.
+        """
+        data = {name: getattr(self, name) for name in type(self).model_fields}
+        for name in ("created_at", "updated_at"):
+            data[name] = values.check_time(data[name]).isoformat()
+        data["error_history"] = [dict(ErrorEntry.of(entry, phases_of(type(self)))) for entry in self.error_history]
+        data["logs"] = [values.storable_text(line) for line in self.logs]
+        baseline = self._baseline
+        if baseline is not None:
+            errors, logs = baseline.errors or (), baseline.logs or ()
+            data[STORED] = {
+                "write_id": baseline.write_id,
+                "created_at": baseline.created_at.isoformat(),
+                "updated_at": baseline.updated_at.isoformat(),
+                "errors": len(errors),
+                "logs": len(logs),
+                "positions": [entry.position for entry in errors],
+                "omitted_errors": baseline.omitted_errors,
+                "omitted_logs": baseline.omitted_logs,
+                "digest": _digest(errors, logs) if None not in (baseline.errors, baseline.logs) else "",
+            }
+        return {name: values.decode_json(values.encode_json(value, name)) for name, value in data.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the session that `to_dict` wrote, or one of a dict of its fields.
+
+        :raises InvalidSessionError: it is no such dict; the error names the first path.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidSessionError(f"a session is made from a dict, not from a {type(data).__name__}")
+        fields = dict(data)
+        travelled, stored = STORED in fields, fields.pop(STORED, None)
+        try:
+            session = cls.model_validate(fields)
+        except ValidationError as error:
+            raise_invalid(error)
+        if travelled:
+            try:
+                session._baseline = _restore_baseline(session, stored)  # noqa: SLF001 (its own)
+            except (KeyError, TypeError, ValueError):
+                raise InvalidSessionError("is not what to_dict wrote", STORED) from None
+        return session
+
+
+def phases_of(session_type: type[Session]) -> type[StrEnum]:
+    """Return the enum of phases that this class of session uses."""
+    return cast("type[StrEnum]", session_type.model_fields["phase"].annotation)
+
+
+def raise_invalid(error: ValidationError) -> NoReturn:
+    """Raise pydantic's refusal as ours: the first path and reason, no values."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details[0]["loc"])
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    raise InvalidSessionError(f"{details[0]['msg']}{more}", path.lstrip(".")) from error
+
+
+def _restore_baseline(session: Session, stored: Mapping[str, Any]) -> Baseline:
+    counts = {key: stored[key] for key in ("errors", "logs", "omitted_errors", "omitted_logs")}
+    for key, count in counts.items():
+        values.check_integer(count, key, least=0)
+    values.check_integer(session.version, "version", least=1)
+    write_id = values.check_session_id(stored["write_id"])
+    if len(stored["positions"]) != counts["errors"]:
+        raise ValueError("a position for each stored entry")
+    errors = tuple(
+        entry.at(values.check_integer(position, "positions", least=1))
+        for entry, position in zip(session.error_history, stored["positions"], strict=False)
+    )
+    logs = tuple(session.logs[: counts["logs"]])
+    session.error_history[: len(errors)] = errors
+    untouched = (len(errors), len(logs)) == (counts["errors"], counts["logs"]) and (
+        _digest(errors, logs) == stored["digest"]
+    )
+    return Baseline(
+        write_id=write_id,
+        created_at=values.check_time(stored["created_at"]),
+        updated_at=values.check_time(stored["updated_at"]),
+        errors=errors if untouched else None,
+        logs=logs if untouched else None,
+        omitted_errors=counts["omitted_errors"],
+        omitted_logs=counts["omitted_logs"],
+    )
+
+
+def _digest(errors: tuple[ErrorEntry, ...], logs: tuple[str, ...]) -> str:
+    text = values.encode_json([[dict(entry) for entry in errors], logs], STORED)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

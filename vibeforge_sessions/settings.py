@@ -1,0 +1,68 @@
+"""From the environment to a repository: the one switch that turns persistence on."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.memory import InMemorySessionRepository
+from vibeforge_sessions.model import Session
+from vibeforge_sessions.repository import SessionRepository
+
+__all__ = ["MEMORY_URL", "Settings", "open_repository"]
+
+MEMORY_URL = "memory://"
+_PREFIX = "VIBEFORGE_SESSIONS_"
+
+
+class Settings(BaseSettings):
+    """What the environment says: ``VIBEFORGE_SESSIONS_DATABASE_URL`` and ``VIBEFORGE_SESSIONS_MIGRATE``."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, hide_input_in_errors=True, env_ignore_empty=True)
+
+    database_url: SecretStr | None = None
+    migrate: bool = False
+
+    @classmethod
+    def read(cls) -> Self:
+        """Return what the environment says now.
+
+        :raises InvalidSessionError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            name = str(error.errors(include_input=False)[0]["loc"][0]).upper()
+            raise InvalidSessionError("the environment variable is neither true nor false", _PREFIX + name) from None
+
+    def url(self) -> str | None:
+        """Return the database's URL with its password, None where there is none."""
+        return None if self.database_url is None else self.database_url.get_secret_value()
+
+
+def open_repository(
+    url: str | None = None, *, migrate: bool | None = None, session_type: type[Session] = Session
+) -> SessionRepository:
+    """Return the repository that `url`, or else the environment, asks for; close it at the end.
+
+    With a database, its schema is checked first: an application finds out at its start, not at the first query.
+
+    :param url: ``memory://``, or a database's; by default ``VIBEFORGE_SESSIONS_DATABASE_URL``, and without that
+        sessions are kept in memory.
+    :param migrate: upgrade the schema first; by default ``VIBEFORGE_SESSIONS_MIGRATE``, and without that not.
+    :param session_type: the class of session it stores, `Session` or a subclass.
+    :raises SchemaError: the schema is missing, behind, ahead or not ours; the error names the command to run.
+    :raises StorageError: the database is not supported, its driver is not installed (the error names the extra),
+        or it cannot be reached.
+    :raises InvalidSessionError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false.
+    """
+    settings = Settings.read()
+    url = settings.url() if url is None else url
+    if url is None or url == MEMORY_URL:
+        return InMemorySessionRepository(session_type=session_type)
+    from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
+
+    return open_database(url, migrate=settings.migrate if migrate is None else migrate, session_type=session_type)

@@ -1,0 +1,114 @@
+"""What differs between databases, as one interface; and how SQLAlchemy's engine is made for any of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, Final, Literal
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import TimeoutError  # noqa: A004 (the pool's)
+
+from vibeforge_sessions.errors import InvalidSessionError, SchemaError
+
+OURS: Final = "vibeforge_sessions_prepared"
+"""The execution option of an engine that we have made: its connections need nothing more."""
+
+Rows = list[dict[str, Any]]
+
+
+class Database(ABC):
+    """One kind of database. The rest of the package asks this, and never for a dialect's name."""
+
+    names: ClassVar[tuple[str, ...]]
+    """The names that SQLAlchemy's dialects have for it."""
+    drivers: ClassVar[Mapping[str, str | None]]
+    """Each supported driver, the default one first, and the extra that installs it."""
+    async_drivers: ClassVar[Mapping[str, str | None]] = {}
+    transactional_ddl: ClassVar[bool] = True
+    """Whether a migration that fails leaves nothing behind."""
+    migration_settings: ClassVar[tuple[str, ...]] = ()
+    """Statements that begin the transaction of a migration."""
+    writable_cte: ClassVar[bool] = False
+    """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement."""
+    unknown_commits: ClassVar[bool] = True
+    """Whether a COMMIT that fails may have been done."""
+    transient: ClassVar[frozenset[Any]] = frozenset()
+    """The codes with which a transaction is rolled back in favour of another: it may be tried again."""
+    duplicate: ClassVar[frozenset[Any]]
+    """The codes of a primary key that is there already."""
+    wrong_schema: ClassVar[frozenset[Any]] = frozenset()
+    """The codes of "no such table" and "no such column"."""
+
+    @abstractmethod
+    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+        """Return options for `sqlalchemy.create_engine`; ``connect_args`` are merged with the caller's."""
+
+    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:  # noqa: B027 (not all need it)
+        """Listen to the events of an engine of ours."""
+
+    @abstractmethod
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        """Begin a transaction that is one, whoever made the engine: a read shows one moment."""
+
+    @abstractmethod
+    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
+        """Return the rows, in parts that each fit into one statement.
+
+        :raises InvalidSessionError: a row does not, with both sizes.
+        """
+
+    @abstractmethod
+    def migrating_alone(self, connection: Connection, timeout: float) -> AbstractContextManager[None]:
+        """Hold the lock that keeps other migrations out, on a connection that is in no transaction.
+
+        :raises SchemaError: somebody else holds it still after `timeout` seconds.
+        """
+
+    @abstractmethod
+    def migrating_inside(self, connection: Connection, timeout: float) -> AbstractContextManager[None]:
+        """Hold the lock inside a host's transaction, which is left to the host."""
+
+
+class Settings:
+    """The options of `create_engine` that only some databases know."""
+
+    __slots__ = ("busy_timeout", "pgbouncer", "synchronous")
+
+    def __init__(self, *, synchronous: Literal["FULL", "NORMAL"], busy_timeout: float, pgbouncer: bool) -> None:
+        self.synchronous = synchronous
+        self.busy_timeout = busy_timeout
+        self.pgbouncer = pgbouncer
+
+
+def is_ours(connection: Connection) -> bool:
+    """Tell whether the connection's engine was made by `create_engine` of this package, and left as it is."""
+    options = connection.get_execution_options()
+    return bool(options.get(OURS)) and "isolation_level" not in options
+
+
+@contextmanager
+def second_connection(connection: Connection) -> Iterator[Connection]:
+    """Give another connection of the same engine, for a lock."""
+    try:
+        second = connection.engine.connect()
+    except TimeoutError:
+        raise SchemaError(
+            "a migration takes a second connection for its lock, and this engine's pool has none left: let it have two"
+        ) from None
+    with second:
+        yield second
+
+
+def refuse_payload(size: int, limit: int, setting: str) -> None:
+    """Refuse what does not fit."""
+    if size > limit:
+        raise InvalidSessionError(
+            f"what is to be stored in one statement takes {size:,} bytes, and this database takes {limit:,} ({setting})"
+        )
+
+
+def lock_error(timeout: float, holder: str) -> SchemaError:
+    """Return the error of a migration that did not get its lock."""
+    return SchemaError(f"another migration holds the lock still, after {timeout:g} s: {holder}; nothing was migrated")

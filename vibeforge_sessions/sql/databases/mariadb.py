@@ -1,0 +1,128 @@
+"""MariaDB 10.11, and MySQL's protocol where it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import URL, Connection, Dialect, Engine, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.sql.databases.base import (
+    Database,
+    Rows,
+    Settings,
+    is_ours,
+    lock_error,
+    refuse_payload,
+    second_connection,
+)
+
+_STATEMENT: Final = 2_000
+"""More bytes than any of our statements has without its values."""
+_ESCAPED: Final = "\\'\"\0\n\r\x1a"
+"""Characters that become two in the text of a statement, into which the drivers write the values."""
+
+_SESSION: Final = (  # strict: what does not fit is an error, and not cut in silence
+    "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
+    "NO_ZERO_DATE,NO_ZERO_IN_DATE'"
+)
+
+_packets: Final[weakref.WeakKeyDictionary[Dialect, int]] = weakref.WeakKeyDictionary()
+"""``max_allowed_packet`` by the dialect of each engine that was found to be usable."""
+
+
+class MariaDB(Database):
+    """REPEATABLE READ, its default: the reads of one session show one moment.
+
+    Writes lock the session's row first and look at its version in the same statement, which reads what is committed
+    and not what the transaction's snapshot holds; none of them reads before it writes.
+    """
+
+    names = ("mysql", "mariadb")
+    drivers: ClassVar[Mapping[str, str | None]] = {"mysql+pymysql": "mariadb", "mariadb+pymysql": "mariadb"}
+    async_drivers: ClassVar[Mapping[str, str | None]] = {
+        "mysql+asyncmy": "mariadb-asyncmy",
+        "mariadb+asyncmy": "mariadb-asyncmy",
+    }
+    transactional_ddl = False  # each CREATE and ALTER commits
+    transient = frozenset({1213, 1020})  # deadlock; record has changed since last read
+    duplicate = frozenset({1062})
+    wrong_schema = frozenset({1146, 1054})
+
+    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+        return {
+            "isolation_level": "REPEATABLE READ",
+            "connect_args": {"charset": "utf8mb4"},
+            "pool_recycle": 3600,  # the server closes what has been idle for eight hours
+        }
+
+    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+        @event.listens_for(engine, "connect")
+        def connect(connection: DBAPIConnection, _record: object) -> None:
+            cursor = connection.cursor()
+            cursor.execute(_SESSION)
+            cursor.close()
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        if not is_ours(connection):  # a host's may commit each statement, or read another moment with each
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        if connection.dialect not in _packets:
+            _packets[connection.dialect] = _look_at_server(connection)
+        connection.begin()
+
+    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
+        limit = _packets[connection.dialect]
+        batches: list[Rows] = [[]]
+        room = limit
+        for row in rows:
+            texts = [value for value in row.values() if isinstance(value, str)]
+            size = 4 * sum(map(len, texts)) + _STATEMENT
+            if size > room:  # count bytes only where it matters
+                size = sum(len(value.encode()) + sum(map(value.count, _ESCAPED)) for value in texts) + _STATEMENT
+                refuse_payload(size, limit, "max_allowed_packet")
+            if size > room:  # the driver puts the rows of one call into one statement
+                batches.append([])
+                room = limit
+            batches[-1].append(row)
+            room -= size
+        return batches
+
+    @contextmanager
+    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
+        # apart: a lock that is waited for keeps no table locked
+        with second_connection(connection) as lock, self.migrating_inside(lock, timeout):
+            yield
+
+    @contextmanager
+    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
+        name = {"name": _lock_name(connection)}
+        if not connection.execute(text("SELECT GET_LOCK(:name, :timeout)"), {**name, "timeout": timeout}).scalar():
+            holder = connection.execute(text("SELECT IS_USED_LOCK(:name)"), name).scalar()
+            raise lock_error(timeout, f"connection {holder} of the server" if holder else "its holder has just gone")
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
+
+
+def _lock_name(connection: Connection) -> str:
+    """Return the lock's name: GET_LOCK's are the server's, not the database's, and end at 64 characters."""
+    database = connection.execute(text("SELECT DATABASE()")).scalar_one()
+    return f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"
+
+
+def _look_at_server(connection: Connection) -> int:
+    """Return what a statement may hold at the most; refuse a connection that would not keep our texts."""
+    packet, charset = connection.execute(text("SELECT @@max_allowed_packet, @@character_set_client")).one()
+    connection.rollback()
+    if charset != "utf8mb4":
+        raise StorageError(
+            f"this engine's connections speak {charset}, in which most texts cannot be written: add "
+            "?charset=utf8mb4 to its URL"
+        )
+    return int(packet)

@@ -1,0 +1,128 @@
+"""PostgreSQL 15 to 18."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import URL, Connection, text
+
+from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.sql.databases.base import (
+    Database,
+    Rows,
+    Settings,
+    lock_error,
+    refuse_payload,
+    second_connection,
+)
+
+_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key of the migration lock, the same in every release
+_FIELD: Final = 2**30 - 1
+_MAY_MIGRATE: Final = f"SELECT pg_try_advisory_xact_lock({_LOCK})"
+"""Without parameters: one that has some leaves a portal open, and CREATE INDEX CONCURRENTLY waits for its snapshot."""
+_HOLDER: Final = text(
+    """
+    SELECT a.pid, a.application_name, a.client_addr::text
+    FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND (l.classid::bigint << 32) | l.objid::bigint = :key
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """
+)
+
+
+class PostgreSQL(Database):
+    """Writes under READ COMMITTED, reads of several statements under REPEATABLE READ.
+
+    Each of our writes begins with an UPDATE (or INSERT) of one row that says in its WHERE what must still be true,
+    and PostgreSQL looks at that again after it has waited for another's lock: READ COMMITTED is all it takes, and
+    no write is refused as "could not serialize". A session is read in up to three statements, which show one moment
+    under REPEATABLE READ. Whatever a host's engine has by default, both are asked for.
+    """
+
+    names = ("postgresql",)
+    drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+psycopg": "postgresql"}
+    async_drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+asyncpg": "postgresql-asyncpg"}
+    # an ALTER TABLE that waits for somebody's long transaction lets nobody else near the table meanwhile
+    migration_settings = ("SET LOCAL lock_timeout = '10s'",)
+    writable_cte = True
+    transient = frozenset({"40001", "40P01"})
+    duplicate = frozenset({"23505"})
+    wrong_schema = frozenset({"42P01", "42703", "3F000"})
+
+    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+        options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
+        if url.get_driver_name() == "asyncpg":
+            options["connect_args"] = {"server_settings": {"TimeZone": "UTC"}}
+            if settings.pgbouncer:
+                options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        elif settings.pgbouncer:  # what one client has prepared or set, another would find: prepare and set nothing
+            options["connect_args"] = {"prepare_threshold": None}
+        else:
+            theirs = url.query.get("options", "")  # later ones win
+            options["connect_args"] = {
+                "options": f"-c TimeZone=UTC {theirs if isinstance(theirs, str) else ' '.join(theirs)}"
+            }
+        return options
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        # an attribute of the driver's connection, which goes along with BEGIN: no round trip
+        connection.execution_options(isolation_level="READ COMMITTED" if write else "REPEATABLE READ")
+        info: Any = getattr(connection.connection.driver_connection, "info", None)  # libpq's; told at connect
+        encoding = info.parameter_status("server_encoding") if info else "UTF8"
+        if encoding != "UTF8":
+            raise StorageError(
+                f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
+            )
+        connection.begin()
+
+    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
+        for row in rows:
+            for value in row.values():
+                if isinstance(value, str) and len(value) > _FIELD // 4:
+                    refuse_payload(len(value.encode()), _FIELD, "the largest field")
+        return [rows]
+
+    @contextmanager
+    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
+        # The lock stands on a connection of its own, and nobody who waits for it has a transaction open: CREATE INDEX
+        # CONCURRENTLY waits for every transaction that is older than itself, and would wait for the waiting ones.
+        with second_connection(connection) as lock:
+            # under REPEATABLE READ, which a host's engine may have, the holder's own transaction would be waited for
+            lock.execution_options(isolation_level="READ COMMITTED")
+            deadline = time.monotonic() + timeout
+            while not lock.exec_driver_sql(_MAY_MIGRATE).scalar():
+                holder = _holder(lock)
+                lock.rollback()
+                if time.monotonic() >= deadline:
+                    raise lock_error(timeout, holder)
+                time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+            driver = connection.connection.driver_connection  # the server knows nothing of AUTOCOMMIT
+            level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
+            connection.connection.rollback()  # asking has begun a transaction
+            connection.execution_options(isolation_level="READ COMMITTED")
+            try:
+                yield
+            finally:
+                connection.rollback()
+                connection.execution_options(isolation_level=level)  # a host's stays as it was
+
+    @contextmanager
+    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
+        deadline = time.monotonic() + timeout
+        while not connection.exec_driver_sql(_MAY_MIGRATE).scalar():
+            if time.monotonic() >= deadline:
+                raise lock_error(timeout, _holder(connection))
+            time.sleep(0.1)
+        yield
+
+
+def _holder(connection: Connection) -> str:
+    row = connection.execute(_HOLDER, {"key": _LOCK}).first()
+    if row is None:
+        return "its holder has just gone"
+    pid, application, address = row
+    return f"process {pid} of the server, application {application or 'unnamed'!r}, from {address or 'a local socket'}"

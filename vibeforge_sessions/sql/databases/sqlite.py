@@ -1,0 +1,200 @@
+"""SQLite: the embedded default."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import URL, Connection, Engine, QueuePool, event, inspect
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import SingletonThreadPool
+
+from vibeforge_sessions.errors import SchemaError, StorageError
+from vibeforge_sessions.sql.databases.base import (
+    Database,
+    Rows,
+    Settings,
+    is_ours,
+    lock_error,
+    refuse_payload,
+)
+from vibeforge_sessions.sql.tables import metadata
+
+_WRITE: Final = "vibeforge_sessions_write"
+
+
+class SQLite(Database):
+    """WAL, real transactions, BEGIN IMMEDIATE for our writes.
+
+    Python's driver begins nothing for reads and DDL, and a transaction that reads first and then writes is refused
+    with "database is locked", whatever the timeout, in half of the attempts of four processes.
+    """
+
+    names = ("sqlite",)
+    drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+pysqlite": None}
+    unknown_commits = False  # it is this process that commits, and it is told
+    duplicate = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
+    wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
+
+    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+        options: dict[str, Any] = {"connect_args": {"timeout": settings.busy_timeout, "check_same_thread": False}}
+        if _in_memory(url):
+            # each connection would be a database of its own: threads take turns on a single one
+            options |= {
+                "poolclass": QueuePool,
+                "pool_size": 1,
+                "max_overflow": 0,
+                "pool_timeout": settings.busy_timeout,
+            }
+        return options
+
+    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+        @event.listens_for(engine, "connect")
+        def connect(connection: DBAPIConnection, _record: object) -> None:
+            connection.isolation_level = None  # the driver begins nothing by itself; the event below does
+            cursor = connection.cursor()
+            if not _in_memory(url):
+                _use_wal(cursor, settings.busy_timeout)
+            cursor.execute(f"PRAGMA synchronous = {settings.synchronous}")
+            cursor.execute("PRAGMA foreign_keys = ON")  # ignored inside a transaction, so here
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            write = connection.get_execution_options().get(_WRITE, False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        _check_host(connection)
+        connection.execution_options(**{_WRITE: write})
+        connection.begin()
+        if not _driver(connection).in_transaction:  # a host's engine, whose driver would begin at the first INSERT only
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
+        limit = _driver(connection).getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+        for row in rows:
+            size = sum(len(value) for value in row.values() if isinstance(value, str))
+            if size > limit // 4:  # a character takes four bytes at the most: count them only where it matters
+                size = sum(len(value.encode()) for value in row.values() if isinstance(value, str))
+                refuse_payload(size, limit, "SQLITE_LIMIT_LENGTH")
+        return [rows]
+
+    @contextmanager
+    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
+        # Dropping a table with foreign keys on deletes every row that refers to it, in silence, and batch migrations
+        # drop tables: so they are off meanwhile, and checked before the commit.
+        foreign_keys = _switch_foreign_keys(connection, on=False)
+        busy_timeout = _pragma(connection, "busy_timeout")
+        _pragma(connection, f"busy_timeout = {int(timeout * 1000)}")
+        try:
+            try:
+                self.begin(connection, write=True)
+                if not is_ours(connection):  # a host's may have begun as a reader: begin anew, as the writer
+                    connection.exec_driver_sql("ROLLBACK")
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                    raise lock_error(timeout, "another connection is writing to the file") from error
+                raise
+            yield
+            _check_foreign_keys(connection)
+            connection.commit()
+        finally:
+            connection.rollback()
+            connection.execution_options(**{_WRITE: False})
+            _pragma(connection, f"busy_timeout = {busy_timeout}")
+            if foreign_keys:
+                _switch_foreign_keys(connection, on=True)
+
+    @contextmanager
+    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
+        if not _driver(connection).in_transaction:  # Python's driver begins none for DDL: half of it could stay behind
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        tables = inspect(connection).get_table_names()
+        # the very first migration has nothing to lose
+        if connection.exec_driver_sql("PRAGMA foreign_keys").scalar() and not metadata.tables.keys().isdisjoint(tables):
+            raise _foreign_keys_stay_on()
+        yield
+
+
+def _in_memory(url: URL) -> bool:
+    name = url.database or ":memory:"
+    return ":memory:" in name or url.query.get("mode") == "memory" or "mode=memory" in name
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def _check_host(connection: Connection) -> None:
+    """Refuse a host's engine on which transactions or threads cannot work, with the way out."""
+    if getattr(_driver(connection), "autocommit", None) is True:
+        raise StorageError(
+            "this engine's SQLite connections have autocommit=True, under which Python's driver never commits a "
+            "transaction: leave autocommit out of connect_args"
+        )
+    if connection.dialect.skip_autocommit_rollback:
+        raise StorageError(
+            "this engine has skip_autocommit_rollback=True, with which SQLAlchemy leaves transactions on SQLite open: "
+            "leave it out"
+        )
+    if isinstance(connection.engine.pool, SingletonThreadPool) and _in_memory(connection.engine.url):
+        raise StorageError(
+            "this engine gives each thread an empty SQLite database of its own: make it with "
+            "vibeforge_sessions.sql.create_engine, or with poolclass=StaticPool for a single thread"
+        )
+
+
+def _use_wal(cursor: Any, busy_timeout: float) -> None:
+    # WAL is kept in the file, so only the first connection ever changes it. SQLite does not wait for others there.
+    deadline = time.monotonic() + busy_timeout
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _pragma(connection: Connection, pragma: str) -> Any:
+    """Run a PRAGMA outside a transaction: a statement of SQLAlchemy's would begin one first."""
+    cursor = _driver(connection).cursor()
+    try:
+        row = cursor.execute(f"PRAGMA {pragma}").fetchone()
+    finally:
+        cursor.close()
+    return None if row is None else row[0]
+
+
+def _switch_foreign_keys(connection: Connection, *, on: bool) -> bool:
+    """Switch foreign keys; return whether they were on before.
+
+    :raises SchemaError: they stayed on, since the driver was in a transaction of its own.
+    """
+    before = bool(_pragma(connection, "foreign_keys"))
+    if before != on:
+        _pragma(connection, f"foreign_keys = {'ON' if on else 'OFF'}")
+        if not on and _pragma(connection, "foreign_keys"):
+            raise _foreign_keys_stay_on()
+    return before
+
+
+def _foreign_keys_stay_on() -> SchemaError:
+    return SchemaError(
+        "SQLite's foreign keys are on and cannot be switched off inside a transaction, and with them on a migration "
+        "could delete rows in silence: pass the Engine, or a Connection that is not in a transaction"
+    )
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    for table in inspect(connection).get_table_names():
+        if table in metadata.tables and connection.exec_driver_sql(f'PRAGMA foreign_key_check("{table}")').first():
+            raise SchemaError(f"the migration was rolled back: rows of {table} refer to sessions that are not there")

@@ -1,0 +1,85 @@
+"""What the parts of the contract share: the fixtures, and what "exactly the same" means."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pytest
+
+from vibeforge_sessions import Session, SessionRepository
+
+SESSION_ID = "session-1"
+UNKNOWN_ID = "nobody"
+
+
+class NewRepository(Protocol):
+    """Makes a repository over storage of its own, empty."""
+
+    def __call__(self, *, session_type: type[Session] = ...) -> SessionRepository: ...
+
+
+class RepositoryTests:
+    """The fixtures of the contract."""
+
+    @pytest.fixture
+    def new_repository(self) -> NewRepository:
+        raise NotImplementedError("a subclass of the contract has a fixture new_repository")
+
+    @pytest.fixture
+    def repository(self, new_repository: NewRepository) -> SessionRepository:
+        return new_repository()
+
+
+def numbered(_value: object) -> str:
+    """Return a case's name that shows nothing of its value: pytest numbers the same ones."""
+    return "case"
+
+
+def stored(repository: SessionRepository, session_id: str = SESSION_ID) -> Session:
+    """Return what is stored; it must be there."""
+    session = repository.get_session(session_id)
+    assert session is not None
+    return session
+
+
+def full_session(session_id: str = SESSION_ID) -> Session:
+    """Return a session that has something in every field."""
+    session = Session(
+        session_id=session_id,
+        current_question_index=3,
+        answers={"audience": "general", "budget": [1, 2.5, None, True]},
+        intent_profile={"platform": "web"},
+        build_spec={"stack": "vite-react"},
+        concept={"title": "Ünïcode ☃ 😀", "features": ["auth"]},
+        task_graph={"tasks": [{"id": "t1", "needs": []}]},
+        completed_task_ids=["t1", "t2"],
+        failed_task_ids=["t3"],
+        active_task_id="t4",
+        pending_clarification={"question": "Proceed?", "options": [{"value": "yes"}]},
+        clarification_answer="yes",
+    )
+    session.add_log("started")
+    session.add_error("t3", "it broke")
+    return session
+
+
+def exact(value: Any) -> Any:
+    """Return a form of a JSON value in which 1, 1.0 and True differ, as do 0.0 and -0.0, and orders of keys."""
+    if isinstance(value, dict):
+        return "dict", [(exact(key), exact(item)) for key, item in value.items()]
+    if isinstance(value, list):
+        return "list", [exact(item) for item in value]
+    if isinstance(value, float):
+        return "float", value.hex()
+    return type(value).__name__, value
+
+
+def assert_same(left: Session, right: Session) -> None:
+    """Assert that two sessions are equal, of the same types, in the same order, with the same positions."""
+    assert left == right
+    for name in type(left).model_fields:
+        ours, theirs = getattr(left, name), getattr(right, name)
+        assert exact(ours) == exact(theirs), name
+        assert type(ours) is type(theirs), name
+    assert [entry.position for entry in left.error_history] == [entry.position for entry in right.error_history]
+    assert (left.omitted_errors, left.omitted_logs) == (right.omitted_errors, right.omitted_logs)

@@ -1,0 +1,240 @@
+"""What a session may hold: ids, times, diagnostics and JSON values, and how each is checked.
+
+The rules stand here once, below the model and every repository, so that the in-memory implementation refuses
+exactly what a database would: a service must not meet its first refusal in production.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NoReturn
+
+from vibeforge_sessions.errors import InvalidSessionError
+
+MAX_DEPTH: Final = 200
+"""How deep a JSON value may be nested: ``[]`` is 1 deep, ``[[]]`` is 2."""
+MAX_INTEGER_DIGITS: Final = 4300
+"""CPython's own default limit for reading an integer from text."""
+MAX_TASK_ID: Final = 255
+MAX_PHASE: Final = 64
+MAX_BIGINT: Final = 2**63 - 1
+
+_INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
+_SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_PATH_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+# --- times -----------------------------------------------------------------------------------------------
+
+
+def utc_now() -> datetime:
+    """Return the current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def moved(previous: datetime) -> datetime:
+    """Return the current time, or a microsecond after `previous` where the clock has not moved on."""
+    now = utc_now()
+    if now > previous:
+        return now
+    try:
+        return previous + timedelta(microseconds=1)
+    except OverflowError:  # the last microsecond of the year 9999
+        return previous
+
+
+def check_time(value: object) -> datetime:
+    """Return an aware datetime, or its ISO text, in UTC; refuse naive ones, whose moment nobody can tell."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise InvalidSessionError("is not a time in ISO 8601") from None
+    if not isinstance(value, datetime):
+        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}")
+    if value.tzinfo is UTC:
+        return value
+    if value.utcoffset() is None:
+        raise InvalidSessionError("must be an aware datetime: one without a time zone names no moment")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidSessionError("is outside the years 1 to 9999 in UTC") from None
+
+
+# --- ids and numbers -------------------------------------------------------------------------------------
+
+
+def check_session_id(value: object) -> str:
+    """Return `value` if it is 1 to 64 of ``A-Z a-z 0-9 . _ : ~ -``; no database can mix two of these up."""
+    if not isinstance(value, str) or not _SESSION_ID.fullmatch(value):
+        raise InvalidSessionError("must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -", "session_id")
+    return str(value)
+
+
+def check_task_id(value: object, path: str) -> str:
+    """Return `value` if it is 1 to 255 characters without control characters or surrogates."""
+    if not isinstance(value, str):
+        raise InvalidSessionError(f"must be a text, not {type(value).__name__}", path)
+    if not 1 <= len(value) <= MAX_TASK_ID or _CONTROL.search(value) or _SURROGATE.search(value):
+        raise InvalidSessionError(
+            f"must be 1 to {MAX_TASK_ID} characters without control characters or surrogates", path
+        )
+    return str(value)
+
+
+def check_integer(value: object, path: str, *, least: int) -> int:
+    """Return `value` if it is an integer from `least` to 2**63 - 1, what a BIGINT column holds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidSessionError(f"must be an integer, not {type(value).__name__}", path)
+    if not least <= value <= MAX_BIGINT:
+        raise InvalidSessionError(f"must be an integer from {least} to 2**63 - 1", path)
+    return int(value)
+
+
+# --- diagnostics: never refused --------------------------------------------------------------------------
+
+
+def storable_text(value: object) -> str:
+    """Return a diagnostic as text that every database takes: NUL as ``␀``, each surrogate as ``�``.
+
+    A compiler's output holds NUL bytes and broken encodings, and the moment of failure is the wrong one to
+    raise. What is not a text (an exception, say) becomes its ``str``.
+    """
+    text = value if type(value) is str else _as_text(value)
+    if text.isascii():
+        return text.replace("\0", "\u2400") if "\0" in text else text
+    return _SURROGATE.sub("\ufffd", text.replace("\0", "\u2400"))
+
+
+def storable_task_id(value: object) -> str:
+    """Return a task id for the error history: the same, or made to fit visibly (replaced, cut at 255)."""
+    text = _CONTROL.sub(_control_picture, storable_text(value))[:MAX_TASK_ID]
+    return text or "\ufffd"
+
+
+def storable_phase(value: object) -> str:
+    """Return the text of a phase for the error history, made to fit like a task id."""
+    return storable_task_id(value)[:MAX_PHASE]
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)  # an enum's value, whatever its class prints
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    try:
+        return str.__str__(str(value))
+    except Exception:  # noqa: BLE001 (a broken __str__ must not swallow the failure that it was to describe)
+        return f"<{type(value).__name__}>"
+
+
+def _control_picture(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:  # noqa: PLR2004 (C0 controls have their pictures in order)
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else "\ufffd"  # noqa: PLR2004 (DEL)
+
+
+# --- JSON values: exact or refused -----------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    """A value inside a JSON value is refused; its path is collected while the stack unwinds."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.parts: list[str] = []
+
+
+def encode_json(value: object, path: str) -> str:
+    """Return `value` as ASCII JSON text that `decode_json` reads back equal, of the same types, in key order.
+
+    Tuples, and enums over str or int, become the plain JSON value that they stand for. The rest is refused
+    with `InvalidSessionError`, which names the path below `path` and never shows the value.
+    """
+    try:
+        _check(value, 1)
+        return _encoder.encode(value)
+    except _RefusedError as refused:
+        where = path + "".join(reversed(refused.parts))
+        raise InvalidSessionError(refused.reason, where) from None
+    except RecursionError:
+        raise InvalidSessionError("is nested deeper than what is left of this interpreter's stack", path) from None
+    except ValueError:  # a host may have lowered sys.set_int_max_str_digits below our own limit
+        raise InvalidSessionError("holds an integer that this interpreter does not write as text", path) from None
+
+
+def decode_json(text: str) -> Any:
+    """Read what `encode_json` wrote; raises `ValueError` (or `RecursionError`) for anything else."""
+    return _decoder.decode(text)
+
+
+def _check(value: object, depth: int) -> None:
+    items: Iterable[tuple[object, object]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        _check_leaf(value)
+        return
+    if depth > MAX_DEPTH:  # also what ends the walk through a list that holds itself
+        raise _RefusedError(f"nested deeper than {MAX_DEPTH} levels")
+    keyed = isinstance(value, dict)
+    for key, item in items:
+        if keyed:
+            _check_key(key)
+        try:
+            _check(item, depth + 1)
+        except _RefusedError as refused:
+            refused.parts.append(_path_part(key))
+            raise
+
+
+def _check_leaf(value: object) -> None:
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, int):  # bool among them
+        if not -_INTEGER_BOUND < value < _INTEGER_BOUND:
+            raise _RefusedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise _RefusedError("NaN and infinities are no JSON values")
+    elif value is not None:
+        raise _RefusedError(f"a {type(value).__name__} is no JSON value")
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise _RefusedError(f"keys must be texts, not {type(key).__name__}")
+    _check_text(key)
+
+
+def _check_text(text: str) -> None:
+    # JSON text cannot tell such a pair from the one character that it would stand for
+    if not text.isascii() and _SURROGATE_PAIR.search(text):
+        raise _RefusedError("two surrogates side by side would come back as one character")
+
+
+def _path_part(key: object) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    name = str(key)
+    return f".{name}" if _PATH_NAME.fullmatch(name) else f"[{name[:64]!a}]"
+
+
+def _refuse_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and infinities are no JSON values")
+
+
+_encoder: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"))
+_decoder: Final = json.JSONDecoder(parse_constant=_refuse_constant)
