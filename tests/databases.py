@@ -45,9 +45,9 @@ class Storage:
         assert self.new_url is not None
         return self.make_engine(self.new_url())
 
-    def repositories(self) -> AbstractContextManager[NewRepository]:
+    def repositories(self, *, fast_path: bool = True) -> AbstractContextManager[NewRepository]:
         """Give a maker of repositories, each over storage of its own."""
-        return _memory() if self.new_url is None else sql_repositories(self.new_engine)
+        return _memory() if self.new_url is None else sql_repositories(self.new_engine, fast_path=fast_path)
 
 
 SQL_DATABASES = ["sqlite", "postgresql", "mariadb"]

@@ -16,14 +16,14 @@ from vibeforge_sessions.testing import NewRepository
 
 
 @contextmanager
-def sql_repositories(new_engine: Callable[[], Engine]) -> Iterator[NewRepository]:
+def sql_repositories(new_engine: Callable[[], Engine], *, fast_path: bool = True) -> Iterator[NewRepository]:
     """Give a maker of repositories, each on an engine of its own; check that none keeps a connection."""
     engines: list[Engine] = []
 
     def new_repository(*, session_type: type[Session] = Session) -> SessionRepository:
         engine = new_engine()
         engines.append(engine)
-        return SQLAlchemySessionRepository(engine, session_type=session_type)
+        return SQLAlchemySessionRepository(engine, session_type=session_type, fast_path=fast_path)
 
     yield new_repository
     for engine in engines:

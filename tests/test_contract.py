@@ -76,6 +76,30 @@ class TestMariaDB(SessionRepositoryContract):
             yield new_repository
 
 
+class ThroughSQLAlchemysConnection(SessionRepositoryContract):
+    """Our engines, with every statement where events and instrumentation see it."""
+
+    name: str
+
+    @pytest.fixture
+    def new_repository(self, request: pytest.FixtureRequest) -> Iterator[NewRepository]:
+        storage: Storage = request.getfixturevalue(self.name)
+        with storage.repositories(fast_path=False) as new_repository:
+            yield new_repository
+
+
+class TestSQLiteThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
+    name = "sqlite"
+
+
+class TestPostgreSQLThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
+    name = "postgresql"
+
+
+class TestMariaDBThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
+    name = "mariadb"
+
+
 class TestHostsPlainPostgreSQLEngine(SessionRepositoryContract):
     """Without any of our settings, on an old server with an ICU locale and a time zone of its own."""
 

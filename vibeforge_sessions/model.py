@@ -56,6 +56,8 @@ class Baseline:
     omitted_logs: int = 0
     content: Content | None = None
     """None after a journey as JSON: a repository then reads it again before it tells what has changed."""
+    fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
+    """What the document fields held when they were stored, where that is known (see `values.fingerprint`)."""
 
 
 def _now() -> datetime:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from vibeforge_sessions import codec, values
@@ -27,7 +25,8 @@ from vibeforge_sessions.repository import SessionRepository, pause_after
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql import units
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.transaction import is_transient, is_wrong_schema, make_ready_for_threads, transaction
+from vibeforge_sessions.sql.execution import Executor
+from vibeforge_sessions.sql.transaction import is_transient, is_wrong_schema, make_ready_for_threads, run_in_transaction
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
 
@@ -47,14 +46,18 @@ class SQLAlchemySessionRepository(SessionRepository):
     :param engine: the host's own, or one of `vibeforge_sessions.sql.create_engine`. The repository takes a
         connection for the time of one call and never closes the engine.
     :param session_type: the class of session it stores, `Session` or a subclass.
+    :param fast_path: with an engine of `create_engine` that nobody watches (no listeners to its events, no logging of
+        its statements), run the statements, compiled once, on the driver's connection, in a quarter of the time. False
+        sends every statement through SQLAlchemy's `Connection` all the same.
     """
 
-    def __init__(self, engine: Engine, *, session_type: type[Session] = Session) -> None:
+    def __init__(self, engine: Engine, *, session_type: type[Session] = Session, fast_path: bool = True) -> None:
         if not isinstance(engine, Engine):
             raise TypeError(f"engine must be an sqlalchemy.Engine, not {type(engine).__name__}")
         make_ready_for_threads(engine)
         self._engine = engine
         self._session_type = session_type
+        self._fast_path = fast_path
         self._owns_engine = False
         self._phases = {str(phase.value): phase for phase in phases_of(codec.check_session_type(session_type))}
 
@@ -78,7 +81,7 @@ class SQLAlchemySessionRepository(SessionRepository):
         if found is None:
             return None
         record, errors, logs = found
-        return codec.decode_session(self._session_type, record, self._entries(errors), [row.message for row in logs])
+        return codec.decode_session(self._session_type, record, self._entries(errors), [message for _, message in logs])
 
     def update_session(self, session: Session) -> None:
         codec.check_session(session, self._session_type)
@@ -120,13 +123,13 @@ class SQLAlchemySessionRepository(SessionRepository):
             phase="" if phase is None else values.storable_phase(phase),
         )
         position, text = self._write(
-            units.append_error, session_id, entry, uuid.uuid4().hex, of_phase=phase is not None
+            units.append_error, session_id, entry, values.new_write_id(), of_phase=phase is not None
         )
         return ErrorEntry(entry.timestamp, entry.task_id, entry.error_message, self._phases.get(text, text), position)
 
     def append_log(self, session_id: str, message: str) -> str:
         session_id, line = values.check_session_id(session_id), log_line(message)
-        self._write(units.append_log, session_id, line, values.utc_now(), uuid.uuid4().hex)
+        self._write(units.append_log, session_id, line, values.utc_now(), values.new_write_id())
         return line
 
     def list_errors(
@@ -156,27 +159,37 @@ class SQLAlchemySessionRepository(SessionRepository):
             for position, timestamp, task_id, message, phase in rows
         ]
 
-    def _write(self, unit: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._explained(*args):
-            for attempt in itertools.count(1):
-                try:
-                    with transaction(self._engine, write=True) as connection:
-                        return unit(connection, *args, **kwargs)
-                except StorageError as error:
-                    if attempt == ATTEMPTS or not is_transient(self._engine, error):
-                        raise
-                pause_after(attempt)
+    def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        # a statement that deletes from the histories has to begin after the one that has locked the session's row
+        at_once = unit is not units.delete
+        for attempt in itertools.count(1):
+            try:
+                return self._run(unit, args, kwargs, write=True, at_once=at_once, first=attempt == 1)
+            except StorageError as error:
+                if attempt == ATTEMPTS or not is_transient(self._engine, error):
+                    raise
+            pause_after(attempt)
         raise AssertionError("unreachable")
 
-    def _read(self, unit: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._explained(*args), transaction(self._engine, write=False) as connection:
-            return unit(connection, *args, **kwargs)
+    def _read(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(unit, args, kwargs, write=False, at_once=True, first=True)
 
-    @contextmanager
-    def _explained(self, *args: object) -> Iterator[None]:
-        """Say what is wrong with the database's tables or rows, where that is why a unit of work failed."""
+    def _run(
+        self,
+        unit: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        write: bool,
+        at_once: bool,
+        first: bool,
+    ) -> T:
+        # a second try goes the long way, which also knows what to do about the other connections of a pool
+        fast = self._fast_path and first
         try:
-            yield
+            return run_in_transaction(
+                self._engine, lambda executor: unit(executor, *args, **kwargs), write=write, at_once=at_once, fast=fast
+            )
         except StorageError as error:
             if isinstance(error.__cause__, DBAPIError) and is_wrong_schema(self._engine, error.__cause__):
                 migrations.check(self._engine)  # raises what is missing, and the command to run

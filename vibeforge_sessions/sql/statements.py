@@ -6,12 +6,15 @@ Parents are written before children everywhere: the other order deadlocks MariaD
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Delete,
     Insert,
+    Integer,
     Select,
     Table,
     Update,
@@ -20,11 +23,9 @@ from sqlalchemy import (
     case,
     delete,
     false,
-    func,
     insert,
     or_,
     select,
-    true,
     update,
 )
 
@@ -41,14 +42,11 @@ NOW: Final = "now"
 AFTER: Final = "after_position"
 UNTIL: Final = "until_position"
 LIMIT: Final = "at_most"
-ENTRY: Final = "entry_"
-"""What the names of an entry's parameters begin with."""
 
 _this: Final = sessions.c.session_id == bindparam(ID)
-_updated_at: Final = case(  # never back: the greater of the old and the new
-    (sessions.c.updated_at < bindparam(NOW, type_=sessions.c.updated_at.type), bindparam(NOW)),
-    else_=sessions.c.updated_at,
-)
+_now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type)
+_updated_at: Final = case((sessions.c.updated_at < _now, _now), else_=sessions.c.updated_at)
+"""Never back: the greater of the old and the new."""
 
 # --- create, delete ---
 
@@ -79,7 +77,7 @@ update_session: Final[Update] = (
 counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
 """What each of the three updates has to tell afterwards."""
 select_counters: Final[Select[Any]] = select(*counters).where(_this)
-select_version: Final[Select[Any]] = select(sessions.c.version).where(_this)
+select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(_this)
 
 
 @functools.cache
@@ -88,40 +86,23 @@ def returning_counters(statement: Update) -> Any:
     return statement.returning(*counters)
 
 
-# --- append ---
+# --- histories ---
 
 
 class History(NamedTuple):
     """The statements of one history."""
 
+    table: Table
     counter: str
     """The column of the session's row that counts it."""
     counting: Update
     """Counts one entry more; its position is the count afterwards."""
     insert: Insert
-    append: Any
-    """Both as one statement, for databases whose WITH can write; tells position, and phase where there is one."""
-
-
-_TELLS: Final = ("position", "phase")
 
 
 def _history(table: Table, counter: str) -> History:
     count = update(sessions).where(_this).values({"updated_at": _updated_at, counter: sessions.c[counter] + 1})
-    counted = count.returning(sessions.c.session_id, sessions.c[counter], sessions.c.phase).cte("counted")
-    placed = {"session_id": counted.c.session_id, "position": counted.c[counter]}
-    given = {
-        name: bindparam(ENTRY + name, type_=table.c[name].type)
-        for name in (column.name for column in table.columns)
-        if name not in placed
-    }
-    entry: dict[str, Any] = {**placed, **given}
-    if "phase" in entry:
-        entry["phase"] = func.coalesce(entry["phase"], counted.c.phase)
-    append = insert(table).from_select(list(entry), select(*entry.values())).add_cte(counted)
-    return History(
-        counter, count, insert(table), append.returning(*(table.c[name] for name in _TELLS if name in table.c))
-    )
+    return History(table, counter, count, insert(table))
 
 
 ERRORS: Final = _history(errors, "error_count")
@@ -175,7 +156,7 @@ def _listing(table: Table, *names: str) -> Any:
             .select_from(sessions.outerjoin(table, entries))
             .where(_this)
             .order_by(table.c.position)
-            .limit(bindparam(LIMIT))
+            .limit(bindparam(LIMIT, type_=Integer()))
         )
 
     return listing
@@ -200,16 +181,33 @@ def list_errors(*, of_task: bool, of_phase: bool) -> Select[Any]:
 # --- find ---
 
 
-def list_ids(asked: SessionFilter) -> Select[Any]:
-    """Return the ids of what matches, oldest first."""
+def list_ids(asked: SessionFilter) -> tuple[Select[Any], dict[str, Any]]:
+    """Return the statement for the ids of what matches, oldest first, and its parameters."""
+    conditions, parameters = _asked(asked)
+    return _list_ids(conditions), parameters
+
+
+def find(query: Query) -> tuple[Select[Any], dict[str, Any]]:
+    """Return the statement for the summaries of a page, and of one session more; and its parameters."""
+    conditions, parameters = _asked(query.filter)
+    parameters[LIMIT] = query.limit + 1
+    if query.after is not None:
+        parameters["last_time"], parameters["last_id"] = query.after
+    return _find(query.column, query.descending, query.after is not None, conditions), parameters
+
+
+@functools.lru_cache(maxsize=128)
+def _list_ids(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
     return (
-        select(sessions.c.session_id).where(*_conditions(asked)).order_by(sessions.c.created_at, sessions.c.session_id)
+        select(sessions.c.session_id)
+        .where(*map(_condition, conditions))
+        .order_by(sessions.c.created_at, sessions.c.session_id)
     )
 
 
-def find(query: Query) -> Select[Any]:
-    """Return the summaries of a page, and of one session more."""
-    time, session_id = sessions.c[query.column], sessions.c.session_id
+@functools.lru_cache(maxsize=128)
+def _find(column: str, descending: bool, resumed: bool, conditions: tuple[tuple[str, int], ...]) -> Select[Any]:  # noqa: FBT001 (a cache's key)
+    time, session_id = sessions.c[column], sessions.c.session_id
     statement = (
         select(
             session_id,
@@ -223,35 +221,59 @@ def find(query: Query) -> Select[Any]:
             *(documents.c[name].is_not(None).label(name) for name in ARTIFACTS),
         )
         .join_from(sessions, documents, documents.c.session_id == session_id, isouter=True)
-        .where(*_conditions(query.filter))
-        .limit(query.limit + 1)
+        .where(*map(_condition, conditions))
+        .limit(bindparam(LIMIT, type_=Integer()))
     )
-    if query.after is not None:
-        last_time, last_id = query.after
+    if resumed:
+        last_time: BindParameter[Any] = bindparam("last_time")
+        last_id: BindParameter[Any] = bindparam("last_id")
         # the first half is what an index can use; (a, b) < (x, y) is a full scan on MariaDB
-        if query.descending:
+        if descending:
             statement = statement.where(time <= last_time, or_(time < last_time, session_id < last_id))
         else:
             statement = statement.where(time >= last_time, or_(time > last_time, session_id > last_id))
-    if query.descending:
+    if descending:
         return statement.order_by(time.desc(), session_id.desc())
     return statement.order_by(time, session_id)
 
 
-def _conditions(asked: SessionFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+_WINDOWS: Final[dict[str, Callable[[], ColumnElement[bool]]]] = {
+    "created_from": lambda: sessions.c.created_at >= bindparam("created_from"),
+    "created_before": lambda: sessions.c.created_at < bindparam("created_before"),
+    "updated_from": lambda: sessions.c.updated_at >= bindparam("updated_from"),
+    "updated_before": lambda: sessions.c.updated_at < bindparam("updated_before"),
+}
+
+
+def _asked(asked: SessionFilter) -> tuple[tuple[tuple[str, int], ...], dict[str, Any]]:
+    """Return the kinds of a filter's conditions, each with a number, and their parameters.
+
+    Filters of one kind are one statement.
+    """
+    kinds: list[tuple[str, int]] = []
+    parameters: dict[str, Any] = {}
     if asked.phases is not None:
         # a text that no database takes is no stored phase either
-        phases = [phase for phase in asked.phases if values.storable_phase(phase) == phase]
-        conditions.append(sessions.c.phase.in_(sorted(phases)) if phases else false())
-    if asked.created_from is not None:
-        conditions.append(sessions.c.created_at >= asked.created_from)
-    if asked.created_before is not None:
-        conditions.append(sessions.c.created_at < asked.created_before)
-    if asked.updated_from is not None:
-        conditions.append(sessions.c.updated_at >= asked.updated_from)
-    if asked.updated_before is not None:
-        conditions.append(sessions.c.updated_at < asked.updated_before)
+        phases = sorted(phase for phase in asked.phases if values.storable_phase(phase) == phase)
+        kinds.append(("phases", len(phases)))
+        parameters.update({f"phase_{index}": phase for index, phase in enumerate(phases)})
+    for name in _WINDOWS:
+        if getattr(asked, name) is not None:
+            kinds.append((name, 0))
+            parameters[name] = getattr(asked, name)
     if asked.has_errors is not None:
-        conditions.append(sessions.c.error_count > 0 if asked.has_errors else sessions.c.error_count == 0)
-    return conditions or [true()]
+        kinds.append(("has_errors", int(asked.has_errors)))
+    return tuple(kinds), parameters
+
+
+def _condition(kind: tuple[str, int]) -> ColumnElement[bool]:
+    name, number = kind
+    if name == "phases":
+        return (
+            sessions.c.phase.in_([bindparam(f"phase_{index}", type_=sessions.c.phase.type) for index in range(number)])
+            if number
+            else false()
+        )
+    if name == "has_errors":
+        return sessions.c.error_count > 0 if number else sessions.c.error_count == 0
+    return _WINDOWS[name]()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.sql.databases import database_of
+from vibeforge_sessions.sql.execution import Executor, executor_on, failure_code
+
+T = TypeVar("T")
 
 _one_at_a_time: Final = threading.Lock()
 
@@ -29,38 +32,54 @@ def make_ready_for_threads(engine: Engine) -> None:
             make_mutex()
 
 
-@contextmanager
-def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
-    """Give a connection in a transaction; commit a write at the end, roll back otherwise.
+def run_in_transaction(engine: Engine, work: Callable[[Executor], T], *, write: bool, at_once: bool, fast: bool) -> T:
+    """Do the work on a connection of the engine, in a transaction; commit a write at the end, roll back otherwise.
 
+    :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
+    :param fast: allows the way past SQLAlchemy's `Connection` (see `execution`).
     :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
     """
-    database = database_of(engine.dialect)
-    with connected(engine) as connection:
-        with translated("use"):
-            database.begin(connection, write=write)
-            yield connection
-        if write:
-            try:
-                with translated("commit", unknown=database.unknown_commits):
-                    connection.commit()
-            except BaseException:
+    with _connect(engine) as connection:
+        executor = executor_on(connection, fast=fast)
+        doing, unknown = "use", False
+        try:
+            begun = executor.begin(write=write, at_once=at_once)
+            unknown = write and not begun
+            result = work(executor)
+            if write and begun:
+                doing = "commit"
+                executor.commit()
+        except BaseException as raised:
+            error = executor.failed(raised)
+            if doing == "commit":
                 _forget(connection)
-                raise
+                unknown = executor.database.unknown_commits
+            elif unknown:  # a statement that commits itself may have done so when the connection was lost
+                unknown = isinstance(error, DBAPIError) and error.connection_invalidated
+            if isinstance(error, SQLAlchemyError):
+                raise _ours(error, doing, unknown=unknown) from error
+            raise
+        finally:
+            _end(executor)
+        return result
 
 
 @contextmanager
 def connected(engine: Engine) -> Iterator[Connection]:
     """Give a connection of the engine."""
-    with translated("reach"):
-        try:
-            connection = engine.connect()
-        except (TypeError, ValueError) as error:  # a driver's own, for options that it does not know
-            raise StorageError(
-                f"could not reach the database: {type(error).__name__} of the driver; look at the URL's options"
-            ) from None
-        with connection:
-            yield connection
+    with _connect(engine) as connection, translated("use"):
+        yield connection
+
+
+def _connect(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except SQLAlchemyError as error:
+        raise _ours(error, "reach") from error
+    except (TypeError, ValueError) as error:  # a driver's own, for options that it does not know
+        raise StorageError(
+            f"could not reach the database: {type(error).__name__} of the driver; look at the URL's options"
+        ) from None
 
 
 def _forget(connection: Connection) -> None:
@@ -74,15 +93,28 @@ def _forget(connection: Connection) -> None:
         connection.invalidate()
 
 
+def _end(executor: Executor) -> None:
+    """Leave the connection as it was found, or leave it altogether: what happened before is what a caller must hear."""
+    if not executor.connection.invalidated:
+        try:
+            executor.end()
+        except Exception:  # noqa: BLE001 (as above)
+            executor.connection.invalidate()
+
+
 @contextmanager
-def translated(doing: str, *, unknown: bool = False) -> Iterator[None]:
-    """Turn SQLAlchemy's errors into ours; `unknown` where a failure does not tell whether it was done."""
+def translated(doing: str) -> Iterator[None]:
+    """Turn SQLAlchemy's errors into ours."""
     try:
         yield
     except SQLAlchemyError as error:
-        _hide_values(error)
-        kind = OutcomeUnknownError if unknown else StorageError
-        raise kind(f"could not {doing} the database: {failure_name(error)}") from error
+        raise _ours(error, doing) from error
+
+
+def _ours(error: SQLAlchemyError, doing: str, *, unknown: bool = False) -> StorageError:
+    _hide_values(error)
+    kind = OutcomeUnknownError if unknown else StorageError
+    return kind(f"could not {doing} the database: {failure_name(error)}")
 
 
 def _hide_values(error: SQLAlchemyError) -> None:
@@ -102,14 +134,6 @@ def failure_name(error: SQLAlchemyError) -> str:
         return name
     code = failure_code(error)
     return f"{name} {code}" if code else name
-
-
-def failure_code(error: DBAPIError) -> Any:
-    """Return SQLite's error name, PostgreSQL's SQLSTATE or MariaDB's error number."""
-    original: Any = error.orig
-    if original.args and isinstance(original.args[0], int):
-        return original.args[0]
-    return getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None)
 
 
 def is_transient(engine: Engine, error: StorageError) -> bool:

@@ -1,18 +1,20 @@
-"""Units of work: plain functions on a connection whose transaction somebody else begins and ends.
+"""Units of work: plain functions that run statements, in a transaction that somebody else begins and ends.
 
 Each does one call of the contract. The first statement of every one that writes is a write, so that on a host's
-plain SQLite engine no transaction has to turn from a reader into a writer.
+plain SQLite engine no transaction has to turn from a reader into a writer. Where a database can do each write as one
+statement, there need be no transaction either.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Insert, Row, Update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Executable, Update
 
 from vibeforge_sessions import codec
 from vibeforge_sessions.codec import ARTIFACTS, DOCUMENTS, Record, Write
@@ -21,239 +23,294 @@ from vibeforge_sessions.errors import (
     SessionExistsError,
     SessionNotFoundError,
     StaleSessionError,
+    StorageError,
 )
 from vibeforge_sessions.model import Content, ErrorEntry
 from vibeforge_sessions.query import Query, SessionFilter, SessionSummary
+from vibeforge_sessions.sql import at_once
 from vibeforge_sessions.sql import statements as sql
-from vibeforge_sessions.sql.databases import database_of
-from vibeforge_sessions.sql.transaction import failure_code
+from vibeforge_sessions.sql.execution import Executor, Rows
+
+_READS: Final = 100
+"""How often a session is read anew that somebody else changes between the two statements that read it."""
 
 
-def create(connection: Connection, write: Write) -> Record:
+def create(executor: Executor, write: Write) -> Record:
     """Insert a session and what it brings along."""
     record = dataclasses.replace(codec.first_record(write), error_count=len(write.errors), log_count=len(write.logs))
+    row = {
+        **_hot(write),
+        "session_id": record.session_id,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "version": record.version,
+        "error_count": record.error_count,
+        "log_count": record.log_count,
+    }
+    entries = _entry_rows(write, record)
     try:
-        connection.execute(
-            sql.insert_session,
-            {
-                **_hot(write),
-                "session_id": record.session_id,
-                "created_at": record.created_at,
-                "updated_at": record.updated_at,
-                "version": record.version,
-                "error_count": record.error_count,
-                "log_count": record.log_count,
-            },
-        )
-    except IntegrityError as error:
-        if failure_code(error) not in database_of(connection.dialect).duplicate:
-            raise  # a constraint of the DBA's own
-        raise SessionExistsError(write.session_id) from None
-    _store(connection, sql.insert_documents, [{"session_id": record.session_id, **write.documents}])
-    _insert_entries(connection, write, record)
+        if executor.database.writes_at_once:
+            statement = at_once.create(with_errors=bool(write.errors), with_logs=bool(write.logs))
+            executor.rows(statement, {**at_once.of_session(row), **_all_at_once(executor, write, entries)})
+            return record
+        executor.write(sql.insert_session, [row])
+    except Exception as error:
+        if executor.is_duplicate(error):
+            raise SessionExistsError(write.session_id) from None
+        raise
+    _store(executor, sql.insert_documents, [{"session_id": record.session_id, **write.documents}])
+    _insert(executor, entries)
     return record
 
 
-def update(connection: Connection, write: Write) -> Record:
+def update(executor: Executor, write: Write) -> Record:
     """Store a change if the version it was made from is still there; otherwise tell why not."""
-    row = _update_counters(
-        connection,
-        sql.update_session,
-        {
-            **_hot(write),
-            sql.ID: write.session_id,
-            sql.VERSION: write.version,
-            sql.WRITE_ID: write.replaces,
-            sql.NOW: write.updated_at,
-            "new_errors": len(write.errors),
-            "new_logs": len(write.logs),
-        },
-    )
-    if row is None:
-        raise _missed(connection, write.session_id, write.version)
-    record = dataclasses.replace(
-        codec.first_record(write),
-        version=write.version + 1,
-        updated_at=row.updated_at,
-        error_count=row.error_count,
-        log_count=row.log_count,
-    )
-    if write.documents:
-        names = tuple(name for name in DOCUMENTS if name in write.documents)
-        if not _store(connection, sql.update_documents(names), [{sql.ID: write.session_id, **write.documents}]):
-            raise CorruptSessionError(write.session_id, "its documents are missing")
-    _insert_entries(connection, write, record)
+    parameters = {
+        **_hot(write),
+        sql.ID: write.session_id,
+        sql.VERSION: write.version,
+        sql.WRITE_ID: write.replaces,
+        sql.NOW: write.updated_at,
+        "new_errors": len(write.errors),
+        "new_logs": len(write.logs),
+    }
+    names = tuple(name for name in DOCUMENTS if name in write.documents)
+    if executor.database.writes_at_once:
+        statement = at_once.update_session(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
+        entries = _entry_rows(write, codec.first_record(write))
+        counters = executor.row(statement, {**parameters, **_all_at_once(executor, write, entries)})
+        if counters is None:
+            raise _missed(executor, write.session_id, write.version, write.replaces)
+        return _updated(write, counters)
+    counters = _update_counters(executor, sql.update_session, parameters)
+    if counters is None:
+        raise _missed(executor, write.session_id, write.version, write.replaces)
+    record = _updated(write, counters)
+    if names and not _store(executor, sql.update_documents(names), [{sql.ID: write.session_id, **write.documents}]):
+        raise _no_documents(write.session_id)
+    _insert(executor, _entry_rows(write, record))
     return record
 
 
-def delete(connection: Connection, session_id: str) -> bool:
+def delete(executor: Executor, session_id: str) -> bool:
     """Delete a session and its history, whether or not the database cascades."""
-    if not connection.execute(sql.delete_session, {sql.ID: session_id}).rowcount:
+    if not executor.write(sql.delete_session, [{sql.ID: session_id}]):
         return False
     for statement in sql.delete_children:
-        connection.execute(statement, {sql.ID: session_id})
+        executor.write(statement, [{sql.ID: session_id}])
     return True
 
 
 def append_error(
-    connection: Connection, session_id: str, entry: ErrorEntry, write_id: str, *, of_phase: bool
+    executor: Executor, session_id: str, entry: ErrorEntry, write_id: str, *, of_phase: bool
 ) -> tuple[int, str]:
     """Append an entry; return its position and phase (the stored one unless `of_phase`)."""
     row = _error_row(session_id, entry, str(entry.phase) if of_phase else None, write_id)
-    return _append(connection, sql.ERRORS, row, entry.timestamp)
+    return _append(executor, sql.ERRORS, row, entry.timestamp)
 
 
-def append_log(connection: Connection, session_id: str, line: str, now: datetime, write_id: str) -> None:
+def append_log(executor: Executor, session_id: str, line: str, now: datetime, write_id: str) -> None:
     """Append a log line."""
-    _append(connection, sql.LOGS, _log_row(session_id, None, line, write_id), now)
+    _append(executor, sql.LOGS, _log_row(session_id, None, line, write_id), now)
 
 
-def get(
-    connection: Connection, session_id: str, recent: int | None
-) -> tuple[Record, Sequence[Row[Any]], Sequence[Row[Any]]] | None:
+def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record, Rows, Rows] | None:
     """Read a session's record and the last entries of its histories, up to the counts of that record."""
-    record = get_record(connection, session_id)
-    if record is None:
-        return None
-    found: list[Sequence[Row[Any]]] = []
-    for statement, count in ((sql.select_errors, record.error_count), (sql.select_logs, record.log_count)):
-        after = 0 if recent is None else max(0, count - recent)
-        rows: Sequence[Row[Any]] = ()
-        if after < count:
-            rows = connection.execute(statement, {sql.ID: session_id, sql.AFTER: after, sql.UNTIL: count}).all()
-        if len(rows) != count - after:
-            raise CorruptSessionError(session_id, "its histories have other lengths than its row says")
-        found.append(rows)
-    return record, found[0], found[1]
+    for _ in range(_READS):
+        record = get_record(executor, session_id)
+        if record is None:
+            return None
+        counts = {sql.ERRORS.counter: record.error_count, sql.LOGS.counter: record.log_count}
+        slices = {
+            counter: (0 if recent is None else max(0, count - recent), count) for counter, count in counts.items()
+        }
+        read = _histories_at_once if executor.database.writes_at_once else _histories
+        found = read(executor, record, slices)
+        if found is not None:
+            for rows, (after, until) in zip(found, slices.values(), strict=True):
+                if len(rows) != until - after:
+                    raise CorruptSessionError(session_id, "its histories have other lengths than its row says")
+            return record, *found
+    raise StorageError("the session changes faster than it can be read")
 
 
-def get_record(connection: Connection, session_id: str) -> Record | None:
+def get_record(executor: Executor, session_id: str) -> Record | None:
     """Read a session without its histories."""
-    row = connection.execute(sql.select_session, {sql.ID: session_id}).one_or_none()
+    row = executor.row(sql.select_session, {sql.ID: session_id})
     if row is None:
         return None
-    values = row._mapping  # noqa: SLF001 (public in spite of its name)
-    if values["answers"] is None:
-        raise CorruptSessionError(session_id, "its documents are missing")
+    session_id, phase, created_at, updated_at, version, write_id, question, task_id, errors, logs, *texts = row
+    if texts[0] is None:
+        raise _no_documents(session_id)
     return Record(
-        session_id=values["session_id"],
-        created_at=values["created_at"],
-        updated_at=values["updated_at"],
-        version=values["version"],
-        write_id=values["write_id"],
-        error_count=values["error_count"],
-        log_count=values["log_count"],
+        session_id=session_id,
+        created_at=created_at,
+        updated_at=updated_at,
+        version=version,
+        write_id=write_id,
+        error_count=errors,
+        log_count=logs,
         content=Content(
-            phase=values["phase"],
-            current_question_index=values["current_question_index"],
-            active_task_id=values["active_task_id"],
-            documents={name: values[name] for name in DOCUMENTS},
+            phase=phase,
+            current_question_index=question,
+            active_task_id=task_id,
+            documents=dict(zip(DOCUMENTS, texts, strict=True)),
         ),
     )
 
 
-def get_current_record(connection: Connection, session_id: str, version: int, write_id: str) -> Record:
+def get_current_record(executor: Executor, session_id: str, version: int, write_id: str) -> Record:
     """Read a session's record if it is still the one of that version and write."""
-    record = get_record(connection, session_id)
+    record = get_record(executor, session_id)
     if record is None or (record.version, record.write_id) != (version, write_id):
-        raise _missed(connection, session_id, version)
+        raise _missed(executor, session_id, version, write_id)
     return record
 
 
 def list_errors(
-    connection: Connection, session_id: str, after: int, limit: int, task_id: str | None, phase: str | None
-) -> Sequence[Row[Any]]:
+    executor: Executor, session_id: str, after: int, limit: int, task_id: str | None, phase: str | None
+) -> Rows:
     """Read a slice of the error history, in one statement."""
     statement = sql.list_errors(of_task=task_id is not None, of_phase=phase is not None)
     parameters = {"task_id": task_id, "phase": phase}
-    return _listing(connection, statement, session_id, after, limit, parameters)
+    return _listing(executor, statement, session_id, after, limit, parameters)
 
 
-def list_logs(connection: Connection, session_id: str, after: int, limit: int) -> list[str]:
+def list_logs(executor: Executor, session_id: str, after: int, limit: int) -> list[str]:
     """Read a slice of the logs, in one statement."""
-    rows = _listing(connection, sql.list_logs, session_id, after, limit, {})
-    return [row.message for row in rows]
+    return [message for _, message in _listing(executor, sql.list_logs, session_id, after, limit, {})]
 
 
-def list_ids(connection: Connection, asked: SessionFilter) -> list[str]:
+def list_ids(executor: Executor, asked: SessionFilter) -> list[str]:
     """Read the ids of what matches, oldest first."""
-    return list(connection.execute(sql.list_ids(asked)).scalars())
+    return [session_id for (session_id,) in executor.rows(*sql.list_ids(asked))]
 
 
-def find(connection: Connection, query: Query) -> list[SessionSummary]:
+def find(executor: Executor, query: Query) -> list[SessionSummary]:
     """Read the summaries of a page, and of one session more."""
     return [
         SessionSummary(
-            session_id=row.session_id,
-            phase=row.phase,
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-            version=row.version,
-            error_count=row.error_count,
-            log_count=row.log_count,
-            active_task_id=row.active_task_id,
-            artifacts=frozenset(name for name in ARTIFACTS if getattr(row, name)),
+            session_id=session_id,
+            phase=phase,
+            created_at=created_at,
+            updated_at=updated_at,
+            version=version,
+            error_count=errors,
+            log_count=logs,
+            active_task_id=task_id,
+            artifacts=frozenset(itertools.compress(ARTIFACTS, there)),
         )
-        for row in connection.execute(sql.find(query))
+        for session_id, phase, created_at, updated_at, version, errors, logs, task_id, *there in executor.rows(
+            *sql.find(query)
+        )
     ]
 
 
-def _update_counters(connection: Connection, statement: Update, parameters: Mapping[str, Any]) -> Row[Any] | None:
-    """Run an update of one session's row; return its counters afterwards, None if no row was hit."""
-    if connection.dialect.update_returning:
-        return connection.execute(sql.returning_counters(statement), parameters).one_or_none()
-    if not connection.execute(statement, parameters).rowcount:
+def _histories(executor: Executor, record: Record, slices: Mapping[str, tuple[int, int]]) -> tuple[Rows, Rows]:
+    errors, logs = (
+        executor.rows(statement, {sql.ID: record.session_id, sql.AFTER: after, sql.UNTIL: until})
+        if after < until
+        else ()
+        for statement, (after, until) in zip((sql.select_errors, sql.select_logs), slices.values(), strict=True)
+    )
+    return errors, logs
+
+
+def _histories_at_once(
+    executor: Executor, record: Record, slices: Mapping[str, tuple[int, int]]
+) -> tuple[Rows, Rows] | None:
+    """Read both slices in one statement; None if the session is not the record's any more.
+
+    Entries never change, so the slices are as good as of the record's moment, unless the session was deleted since
+    and made anew. That changes its write id; so does an update, and it is read again then, too.
+    """
+    if all(after == until for after, until in slices.values()):
+        return (), ()
+    rows = executor.rows(at_once.histories, at_once.of_slices(record.session_id, slices))
+    found: dict[int, list[Sequence[Any]]] = {at_once.OF_ERROR: [], at_once.OF_LOG: [], at_once.OF_ROW: []}
+    for row in rows:
+        found[row[0]].append(row[1:])
+    if [(version, write_id) for version, _, _, write_id, _ in found[at_once.OF_ROW]] != [
+        (record.version, record.write_id)
+    ]:
         return None
-    return connection.execute(sql.select_counters, {sql.ID: parameters[sql.ID]}).one()
+    for history in found.values():
+        history.sort(key=operator.itemgetter(0))
+    return found[at_once.OF_ERROR], [(position, message) for position, _, _, message, _ in found[at_once.OF_LOG]]
 
 
-def _append(connection: Connection, history: sql.History, row: dict[str, Any], now: datetime) -> tuple[int, Any]:
+def _update_counters(executor: Executor, statement: Update, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Run an update of one session's row; return its counters afterwards, None if no row was hit."""
+    if executor.connection.dialect.update_returning:
+        return executor.row(sql.returning_counters(statement), parameters)
+    if not executor.write(statement, [parameters]):
+        return None
+    return executor.row(sql.select_counters, {sql.ID: parameters[sql.ID]})
+
+
+def _updated(write: Write, counters: Sequence[Any]) -> Record:
+    errors, logs, updated_at, _ = counters
+    return dataclasses.replace(
+        codec.first_record(write),
+        version=write.version + 1,
+        updated_at=updated_at,
+        error_count=errors,
+        log_count=logs,
+    )
+
+
+def _append(executor: Executor, history: sql.History, row: dict[str, Any], now: datetime) -> tuple[int, Any]:
     """Count one more entry of a history and insert it there; return its position, and its phase if it has one.
 
     The row of the session is locked by the count until the end of the transaction, so positions are gapless and in
     the order of commits.
     """
-    database = database_of(connection.dialect)
-    database.batches(connection, [row])
-    counting = {sql.ID: row["session_id"], sql.NOW: now}
-    if database.writable_cte:
-        entry = {sql.ENTRY + name: value for name, value in row.items()}
-        placed = connection.execute(history.append, {**entry, **counting}).one_or_none()
+    session_id = row["session_id"]
+    executor.database.batches(executor.connection, [row])
+    counting = {sql.ID: session_id, sql.NOW: now}
+    if executor.database.writes_at_once:
+        placed = executor.row(at_once.append(history), {**at_once.of_entry(history, row), **counting})
         if placed is None:
-            raise SessionNotFoundError(row["session_id"])
-        return placed.position, getattr(placed, "phase", None)
-    counted = _update_counters(connection, history.counting, counting)
-    if counted is None:
-        raise SessionNotFoundError(row["session_id"])
-    row["position"] = getattr(counted, history.counter)
+            raise SessionNotFoundError(session_id)
+        position, *phase = placed
+        return position, phase[0] if phase else None
+    counters = _update_counters(executor, history.counting, counting)
+    if counters is None:
+        raise SessionNotFoundError(session_id)
+    errors, logs, _, phase = counters
+    row["position"] = errors if history is sql.ERRORS else logs
     if "phase" in row and row["phase"] is None:
-        row["phase"] = counted.phase
-    connection.execute(history.insert, row)
+        row["phase"] = phase
+    executor.write(history.insert, [row])
     return row["position"], row.get("phase")
 
 
-def _store(connection: Connection, statement: Insert | Update, rows: list[dict[str, Any]]) -> int:
+def _store(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:
     """Run a statement that holds texts of any length, in parts that this database takes; return the rows it hit."""
-    hit = 0
-    for batch in database_of(connection.dialect).batches(connection, rows):
-        hit += connection.execute(statement, batch if len(batch) > 1 else batch[0]).rowcount
-    return hit
+    return sum(executor.write(statement, batch) for batch in executor.database.batches(executor.connection, rows))
 
 
-def _missed(connection: Connection, session_id: str, version: int) -> SessionNotFoundError | StaleSessionError:
-    stored = connection.execute(sql.select_version, {sql.ID: session_id}).scalar_one_or_none()
+def _missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
+    """Return why a guarded update has hit nothing."""
+    stored = executor.row(sql.select_version, {sql.ID: session_id})
     if stored is None:
         return SessionNotFoundError(session_id)
-    return StaleSessionError(session_id, version, stored)
+    if tuple(stored) == (version, write_id):  # it is the version, so it was the documents
+        return _no_documents(session_id)
+    return StaleSessionError(session_id, version, stored[0])
+
+
+def _no_documents(session_id: str) -> CorruptSessionError:
+    return CorruptSessionError(session_id, "its documents are missing")
 
 
 def _listing(
-    connection: Connection, statement: Any, session_id: str, after: int, limit: int, parameters: Mapping[str, Any]
-) -> Sequence[Row[Any]]:
-    rows = connection.execute(statement, {sql.ID: session_id, sql.AFTER: after, sql.LIMIT: limit, **parameters}).all()
+    executor: Executor, statement: Any, session_id: str, after: int, limit: int, parameters: Mapping[str, Any]
+) -> Rows:
+    rows = executor.rows(statement, {sql.ID: session_id, sql.AFTER: after, sql.LIMIT: limit, **parameters})
     if not rows:
         raise SessionNotFoundError(session_id)
-    return rows if rows[0].position is not None else ()
+    return rows if rows[0][0] is not None else ()
 
 
 def _hot(write: Write) -> dict[str, Any]:
@@ -265,15 +322,31 @@ def _hot(write: Write) -> dict[str, Any]:
     }
 
 
-def _insert_entries(connection: Connection, write: Write, record: Record) -> None:
-    if write.errors:
-        placed = codec.place(write.errors, record.error_count)
-        rows = [_error_row(write.session_id, entry, entry["phase"], write.write_id) for entry in placed]
-        _store(connection, sql.ERRORS.insert, rows)
-    if write.logs:
-        first = record.log_count - len(write.logs) + 1
-        rows = [_log_row(write.session_id, at, line, write.write_id) for at, line in enumerate(write.logs, first)]
-        _store(connection, sql.LOGS.insert, rows)
+def _all_at_once(
+    executor: Executor, write: Write, entries: Mapping[sql.History, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the parameters of a write's documents and new entries."""
+    executor.database.batches(executor.connection, [dict(write.documents), *itertools.chain(*entries.values())])
+    parameters = at_once.of_documents(write.documents)
+    for history, rows in entries.items():
+        parameters |= at_once.of_entries(history, rows)
+    return parameters
+
+
+def _insert(executor: Executor, entries: Mapping[sql.History, list[dict[str, Any]]]) -> None:
+    for history, rows in entries.items():
+        if rows:
+            _store(executor, history.insert, rows)
+
+
+def _entry_rows(write: Write, record: Record) -> dict[sql.History, list[dict[str, Any]]]:
+    """Return the rows of a write's new entries, in the last positions of the record's histories."""
+    placed = codec.place(write.errors, record.error_count)
+    first = record.log_count - len(write.logs) + 1
+    return {
+        sql.ERRORS: [_error_row(write.session_id, entry, entry["phase"], write.write_id) for entry in placed],
+        sql.LOGS: [_log_row(write.session_id, at, line, write.write_id) for at, line in enumerate(write.logs, first)],
+    }
 
 
 def _error_row(session_id: str, entry: ErrorEntry, phase: str | None, write_id: str) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class Database(ABC):
     """Whether a migration that fails leaves nothing behind."""
     migration_settings: ClassVar[tuple[str, ...]] = ()
     """Statements that begin the transaction of a migration."""
-    writable_cte: ClassVar[bool] = False
-    """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement."""
+    writes_at_once: ClassVar[bool] = False
+    """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement: then a write needs no transaction."""
     unknown_commits: ClassVar[bool] = True
     """Whether a COMMIT that fails may have been done."""
     transient: ClassVar[frozenset[Any]] = frozenset()
@@ -49,8 +49,19 @@ class Database(ABC):
         """Listen to the events of an engine of ours."""
 
     @abstractmethod
-    def begin(self, connection: Connection, *, write: bool) -> None:
-        """Begin a transaction that is one, whoever made the engine: a read shows one moment."""
+    def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
+        """Begin a transaction that is one, whoever made the engine: a read shows one moment.
+
+        :param at_once: the unit of work needs none where `writes_at_once`.
+        :returns: whether there is one; otherwise each statement commits itself.
+        """
+
+    @abstractmethod
+    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
+        """Do what `begin` does on the driver's connection, which is of an engine of ours."""
+
+    def end_on_driver(self, connection: Connection, driver: Any) -> None:  # noqa: B027 (not all need it)
+        """Leave the driver's connection as `begin_on_driver` found it, apart from a transaction."""
 
     @abstractmethod
     def batches(self, connection: Connection, rows: Rows) -> list[Rows]:

@@ -68,12 +68,18 @@ class MariaDB(Database):
             cursor.execute(_SESSION)
             cursor.close()
 
-    def begin(self, connection: Connection, *, write: bool) -> None:
+    def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
         if not is_ours(connection):  # a host's may commit each statement, or read another moment with each
             connection.execution_options(isolation_level="REPEATABLE READ")
         if connection.dialect not in _packets:
             _packets[connection.dialect] = _look_at_server(connection)
         connection.begin()
+        return True
+
+    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
+        if connection.dialect not in _packets:
+            _packets[connection.dialect] = _look_at_server(connection)
+        return True  # the server begins at the first statement
 
     def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
         limit = _packets[connection.dialect]

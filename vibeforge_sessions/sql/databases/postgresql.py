@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, Dialect, text
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
@@ -20,7 +21,7 @@ from vibeforge_sessions.sql.databases.base import (
 )
 
 _LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key of the migration lock, the same in every release
-_FIELD: Final = 2**30 - 1
+_MESSAGE: Final = 2**30 - 2**16  # a statement with its parameters; a field is not larger either
 _MAY_MIGRATE: Final = f"SELECT pg_try_advisory_xact_lock({_LOCK})"
 """Without parameters: one that has some leaves a portal open, and CREATE INDEX CONCURRENTLY waits for its snapshot."""
 _HOLDER: Final = text(
@@ -32,15 +33,18 @@ _HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
+_default_levels: Final[weakref.WeakKeyDictionary[Dialect, str]] = weakref.WeakKeyDictionary()
+"""The server's default isolation level by the dialect of each engine that was found to be usable."""
 
 
 class PostgreSQL(Database):
-    """Writes under READ COMMITTED, reads of several statements under REPEATABLE READ.
+    """One statement for each write, in AUTOCOMMIT: one round trip, neither BEGIN nor COMMIT.
 
-    Each of our writes begins with an UPDATE (or INSERT) of one row that says in its WHERE what must still be true,
-    and PostgreSQL looks at that again after it has waited for another's lock: READ COMMITTED is all it takes, and
-    no write is refused as "could not serialize". A session is read in up to three statements, which show one moment
-    under REPEATABLE READ. Whatever a host's engine has by default, both are asked for.
+    A statement's snapshot is one moment under READ COMMITTED, and ours begin with an UPDATE (or INSERT) of one row
+    that says in its WHERE what must still be true; PostgreSQL looks at that again after it has waited for another's
+    lock, so that no write is refused as "could not serialize". A session is read in two statements, of which the
+    second tells whether it belongs to the first. Whatever a host's engine has by default, this is asked for; where
+    the server's own default is another level, each call is a transaction that asks for its level.
     """
 
     names = ("postgresql",)
@@ -48,7 +52,7 @@ class PostgreSQL(Database):
     async_drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+asyncpg": "postgresql-asyncpg"}
     # an ALTER TABLE that waits for somebody's long transaction lets nobody else near the table meanwhile
     migration_settings = ("SET LOCAL lock_timeout = '10s'",)
-    writable_cte = True
+    writes_at_once = True
     transient = frozenset({"40001", "40P01"})
     duplicate = frozenset({"23505"})
     wrong_schema = frozenset({"42P01", "42703", "3F000"})
@@ -68,22 +72,31 @@ class PostgreSQL(Database):
             }
         return options
 
-    def begin(self, connection: Connection, *, write: bool) -> None:
-        # an attribute of the driver's connection, which goes along with BEGIN: no round trip
+    def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
+        if at_once and _default_level(connection) == "read committed":
+            connection.execution_options(isolation_level="AUTOCOMMIT")  # an attribute of the driver's connection
+            return False
+        # another one, which goes along with BEGIN: neither is a round trip
         connection.execution_options(isolation_level="READ COMMITTED" if write else "REPEATABLE READ")
-        info: Any = getattr(connection.connection.driver_connection, "info", None)  # libpq's; told at connect
-        encoding = info.parameter_status("server_encoding") if info else "UTF8"
-        if encoding != "UTF8":
-            raise StorageError(
-                f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
-            )
         connection.begin()
+        return True
+
+    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
+        if at_once and _default_level(connection) == "read committed":
+            connection.dialect.set_isolation_level(driver, "AUTOCOMMIT")
+            return False
+        if not write:
+            connection.dialect.set_isolation_level(driver, "REPEATABLE READ")
+        return True
+
+    def end_on_driver(self, connection: Connection, driver: Any) -> None:
+        driver.rollback()  # no round trip where there is nothing to roll back
+        connection.dialect.reset_isolation_level(driver)
 
     def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
-        for row in rows:
-            for value in row.values():
-                if isinstance(value, str) and len(value) > _FIELD // 4:
-                    refuse_payload(len(value.encode()), _FIELD, "the largest field")
+        texts = [value for row in rows for value in row.values() if isinstance(value, str)]
+        if sum(map(len, texts)) > _MESSAGE // 4:  # a character takes four bytes at the most
+            refuse_payload(sum(len(value.encode()) for value in texts), _MESSAGE, "the largest message")
         return [rows]
 
     @contextmanager
@@ -118,6 +131,22 @@ class PostgreSQL(Database):
                 raise lock_error(timeout, _holder(connection))
             time.sleep(0.1)
         yield
+
+
+def _default_level(connection: Connection) -> str:
+    """Return the isolation level of statements outside a transaction; refuse a database that cannot keep our texts."""
+    try:
+        return _default_levels[connection.dialect]
+    except KeyError:
+        level, encoding = connection.exec_driver_sql(
+            "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
+        ).one()
+        connection.rollback()
+        if encoding != "UTF8":
+            raise StorageError(
+                f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
+            ) from None
+        return _default_levels.setdefault(connection.dialect, level)
 
 
 def _holder(connection: Connection) -> str:

@@ -68,12 +68,17 @@ class SQLite(Database):
             write = connection.get_execution_options().get(_WRITE, False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
-    def begin(self, connection: Connection, *, write: bool) -> None:
+    def begin(self, connection: Connection, *, write: bool, at_once: bool = False) -> bool:
         _check_host(connection)
         connection.execution_options(**{_WRITE: write})
         connection.begin()
         if not _driver(connection).in_transaction:  # a host's engine, whose driver would begin at the first INSERT only
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        return True
+
+    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
+        driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        return True
 
     def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
         limit = _driver(connection).getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
