@@ -18,7 +18,6 @@ from sqlalchemy import (
     Select,
     Table,
     Update,
-    and_,
     bindparam,
     case,
     delete,
@@ -26,6 +25,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     update,
 )
 
@@ -147,16 +147,22 @@ select_logs: Final = _slice_of(logs, "position", "message")
 
 
 def _listing(table: Table, *names: str) -> Any:
-    """One statement that tells an unknown session (no row) from an empty slice (one row of NULLs)."""
+    """One statement that tells an unknown session (no row) from an empty slice (one row of NULLs).
+
+    The slice is cut before it is joined: a database that joins first sorts all that comes after it. The join has no
+    order of its own.
+    """
 
     def listing(*conditions: ColumnElement[bool]) -> Select[Any]:
-        entries = and_(table.c.session_id == sessions.c.session_id, table.c.position > bindparam(AFTER), *conditions)
-        return (
+        entries = (
             select(*(table.c[name] for name in names))
-            .select_from(sessions.outerjoin(table, entries))
-            .where(_this)
+            .where(table.c.session_id == bindparam(ID), table.c.position > bindparam(AFTER), *conditions)
             .order_by(table.c.position)
             .limit(bindparam(LIMIT, type_=Integer()))
+            .subquery()
+        )
+        return (
+            select(*(entries.c[name] for name in names)).select_from(sessions.outerjoin(entries, true())).where(_this)
         )
 
     return listing

@@ -310,7 +310,7 @@ def _listing(
     rows = executor.rows(statement, {sql.ID: session_id, sql.AFTER: after, sql.LIMIT: limit, **parameters})
     if not rows:
         raise SessionNotFoundError(session_id)
-    return rows if rows[0][0] is not None else ()
+    return sorted(rows, key=operator.itemgetter(0)) if rows[0][0] is not None else ()
 
 
 def _hot(write: Write) -> dict[str, Any]:

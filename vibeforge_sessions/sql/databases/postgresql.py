@@ -90,7 +90,8 @@ class PostgreSQL(Database):
         return True
 
     def end_on_driver(self, connection: Connection, driver: Any) -> None:
-        driver.rollback()  # no round trip where there is nothing to roll back
+        if not driver.autocommit:
+            driver.rollback()  # a level cannot be set within a transaction
         connection.dialect.reset_isolation_level(driver)
 
     def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
