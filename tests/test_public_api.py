@@ -186,7 +186,7 @@ def rooms_used(room: str) -> set[str]:
     return used
 
 
-ABOVE_THE_MODEL = {"codec", "query", "repository", "memory", "sql", "settings", "compat", "cli", "testing"}
+ABOVE_THE_MODEL = {"codec", "changes", "query", "repository", "memory", "sql", "settings", "compat", "cli", "testing"}
 
 
 def test_the_lowest_rooms_import_nothing_of_ours() -> None:
@@ -200,6 +200,7 @@ def test_the_lowest_rooms_import_nothing_of_ours() -> None:
         ("history", ABOVE_THE_MODEL | {"model"}),
         ("model", ABOVE_THE_MODEL),
         ("codec", ABOVE_THE_MODEL - {"codec"}),
+        ("changes", ABOVE_THE_MODEL - {"codec", "changes"}),
         ("query", ABOVE_THE_MODEL - {"codec", "query"}),
         ("repository", ABOVE_THE_MODEL - {"codec", "query", "repository"}),
         ("memory", {"sql", "settings", "compat", "cli", "testing"}),

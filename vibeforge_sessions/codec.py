@@ -1,14 +1,10 @@
-"""Sessions as repositories keep them: plain texts and numbers, and the change between two states.
-
-Everything that can be refused is refused here, before anything is written, so that every implementation
-refuses the same. The JSON rules themselves stand in `values`.
-"""
+"""Sessions as repositories keep them, plain texts and numbers, and back. The JSON rules stand in `values`."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -18,7 +14,7 @@ from pydantic import ValidationError
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import STORED, Baseline, Content, Session, phases_of, raise_invalid
+from vibeforge_sessions.model import STORED, Baseline, Content, Session, phases_of
 
 S = TypeVar("S", bound=Session)
 
@@ -50,40 +46,6 @@ class Record:
     content: Content
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Write:
-    """A session's change, checked, encoded and ready to be stored in one transaction."""
-
-    session_id: str
-    created_at: datetime
-    updated_at: datetime
-    """The row keeps its own where that is later."""
-    content: Content
-    documents: Mapping[str, str | None]
-    """The documents that differ from what is stored; all of them for a new session."""
-    errors: tuple[ErrorEntry, ...]
-    logs: tuple[str, ...]
-    version: int = 0
-    """The version this change was made from; 0 for a new session."""
-    replaces: str = ""
-    """The write id that must still be stored."""
-    fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
-    """Of an update: what the document fields hold, so that the next one need not encode what stays the same."""
-    write_id: str = dataclasses.field(default_factory=values.new_write_id)
-
-
-def new_session(session: Session | None, session_id: str | None, session_type: type[Session]) -> Session:
-    """Return the session that `create_session` is to store: the given one, or a fresh one."""
-    if session is not None:
-        if session_id is not None:
-            raise InvalidSessionError("give a session or the id of a fresh one, not both", "session_id")
-        return check_session(session, session_type)
-    try:
-        return session_type() if session_id is None else session_type(session_id=values.check_session_id(session_id))
-    except ValidationError as error:  # a subclass with a field that has no default
-        raise_invalid(error)
-
-
 def check_session_type(session_type: type[Session]) -> type[Session]:
     """Return the class if a repository can store it.
 
@@ -95,142 +57,6 @@ def check_session_type(session_type: type[Session]) -> type[Session]:
     if STORED in session_type.model_fields:
         raise InvalidSessionError("is a name that to_dict needs itself", STORED)
     return session_type
-
-
-def check_session(session: object, session_type: type[Session]) -> Session:
-    """Return the session if it is of the very class that the repository stores, and its id keeps the rule."""
-    if not isinstance(session, Session) or type(session) is not session_type:
-        raise InvalidSessionError(
-            f"this repository stores {session_type.__name__}, not {type(session).__name__}: see its session_type"
-        )
-    values.check_session_id(session.session_id)
-    values.check_integer(session.version, "version", least=0)
-    return session
-
-
-def plan_create(session: Session) -> Write:
-    """Return what stores `session` as a new one, whole.
-
-    :raises InvalidSessionError: it holds what cannot be kept, or lacks entries that it was read without.
-    """
-    if session.omitted_errors or session.omitted_logs:
-        raise InvalidSessionError("was read without its older entries: read it whole to store it anew", "error_history")
-    content = encode_content(session)
-    return Write(
-        session_id=session.session_id,
-        created_at=_time(session.created_at, "created_at"),
-        updated_at=_time(session.updated_at, "updated_at"),
-        content=content,
-        documents=content.documents,
-        errors=_clean_errors(session, _list(session, "error_history"), 0),
-        logs=_clean_logs(_list(session, "logs")),
-    )
-
-
-def first_record(write: Write) -> Record:
-    """Return what a new session's write leaves behind, before its histories."""
-    return Record(
-        session_id=write.session_id,
-        created_at=write.created_at,
-        updated_at=write.updated_at,
-        version=1,
-        write_id=write.write_id,
-        error_count=0,
-        log_count=0,
-        content=write.content,
-    )
-
-
-def plan_update(session: Session) -> Write | None:
-    """Return what stores the changes of `session`; None where there are none.
-
-    The session's baseline must hold its stored content (see `needs_content`).
-
-    :raises InvalidSessionError: it holds what cannot be kept, or an entry that was stored already is changed.
-    """
-    baseline = baseline_of(session)
-    if baseline.content is None:
-        raise AssertionError("the caller has to read the stored content first")
-    if _time(session.created_at, "created_at") != baseline.created_at:
-        raise InvalidSessionError("of a stored session cannot be changed", "created_at")
-    # a fingerprint costs an eighth of the text that it saves; a session that was just read has none yet
-    fingerprints = {name: values.fingerprint(_document_value(session, name)) for name in DOCUMENTS}
-    same = {
-        name: baseline.content.documents[name]
-        for name, fingerprint in fingerprints.items()
-        if fingerprint is not None and fingerprint == baseline.fingerprints.get(name)
-    }
-    content = encode_content(session, same)
-    errors = _clean_errors(session, _added(session, "error_history", baseline.errors), len(baseline.errors or ()))
-    logs = _clean_logs(_added(session, "logs", baseline.logs))
-    updated_at = _time(session.updated_at, "updated_at")
-    if content == baseline.content and not errors and not logs and updated_at == baseline.updated_at:
-        return None
-    stored = baseline.content.documents
-    return Write(
-        session_id=session.session_id,
-        created_at=baseline.created_at,
-        updated_at=max(updated_at, values.utc_now()),
-        content=content,
-        documents={name: text for name, text in content.documents.items() if text != stored[name]},
-        errors=errors,
-        logs=logs,
-        version=session.version,
-        replaces=baseline.write_id,
-        fingerprints=fingerprints,
-    )
-
-
-def needs_content(session: Session) -> bool:
-    """Tell whether the session travelled as JSON, so that its stored content must be read before an update."""
-    return baseline_of(session).content is None
-
-
-def adopt_content(session: Session, content: Content) -> None:
-    """Give the session back what was stored at its version."""
-    session._baseline = dataclasses.replace(baseline_of(session), content=content)  # noqa: SLF001 (a repository's)
-
-
-def baseline_of(session: Session) -> Baseline:
-    """Return what the session knows of its stored self.
-
-    :raises InvalidSessionError: it has a version but not that; nobody could tell which of its entries are new.
-    """
-    baseline: Baseline | None = session._baseline  # noqa: SLF001 (a repository's)
-    if baseline is None or not session.version:
-        raise InvalidSessionError("has a version, but was not read from a repository or by from_dict", "version")
-    return baseline
-
-
-def mark_stored(session: Session, write: Write, stored: Record) -> None:
-    """Tell the caller's session what has been stored: its version, its time, and the positions of its entries.
-
-    Its lists stay as they are, apart from the new entries' positions and from what storing made storable.
-    """
-    old: Baseline | None = session._baseline if write.version else None  # noqa: SLF001 (a repository's)
-    errors = (old.errors or () if old else ()) + place(write.errors, stored.error_count)
-    logs = (old.logs or () if old else ()) + write.logs
-    session.error_history[: len(errors)] = errors
-    session.logs[: len(logs)] = logs
-    session.version = stored.version
-    session.updated_at = stored.updated_at
-    session._baseline = Baseline(  # noqa: SLF001 (a repository's)
-        write_id=stored.write_id,
-        created_at=stored.created_at,
-        updated_at=stored.updated_at,
-        errors=errors,
-        logs=logs,
-        omitted_errors=old.omitted_errors if old else 0,
-        omitted_logs=old.omitted_logs if old else 0,
-        content=stored.content,
-        fingerprints=write.fingerprints,
-    )
-
-
-def place(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:
-    """Return the entries with the last positions of a history that is `count` long."""
-    errors = tuple(errors)
-    return tuple(entry.at(position) for position, entry in enumerate(errors, count - len(errors) + 1))
 
 
 def encode_content(session: Session, same: Mapping[str, str | None] | None = None) -> Content:
@@ -304,11 +130,11 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
     return session
 
 
-def _document_value(session: Session, name: str) -> object:
-    """Return what a document is made of."""
-    if name == "extension":
-        return [getattr(session, field) for field in _extra_fields(type(session))]
-    return getattr(session, name)
+def fingerprints_of(session: Session) -> dict[str, bytes | None]:
+    """Return the fingerprint of what each document is made of (see `values.fingerprint`)."""
+    parts = {name: getattr(session, name) for name in DOCUMENTS if name != "extension"}
+    parts["extension"] = [getattr(session, name) for name in _extra_fields(type(session))]
+    return {name: values.fingerprint(part) for name, part in parts.items()}
 
 
 def _encode_document(session: Session, name: str) -> str | None:
@@ -340,41 +166,3 @@ def _encode_extension(session: Session) -> str | None:
 @functools.cache
 def _extra_fields(session_type: type[Session]) -> tuple[str, ...]:
     return tuple(name for name in session_type.model_fields if name not in Session.model_fields)
-
-
-def _time(value: object, path: str) -> datetime:
-    try:
-        if isinstance(value, datetime):
-            return values.check_time(value)
-        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}")
-    except InvalidSessionError as error:
-        raise InvalidSessionError(error.reason, path) from None
-
-
-def _list(session: Session, name: str) -> list[Any]:
-    value = getattr(session, name)
-    if not isinstance(value, list):
-        raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-    return value
-
-
-def _added(session: Session, name: str, stored: tuple[Any, ...] | None) -> list[Any]:
-    entries = _list(session, name)
-    # comparing lists is quick: entries that are the same objects are not looked into
-    if stored is None or entries[: len(stored)] != list(stored):
-        raise InvalidSessionError("entries that are stored already cannot be changed or removed", name)
-    return entries[len(stored) :]
-
-
-def _clean_errors(session: Session, entries: Iterable[Any], start: int) -> tuple[ErrorEntry, ...]:
-    cleaned = []
-    for index, entry in enumerate(entries, start):
-        try:
-            cleaned.append(ErrorEntry.of(entry, phases_of(type(session))))
-        except InvalidSessionError as error:
-            raise InvalidSessionError(error.reason, f"error_history[{index}]") from None
-    return tuple(cleaned)
-
-
-def _clean_logs(lines: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(values.storable_text(line) for line in lines)

@@ -6,8 +6,9 @@ import dataclasses
 import threading
 from datetime import datetime
 
-from vibeforge_sessions import codec, values
-from vibeforge_sessions.codec import Record, Write
+from vibeforge_sessions import changes, codec, values
+from vibeforge_sessions.changes import Write
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import (
     SessionExistsError,
     SessionNotFoundError,
@@ -50,16 +51,16 @@ class InMemorySessionRepository(SessionRepository):
         self._lock = threading.Lock()
 
     def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
-        session = codec.new_session(session, session_id, self._session_type)
-        write = codec.plan_create(session)
+        session = changes.new_session(session, session_id, self._session_type)
+        write = changes.plan_create(session)
         with self._lock:
             if write.session_id in self._sessions:
                 raise SessionExistsError(write.session_id)
-            stored = _Stored(codec.first_record(write), [], [])
+            stored = _Stored(changes.first_record(write), [], [])
             _append(stored, write)
             self._sessions[write.session_id] = stored
             record = stored.record
-        codec.mark_stored(session, write, record)
+        changes.mark_stored(session, write, record)
         return codec.decode_session(self._session_type, record, session.error_history, session.logs)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
@@ -74,14 +75,14 @@ class InMemorySessionRepository(SessionRepository):
         return codec.decode_session(self._session_type, record, errors, logs)
 
     def update_session(self, session: Session) -> None:
-        codec.check_session(session, self._session_type)
+        changes.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        if codec.needs_content(session):
+        if changes.needs_content(session):
             with self._lock:
-                codec.adopt_content(session, self._current(session).record.content)
-        write = codec.plan_update(session)
+                changes.adopt_content(session, self._current(session).record.content)
+        write = changes.plan_update(session)
         if write is None:
             return
         with self._lock:
@@ -95,7 +96,7 @@ class InMemorySessionRepository(SessionRepository):
             )
             _append(stored, write)
             record = stored.record
-        codec.mark_stored(session, write, record)
+        changes.mark_stored(session, write, record)
 
     def delete_session(self, session_id: str) -> bool:
         session_id = values.check_session_id(session_id)
@@ -174,7 +175,7 @@ class InMemorySessionRepository(SessionRepository):
     def _current(self, session: Session) -> _Stored:
         """Return what is stored, if it is still what the session was read from."""
         stored = self._get(session.session_id)
-        if (stored.record.version, stored.record.write_id) != (session.version, codec.baseline_of(session).write_id):
+        if (stored.record.version, stored.record.write_id) != (session.version, changes.baseline_of(session).write_id):
             raise StaleSessionError(session.session_id, session.version, stored.record.version)
         return stored
 
@@ -200,7 +201,7 @@ def _append(stored: _Stored, write: Write) -> None:
         error_count=record.error_count + len(write.errors),
         log_count=record.log_count + len(write.logs),
     )
-    stored.errors.extend(codec.place(write.errors, stored.record.error_count))
+    stored.errors.extend(changes.place(write.errors, stored.record.error_count))
     stored.logs.extend(write.logs)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from vibeforge_sessions import codec, values
+from vibeforge_sessions import changes, codec, values
 from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
 from vibeforge_sessions.history import log_line
 from vibeforge_sessions.model import ErrorEntry, Session, phases_of
@@ -23,7 +23,7 @@ from vibeforge_sessions.query import (
 )
 from vibeforge_sessions.repository import SessionRepository, pause_after
 from vibeforge_sessions.sql import migrate as migrations
-from vibeforge_sessions.sql import units
+from vibeforge_sessions.sql import reads, writes
 from vibeforge_sessions.sql.engine import create_engine
 from vibeforge_sessions.sql.execution import Executor
 from vibeforge_sessions.sql.transaction import is_transient, is_wrong_schema, make_ready_for_threads, run_in_transaction
@@ -69,39 +69,39 @@ class SQLAlchemySessionRepository(SessionRepository):
             self._engine.dispose()
 
     def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
-        session = codec.new_session(session, session_id, self._session_type)
-        write = codec.plan_create(session)
-        record = self._write(units.create, write)
-        codec.mark_stored(session, write, record)
+        session = changes.new_session(session, session_id, self._session_type)
+        write = changes.plan_create(session)
+        record = self._write(writes.create, write)
+        changes.mark_stored(session, write, record)
         return codec.decode_session(self._session_type, record, session.error_history, session.logs)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
         session_id, recent = values.check_session_id(session_id), check_recent(recent)
-        found = self._read(units.get, session_id, recent)
+        found = self._read(reads.get, session_id, recent)
         if found is None:
             return None
         record, errors, logs = found
         return codec.decode_session(self._session_type, record, self._entries(errors), [message for _, message in logs])
 
     def update_session(self, session: Session) -> None:
-        codec.check_session(session, self._session_type)
+        changes.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        if codec.needs_content(session):
-            write_id = codec.baseline_of(session).write_id
-            record = self._read(units.get_current_record, session.session_id, session.version, write_id)
-            codec.adopt_content(session, record.content)
-        write = codec.plan_update(session)
+        if changes.needs_content(session):
+            write_id = changes.baseline_of(session).write_id
+            record = self._read(reads.get_current_record, session.session_id, session.version, write_id)
+            changes.adopt_content(session, record.content)
+        write = changes.plan_update(session)
         if write is not None:
-            codec.mark_stored(session, write, self._write(units.update, write))
+            changes.mark_stored(session, write, self._write(writes.update, write))
 
     def delete_session(self, session_id: str) -> bool:
-        return self._write(units.delete, values.check_session_id(session_id))
+        return self._write(writes.delete, values.check_session_id(session_id))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         query = Query.of(filter, "created_at", 1, None)
-        return self._read(units.list_ids, query.filter)
+        return self._read(reads.list_ids, query.filter)
 
     def find_sessions(
         self,
@@ -112,7 +112,7 @@ class SQLAlchemySessionRepository(SessionRepository):
         cursor: str | None = None,
     ) -> SessionPage:
         query = Query.of(filter, order, limit, cursor)
-        return query.page(self._read(units.find, query))
+        return query.page(self._read(reads.find, query))
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         session_id = values.check_session_id(session_id)
@@ -123,13 +123,13 @@ class SQLAlchemySessionRepository(SessionRepository):
             phase="" if phase is None else values.storable_phase(phase),
         )
         position, text = self._write(
-            units.append_error, session_id, entry, values.new_write_id(), of_phase=phase is not None
+            writes.append_error, session_id, entry, values.new_write_id(), of_phase=phase is not None
         )
         return ErrorEntry(entry.timestamp, entry.task_id, entry.error_message, self._phases.get(text, text), position)
 
     def append_log(self, session_id: str, message: str) -> str:
         session_id, line = values.check_session_id(session_id), log_line(message)
-        self._write(units.append_log, session_id, line, values.utc_now(), values.new_write_id())
+        self._write(writes.append_log, session_id, line, values.utc_now(), values.new_write_id())
         return line
 
     def list_errors(
@@ -145,12 +145,12 @@ class SQLAlchemySessionRepository(SessionRepository):
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
         task_id = None if task_id is None else values.storable_task_id(task_id)
         phase = None if phase is None else values.storable_phase(phase)
-        return self._entries(self._read(units.list_errors, session_id, after, limit, task_id, phase))
+        return self._entries(self._read(reads.list_errors, session_id, after, limit, task_id, phase))
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         session_id = values.check_session_id(session_id)
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
-        return self._read(units.list_logs, session_id, after, limit)
+        return self._read(reads.list_logs, session_id, after, limit)
 
     def _entries(self, rows: Iterable[Sequence[Any]]) -> list[ErrorEntry]:
         known = self._phases
@@ -161,7 +161,7 @@ class SQLAlchemySessionRepository(SessionRepository):
 
     def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         # a statement that deletes from the histories has to begin after the one that has locked the session's row
-        at_once = unit is not units.delete
+        at_once = unit is not writes.delete
         for attempt in itertools.count(1):
             try:
                 return self._run(unit, args, kwargs, write=True, at_once=at_once, first=attempt == 1)
@@ -197,7 +197,7 @@ class SQLAlchemySessionRepository(SessionRepository):
         except SessionRepositoryError:
             raise
         except (TypeError, ValueError):  # from a column's type: somebody has changed a row by hand
-            ids = (arg.session_id if isinstance(arg, codec.Write) else arg for arg in args)
+            ids = (arg.session_id if isinstance(arg, changes.Write) else arg for arg in args)
             session_id = next((arg for arg in ids if isinstance(arg, str)), None)
             # not chained: these errors show what stands in the column
             raise CorruptSessionError(session_id, "a value is not of its column's type") from None

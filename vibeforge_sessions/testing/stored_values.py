@@ -218,3 +218,41 @@ class StoredValueTests:
         session = Session(session_id=SESSION_ID, current_question_index=2**63 - 1)
         repository.create_session(session)
         assert stored(repository).current_question_index == 2**63 - 1
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            (1, True),
+            (1, 1.0),
+            (0.0, -0.0),
+            ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+            ({"a": [1, {"b": None}]}, {"a": [1, {"b": False}]}),
+            ([], {}),
+            ("", None),
+            (2**70, 2**70 + 1),
+            ("\ud800", "\udc00"),
+        ],
+    )
+    def test_the_smallest_change_is_stored(self, repository: SessionRepository, before: Any, after: Any) -> None:
+        session = repository.create_session()
+        for answer in (before, after, before, after):  # also after an update by which the repository knows the value
+            session.answers["q"] = answer
+            session.clarification_answer = [answer]
+            repository.update_session(session)
+            found = stored(repository, session.session_id)
+            assert exact(found.answers) == exact({"q": answer})
+            assert exact(found.clarification_answer) == exact([answer])
+        assert session.version == 5
+
+    @pytest.mark.parametrize("value", [float("nan"), {1}, {1: 1}, "\ud83d\ude00"], ids=numbered)
+    def test_what_cannot_be_kept_is_refused_after_an_update_too(
+        self, repository: SessionRepository, value: Any
+    ) -> None:
+        session = repository.create_session()
+        session.answers["q"] = 1
+        repository.update_session(session)
+        session.answers["q"] = value
+        for _ in range(2):
+            with pytest.raises(InvalidSessionError):
+                repository.update_session(session)
+        assert stored(repository, session.session_id).answers == {"q": 1}

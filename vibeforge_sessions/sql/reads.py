@@ -1,0 +1,171 @@
+"""Units of work that read: plain functions that run statements, in a transaction that somebody else begins and ends.
+
+Where the database is one whose writes are single statements, they read one moment without a transaction, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vibeforge_sessions.codec import ARTIFACTS, DOCUMENTS, Record
+from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, StaleSessionError, StorageError
+from vibeforge_sessions.model import Content
+from vibeforge_sessions.query import Query, SessionFilter, SessionSummary
+from vibeforge_sessions.sql import at_once
+from vibeforge_sessions.sql import statements as sql
+from vibeforge_sessions.sql.execution import Executor, Rows
+
+_READS: Final = 100
+"""How often a session is read anew that somebody else changes between the two statements that read it."""
+
+
+def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record, Rows, Rows] | None:
+    """Read a session's record and the last entries of its histories, up to the counts of that record."""
+    for _ in range(_READS):
+        record = get_record(executor, session_id)
+        if record is None:
+            return None
+        counts = {sql.ERRORS.counter: record.error_count, sql.LOGS.counter: record.log_count}
+        slices = {
+            counter: (0 if recent is None else max(0, count - recent), count) for counter, count in counts.items()
+        }
+        read = _histories_at_once if executor.database.writes_at_once else _histories
+        found = read(executor, record, slices)
+        if found is not None:
+            for rows, (after, until) in zip(found, slices.values(), strict=True):
+                if len(rows) != until - after:
+                    raise CorruptSessionError(session_id, "its histories have other lengths than its row says")
+            return record, *found
+    raise StorageError("the session changes faster than it can be read")
+
+
+def get_record(executor: Executor, session_id: str) -> Record | None:
+    """Read a session without its histories."""
+    row = executor.row(sql.select_session, {sql.ID: session_id})
+    if row is None:
+        return None
+    session_id, phase, created_at, updated_at, version, write_id, question, task_id, errors, logs, *texts = row
+    if texts[0] is None:
+        raise no_documents(session_id)
+    return Record(
+        session_id=session_id,
+        created_at=created_at,
+        updated_at=updated_at,
+        version=version,
+        write_id=write_id,
+        error_count=errors,
+        log_count=logs,
+        content=Content(
+            phase=phase,
+            current_question_index=question,
+            active_task_id=task_id,
+            documents=dict(zip(DOCUMENTS, texts, strict=True)),
+        ),
+    )
+
+
+def get_current_record(executor: Executor, session_id: str, version: int, write_id: str) -> Record:
+    """Read a session's record if it is still the one of that version and write."""
+    record = get_record(executor, session_id)
+    if record is None or (record.version, record.write_id) != (version, write_id):
+        raise missed(executor, session_id, version, write_id)
+    return record
+
+
+def list_errors(
+    executor: Executor, session_id: str, after: int, limit: int, task_id: str | None, phase: str | None
+) -> Rows:
+    """Read a slice of the error history, in one statement."""
+    statement = sql.list_errors(of_task=task_id is not None, of_phase=phase is not None)
+    parameters = {"task_id": task_id, "phase": phase}
+    return _listing(executor, statement, session_id, after, limit, parameters)
+
+
+def list_logs(executor: Executor, session_id: str, after: int, limit: int) -> list[str]:
+    """Read a slice of the logs, in one statement."""
+    return [message for _, message in _listing(executor, sql.list_logs, session_id, after, limit, {})]
+
+
+def list_ids(executor: Executor, asked: SessionFilter) -> list[str]:
+    """Read the ids of what matches, oldest first."""
+    return [session_id for (session_id,) in executor.rows(*sql.list_ids(asked))]
+
+
+def find(executor: Executor, query: Query) -> list[SessionSummary]:
+    """Read the summaries of a page, and of one session more."""
+    return [
+        SessionSummary(
+            session_id=session_id,
+            phase=phase,
+            created_at=created_at,
+            updated_at=updated_at,
+            version=version,
+            error_count=errors,
+            log_count=logs,
+            active_task_id=task_id,
+            artifacts=frozenset(itertools.compress(ARTIFACTS, there)),
+        )
+        for session_id, phase, created_at, updated_at, version, errors, logs, task_id, *there in executor.rows(
+            *sql.find(query)
+        )
+    ]
+
+
+def _histories(executor: Executor, record: Record, slices: Mapping[str, tuple[int, int]]) -> tuple[Rows, Rows]:
+    errors, logs = (
+        executor.rows(statement, {sql.ID: record.session_id, sql.AFTER: after, sql.UNTIL: until})
+        if after < until
+        else ()
+        for statement, (after, until) in zip((sql.select_errors, sql.select_logs), slices.values(), strict=True)
+    )
+    return errors, logs
+
+
+def _histories_at_once(
+    executor: Executor, record: Record, slices: Mapping[str, tuple[int, int]]
+) -> tuple[Rows, Rows] | None:
+    """Read both slices in one statement; None if the session is not the record's any more.
+
+    Entries never change, so the slices are as good as of the record's moment, unless the session was deleted since
+    and made anew. That changes its write id; so does an update, and it is read again then, too.
+    """
+    if all(after == until for after, until in slices.values()):
+        return (), ()
+    rows = executor.rows(at_once.histories, at_once.of_slices(record.session_id, slices))
+    found: dict[int, list[Sequence[Any]]] = {at_once.OF_ERROR: [], at_once.OF_LOG: [], at_once.OF_ROW: []}
+    for row in rows:
+        found[row[0]].append(row[1:])
+    if [(version, write_id) for version, _, _, write_id, _ in found[at_once.OF_ROW]] != [
+        (record.version, record.write_id)
+    ]:
+        return None
+    for history in found.values():
+        history.sort(key=operator.itemgetter(0))
+    return found[at_once.OF_ERROR], [(position, message) for position, _, _, message, _ in found[at_once.OF_LOG]]
+
+
+def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
+    """Return why a guarded update has hit nothing."""
+    stored = executor.row(sql.select_version, {sql.ID: session_id})
+    if stored is None:
+        return SessionNotFoundError(session_id)
+    if tuple(stored) == (version, write_id):  # it is the version, so it was the documents
+        return no_documents(session_id)
+    return StaleSessionError(session_id, version, stored[0])
+
+
+def no_documents(session_id: str) -> CorruptSessionError:
+    """Return the error of a session whose documents somebody has deleted."""
+    return CorruptSessionError(session_id, "its documents are missing")
+
+
+def _listing(
+    executor: Executor, statement: Any, session_id: str, after: int, limit: int, parameters: Mapping[str, Any]
+) -> Rows:
+    rows = executor.rows(statement, {sql.ID: session_id, sql.AFTER: after, sql.LIMIT: limit, **parameters})
+    if not rows:
+        raise SessionNotFoundError(session_id)
+    return sorted(rows, key=operator.itemgetter(0)) if rows[0][0] is not None else ()

@@ -1,0 +1,207 @@
+"""Units of work that write: plain functions that run statements, in a transaction that somebody else begins and ends.
+
+The first statement of every one is a write, so that on a host's plain SQLite engine no transaction has to turn from a
+reader into a writer. Where a database can do each write as one statement, there need be no transaction either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Executable, Update
+
+from vibeforge_sessions import changes
+from vibeforge_sessions.changes import Write
+from vibeforge_sessions.codec import DOCUMENTS, Record
+from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
+from vibeforge_sessions.model import ErrorEntry
+from vibeforge_sessions.sql import at_once
+from vibeforge_sessions.sql import statements as sql
+from vibeforge_sessions.sql.execution import Executor
+from vibeforge_sessions.sql.reads import missed, no_documents
+
+
+def create(executor: Executor, write: Write) -> Record:
+    """Insert a session and what it brings along."""
+    record = dataclasses.replace(changes.first_record(write), error_count=len(write.errors), log_count=len(write.logs))
+    row = {
+        **_hot(write),
+        "session_id": record.session_id,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "version": record.version,
+        "error_count": record.error_count,
+        "log_count": record.log_count,
+    }
+    entries = _entry_rows(write, record)
+    try:
+        if executor.database.writes_at_once:
+            statement = at_once.create(with_errors=bool(write.errors), with_logs=bool(write.logs))
+            executor.rows(statement, {**at_once.of_session(row), **_all_at_once(executor, write, entries)})
+            return record
+        executor.write(sql.insert_session, [row])
+    except Exception as error:
+        if executor.is_duplicate(error):
+            raise SessionExistsError(write.session_id) from None
+        raise
+    _store(executor, sql.insert_documents, [{"session_id": record.session_id, **write.documents}])
+    _insert(executor, entries)
+    return record
+
+
+def update(executor: Executor, write: Write) -> Record:
+    """Store a change if the version it was made from is still there; otherwise tell why not."""
+    parameters = {
+        **_hot(write),
+        sql.ID: write.session_id,
+        sql.VERSION: write.version,
+        sql.WRITE_ID: write.replaces,
+        sql.NOW: write.updated_at,
+        "new_errors": len(write.errors),
+        "new_logs": len(write.logs),
+    }
+    names = tuple(name for name in DOCUMENTS if name in write.documents)
+    if executor.database.writes_at_once:
+        statement = at_once.update_session(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
+        entries = _entry_rows(write, changes.first_record(write))
+        counters = executor.row(statement, {**parameters, **_all_at_once(executor, write, entries)})
+        if counters is None:
+            raise missed(executor, write.session_id, write.version, write.replaces)
+        return _updated(write, counters)
+    counters = _update_counters(executor, sql.update_session, parameters)
+    if counters is None:
+        raise missed(executor, write.session_id, write.version, write.replaces)
+    record = _updated(write, counters)
+    if names and not _store(executor, sql.update_documents(names), [{sql.ID: write.session_id, **write.documents}]):
+        raise no_documents(write.session_id)
+    _insert(executor, _entry_rows(write, record))
+    return record
+
+
+def delete(executor: Executor, session_id: str) -> bool:
+    """Delete a session and its history, whether or not the database cascades."""
+    if not executor.write(sql.delete_session, [{sql.ID: session_id}]):
+        return False
+    for statement in sql.delete_children:
+        executor.write(statement, [{sql.ID: session_id}])
+    return True
+
+
+def append_error(
+    executor: Executor, session_id: str, entry: ErrorEntry, write_id: str, *, of_phase: bool
+) -> tuple[int, str]:
+    """Append an entry; return its position and phase (the stored one unless `of_phase`)."""
+    row = _error_row(session_id, entry, str(entry.phase) if of_phase else None, write_id)
+    return _append(executor, sql.ERRORS, row, entry.timestamp)
+
+
+def append_log(executor: Executor, session_id: str, line: str, now: datetime, write_id: str) -> None:
+    """Append a log line."""
+    _append(executor, sql.LOGS, _log_row(session_id, None, line, write_id), now)
+
+
+def _update_counters(executor: Executor, statement: Update, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Run an update of one session's row; return its counters afterwards, None if no row was hit."""
+    if executor.connection.dialect.update_returning:
+        return executor.row(sql.returning_counters(statement), parameters)
+    if not executor.write(statement, [parameters]):
+        return None
+    return executor.row(sql.select_counters, {sql.ID: parameters[sql.ID]})
+
+
+def _updated(write: Write, counters: Sequence[Any]) -> Record:
+    errors, logs, updated_at, _ = counters
+    return dataclasses.replace(
+        changes.first_record(write),
+        version=write.version + 1,
+        updated_at=updated_at,
+        error_count=errors,
+        log_count=logs,
+    )
+
+
+def _append(executor: Executor, history: sql.History, row: dict[str, Any], now: datetime) -> tuple[int, Any]:
+    """Count one more entry of a history and insert it there; return its position, and its phase if it has one.
+
+    The row of the session is locked by the count until the end of the transaction, so positions are gapless and in
+    the order of commits.
+    """
+    session_id = row["session_id"]
+    executor.database.batches(executor.connection, [row])
+    counting = {sql.ID: session_id, sql.NOW: now}
+    if executor.database.writes_at_once:
+        placed = executor.row(at_once.append(history), {**at_once.of_entry(history, row), **counting})
+        if placed is None:
+            raise SessionNotFoundError(session_id)
+        position, *phase = placed
+        return position, phase[0] if phase else None
+    counters = _update_counters(executor, history.counting, counting)
+    if counters is None:
+        raise SessionNotFoundError(session_id)
+    errors, logs, _, phase = counters
+    row["position"] = errors if history is sql.ERRORS else logs
+    if "phase" in row and row["phase"] is None:
+        row["phase"] = phase
+    executor.write(history.insert, [row])
+    return row["position"], row.get("phase")
+
+
+def _store(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:
+    """Run a statement that holds texts of any length, in parts that this database takes; return the rows it hit."""
+    return sum(executor.write(statement, batch) for batch in executor.database.batches(executor.connection, rows))
+
+
+def _hot(write: Write) -> dict[str, Any]:
+    return {
+        "phase": write.content.phase,
+        "current_question_index": write.content.current_question_index,
+        "active_task_id": write.content.active_task_id,
+        "write_id": write.write_id,
+    }
+
+
+def _all_at_once(
+    executor: Executor, write: Write, entries: Mapping[sql.History, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the parameters of a write's documents and new entries."""
+    executor.database.batches(executor.connection, [dict(write.documents), *itertools.chain(*entries.values())])
+    parameters = at_once.of_documents(write.documents)
+    for history, rows in entries.items():
+        parameters |= at_once.of_entries(history, rows)
+    return parameters
+
+
+def _insert(executor: Executor, entries: Mapping[sql.History, list[dict[str, Any]]]) -> None:
+    for history, rows in entries.items():
+        if rows:
+            _store(executor, history.insert, rows)
+
+
+def _entry_rows(write: Write, record: Record) -> dict[sql.History, list[dict[str, Any]]]:
+    """Return the rows of a write's new entries, in the last positions of the record's histories."""
+    placed = changes.place(write.errors, record.error_count)
+    first = record.log_count - len(write.logs) + 1
+    return {
+        sql.ERRORS: [_error_row(write.session_id, entry, entry["phase"], write.write_id) for entry in placed],
+        sql.LOGS: [_log_row(write.session_id, at, line, write.write_id) for at, line in enumerate(write.logs, first)],
+    }
+
+
+def _error_row(session_id: str, entry: ErrorEntry, phase: str | None, write_id: str) -> dict[str, Any]:
+    return {
+        "session_id": session_id,
+        "position": entry.position,
+        "timestamp": entry.timestamp,
+        "task_id": entry.task_id,
+        "error_message": entry.error_message,
+        "phase": phase,
+        "write_id": write_id,
+    }
+
+
+def _log_row(session_id: str, position: int | None, line: str, write_id: str) -> dict[str, Any]:
+    return {"session_id": session_id, "position": position, "message": line, "write_id": write_id}
