@@ -1,0 +1,1 @@
+"""What a call costs, measured: `python -m benchmarks.run`, see README.md."""
