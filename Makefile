@@ -2,11 +2,13 @@
 #
 #   make test ARGS='-k migrations -x'     further arguments for pytest
 #   make test WORKERS=0                   in one process, for a debugger
+#   make bench BENCH_ARGS=--quick         whether the benchmark runs, not how fast
 #   make PYTHON=python3.13 test           another interpreter (after `make clean`)
 
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types wheel-test constraints clean
+.PHONY: help demo test bench lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +27,9 @@ demo: $(STAMP) ## run a session through all phases, with a crash in the middle
 # loadgroup: tests that share something expensive (the installed wheel) stay on one worker.
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+bench: $(VENV)/.bench ## measure every call beside the driver alone and beside other stores, into benchmarks/results
+	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 lint: $(STAMP) ## check style and format
 	@$(BIN)/ruff check .
@@ -53,6 +58,10 @@ constraints: ## renew the pins in constraints.txt
 clean: ## remove the environment, builds and caches
 	rm -rf $(VENV) .venv-constraints build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.bench: $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -27,20 +27,22 @@ CALLS = (
 RECENT = 20
 PAGE = 50
 LOG_LINES = 50
-MESSAGE = "Traceback (most recent call last): File 'app/tasks.py', line 41, in run\n" + "  assert result.ok, result\n" * 6
+MESSAGE = (
+    "Traceback (most recent call last): File 'app/tasks.py', line 41, in run\n" + "  assert result.ok, result\n" * 6
+)
 """An error's message of 230 bytes: with its time, task and phase an entry has about 250."""
 DOCUMENTS: dict[str, Any] = {
     "answers": {f"question-{n}": f"an answer of some length to question {n}, as people write them" for n in range(20)},
     "intent_profile": {"platform": "web", "audience": "general", "weights": [n / 7 for n in range(60)]},
     "build_spec": {
         "stack": "vite-react",
-        "files": [{"path": f"src/part_{n}/index.tsx", "lines": 40 + n, "public": n % 2 == 0} for n in range(60)],
+        "files": [{"path": f"src/part_{n}/index.tsx", "lines": 40 + n, "public": n % 2 == 0} for n in range(80)],
     },
     "concept": {"title": "A shop for plants", "pages": [f"Page {n}: what is on it and why" * 2 for n in range(40)]},
     "task_graph": {
         "tasks": [
             {"id": f"task-{n}", "title": f"Write part {n}", "needs": [f"task-{n - 1}"] if n else [], "minutes": n * 1.5}
-            for n in range(70)
+            for n in range(100)
         ]
     },
 }

@@ -110,7 +110,7 @@ def plan_update(session: Session) -> Write | None:
         raise AssertionError("the caller has to read the stored content first")
     if _time(session.created_at, "created_at") != baseline.created_at:
         raise InvalidSessionError("of a stored session cannot be changed", "created_at")
-    # a fingerprint costs an eighth of the text that it saves; a session that was just read has none yet
+    # a fingerprint costs a tenth of the text that it saves; a session that was just read has none yet
     fingerprints = fingerprints_of(session)
     same = {
         name: baseline.content.documents[name]

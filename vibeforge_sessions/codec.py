@@ -45,6 +45,11 @@ class Record:
     log_count: int
     content: Content
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many errors there are, and how many log lines."""
+        return self.error_count, self.log_count
+
 
 def check_session_type(session_type: type[Session]) -> type[Session]:
     """Return the class if a repository can store it.

@@ -146,9 +146,9 @@ def _given(prefix: str, column: ColumnElement[Any]) -> Any:
 
 # --- read ---
 
-OF_ROW: Final = 0
 OF_ERROR: Final = 1
 OF_LOG: Final = 2
+OF_ROW: Final = 3
 """What a row of `histories` is of."""
 
 
@@ -171,10 +171,9 @@ histories: Final = union_all(
 """Slices of both histories, in no order, and the version and write id that the session has at the same moment."""
 
 
-def of_slices(session_id: str, slices: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    """Return the parameters of `histories`: after which position, and until which, by the history's counter."""
+def of_slices(session_id: str, slices: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return the parameters of `histories`: after which position, and until which, of errors and logs."""
     parameters: dict[str, Any] = {ID: session_id}
-    for history in (ERRORS, LOGS):
-        prefix = _prefix(history.table)
-        parameters[prefix + sql.AFTER], parameters[prefix + sql.UNTIL] = slices[history.counter]
+    for prefix, (after, until) in zip((_ERROR, _LOG), slices, strict=True):
+        parameters[prefix + sql.AFTER], parameters[prefix + sql.UNTIL] = after, until
     return parameters

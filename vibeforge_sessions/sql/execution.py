@@ -7,12 +7,12 @@ pass through the same column types. It steps around the engine's events, so it i
 from __future__ import annotations
 
 import logging
-import weakref
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Dialect, Engine, Executable
+from sqlalchemy import Connection, Dialect, Engine, Executable, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.types import NullType
 
@@ -21,9 +21,9 @@ from vibeforge_sessions.sql.databases.base import OURS
 
 Parameters = Mapping[str, Any]
 Rows = Sequence[Sequence[Any]]
+Known = dict[Executable, "Compiled"]
 
-_DIALECT_EVENTS: Final = ("do_execute", "do_execute_no_params", "do_executemany", "handle_error")
-_EVENTS: Final = (
+_listeners: Final = operator.attrgetter(
     "after_cursor_execute",
     "after_execute",
     "before_cursor_execute",
@@ -33,8 +33,8 @@ _EVENTS: Final = (
     "rollback",
     "set_connection_execution_options",
 )
-"""The events of an engine that the driver's way would not raise. ``begin`` is our own on SQLite, see there."""
-
+"""The listeners to the events that the driver's way would not raise. ``begin`` is our own on SQLite, see there."""
+_dialects_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_params", "do_executemany", "handle_error")
 _MOST: Final = 1_000
 """Compiled statements that are kept for an engine."""
 
@@ -42,11 +42,16 @@ _MOST: Final = 1_000
 class Executor(ABC):
     """Runs the statements of one unit of work on a connection; somebody else begins and ends the transaction."""
 
-    __slots__ = ("connection", "database")
+    __slots__ = ("database", "dialect")
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.database: Database = database_of(connection.dialect)
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.database: Database = database_of(dialect)
+
+    @property
+    @abstractmethod
+    def driver(self) -> Any:
+        """The driver's connection."""
 
     @abstractmethod
     def begin(self, *, write: bool, at_once: bool) -> bool:
@@ -56,12 +61,21 @@ class Executor(ABC):
     def commit(self) -> None:
         """Commit."""
 
-    def end(self) -> None:  # noqa: B027 (one way has nothing to undo)
-        """Leave the connection as it was, after the commit or before the rollback."""
+    @abstractmethod
+    def rollback(self) -> None:
+        """Undo what a failed COMMIT has left, which the next one to get this connection would commit."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Roll back what is not committed, and give the connection back as it was."""
 
     @abstractmethod
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         """Run a statement; return its rows."""
+
+    def columns(self, statement: Executable, parameters: Parameters) -> Rows:
+        """Run a statement; return its rows by column, nothing for no row: what is made of many is made so."""
+        return list(zip(*self.rows(statement, parameters), strict=True))
 
     @abstractmethod
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
@@ -76,6 +90,10 @@ class Executor(ABC):
         rows = self.rows(statement, parameters)
         return rows[0] if rows else None
 
+    def batches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """Return the rows, in parts that each fit into one statement (see `Database.batches`)."""
+        return self.database.batches(self.dialect, self.driver, rows)
+
     def is_duplicate(self, error: BaseException) -> bool:
         """Tell whether a primary key is there already, and no constraint of the DBA's own was broken."""
         error = self.failed(error)
@@ -85,13 +103,30 @@ class Executor(ABC):
 class ThroughSQLAlchemy(Executor):
     """Everything that watches an engine sees every statement."""
 
-    __slots__ = ()
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection.dialect)
+        self.connection = connection
+
+    @property
+    def driver(self) -> Any:
+        return self.connection.connection.driver_connection
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin(self.connection, write=write, at_once=at_once)
 
     def commit(self) -> None:
         self.connection.commit()
+
+    def rollback(self) -> None:
+        try:  # SQLAlchemy takes the transaction for ended; SQLite's may go on
+            self.connection.connection.rollback()
+        except Exception:  # noqa: BLE001 (whatever it is, this connection is of no more use)
+            self.connection.invalidate()
+
+    def close(self) -> None:
+        self.connection.close()
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         return self.connection.execute(statement, parameters).all()
@@ -102,30 +137,57 @@ class ThroughSQLAlchemy(Executor):
 
 
 class OnTheDriver(Executor):
-    """Statements compiled once, run on the pooled connection's driver."""
+    """Statements compiled once, run on the pooled connection's driver.
 
-    __slots__ = ("_driver", "_known")
+    :param known: the engine's statements that have been compiled so far; grows.
+    """
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._driver: Any = connection.connection.dbapi_connection
-        self._known = _compiled.setdefault(connection.dialect, {})
+    __slots__ = ("_driver", "_known", "_pooled")
+
+    def __init__(self, dialect: Dialect, pooled: PoolProxiedConnection, known: Known) -> None:
+        super().__init__(dialect)
+        self._pooled = pooled
+        self._driver: Any = pooled.dbapi_connection
+        self._known = known
+
+    @property
+    def driver(self) -> Any:
+        return self._driver
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
-        return self.database.begin_on_driver(self.connection, self._driver, write=write, at_once=at_once)
+        return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=at_once)
 
     def commit(self) -> None:
         self._driver.commit()
 
-    def end(self) -> None:
-        self.database.end_on_driver(self.connection, self._driver)
+    def rollback(self) -> None:
+        try:
+            self._driver.rollback()
+        except Exception:  # noqa: BLE001 (whatever it is, this connection is of no more use)
+            self._pooled.invalidate()
+
+    def close(self) -> None:
+        if self._pooled.is_valid:
+            try:
+                self.database.end_on_driver(self.dialect, self._driver)
+            except Exception:  # noqa: BLE001 (what happened before is what the caller must hear)
+                self._pooled.invalidate()
+        self._pooled.close()
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
+        compiled, rows = self._fetch(statement, parameters)
+        return list(zip(*compiled.taken(rows), strict=True)) if compiled.converts and rows else rows
+
+    def columns(self, statement: Executable, parameters: Parameters) -> Rows:
+        compiled, rows = self._fetch(statement, parameters)
+        return compiled.taken(rows)
+
+    def _fetch(self, statement: Executable, parameters: Parameters) -> tuple[Compiled, Rows]:
         compiled = self._known.get(statement) or self._compile(statement, has_rows=True)
         cursor = self._driver.cursor()
         try:
             cursor.execute(compiled.text, compiled.given(parameters))
-            return compiled.taken(cursor.fetchall())
+            return compiled, cursor.fetchall()
         finally:
             cursor.close()
 
@@ -142,38 +204,43 @@ class OnTheDriver(Executor):
             cursor.close()
 
     def failed(self, error: BaseException) -> BaseException:
-        connection, dialect = self.connection, self.connection.dialect
-        if isinstance(error, dialect.loaded_dbapi.Error):
-            lost = dialect.is_disconnect(error, self._driver, None)
+        if isinstance(error, self.dialect.loaded_dbapi.Error):
+            lost = self.dialect.is_disconnect(error, self._driver, None)
             if lost:
-                connection.invalidate(error)
-            ours = DBAPIError.instance(
-                None,
-                None,
-                error,
-                dialect.loaded_dbapi.Error,
-                hide_parameters=True,
-                connection_invalidated=lost,
-                dialect=dialect,
-            )
-            ours.__cause__ = error
-            return ours
+                self._pooled.invalidate(error)
+            return _as_sqlalchemys(error, self.dialect, lost=lost)
         if not isinstance(error, Exception):  # interrupted in the middle of the driver's protocol
-            connection.invalidate()
+            self._pooled.invalidate(error)
         return error
 
-    def _compile(self, statement: Executable, *, has_rows: bool) -> _Compiled:
+    def _compile(self, statement: Executable, *, has_rows: bool) -> Compiled:
         if len(self._known) >= _MOST:  # filters come in many kinds; the others are a few dozen
             self._known.clear()
-        compiled = self._known[statement] = _Compiled(statement, self.connection.dialect, has_rows=has_rows)
+        compiled = self._known[statement] = Compiled(statement, self.dialect, has_rows=has_rows)
         return compiled
 
 
-def executor_on(connection: Connection, *, fast: bool) -> Executor:
-    """Return the quick way if it is allowed, the engine is ours as it was made, and nobody watches it."""
-    if fast and not _is_watched(connection.engine):
-        return OnTheDriver(connection)
-    return ThroughSQLAlchemy(connection)
+def executor_of(engine: Engine, known: Known | None) -> Executor:
+    """Take a connection of the engine; return the quick way on it if the engine is ours as made, and nobody watches.
+
+    :param known: the engine's compiled statements; None to go through SQLAlchemy in any case.
+    :raises SQLAlchemyError: the database cannot be reached.
+    """
+    if known is None or _is_watched(engine):
+        return ThroughSQLAlchemy(engine.connect())
+    try:
+        return OnTheDriver(engine.dialect, engine.raw_connection(), known)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise _as_sqlalchemys(error, engine.dialect, lost=False) from error
+
+
+def _as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseException:
+    base = dialect.loaded_dbapi.Error
+    wrapped = DBAPIError.instance(
+        None, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _is_watched(engine: Engine) -> bool:
@@ -181,24 +248,29 @@ def _is_watched(engine: Engine) -> bool:
     options = engine.get_execution_options()
     if len(options) > 1 or not options.get(OURS) or engine.logger.isEnabledFor(logging.INFO):
         return True
-    events, of_dialect = engine.dispatch, engine.dialect.dispatch
-    return any(getattr(events, name) for name in _EVENTS) or any(getattr(of_dialect, name) for name in _DIALECT_EVENTS)
+    return any(_listeners(engine.dispatch)) or any(_dialects_listeners(engine.dialect.dispatch))
 
 
 Processor = Callable[[Any], Any]
 
 
-class _Compiled:
+def _picking(names: Sequence[str]) -> Callable[[Parameters], tuple[Any, ...]]:
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda values: tuple(values[name] for name in names)  # of a single one, itemgetter makes no tuple
+
+
+class Compiled:
     """A statement as the driver takes it, and what its types do with values on their way in and out."""
 
-    __slots__ = ("_constants", "_in", "_names", "_out", "_positional", "text")
+    __slots__ = ("_constants", "_in", "_out", "_pick", "text")
 
     def __init__(self, statement: Any, dialect: Dialect, *, has_rows: bool) -> None:
         compiled = statement.compile(dialect=dialect)
         self.text = str(compiled)
-        self._positional: bool = compiled.positional
-        self._names: tuple[str, ...] = tuple(compiled.positiontup or set(compiled.bind_names.values()))
-        binds = {name: compiled.binds[name] for name in self._names}
+        names: Sequence[str] = compiled.positiontup or list(compiled.bind_names.values())
+        self._pick = _picking(names) if compiled.positional else None
+        binds = {name: compiled.binds[name] for name in names}
         if untyped := [name for name, bind in binds.items() if isinstance(bind.type, NullType)]:
             raise AssertionError(f"parameters without a type would be stored as the driver likes: {', '.join(untyped)}")
         self._constants = {name: bind.value for name, bind in binds.items() if not bind.required}
@@ -214,22 +286,20 @@ class _Compiled:
         values = {**self._constants, **parameters}
         for name, process in self._in:
             values[name] = process(values[name])
-        if self._positional:
-            return tuple([values[name] for name in self._names])
-        return {name: values[name] for name in self._names}
+        return values if self._pick is None else self._pick(values)
 
-    def taken(self, rows: list[Sequence[Any]]) -> Rows:
-        """Return the rows in Python's types."""
-        if not self._out or not rows:
-            return rows
+    @property
+    def converts(self) -> bool:
+        """Tell whether the rows need anything done to them."""
+        return bool(self._out)
+
+    def taken(self, rows: Rows) -> list[Sequence[Any]]:
+        """Return the rows by column, in Python's types; nothing for no rows."""
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-        for index, process in self._out:
-            columns[index] = [process(value) for value in columns[index]]
-        return list(zip(*columns, strict=True))
-
-
-_compiled: Final[weakref.WeakKeyDictionary[Dialect, dict[Executable, _Compiled]]] = weakref.WeakKeyDictionary()
-"""The compiled statements of each engine, by its dialect, each made at its first use."""
+        if columns:
+            for index, process in self._out:
+                columns[index] = list(map(process, columns[index]))
+        return columns
 
 
 def failure_code(error: DBAPIError) -> Any:

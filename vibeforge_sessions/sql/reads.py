@@ -18,27 +18,29 @@ from vibeforge_sessions.sql import at_once
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql.execution import Executor, Rows
 
+_BY_PLACE: Final = operator.itemgetter(0, 1)
 _READS: Final = 100
 """How often a session is read anew that somebody else changes between the two statements that read it."""
 
 
-def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record, Rows, Rows] | None:
-    """Read a session's record and the last entries of its histories, up to the counts of that record."""
+def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record, Rows, Sequence[str]] | None:
+    """Read a session's record and the last entries of its histories, up to the counts of that record.
+
+    The errors come by column: position, timestamp, task_id, error_message, phase; no columns for none.
+    """
     for _ in range(_READS):
         record = get_record(executor, session_id)
         if record is None:
             return None
-        counts = {sql.ERRORS.counter: record.error_count, sql.LOGS.counter: record.log_count}
-        slices = {
-            counter: (0 if recent is None else max(0, count - recent), count) for counter, count in counts.items()
-        }
+        slices = [(0 if recent is None else max(0, count - recent), count) for count in record.counts]
         read = _histories_at_once if executor.database.writes_at_once else _histories
         found = read(executor, record, slices)
         if found is not None:
-            for rows, (after, until) in zip(found, slices.values(), strict=True):
-                if len(rows) != until - after:
-                    raise CorruptSessionError(session_id, "its histories have other lengths than its row says")
-            return record, *found
+            errors, logs = found
+            for columns, (after, until) in zip(found, slices, strict=True):
+                if until < after or tuple(columns[0] if columns else ()) != tuple(range(after + 1, until + 1)):
+                    raise CorruptSessionError(session_id, "its histories are not what its row says")
+            return record, errors, logs[1] if logs else ()
     raise StorageError("the session changes faster than it can be read")
 
 
@@ -79,14 +81,14 @@ def list_errors(
     executor: Executor, session_id: str, after: int, limit: int, task_id: str | None, phase: str | None
 ) -> Rows:
     """Read a slice of the error history, in one statement."""
-    statement = sql.list_errors(of_task=task_id is not None, of_phase=phase is not None)
-    parameters = {"task_id": task_id, "phase": phase}
-    return _listing(executor, statement, session_id, after, limit, parameters)
+    statement = sql.list_entries(sql.ERRORS.counter, limit, of_task=task_id is not None, of_phase=phase is not None)
+    return _listing(executor, statement, session_id, {sql.AFTER: after, "task_id": task_id, "phase": phase})
 
 
 def list_logs(executor: Executor, session_id: str, after: int, limit: int) -> list[str]:
     """Read a slice of the logs, in one statement."""
-    return [message for _, message in _listing(executor, sql.list_logs, session_id, after, limit, {})]
+    statement = sql.list_entries(sql.LOGS.counter, limit)
+    return [message for _, message in _listing(executor, statement, session_id, {sql.AFTER: after})]
 
 
 def list_ids(executor: Executor, asked: SessionFilter) -> list[str]:
@@ -114,37 +116,39 @@ def find(executor: Executor, query: Query) -> list[SessionSummary]:
     ]
 
 
-def _histories(executor: Executor, record: Record, slices: Mapping[str, tuple[int, int]]) -> tuple[Rows, Rows]:
+def _histories(executor: Executor, record: Record, slices: Sequence[tuple[int, int]]) -> tuple[Rows, Rows]:
     errors, logs = (
-        executor.rows(statement, {sql.ID: record.session_id, sql.AFTER: after, sql.UNTIL: until})
+        executor.columns(statement, {sql.ID: record.session_id, sql.AFTER: after, sql.UNTIL: until})
         if after < until
         else ()
-        for statement, (after, until) in zip((sql.select_errors, sql.select_logs), slices.values(), strict=True)
+        for statement, (after, until) in zip((sql.select_errors, sql.select_logs), slices, strict=True)
     )
     return errors, logs
 
 
 def _histories_at_once(
-    executor: Executor, record: Record, slices: Mapping[str, tuple[int, int]]
+    executor: Executor, record: Record, slices: Sequence[tuple[int, int]]
 ) -> tuple[Rows, Rows] | None:
     """Read both slices in one statement; None if the session is not the record's any more.
 
     Entries never change, so the slices are as good as of the record's moment, unless the session was deleted since
     and made anew. That changes its write id; so does an update, and it is read again then, too.
     """
-    if all(after == until for after, until in slices.values()):
+    if all(after == until for after, until in slices):
         return (), ()
-    rows = executor.rows(at_once.histories, at_once.of_slices(record.session_id, slices))
-    found: dict[int, list[Sequence[Any]]] = {at_once.OF_ERROR: [], at_once.OF_LOG: [], at_once.OF_ROW: []}
-    for row in rows:
-        found[row[0]].append(row[1:])
-    if [(version, write_id) for version, _, _, write_id, _ in found[at_once.OF_ROW]] != [
-        (record.version, record.write_id)
-    ]:
+    columns = executor.columns(at_once.histories, at_once.of_slices(record.session_id, slices))
+    if not columns:
         return None
-    for history in found.values():
-        history.sort(key=operator.itemgetter(0))
-    return found[at_once.OF_ERROR], [(position, message) for position, _, _, message, _ in found[at_once.OF_LOG]]
+    ends = list(itertools.accumulate(map(columns[0].count, (at_once.OF_ERROR, at_once.OF_LOG))))
+    places = [*range(slices[0][0] + 1, slices[0][1] + 1), *range(slices[1][0] + 1, slices[1][1] + 1)]
+    if list(columns[1][: ends[1]]) != places:  # no order was asked for, and a plan may give another
+        columns = list(zip(*sorted(zip(*columns, strict=True), key=_BY_PLACE), strict=True))
+    _, positions, _, _, texts, _ = columns
+    if list(zip(positions[ends[1] :], texts[ends[1] :], strict=True)) != [(record.version, record.write_id)]:
+        return None
+    errors = [column[: ends[0]] for column in columns[1:]] if ends[0] else ()
+    logs = [positions[ends[0] : ends[1]], texts[ends[0] : ends[1]]]
+    return errors, logs
 
 
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
@@ -162,10 +166,8 @@ def no_documents(session_id: str) -> CorruptSessionError:
     return CorruptSessionError(session_id, "its documents are missing")
 
 
-def _listing(
-    executor: Executor, statement: Any, session_id: str, after: int, limit: int, parameters: Mapping[str, Any]
-) -> Rows:
-    rows = executor.rows(statement, {sql.ID: session_id, sql.AFTER: after, sql.LIMIT: limit, **parameters})
+def _listing(executor: Executor, statement: Any, session_id: str, parameters: Mapping[str, Any]) -> Rows:
+    rows = executor.rows(statement, {**parameters, sql.ID: session_id})
     if not rows:
         raise SessionNotFoundError(session_id)
     return sorted(rows, key=operator.itemgetter(0)) if rows[0][0] is not None else ()

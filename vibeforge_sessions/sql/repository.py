@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
@@ -25,7 +25,7 @@ from vibeforge_sessions.repository import SessionRepository, pause_after
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql import reads, writes
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.execution import Executor
+from vibeforge_sessions.sql.execution import Executor, Known
 from vibeforge_sessions.sql.transaction import is_transient, is_wrong_schema, make_ready_for_threads, run_in_transaction
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
@@ -57,9 +57,11 @@ class SQLAlchemySessionRepository(SessionRepository):
         make_ready_for_threads(engine)
         self._engine = engine
         self._session_type = session_type
-        self._fast_path = fast_path
+        self._known: Known | None = {} if fast_path else None
         self._owns_engine = False
-        self._phases = {str(phase.value): phase for phase in phases_of(codec.check_session_type(session_type))}
+        self._phases: dict[str, str] = {
+            str(phase.value): phase for phase in phases_of(codec.check_session_type(session_type))
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._engine.dialect.name})"
@@ -80,8 +82,13 @@ class SQLAlchemySessionRepository(SessionRepository):
         found = self._read(reads.get, session_id, recent)
         if found is None:
             return None
-        record, errors, logs = found
-        return codec.decode_session(self._session_type, record, self._entries(errors), [message for _, message in logs])
+        record, columns, logs = found
+        errors: list[ErrorEntry] = []
+        if columns:
+            positions, timestamps, task_ids, messages, phases = columns
+            known: Iterable[str] = map(self._phases.get, phases, phases)
+            errors = list(map(ErrorEntry, timestamps, task_ids, messages, known, positions))
+        return codec.decode_session(self._session_type, record, errors, logs)
 
     def update_session(self, session: Session) -> None:
         changes.check_session(session, self._session_type)
@@ -115,21 +122,23 @@ class SQLAlchemySessionRepository(SessionRepository):
         return query.page(self._read(reads.find, query))
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        session_id = values.check_session_id(session_id)
-        entry = ErrorEntry(
-            timestamp=values.utc_now(),
-            task_id=values.storable_task_id(task_id),
-            error_message=values.storable_text(error_message),
-            phase="" if phase is None else values.storable_phase(phase),
-        )
-        position, text = self._write(
-            writes.append_error, session_id, entry, values.new_write_id(), of_phase=phase is not None
-        )
-        return ErrorEntry(entry.timestamp, entry.task_id, entry.error_message, self._phases.get(text, text), position)
+        session_id, now = values.check_session_id(session_id), values.utc_now()
+        task_id, message = values.storable_task_id(task_id), values.storable_text(error_message)
+        row = {
+            "session_id": session_id,
+            "timestamp": now,
+            "task_id": task_id,
+            "error_message": message,
+            "phase": None if phase is None else values.storable_phase(phase),
+            "write_id": values.new_write_id(),
+        }
+        position, text = self._write(writes.append_error, row)
+        return ErrorEntry(now, task_id, message, self._known_phase(text), position)
 
     def append_log(self, session_id: str, message: str) -> str:
         session_id, line = values.check_session_id(session_id), log_line(message)
-        self._write(writes.append_log, session_id, line, values.utc_now(), values.new_write_id())
+        row = {"session_id": session_id, "message": line, "write_id": values.new_write_id()}
+        self._write(writes.append_log, row, values.utc_now())
         return line
 
     def list_errors(
@@ -145,34 +154,37 @@ class SQLAlchemySessionRepository(SessionRepository):
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
         task_id = None if task_id is None else values.storable_task_id(task_id)
         phase = None if phase is None else values.storable_phase(phase)
-        return self._entries(self._read(reads.list_errors, session_id, after, limit, task_id, phase))
+        return [
+            ErrorEntry(timestamp, task, message, self._known_phase(text), position)
+            for position, timestamp, task, message, text in self._read(
+                reads.list_errors, session_id, after, limit, task_id, phase
+            )
+        ]
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         session_id = values.check_session_id(session_id)
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
         return self._read(reads.list_logs, session_id, after, limit)
 
-    def _entries(self, rows: Iterable[Sequence[Any]]) -> list[ErrorEntry]:
-        known = self._phases
-        return [
-            ErrorEntry(timestamp, task_id, message, known.get(phase, phase), position)
-            for position, timestamp, task_id, message, phase in rows
-        ]
+    def _known_phase(self, text: str) -> str:
+        return self._phases.get(text, text)
 
     def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         # a statement that deletes from the histories has to begin after the one that has locked the session's row
         at_once = unit is not writes.delete
+        known = self._known
         for attempt in itertools.count(1):
             try:
-                return self._run(unit, args, kwargs, write=True, at_once=at_once, first=attempt == 1)
+                return self._run(unit, args, kwargs, write=True, at_once=at_once, known=known)
             except StorageError as error:
                 if attempt == ATTEMPTS or not is_transient(self._engine, error):
                     raise
+            known = None  # the long way also knows what to do about the other connections of a pool
             pause_after(attempt)
         raise AssertionError("unreachable")
 
     def _read(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(unit, args, kwargs, write=False, at_once=True, first=True)
+        return self._run(unit, args, kwargs, write=False, at_once=True, known=self._known)
 
     def _run(
         self,
@@ -182,14 +194,13 @@ class SQLAlchemySessionRepository(SessionRepository):
         *,
         write: bool,
         at_once: bool,
-        first: bool,
+        known: Known | None,
     ) -> T:
-        # a second try goes the long way, which also knows what to do about the other connections of a pool
-        fast = self._fast_path and first
+        def work(executor: Executor) -> T:
+            return unit(executor, *args, **kwargs)
+
         try:
-            return run_in_transaction(
-                self._engine, lambda executor: unit(executor, *args, **kwargs), write=write, at_once=at_once, fast=fast
-            )
+            return run_in_transaction(self._engine, work, write=write, at_once=at_once, known=known)
         except StorageError as error:
             if isinstance(error.__cause__, DBAPIError) and is_wrong_schema(self._engine, error.__cause__):
                 migrations.check(self._engine)  # raises what is missing, and the command to run
@@ -197,10 +208,17 @@ class SQLAlchemySessionRepository(SessionRepository):
         except SessionRepositoryError:
             raise
         except (TypeError, ValueError):  # from a column's type: somebody has changed a row by hand
-            ids = (arg.session_id if isinstance(arg, changes.Write) else arg for arg in args)
-            session_id = next((arg for arg in ids if isinstance(arg, str)), None)
+            session_id = next(filter(None, map(_session_id_of, args)), None)
             # not chained: these errors show what stands in the column
             raise CorruptSessionError(session_id, "a value is not of its column's type") from None
+
+
+def _session_id_of(argument: object) -> str | None:
+    if isinstance(argument, changes.Write):
+        return argument.session_id
+    if isinstance(argument, dict):
+        return str(argument["session_id"])
+    return argument if isinstance(argument, str) else None
 
 
 def open_database(url: str, *, migrate: bool, session_type: type[Session]) -> SQLAlchemySessionRepository:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     delete,
     false,
     insert,
+    literal_column,
     or_,
     select,
     true,
@@ -41,7 +42,6 @@ WRITE_ID: Final = "read_write_id"
 NOW: Final = "now"
 AFTER: Final = "after_position"
 UNTIL: Final = "until_position"
-LIMIT: Final = "at_most"
 
 _this: Final = sessions.c.session_id == bindparam(ID)
 _now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type)
@@ -146,42 +146,38 @@ select_errors: Final = _slice_of(errors, *_READ)
 select_logs: Final = _slice_of(logs, "position", "message")
 
 
-def _listing(table: Table, *names: str) -> Any:
-    """One statement that tells an unknown session (no row) from an empty slice (one row of NULLs).
+_TABLES: Final = {"error_count": (errors, _READ), "log_count": (logs, ("position", "message"))}
 
-    The slice is cut before it is joined: a database that joins first sorts all that comes after it. The join has no
-    order of its own.
+
+@functools.lru_cache(maxsize=128)
+def list_entries(history: str, limit: int, *, of_task: bool = False, of_phase: bool = False) -> Select[Any]:
+    """Return the listing of a history, by its counter; the filters take the parameters ``task_id`` and ``phase``.
+
+    One statement tells an unknown session (no row) from an empty slice (one row of NULLs). The slice is cut before it
+    is joined: a database that joins first sorts all that comes after it. The join has no order of its own.
     """
-
-    def listing(*conditions: ColumnElement[bool]) -> Select[Any]:
-        entries = (
-            select(*(table.c[name] for name in names))
-            .where(table.c.session_id == bindparam(ID), table.c.position > bindparam(AFTER), *conditions)
-            .order_by(table.c.position)
-            .limit(bindparam(LIMIT, type_=Integer()))
-            .subquery()
-        )
-        return (
-            select(*(entries.c[name] for name in names)).select_from(sessions.outerjoin(entries, true())).where(_this)
-        )
-
-    return listing
-
-
-_list_errors: Final = _listing(errors, *_READ)
-list_logs: Final[Select[Any]] = _listing(logs, "position", "message")()
-
-
-@functools.cache
-def list_errors(*, of_task: bool, of_phase: bool) -> Select[Any]:
-    """Return the listing of errors; its filters take the parameters ``task_id`` and ``phase``."""
-    conditions = []
+    table, names = _TABLES[history]
+    entries = (
+        select(*(table.c[name] for name in names))
+        .where(table.c.session_id == bindparam(ID), table.c.position > bindparam(AFTER))
+        .order_by(table.c.position)
+        .limit(_inline(limit))
+    )
     if of_task:
-        conditions.append(errors.c.task_id == bindparam("task_id"))
+        entries = entries.where(table.c.task_id == bindparam("task_id"))
     if of_phase:
-        conditions.append(errors.c.phase == bindparam("phase"))
-    statement: Select[Any] = _list_errors(*conditions)
-    return statement
+        entries = entries.where(table.c.phase == bindparam("phase"))
+    cut = entries.subquery()
+    return select(*(cut.c[name] for name in names)).select_from(sessions.outerjoin(cut, true())).where(_this)
+
+
+def _inline(limit: int) -> ColumnElement[int]:
+    """Return the number as part of the statement.
+
+    PostgreSQL takes a parameter there for a tenth of the table, finds that plan too dear, and plans anew at each call:
+    twice the time.
+    """
+    return literal_column(str(int(limit)), Integer)
 
 
 # --- find ---
@@ -196,10 +192,9 @@ def list_ids(asked: SessionFilter) -> tuple[Select[Any], dict[str, Any]]:
 def find(query: Query) -> tuple[Select[Any], dict[str, Any]]:
     """Return the statement for the summaries of a page, and of one session more; and its parameters."""
     conditions, parameters = _asked(query.filter)
-    parameters[LIMIT] = query.limit + 1
     if query.after is not None:
         parameters["last_time"], parameters["last_id"] = query.after
-    return _find(query.column, query.descending, query.after is not None, conditions), parameters
+    return _find(query.column, query.descending, query.after is not None, query.limit + 1, conditions), parameters
 
 
 @functools.lru_cache(maxsize=128)
@@ -212,7 +207,13 @@ def _list_ids(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
 
 
 @functools.lru_cache(maxsize=128)
-def _find(column: str, descending: bool, resumed: bool, conditions: tuple[tuple[str, int], ...]) -> Select[Any]:  # noqa: FBT001 (a cache's key)
+def _find(
+    column: str,
+    descending: bool,  # noqa: FBT001 (a cache's key)
+    resumed: bool,  # noqa: FBT001
+    limit: int,
+    conditions: tuple[tuple[str, int], ...],
+) -> Select[Any]:
     time, session_id = sessions.c[column], sessions.c.session_id
     statement = (
         select(
@@ -228,7 +229,7 @@ def _find(column: str, descending: bool, resumed: bool, conditions: tuple[tuple[
         )
         .join_from(sessions, documents, documents.c.session_id == session_id, isouter=True)
         .where(*map(_condition, conditions))
-        .limit(bindparam(LIMIT, type_=Integer()))
+        .limit(_inline(limit))
     )
     if resumed:
         last_time: BindParameter[Any] = bindparam("last_time")

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.sql.databases import database_of
-from vibeforge_sessions.sql.execution import Executor, executor_on, failure_code
+from vibeforge_sessions.sql.execution import Executor, Known, executor_of, failure_code
 
 T = TypeVar("T")
 
@@ -32,74 +32,55 @@ def make_ready_for_threads(engine: Engine) -> None:
             make_mutex()
 
 
-def run_in_transaction(engine: Engine, work: Callable[[Executor], T], *, write: bool, at_once: bool, fast: bool) -> T:
+def run_in_transaction(
+    engine: Engine, work: Callable[[Executor], T], *, write: bool, at_once: bool, known: Known | None
+) -> T:
     """Do the work on a connection of the engine, in a transaction; commit a write at the end, roll back otherwise.
 
     :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
-    :param fast: allows the way past SQLAlchemy's `Connection` (see `execution`).
+    :param known: compiled statements, for the way past SQLAlchemy's `Connection` (see `execution`).
     :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
     """
-    with _connect(engine) as connection:
-        executor = executor_on(connection, fast=fast)
-        doing, unknown = "use", False
-        try:
-            begun = executor.begin(write=write, at_once=at_once)
-            unknown = write and not begun
-            result = work(executor)
-            if write and begun:
-                doing = "commit"
-                executor.commit()
-        except BaseException as raised:
-            error = executor.failed(raised)
-            if doing == "commit":
-                _forget(connection)
-                unknown = executor.database.unknown_commits
-            elif unknown:  # a statement that commits itself may have done so when the connection was lost
-                unknown = isinstance(error, DBAPIError) and error.connection_invalidated
-            if isinstance(error, SQLAlchemyError):
-                raise _ours(error, doing, unknown=unknown) from error
-            raise
-        finally:
-            _end(executor)
-        return result
+    executor = _reach(lambda: executor_of(engine, known))
+    doing, unknown = "use", False
+    try:
+        begun = executor.begin(write=write, at_once=at_once)
+        unknown = write and not begun
+        result = work(executor)
+        if write and begun:
+            doing = "commit"
+            executor.commit()
+    except BaseException as raised:
+        error = executor.failed(raised)
+        if doing == "commit":
+            executor.rollback()
+            unknown = executor.database.unknown_commits
+        elif unknown:  # a statement that commits itself may have done so when the connection was lost
+            unknown = isinstance(error, DBAPIError) and error.connection_invalidated
+        if isinstance(error, SQLAlchemyError):
+            raise _ours(error, doing, unknown=unknown) from error
+        raise
+    finally:
+        executor.close()
+    return result
 
 
 @contextmanager
 def connected(engine: Engine) -> Iterator[Connection]:
     """Give a connection of the engine."""
-    with _connect(engine) as connection, translated("use"):
+    with _reach(engine.connect) as connection, translated("use"):
         yield connection
 
 
-def _connect(engine: Engine) -> Connection:
+def _reach(connect: Callable[[], T]) -> T:
     try:
-        return engine.connect()
+        return connect()
     except SQLAlchemyError as error:
         raise _ours(error, "reach") from error
     except (TypeError, ValueError) as error:  # a driver's own, for options that it does not know
         raise StorageError(
             f"could not reach the database: {type(error).__name__} of the driver; look at the URL's options"
         ) from None
-
-
-def _forget(connection: Connection) -> None:
-    """Undo what a failed COMMIT has left: SQLAlchemy takes the transaction for ended, SQLite's may go on.
-
-    The next one to get this connection would commit it.
-    """
-    try:
-        connection.connection.rollback()
-    except Exception:  # noqa: BLE001 (whatever it is, this connection is of no more use)
-        connection.invalidate()
-
-
-def _end(executor: Executor) -> None:
-    """Leave the connection as it was found, or leave it altogether: what happened before is what a caller must hear."""
-    if not executor.connection.invalidated:
-        try:
-            executor.end()
-        except Exception:  # noqa: BLE001 (as above)
-            executor.connection.invalidate()
 
 
 @contextmanager

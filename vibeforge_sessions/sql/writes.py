@@ -18,7 +18,6 @@ from vibeforge_sessions import changes
 from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import DOCUMENTS, Record
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
-from vibeforge_sessions.model import ErrorEntry
 from vibeforge_sessions.sql import at_once
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql.execution import Executor
@@ -91,22 +90,20 @@ def delete(executor: Executor, session_id: str) -> bool:
     return True
 
 
-def append_error(
-    executor: Executor, session_id: str, entry: ErrorEntry, write_id: str, *, of_phase: bool
-) -> tuple[int, str]:
-    """Append an entry; return its position and phase (the stored one unless `of_phase`)."""
-    row = _error_row(session_id, entry, str(entry.phase) if of_phase else None, write_id)
-    return _append(executor, sql.ERRORS, row, entry.timestamp)
+def append_error(executor: Executor, row: dict[str, Any]) -> tuple[int, str]:
+    """Append an entry, given without its position; return position and phase (the stored one where it has none)."""
+    position, phase = _append(executor, sql.ERRORS, row, row["timestamp"])
+    return position, str(phase)
 
 
-def append_log(executor: Executor, session_id: str, line: str, now: datetime, write_id: str) -> None:
+def append_log(executor: Executor, row: dict[str, Any], now: datetime) -> None:
     """Append a log line."""
-    _append(executor, sql.LOGS, _log_row(session_id, None, line, write_id), now)
+    _append(executor, sql.LOGS, row, now)
 
 
 def _update_counters(executor: Executor, statement: Update, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
     """Run an update of one session's row; return its counters afterwards, None if no row was hit."""
-    if executor.connection.dialect.update_returning:
+    if executor.dialect.update_returning:
         return executor.row(sql.returning_counters(statement), parameters)
     if not executor.write(statement, [parameters]):
         return None
@@ -131,7 +128,7 @@ def _append(executor: Executor, history: sql.History, row: dict[str, Any], now: 
     the order of commits.
     """
     session_id = row["session_id"]
-    executor.database.batches(executor.connection, [row])
+    executor.batches([row])
     counting = {sql.ID: session_id, sql.NOW: now}
     if executor.database.writes_at_once:
         placed = executor.row(at_once.append(history), {**at_once.of_entry(history, row), **counting})
@@ -143,16 +140,16 @@ def _append(executor: Executor, history: sql.History, row: dict[str, Any], now: 
     if counters is None:
         raise SessionNotFoundError(session_id)
     errors, logs, _, phase = counters
-    row["position"] = errors if history is sql.ERRORS else logs
-    if "phase" in row and row["phase"] is None:
-        row["phase"] = phase
-    executor.write(history.insert, [row])
-    return row["position"], row.get("phase")
+    position = errors if history is sql.ERRORS else logs
+    if row.get("phase") is not None:
+        phase = row["phase"]
+    executor.write(history.insert, [{**row, "position": position, "phase": phase}])
+    return position, phase
 
 
 def _store(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:
     """Run a statement that holds texts of any length, in parts that this database takes; return the rows it hit."""
-    return sum(executor.write(statement, batch) for batch in executor.database.batches(executor.connection, rows))
+    return sum(executor.write(statement, batch) for batch in executor.batches(rows))
 
 
 def _hot(write: Write) -> dict[str, Any]:
@@ -168,7 +165,7 @@ def _all_at_once(
     executor: Executor, write: Write, entries: Mapping[sql.History, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Return the parameters of a write's documents and new entries."""
-    executor.database.batches(executor.connection, [dict(write.documents), *itertools.chain(*entries.values())])
+    executor.batches([dict(write.documents), *itertools.chain(*entries.values())])
     parameters = at_once.of_documents(write.documents)
     for history, rows in entries.items():
         parameters |= at_once.of_entries(history, rows)
@@ -186,22 +183,20 @@ def _entry_rows(write: Write, record: Record) -> dict[sql.History, list[dict[str
     placed = changes.place(write.errors, record.error_count)
     first = record.log_count - len(write.logs) + 1
     return {
-        sql.ERRORS: [_error_row(write.session_id, entry, entry["phase"], write.write_id) for entry in placed],
-        sql.LOGS: [_log_row(write.session_id, at, line, write.write_id) for at, line in enumerate(write.logs, first)],
+        sql.ERRORS: [
+            {
+                "session_id": write.session_id,
+                "position": entry.position,
+                "timestamp": entry.timestamp,
+                "task_id": entry.task_id,
+                "error_message": entry.error_message,
+                "phase": entry["phase"],
+                "write_id": write.write_id,
+            }
+            for entry in placed
+        ],
+        sql.LOGS: [
+            {"session_id": write.session_id, "position": position, "message": line, "write_id": write.write_id}
+            for position, line in enumerate(write.logs, first)
+        ],
     }
-
-
-def _error_row(session_id: str, entry: ErrorEntry, phase: str | None, write_id: str) -> dict[str, Any]:
-    return {
-        "session_id": session_id,
-        "position": entry.position,
-        "timestamp": entry.timestamp,
-        "task_id": entry.task_id,
-        "error_message": entry.error_message,
-        "phase": phase,
-        "write_id": write_id,
-    }
-
-
-def _log_row(session_id: str, position: int | None, line: str, write_id: str) -> dict[str, Any]:
-    return {"session_id": session_id, "position": position, "message": line, "write_id": write_id}

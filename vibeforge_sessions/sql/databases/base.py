@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Final, Literal
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Dialect, Engine
 from sqlalchemy.exc import TimeoutError  # noqa: A004 (the pool's)
 
 from vibeforge_sessions.errors import InvalidSessionError, SchemaError
@@ -57,15 +57,15 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
+    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         """Do what `begin` does on the driver's connection, which is of an engine of ours."""
 
-    def end_on_driver(self, connection: Connection, driver: Any) -> None:  # noqa: B027 (not all need it)
+    def end_on_driver(self, dialect: Dialect, driver: Any) -> None:  # noqa: B027 (not all need it)
         """Leave the driver's connection as `begin_on_driver` found it, apart from a transaction."""
 
     @abstractmethod
-    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
-        """Return the rows, in parts that each fit into one statement.
+    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
+        """Return the rows, in parts that each fit into one statement of the driver's connection.
 
         :raises InvalidSessionError: a row does not, with both sizes.
         """
@@ -97,6 +97,17 @@ def is_ours(connection: Connection) -> bool:
     """Tell whether the connection's engine was made by `create_engine` of this package, and left as it is."""
     options = connection.get_execution_options()
     return bool(options.get(OURS)) and "isolation_level" not in options
+
+
+def ask(driver: Any, statement: str) -> tuple[Any, ...]:
+    """Return the single row of a statement that is run on the driver's connection, and roll back."""
+    cursor = driver.cursor()
+    try:
+        cursor.execute(statement)
+        return tuple(cursor.fetchone())
+    finally:
+        cursor.close()
+        driver.rollback()
 
 
 @contextmanager

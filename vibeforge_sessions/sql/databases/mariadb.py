@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
@@ -16,6 +16,7 @@ from vibeforge_sessions.sql.databases.base import (
     Database,
     Rows,
     Settings,
+    ask,
     is_ours,
     lock_error,
     refuse_payload,
@@ -32,6 +33,7 @@ _SESSION: Final = (  # strict: what does not fit is an error, and not cut in sil
     "NO_ZERO_DATE,NO_ZERO_IN_DATE'"
 )
 
+_ASKED: Final = "SELECT @@max_allowed_packet, @@character_set_client"
 _packets: Final[weakref.WeakKeyDictionary[Dialect, int]] = weakref.WeakKeyDictionary()
 """``max_allowed_packet`` by the dialect of each engine that was found to be usable."""
 
@@ -72,17 +74,18 @@ class MariaDB(Database):
         if not is_ours(connection):  # a host's may commit each statement, or read another moment with each
             connection.execution_options(isolation_level="REPEATABLE READ")
         if connection.dialect not in _packets:
-            _packets[connection.dialect] = _look_at_server(connection)
+            _packets[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+            connection.rollback()
         connection.begin()
         return True
 
-    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
-        if connection.dialect not in _packets:
-            _packets[connection.dialect] = _look_at_server(connection)
+    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
+        if dialect not in _packets:
+            _packets[dialect] = _usable(ask(driver, _ASKED))
         return True  # the server begins at the first statement
 
-    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
-        limit = _packets[connection.dialect]
+    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
+        limit = _packets[dialect]
         batches: list[Rows] = [[]]
         room = limit
         for row in rows:
@@ -122,10 +125,9 @@ def _lock_name(connection: Connection) -> str:
     return f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"
 
 
-def _look_at_server(connection: Connection) -> int:
+def _usable(row: Sequence[Any]) -> int:
     """Return what a statement may hold at the most; refuse a connection that would not keep our texts."""
-    packet, charset = connection.execute(text("SELECT @@max_allowed_packet, @@character_set_client")).one()
-    connection.rollback()
+    packet, charset = row
     if charset != "utf8mb4":
         raise StorageError(
             f"this engine's connections speak {charset}, in which most texts cannot be written: add "

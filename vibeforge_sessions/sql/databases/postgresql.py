@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
@@ -15,6 +15,7 @@ from vibeforge_sessions.sql.databases.base import (
     Database,
     Rows,
     Settings,
+    ask,
     lock_error,
     refuse_payload,
     second_connection,
@@ -33,6 +34,8 @@ _HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
+_ASKED: Final = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
+_ENOUGH: Final = "read committed"
 _default_levels: Final[weakref.WeakKeyDictionary[Dialect, str]] = weakref.WeakKeyDictionary()
 """The server's default isolation level by the dialect of each engine that was found to be usable."""
 
@@ -73,7 +76,10 @@ class PostgreSQL(Database):
         return options
 
     def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
-        if at_once and _default_level(connection) == "read committed":
+        if connection.dialect not in _default_levels:
+            _default_levels[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+            connection.rollback()
+        if at_once and _default_levels[connection.dialect] == _ENOUGH:
             connection.execution_options(isolation_level="AUTOCOMMIT")  # an attribute of the driver's connection
             return False
         # another one, which goes along with BEGIN: neither is a round trip
@@ -81,20 +87,22 @@ class PostgreSQL(Database):
         connection.begin()
         return True
 
-    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
-        if at_once and _default_level(connection) == "read committed":
-            connection.dialect.set_isolation_level(driver, "AUTOCOMMIT")
+    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
+        if dialect not in _default_levels:
+            _default_levels[dialect] = _usable(ask(driver, _ASKED))
+        if at_once and _default_levels[dialect] == _ENOUGH:
+            dialect.set_isolation_level(driver, "AUTOCOMMIT")
             return False
         if not write:
-            connection.dialect.set_isolation_level(driver, "REPEATABLE READ")
+            dialect.set_isolation_level(driver, "REPEATABLE READ")
         return True
 
-    def end_on_driver(self, connection: Connection, driver: Any) -> None:
+    def end_on_driver(self, dialect: Dialect, driver: Any) -> None:
         if not driver.autocommit:
             driver.rollback()  # a level cannot be set within a transaction
-        connection.dialect.reset_isolation_level(driver)
+        dialect.reset_isolation_level(driver)
 
-    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
+    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         texts = [value for row in rows for value in row.values() if isinstance(value, str)]
         if sum(map(len, texts)) > _MESSAGE // 4:  # a character takes four bytes at the most
             refuse_payload(sum(len(value.encode()) for value in texts), _MESSAGE, "the largest message")
@@ -134,20 +142,14 @@ class PostgreSQL(Database):
         yield
 
 
-def _default_level(connection: Connection) -> str:
+def _usable(row: Sequence[Any]) -> str:
     """Return the isolation level of statements outside a transaction; refuse a database that cannot keep our texts."""
-    try:
-        return _default_levels[connection.dialect]
-    except KeyError:
-        level, encoding = connection.exec_driver_sql(
-            "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
-        ).one()
-        connection.rollback()
-        if encoding != "UTF8":
-            raise StorageError(
-                f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
-            ) from None
-        return _default_levels.setdefault(connection.dialect, level)
+    level, encoding = row
+    if encoding != "UTF8":
+        raise StorageError(
+            f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
+        )
+    return str(level)
 
 
 def _holder(connection: Connection) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Engine, QueuePool, event, inspect
+from sqlalchemy import URL, Connection, Dialect, Engine, QueuePool, event, inspect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import SingletonThreadPool
@@ -76,12 +76,12 @@ class SQLite(Database):
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
 
-    def begin_on_driver(self, connection: Connection, driver: Any, *, write: bool, at_once: bool) -> bool:
+    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
 
-    def batches(self, connection: Connection, rows: Rows) -> list[Rows]:
-        limit = _driver(connection).getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
+        limit = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
         for row in rows:
             size = sum(len(value) for value in row.values() if isinstance(value, str))
             if size > limit // 4:  # a character takes four bytes at the most: count them only where it matters

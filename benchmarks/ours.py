@@ -1,0 +1,225 @@
+"""This package, through its public API."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sqlalchemy import Engine, text
+
+from benchmarks.contender import DOCUMENTS, LOG_LINES, MESSAGE, PAGE, RECENT, Contender
+from vibeforge_sessions import (
+    InMemorySessionRepository,
+    Session,
+    SessionPhase,
+    SessionRepository,
+    SQLAlchemySessionRepository,
+)
+from vibeforge_sessions.sql import create_engine
+
+PHASES = itertools.cycle([SessionPhase.EXECUTION, SessionPhase.VERIFICATION])
+
+
+def realistic(session_id: str | None = None, entries: int = 0) -> Session:
+    """Return a session that is not stored yet."""
+    session = Session(session_id=session_id) if session_id else Session()
+    for name, value in DOCUMENTS.items():
+        setattr(session, name, value)
+    session.phase = SessionPhase.EXECUTION
+    session.completed_task_ids = [f"task-{n}" for n in range(20)]
+    for n in range(LOG_LINES):
+        session.add_log(f"task-{n} has been started by worker 3")
+    for n in range(entries):
+        session.add_error(f"task-{n % 50}", MESSAGE)
+    return session
+
+
+class Ours(Contender):
+    """What the repositories have in common."""
+
+    repository: SessionRepository
+
+    def __init__(self, place: str) -> None:
+        self._held: dict[str, Session] = {}
+        self._length: dict[str, int] = {}
+
+    def calls(self) -> Mapping[str, Callable[..., object]]:
+        repository = self.repository
+
+        def listing(share: float) -> Callable[[str], object]:
+            return lambda session_id: repository.list_errors(
+                session_id, after=max(0, int(self._length[session_id] * share) - RECENT), limit=RECENT
+            )
+
+        return {
+            "create": lambda session_id: repository.create_session(realistic(session_id)),
+            "append": lambda session_id: repository.append_error(session_id, "task-7", MESSAGE),
+            "get": repository.get_session,
+            "get_recent": lambda session_id: repository.get_session(session_id, recent=RECENT),
+            "update_phase": self._update_phase,
+            "update_artifact": self._update_artifact,
+            "update_phase_and_error": self._update_phase_and_error,
+            "list_page": lambda: repository.find_sessions(limit=PAGE),
+            "list_errors_start": listing(0),
+            "list_errors_middle": listing(0.5),
+            "list_errors_end": listing(1),
+            "delete": repository.delete_session,
+            "walk": self._walk,
+        }
+
+    def prepare(self, entries: int) -> str:
+        session = self.repository.create_session(realistic(entries=entries))
+        self._length[session.session_id] = entries
+        return session.session_id
+
+    def fill(self, sessions: int) -> None:
+        there = len(self.repository.list_sessions())
+        for _ in range(sessions - there):
+            self.repository.create_session(Session(answers={"audience": "general"}))
+
+    def hold(self, session_id: str) -> None:
+        session = self.repository.get_session(session_id)
+        assert session is not None
+        self._held[session_id] = session
+
+    def count(self, session_id: str) -> int:
+        session = self.repository.get_session(session_id)
+        assert session is not None
+        positions = [entry.position for entry in session.error_history]
+        assert positions == list(range(1, len(positions) + 1))
+        return len(positions)
+
+    def close(self) -> None:
+        self.repository.close()
+
+    def _update_phase(self, session_id: str) -> None:
+        session = self._held[session_id]
+        session.update_phase(next(PHASES))
+        self.repository.update_session(session)
+
+    def _update_artifact(self, session_id: str) -> None:
+        session = self._held[session_id]
+        session.concept = {**DOCUMENTS["concept"], "version": session.version}
+        self.repository.update_session(session)
+
+    def _update_phase_and_error(self, session_id: str) -> None:
+        session = self._held[session_id]
+        session.update_phase(next(PHASES))
+        session.add_error("task-7", MESSAGE)
+        self.repository.update_session(session)
+
+    def _walk(self) -> None:
+        cursor = None
+        while True:
+            page = self.repository.find_sessions(limit=1000, cursor=cursor)
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+
+class InMemory(Ours):
+    """In memory: no durability at all."""
+
+    name = "in memory"
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.repository = InMemorySessionRepository()
+
+    def about(self) -> Mapping[str, str]:
+        return {"version": version("vibeforge-sessions"), "durability": "none"}
+
+
+class InDatabase(Ours):
+    """In a database, with an engine of `create_engine`."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.engine = self.new_engine(place)
+        self.repository = SQLAlchemySessionRepository(self.engine)
+
+    def new_engine(self, place: str) -> Engine:
+        """Return the engine; the tables are there."""
+        return create_engine(place)
+
+    def fill(self, sessions: int) -> None:
+        super().fill(min(sessions, 1_000))
+        with self.engine.begin() as connection:
+            there = connection.execute(text("SELECT count(*) FROM vibeforge_sessions")).scalar_one()
+        while there < sessions:  # copies of those, with ids and times of their own
+            copied = min(sessions - there, 10_000)
+            with self.engine.begin() as connection:
+                copy_sessions(connection, copied, there)
+            there += copied
+
+    def durability(self) -> str:
+        """Return what the database promises about what was acknowledged."""
+        with self.engine.connect() as connection:
+            return ", ".join(
+                f"{setting}={connection.exec_driver_sql(asked).scalar_one()}"
+                for setting, asked in DURABILITY[self.engine.dialect.name].items()
+            )
+
+    def about(self) -> Mapping[str, str]:
+        with self.engine.connect() as connection:
+            server = connection.dialect.server_version_info
+        return {
+            "version": version("vibeforge-sessions"),
+            "durability": self.durability(),
+            "database": ".".join(map(str, server or ())),
+        }
+
+
+DURABILITY = {
+    "sqlite": {"journal_mode": "PRAGMA journal_mode", "synchronous": "PRAGMA synchronous"},
+    "postgresql": {"fsync": "SHOW fsync", "synchronous_commit": "SHOW synchronous_commit"},
+    "mysql": {"innodb_flush_log_at_trx_commit": "SELECT @@innodb_flush_log_at_trx_commit"},
+}
+
+
+def copy_sessions(connection: Any, copied: int, there: int) -> None:
+    """Insert copies of sessions, in SQL: a hundred thousand creations would take longer than the measurement."""
+    rows = connection.execute(text("SELECT * FROM vibeforge_sessions ORDER BY session_id LIMIT 1")).mappings().one()
+    texts = connection.execute(
+        text("SELECT * FROM vibeforge_session_documents WHERE session_id = :session_id"),
+        {"session_id": rows["session_id"]},
+    ).mappings()
+    for table, row in (("vibeforge_sessions", dict(rows)), ("vibeforge_session_documents", dict(texts.one()))):
+        columns = ", ".join(row)
+        values = ", ".join(f":{name}" for name in row)
+        connection.execute(
+            text(f"INSERT INTO {table} ({columns}) VALUES ({values})"),
+            [{**row, "session_id": f"copy-{there + n:08}"} for n in range(copied)],
+        )
+
+
+class SQLite(InDatabase):
+    """SQLite, FULL: what was acknowledged survives a power loss."""
+
+    name = "SQLite FULL"
+    synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "FULL"
+
+    def new_engine(self, place: str) -> Engine:
+        return create_engine(f"sqlite:///{Path(place) / 'sessions.db'}", synchronous=self.synchronous)
+
+
+class SQLiteNormal(SQLite):
+    """SQLite, NORMAL: it survives a crash of the process."""
+
+    name = "SQLite NORMAL"
+    synchronous = "NORMAL"
+
+
+class PostgreSQL(InDatabase):
+    """PostgreSQL with fsync on."""
+
+    name = "PostgreSQL"
+
+
+class MariaDB(InDatabase):
+    """MariaDB, with each commit on disk."""
+
+    name = "MariaDB"
