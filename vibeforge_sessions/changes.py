@@ -84,16 +84,16 @@ def plan_create(session: Session) -> Write:
     )
 
 
-def first_record(write: Write) -> Record:
-    """Return what a new session's write leaves behind, before its histories."""
+def record_of(write: Write, *, version: int, updated_at: datetime, error_count: int, log_count: int) -> Record:
+    """Return what a write leaves behind."""
     return Record(
         session_id=write.session_id,
         created_at=write.created_at,
-        updated_at=write.updated_at,
-        version=1,
+        updated_at=updated_at,
+        version=version,
         write_id=write.write_id,
-        error_count=0,
-        log_count=0,
+        error_count=error_count,
+        log_count=log_count,
         content=write.content,
     )
 
@@ -121,7 +121,7 @@ def plan_update(session: Session) -> Write | None:
     errors = _clean_errors(session, _added(session, "error_history", baseline.errors), len(baseline.errors or ()))
     logs = _clean_logs(_added(session, "logs", baseline.logs))
     updated_at = _time(session.updated_at, "updated_at")
-    if content == baseline.content and not errors and not logs and updated_at == baseline.updated_at:
+    if updated_at == baseline.updated_at and not errors and not logs and content == baseline.content:
         return None
     stored = baseline.content.documents
     return Write(
@@ -165,10 +165,13 @@ def mark_stored(session: Session, write: Write, stored: Record) -> None:
     Its lists stay as they are, apart from the new entries' positions and from what storing made storable.
     """
     old: Baseline | None = session._baseline if write.version else None  # noqa: SLF001 (a repository's)
-    errors = (old.errors or () if old else ()) + place(write.errors, stored.error_count)
-    logs = (old.logs or () if old else ()) + write.logs
-    session.error_history[: len(errors)] = errors
-    session.logs[: len(logs)] = logs
+    errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
+    if write.errors:
+        errors += place(write.errors, stored.error_count)
+        session.error_history[: len(errors)] = errors
+    if write.logs:
+        logs += write.logs
+        session.logs[: len(logs)] = logs
     session.version = stored.version
     session.updated_at = stored.updated_at
     session._baseline = Baseline(  # noqa: SLF001 (a repository's)

@@ -137,9 +137,11 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
 
 def fingerprints_of(session: Session) -> dict[str, bytes | None]:
     """Return the fingerprint of what each document is made of (see `values.fingerprint`)."""
-    parts = {name: getattr(session, name) for name in DOCUMENTS if name != "extension"}
-    parts["extension"] = [getattr(session, name) for name in _extra_fields(type(session))]
-    return {name: values.fingerprint(part) for name, part in parts.items()}
+    fields, fingerprint = session.__dict__, values.fingerprint
+    found = {name: fingerprint(fields[name]) for name in DOCUMENTS if name != "extension"}
+    extra = _extra_fields(type(session))
+    found["extension"] = fingerprint([fields[name] for name in extra]) if extra else b""
+    return found
 
 
 def _encode_document(session: Session, name: str) -> str | None:

@@ -56,7 +56,8 @@ class InMemorySessionRepository(SessionRepository):
         with self._lock:
             if write.session_id in self._sessions:
                 raise SessionExistsError(write.session_id)
-            stored = _Stored(changes.first_record(write), [], [])
+            record = changes.record_of(write, version=1, updated_at=write.updated_at, error_count=0, log_count=0)
+            stored = _Stored(record, [], [])
             _append(stored, write)
             self._sessions[write.session_id] = stored
             record = stored.record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import uuid
 from collections.abc import Mapping
@@ -263,6 +264,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         return session
 
 
+@functools.cache
 def phases_of(session_type: type[Session]) -> type[StrEnum]:
     """Return the enum of phases that this class of session uses."""
     return cast("type[StrEnum]", session_type.model_fields["phase"].annotation)

@@ -182,6 +182,10 @@ class OnTheDriver(Executor):
         compiled, rows = self._fetch(statement, parameters)
         return compiled.taken(rows)
 
+    def row(self, statement: Executable, parameters: Parameters) -> Sequence[Any] | None:
+        compiled, rows = self._fetch(statement, parameters)
+        return compiled.one(rows[0]) if rows else None
+
     def _fetch(self, statement: Executable, parameters: Parameters) -> tuple[Compiled, Rows]:
         compiled = self._known.get(statement) or self._compile(statement, has_rows=True)
         cursor = self._driver.cursor()
@@ -292,6 +296,15 @@ class Compiled:
     def converts(self) -> bool:
         """Tell whether the rows need anything done to them."""
         return bool(self._out)
+
+    def one(self, row: Sequence[Any]) -> Sequence[Any]:
+        """Return a row in Python's types."""
+        if not self._out:
+            return row
+        values = list(row)
+        for index, process in self._out:
+            values[index] = process(values[index])
+        return values
 
     def taken(self, rows: Rows) -> list[Sequence[Any]]:
         """Return the rows by column, in Python's types; nothing for no rows."""

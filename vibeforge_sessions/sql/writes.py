@@ -6,7 +6,6 @@ reader into a writer. Where a database can do each write as one statement, there
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -26,7 +25,9 @@ from vibeforge_sessions.sql.reads import missed, no_documents
 
 def create(executor: Executor, write: Write) -> Record:
     """Insert a session and what it brings along."""
-    record = dataclasses.replace(changes.first_record(write), error_count=len(write.errors), log_count=len(write.logs))
+    record = changes.record_of(
+        write, version=1, updated_at=write.updated_at, error_count=len(write.errors), log_count=len(write.logs)
+    )
     row = {
         **_hot(write),
         "session_id": record.session_id,
@@ -36,7 +37,7 @@ def create(executor: Executor, write: Write) -> Record:
         "error_count": record.error_count,
         "log_count": record.log_count,
     }
-    entries = _entry_rows(write, record)
+    entries = _entry_rows(write, record.error_count, record.log_count)
     try:
         if executor.database.writes_at_once:
             statement = at_once.create(with_errors=bool(write.errors), with_logs=bool(write.logs))
@@ -63,10 +64,10 @@ def update(executor: Executor, write: Write) -> Record:
         "new_errors": len(write.errors),
         "new_logs": len(write.logs),
     }
-    names = tuple(name for name in DOCUMENTS if name in write.documents)
+    names = tuple([name for name in DOCUMENTS if name in write.documents]) if write.documents else ()
     if executor.database.writes_at_once:
         statement = at_once.update_session(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
-        entries = _entry_rows(write, changes.first_record(write))
+        entries = _entry_rows(write, 0, 0)
         counters = executor.row(statement, {**parameters, **_all_at_once(executor, write, entries)})
         if counters is None:
             raise missed(executor, write.session_id, write.version, write.replaces)
@@ -77,7 +78,8 @@ def update(executor: Executor, write: Write) -> Record:
     record = _updated(write, counters)
     if names and not _store(executor, sql.update_documents(names), [{sql.ID: write.session_id, **write.documents}]):
         raise no_documents(write.session_id)
-    _insert(executor, _entry_rows(write, record))
+    if write.errors or write.logs:
+        _insert(executor, _entry_rows(write, record.error_count, record.log_count))
     return record
 
 
@@ -112,12 +114,8 @@ def _update_counters(executor: Executor, statement: Update, parameters: Mapping[
 
 def _updated(write: Write, counters: Sequence[Any]) -> Record:
     errors, logs, updated_at, _ = counters
-    return dataclasses.replace(
-        changes.first_record(write),
-        version=write.version + 1,
-        updated_at=updated_at,
-        error_count=errors,
-        log_count=logs,
+    return changes.record_of(
+        write, version=write.version + 1, updated_at=updated_at, error_count=errors, log_count=logs
     )
 
 
@@ -178,10 +176,10 @@ def _insert(executor: Executor, entries: Mapping[sql.History, list[dict[str, Any
             _store(executor, history.insert, rows)
 
 
-def _entry_rows(write: Write, record: Record) -> dict[sql.History, list[dict[str, Any]]]:
-    """Return the rows of a write's new entries, in the last positions of the record's histories."""
-    placed = changes.place(write.errors, record.error_count)
-    first = record.log_count - len(write.logs) + 1
+def _entry_rows(write: Write, error_count: int, log_count: int) -> dict[sql.History, list[dict[str, Any]]]:
+    """Return the rows of a write's new entries, in the last positions of histories that are so long afterwards."""
+    placed = changes.place(write.errors, error_count)
+    first = log_count - len(write.logs) + 1
     return {
         sql.ERRORS: [
             {
