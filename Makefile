@@ -48,7 +48,7 @@ constraints: ## renew the pins in constraints.txt
 	@rm -rf .venv-constraints
 	@$(PYTHON) -m venv .venv-constraints
 	@.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet --upgrade pip
-	@.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	@.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet -e '.[dev,bench]'
 	@{ sed -n '/^#/p' constraints.txt; \
 	   .venv-constraints/bin/python -m pip list --disable-pip-version-check --format=freeze --exclude-editable \
 	     --exclude pip --exclude setuptools; } > constraints.new

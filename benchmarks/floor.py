@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import psycopg
 
 from benchmarks.contender import DOCUMENTS, MESSAGE, PAGE, RECENT, Contender
-from benchmarks.ours import PHASES, realistic
+from benchmarks.ours import other_phase, realistic
 from vibeforge_sessions import ErrorEntry, Session, SessionPhase
 from vibeforge_sessions.model import Baseline, Content
 from vibeforge_sessions.query import SessionSummary
@@ -56,6 +56,8 @@ decode = json.loads
 
 class Floor(Contender):
     """What both drivers have in common."""
+
+    _connection: Any
 
     def __init__(self, place: str) -> None:
         self._held: dict[str, Session] = {}
@@ -146,9 +148,12 @@ class Floor(Contender):
     def hold(self, session_id: str) -> None:
         self._held[session_id] = self.get(session_id)
 
+    def close(self) -> None:
+        self._connection.close()
+
     def _update_phase(self, session_id: str) -> None:
         session = self._held[session_id]
-        session.update_phase(next(PHASES))
+        session.update_phase(other_phase(session))
         self._store(session, {}, [])
 
     def _update_artifact(self, session_id: str) -> None:
@@ -158,7 +163,7 @@ class Floor(Contender):
 
     def _update_phase_and_error(self, session_id: str) -> None:
         session = self._held[session_id]
-        session.update_phase(next(PHASES))
+        session.update_phase(other_phase(session))
         self._store(session, {}, [session.add_error("task-7", MESSAGE)])
 
     def _store(self, session: Session, documents: Mapping[str, str], errors: list[ErrorEntry]) -> None:
@@ -403,7 +408,8 @@ class PostgreSQL(Floor):
 
     def _rows(self, statement: bytes, parameters: Sequence[Any]) -> list[Any]:
         with self._connection.cursor() as cursor:
-            return cursor.execute(statement, parameters).fetchall()
+            rows: list[Any] = cursor.execute(statement, parameters).fetchall()
+            return rows
 
     def read(self, session_id: str, recent: int | None) -> tuple[Sequence[Any], list[Any], list[Any]]:
         (row,) = self._rows(_READ_POSTGRESQL, (session_id,))

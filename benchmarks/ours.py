@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,10 @@ from vibeforge_sessions import (
 )
 from vibeforge_sessions.sql import create_engine
 
-PHASES = itertools.cycle([SessionPhase.EXECUTION, SessionPhase.VERIFICATION])
+
+def other_phase(session: Session) -> SessionPhase:
+    """Return a phase that the session is not in."""
+    return SessionPhase.VERIFICATION if session.phase == SessionPhase.EXECUTION else SessionPhase.EXECUTION
 
 
 def realistic(session_id: str | None = None, entries: int = 0) -> Session:
@@ -97,7 +99,7 @@ class Ours(Contender):
 
     def _update_phase(self, session_id: str) -> None:
         session = self._held[session_id]
-        session.update_phase(next(PHASES))
+        session.update_phase(other_phase(session))
         self.repository.update_session(session)
 
     def _update_artifact(self, session_id: str) -> None:
@@ -107,7 +109,7 @@ class Ours(Contender):
 
     def _update_phase_and_error(self, session_id: str) -> None:
         session = self._held[session_id]
-        session.update_phase(next(PHASES))
+        session.update_phase(other_phase(session))
         session.add_error("task-7", MESSAGE)
         self.repository.update_session(session)
 
