@@ -24,6 +24,7 @@ from vibeforge_sessions import (
     SessionFilter,
     SessionPhase,
     SQLAlchemySessionRepository,
+    StaleSessionError,
     StorageError,
 )
 from vibeforge_sessions.sql import create_engine
@@ -358,3 +359,15 @@ def test_no_thread_goes_on_before_a_new_engines_dialect_is_initialised(
     with ThreadPoolExecutor(8) as threads:
         assert all(call.result() for call in [threads.submit(use_it) for _ in range(8)])
     engine.dispose()
+
+
+@pytest.mark.parametrize("column", ["version = 7", "write_id = 'another'"])
+def test_an_update_is_guarded_by_the_version_and_by_the_write_id(
+    repository: SQLAlchemySessionRepository, sql: RunSQL, column: str
+) -> None:
+    session = repository.create_session(full_session())
+    sql(f"UPDATE vibeforge_sessions SET {column}")
+    session.update_phase(SessionPhase.FAILED)
+    with pytest.raises(StaleSessionError):
+        repository.update_session(session)
+    assert stored(repository).phase == full_session().phase
