@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, text
@@ -14,10 +15,12 @@ from vibeforge_sessions.sql.databases.base import (
     Database,
     Rows,
     Settings,
+    Timeouts,
     lock_error,
     refuse_payload,
     second_connection,
 )
+from vibeforge_sessions.sql.tables import schema_of
 
 _LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key of the migration lock, the same in every release
 _FIELD: Final = 2**30 - 1
@@ -46,8 +49,7 @@ class PostgreSQL(Database):
     names = ("postgresql",)
     drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+psycopg": "postgresql"}
     async_drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+asyncpg": "postgresql-asyncpg"}
-    # an ALTER TABLE that waits for somebody's long transaction lets nobody else near the table meanwhile
-    migration_settings = ("SET LOCAL lock_timeout = '10s'",)
+    has_schemas = True
     writable_cte = True
     transient = frozenset({"40001", "40P01"})
     duplicate = frozenset({"23505"})
@@ -86,38 +88,61 @@ class PostgreSQL(Database):
                     refuse_payload(len(value.encode()), _FIELD, "the largest field")
         return [rows]
 
+    def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
+        scope = "SET" if of_session else "SET LOCAL"
+        settings = [f"{scope} lock_timeout = '{timeouts.table * 1000:.0f}ms'"]
+        if timeouts.statement is not None:
+            settings.append(f"{scope} statement_timeout = '{timeouts.statement * 1000:.0f}ms'")
+        return tuple(settings)
+
     @contextmanager
-    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
+    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
         # The lock stands on a connection of its own, and nobody who waits for it has a transaction open: CREATE INDEX
         # CONCURRENTLY waits for every transaction that is older than itself, and would wait for the waiting ones.
         with second_connection(connection) as lock:
             # under REPEATABLE READ, which a host's engine may have, the holder's own transaction would be waited for
             lock.execution_options(isolation_level="READ COMMITTED")
-            deadline = time.monotonic() + timeout
+            deadline = time.monotonic() + timeouts.migration
             while not lock.exec_driver_sql(_MAY_MIGRATE).scalar():
                 holder = _holder(lock)
                 lock.rollback()
                 if time.monotonic() >= deadline:
-                    raise lock_error(timeout, holder)
+                    raise lock_error(timeouts.migration, holder)
                 time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
             driver = connection.connection.driver_connection  # the server knows nothing of AUTOCOMMIT
             level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
             connection.connection.rollback()  # asking has begun a transaction
             connection.execution_options(isolation_level="READ COMMITTED")
+            # Each transaction sets its own; an index made CONCURRENTLY is in none. What a session sets would leak
+            # through PgBouncer, so it does only if it is asked to.
+            of_session = self.migration_settings(timeouts, of_session=True) if timeouts.given else ()
             try:
+                for setting in of_session:
+                    connection.exec_driver_sql(setting)
+                connection.commit()
                 yield
             finally:
                 connection.rollback()
+                if of_session and not connection.invalidated:
+                    connection.exec_driver_sql("RESET lock_timeout")
+                    connection.exec_driver_sql("RESET statement_timeout")
+                    connection.commit()
                 connection.execution_options(isolation_level=level)  # a host's stays as it was
 
     @contextmanager
-    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
-        deadline = time.monotonic() + timeout
+    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+        deadline = time.monotonic() + timeouts.migration
         while not connection.exec_driver_sql(_MAY_MIGRATE).scalar():
             if time.monotonic() >= deadline:
-                raise lock_error(timeout, _holder(connection))
+                raise lock_error(timeouts.migration, _holder(connection))
             time.sleep(0.1)
         yield
+
+    def backup(self, connection: Connection, path: Path) -> None:
+        raise StorageError(
+            "PostgreSQL has a tool for that, which others may write beside: pg_dump --format=custom "
+            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' and the database's address"
+        )
 
 
 def _holder(connection: Connection) -> str:
