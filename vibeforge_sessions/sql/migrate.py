@@ -7,6 +7,7 @@ so does ``alembic`` with the shipped ``alembic.ini``.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine
 from vibeforge_sessions.errors import SchemaError
 from vibeforge_sessions.sql import scripts
 from vibeforge_sessions.sql.databases import Timeouts, database_named, database_of
-from vibeforge_sessions.sql.scripts import Revision, history, script_folder
+from vibeforge_sessions.sql.scripts import Revision, history, render, script_folder
 from vibeforge_sessions.sql.states import SchemaStatus, comparison, inspect_schema, reading, revision_of
 from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata_in, schema_of
 from vibeforge_sessions.sql.transaction import connected, translated
@@ -37,6 +38,8 @@ __all__ = [
     "inspect_schema",
     "migrating",
     "plan",
+    "plan_downgrade",
+    "render",
     "script_folder",
     "stamp",
     "status",
@@ -157,6 +160,26 @@ def plan(bind: Engine | Connection) -> list[Revision]:
     if found.state in {"ahead", "foreign"}:
         raise found.error()
     return [each for each in history() if each.revision in found.pending]
+
+
+def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
+    """Return the revisions that a downgrade would undo, in this order, with what each of them loses.
+
+    :param revision: an id, ``base``, or ``-1`` for one step back and so on.
+    :raises SchemaError: there is no such revision below the database's.
+    """
+    at, chain = current(bind), history()
+    known = [each.revision for each in chain]
+    there = known.index(at) + 1 if at in known else 0
+    if revision == "base":
+        to = 0
+    elif re.fullmatch(r"-\d+", revision):
+        to = there - int(revision[1:])
+    else:
+        to = known.index(revision) + 1 if revision in known else -1
+    if not 0 <= to <= there:
+        raise SchemaError(f"there is no revision {revision} below the database's, which is {at}")
+    return chain[to:there][::-1]
 
 
 def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from alembic import command
@@ -121,7 +120,7 @@ def _revision(script: Script) -> Revision:
         revision=script.revision,
         after=None if script.down_revision is None else str(script.down_revision),
         summary=script.doc,
-        locks=MappingProxyType(told.get("locks", {})),
+        locks=dict(told.get("locks", {})),
         rewrites=tuple(told.get("rewrites", ())),
         online=tuple(told.get("online", ())),
         loses=told.get("loses"),

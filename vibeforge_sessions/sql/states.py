@@ -205,7 +205,9 @@ class _Looked:
         for name in (VERSION_TABLE, HOSTS_VERSION_TABLE):
             if name not in self.tables:
                 continue
-            versions = table(name, column("version_num"))
+            versions = table(
+                name, column("version_num"), schema=self.schema
+            )  # no `Table`: its schema is not translated
             found = self.connection.execute(select(versions.c.version_num)).scalars().all()
             heads = [each for each in found if name == VERSION_TABLE or str(each).startswith(PREFIX)]
             if len(heads) > 1:

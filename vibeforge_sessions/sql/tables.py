@@ -124,6 +124,19 @@ compatibility = Table(
 )
 
 
+_ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
+_APPENDED: Final = "SELECT, INSERT, DELETE"
+APPLICATION_RIGHTS: Final = {
+    sessions.name: _ALL,
+    documents.name: _ALL,
+    errors.name: _APPENDED,
+    logs.name: _APPENDED,
+    compatibility.name: "SELECT",
+    VERSION_TABLE: "SELECT",
+}
+"""The least that a service needs on each table; the last two are for its check at the start."""
+
+
 @functools.cache
 def metadata_in(schema: str | None) -> MetaData:
     """Return the tables as they are in a schema of PostgreSQL's, for comparing."""

@@ -76,6 +76,13 @@ class Database(ABC):
         """Hold the lock inside a host's transaction, which is left to the host."""
 
     @abstractmethod
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        """Return the lines that give the least rights to the application's role, and to the migrator's.
+
+        :raises StorageError: the database's name is needed, and there is none.
+        """
+
+    @abstractmethod
     def backup(self, connection: Connection, path: Path) -> None:
         """Write a consistent copy of the database, which others may be writing to, into a new file.
 

@@ -23,7 +23,7 @@ from vibeforge_sessions.sql.databases.base import (
     refuse_payload,
     second_connection,
 )
-from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata
+from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS
 
 _STATEMENT: Final = 2_000
 """More bytes than any of our statements has without its values."""
@@ -133,12 +133,38 @@ class MariaDB(Database):
         finally:
             connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
 
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        if not database:
+            raise StorageError("MariaDB's rights are those of a database: name it in the URL")
+        of, lines = _quoted(database), list[str]()
+        if migrator is not None:
+            changes = "CREATE, ALTER, DROP, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
+            lines.append("-- runs the migrations")
+            lines += [f"GRANT {changes} ON {of}.{table} TO {_account(migrator)};" for table in APPLICATION_RIGHTS]
+        if role is not None:
+            lines.append(
+                "-- the application: rows, and no DDL; after the first upgrade, and after each that brings a table"
+            )
+            rights = APPLICATION_RIGHTS.items()
+            lines += [f"GRANT {granted} ON {of}.{table} TO {_account(role)};" for table, granted in rights]
+        return lines
+
     def backup(self, connection: Connection, path: Path) -> None:
-        tables = " ".join([*metadata.tables, VERSION_TABLE])
+        tables = " ".join(APPLICATION_RIGHTS)
         raise StorageError(
             "MariaDB has a tool for that, which others may write beside: mariadb-dump --single-transaction "
             f"--result-file={path} {connection.engine.url.database} {tables} and the server's address"
         )
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _account(name: str) -> str:
+    """Return a user, from any host unless it is named as in ``app@10.0.0.%``."""
+    user, _, host = name.rpartition("@") if "@" in name else (name, "", "%")
+    return f"{_quoted(user)}@{_quoted(host)}"
 
 
 def _lock_name(connection: Connection) -> str:

@@ -20,7 +20,7 @@ from vibeforge_sessions.sql.databases.base import (
     refuse_payload,
     second_connection,
 )
-from vibeforge_sessions.sql.tables import schema_of
+from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS, schema_of
 
 _LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key of the migration lock, the same in every release
 _FIELD: Final = 2**30 - 1
@@ -138,11 +138,32 @@ class PostgreSQL(Database):
             time.sleep(0.1)
         yield
 
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        path = _quoted(schema or "public")
+        lines: list[str] = []
+        if migrator is not None:
+            lines += [
+                "-- runs the migrations: who makes the tables owns them, and may change and drop them",
+                f"GRANT USAGE, CREATE ON SCHEMA {path} TO {_quoted(migrator)};",
+            ]
+        if role is not None:
+            lines += [
+                "-- the application: rows, and no DDL; after the first upgrade, and after each that brings a table",
+                f"GRANT USAGE ON SCHEMA {path} TO {_quoted(role)};",
+            ]
+            rights = APPLICATION_RIGHTS.items()
+            lines += [f"GRANT {granted} ON {path}.{table} TO {_quoted(role)};" for table, granted in rights]
+        return lines
+
     def backup(self, connection: Connection, path: Path) -> None:
         raise StorageError(
             "PostgreSQL has a tool for that, which others may write beside: pg_dump --format=custom "
             f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' and the database's address"
         )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _holder(connection: Connection) -> str:

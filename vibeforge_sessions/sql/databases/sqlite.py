@@ -125,6 +125,11 @@ class SQLite(Database):
             raise _foreign_keys_stay_on()
         yield
 
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        return [
+            "-- SQLite has no roles: whoever may write the file, and its folder for what stands beside it, may do all"
+        ]
+
     def backup(self, connection: Connection, path: Path) -> None:
         if path.exists():  # SQLite itself takes an empty file for a new one
             raise StorageError(f"{path} is there already: name a new file")
