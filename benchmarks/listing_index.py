@@ -24,7 +24,7 @@ from tests.servers import MariaDBServer, PostgresDatabases, PostgresServer
 from tests.servers.databases import MariaDBDatabases
 from vibeforge_sessions import SessionFilter, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
-from vibeforge_sessions.sql.tables import documents, sessions
+from vibeforge_sessions.sql.tables import documents, errors, sessions
 
 SESSIONS: Final = 100_000
 APPENDS: Final = 3_000
@@ -68,6 +68,18 @@ def fill(engine: Engine) -> None:
             connection.execute(insert(sessions), rows)
             bare = {"answers": "{}", "completed_task_ids": "[]", "failed_task_ids": "[]"}
             connection.execute(insert(documents), [{"session_id": row["session_id"], **bare} for row in rows])
+            entry = {
+                "position": 1,
+                "timestamp": START,
+                "task_id": "task",
+                "error_message": "it broke",
+                "phase": "EXECUTION",
+            }
+            with_errors = [row for row in rows if row["error_count"]]
+            connection.execute(
+                insert(errors),
+                [{"session_id": row["session_id"], "write_id": row["write_id"], **entry} for row in with_errors],
+            )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if engine.dialect.name != "sqlite":
             tables = "vibeforge_sessions, vibeforge_session_documents"

@@ -26,11 +26,11 @@ from vibeforge_sessions.cli.options import (
     Url,
     WaitTimeout,
     Yes,
-    engine_on,
 )
 from vibeforge_sessions.cli.output import EXIT_CODES, EXITS, UNREADABLE, explained, show, show_revisions, show_status
 from vibeforge_sessions.model import Session
 from vibeforge_sessions.sql import maintenance, migrate
+from vibeforge_sessions.sql.engine import engine_on
 
 app = typer.Typer(
     help="Long-running sessions in a database.",
@@ -50,7 +50,7 @@ def _app() -> None:
 @db.command()
 def status(url: Url, schema: Schema = None, as_json: Json = False) -> None:
     """Tell where the database stands, and what to run next; the exit code tells it too."""
-    with explained(), engine_on(url, schema) as engine:
+    with explained(), engine_on(url, schema=schema) as engine:
         found = migrate.status(engine)
         show_status(found, as_json=as_json)
     raise typer.Exit(EXIT_CODES[found.state])
@@ -59,14 +59,14 @@ def status(url: Url, schema: Schema = None, as_json: Json = False) -> None:
 @db.command()
 def check(url: Url, schema: Schema = None, as_json: Json = False) -> None:
     """Exit with 0 only if the database is at the head and equals the models: for CI and readiness probes."""
-    with explained(), engine_on(url, schema) as engine:
+    with explained(), engine_on(url, schema=schema) as engine:
         show_status(migrate.check_schema(engine, exact=True), as_json=as_json)
 
 
 @db.command()
 def wait(url: Url, timeout: WaitTimeout = 60.0, schema: Schema = None, as_json: Json = False) -> None:
     """Wait until the database is one that this version works with: while somebody else migrates it."""
-    with explained(), engine_on(url, schema) as engine:
+    with explained(), engine_on(url, schema=schema) as engine:
         show_status(migrate.wait(engine, timeout), as_json=as_json)
 
 
@@ -95,7 +95,7 @@ def upgrade(
             typer.echo(text, nl=False)
             return
         steps: list[str] = []
-        with engine_on(url, schema) as engine:
+        with engine_on(url, schema=schema) as engine:
             migrate.upgrade(
                 engine,
                 revision,
@@ -133,7 +133,7 @@ def downgrade(
             )
             typer.echo(text, nl=False)
             return
-        with engine_on(url, schema) as engine:
+        with engine_on(url, schema=schema) as engine:
             undone = migrate.plan_downgrade(engine, revision)
             for each in undone:
                 typer.echo(f"undoing {each.revision} loses: {each.loses or 'nothing'}", err=True)
@@ -154,7 +154,7 @@ def downgrade(
 @db.command()
 def plan(url: Url, schema: Schema = None, as_json: Json = False) -> None:
     """Show what an upgrade would run: what it locks, rewrites, whether others may write, what a downgrade loses."""
-    with explained(), engine_on(url, schema) as engine:
+    with explained(), engine_on(url, schema=schema) as engine:
         show_revisions(migrate.plan(engine), as_json=as_json)
 
 
@@ -173,7 +173,7 @@ def stamp(
     lock_timeout: LockTimeout = None,
 ) -> None:
     """Write down that the database is at a revision, and do nothing else: after a restore without that table."""
-    with explained(), engine_on(url, schema) as engine:
+    with explained(), engine_on(url, schema=schema) as engine:
         migrate.stamp(engine, revision, lock_timeout=lock_timeout)
 
 
@@ -198,7 +198,7 @@ def verify_data(
     url: Url, session_type: SessionType = None, batch: Batch = 500, schema: Schema = None, as_json: Json = False
 ) -> None:
     """Read every stored session with this code, and list those that cannot be read, and why; writes nothing."""
-    with explained(), engine_on(url, schema) as engine, Progress(console=Console(stderr=True)) as bar:
+    with explained(), engine_on(url, schema=schema) as engine, Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("sessions", total=None)
         found = list(
             maintenance.verify_data(

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
-
-from vibeforge_sessions.sql import create_engine
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
 
 _PREFIX: Final = "VIBEFORGE_SESSIONS_"
 
@@ -62,13 +55,3 @@ SessionType = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, help="Ids that are read at once.")]
-
-
-@contextmanager
-def engine_on(url: str, schema: str | None = None) -> Iterator[Engine]:
-    """Give an engine for one command."""
-    engine = create_engine(url, schema=schema)
-    try:
-        yield engine
-    finally:
-        engine.dispose()

@@ -17,7 +17,7 @@ from vibeforge_sessions.sql.databases.base import OURS
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["create_async_engine", "create_engine", "parse_url"]
+__all__ = ["create_async_engine", "create_engine", "engine_on", "parse_url"]
 
 
 def create_engine(
@@ -84,6 +84,16 @@ def create_async_engine(
         )
     database.prepare(engine.sync_engine, parsed, settings)
     return engine
+
+
+@contextmanager
+def engine_on(url: str | URL, *, schema: str | None = None) -> Iterator[Engine]:
+    """Give an engine like `create_engine`'s for as long as a block runs."""
+    engine = create_engine(url, schema=schema)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def parse_url(url: str | URL) -> URL:

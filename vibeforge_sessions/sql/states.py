@@ -51,7 +51,8 @@ class SchemaStatus:
     differences: tuple[str, ...] = ()
     """How the tables differ from those that the migrations make."""
     floor: str | None = None
-    """The oldest revision whose code may go on with this schema, as the last migration has said."""
+    """The oldest revision whose code may go on with this schema, as the last migration has said; None where it has not,
+    or where nobody asked for an exact answer."""
     of_host: bool = False
     """Whether the host's own Alembic runs our migrations, as a branch."""
 
@@ -77,27 +78,28 @@ def inspect_schema(connection: Connection, *, exact: bool = False) -> SchemaStat
     :raises StorageError: the database failed.
     """
     with translated("inspect"):
-        return _Looked(connection).status(exact=exact)
+        return _Looked(connection, exact=exact).status()
 
 
 def revision_of(connection: Connection) -> str | None:
     """Return the revision that a database is at, None where there is none."""
     with translated("inspect"):
-        return _Looked(connection).revision
+        return _Looked(connection, exact=False).revision
 
 
 class _Looked:
     """What is seen of a database: its tables, and its revision."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, exact: bool) -> None:
         self.connection = connection
+        self.exact = exact
         self.schema = schema_of(connection)
         self.inspector: Inspector = sqlalchemy.inspect(connection)
         self.tables = set(self.inspector.get_table_names(schema=self.schema))
         self.ours = self.tables & metadata.tables.keys()
         self.revision, self.of_host = self._revision()
 
-    def status(self, *, exact: bool) -> SchemaStatus:
+    def status(self) -> SchemaStatus:
         known = [each.revision for each in history()]
         needed = head()
         if self.revision is None:
@@ -113,7 +115,7 @@ class _Looked:
                 pending=pending,
             )
         lacking = self.lacking()
-        differences = tuple(self.differences()) if exact else lacking
+        differences = tuple(self.differences()) if self.exact else lacking
         if not differences:
             return self._status("current", f"this database is at revision {self.revision}", usable=True)
         return self._status(
@@ -132,7 +134,8 @@ class _Looked:
             revision=self.revision,
             head=head(),
             reason=reason,
-            floor=self.floor(),
+            # read where it is asked for only: after an upgrade the application may have no right to it yet
+            floor=self.floor() if self.exact or state == "ahead" else None,
             of_host=self.of_host,
             **more,
         )
@@ -185,6 +188,7 @@ class _Looked:
         return tuple(
             f"{each} is missing"
             for name, model in sorted(metadata.tables.items())
+            if model is not compatibility  # which only newer migrations and older code ask
             for each in (
                 (f"{name}.{column}" for column in sorted(model.columns.keys()) if column not in there[name])
                 if name in there
