@@ -157,7 +157,7 @@ class Rehearsal:
     def rehearse(self) -> None:
         """Do it all."""
         kind = self.admin.get_backend_name()
-        db = "vibeforge-sessions"
+        db, both = "vibeforge-sessions", ("db", "grants", "--role", "application", "--migrator", "migrator")
         self.program(db, "migrator", "db", "status", expected=(3,))
         if kind != "sqlite":
             self.client(self.program(db, "administrator", "db", "grants", "--migrator", "migrator"))
@@ -166,7 +166,7 @@ class Rehearsal:
         fill(engine)
         engine.dispose()
         if kind != "sqlite":
-            self.client(self.program(db, "administrator", "db", "grants", "--role", "application"), expected=(0, 1, 3))
+            self.client(self.program(db, "administrator", *both), expected=(0, 1, 3))
         self.client("SELECT count(*) AS sessions FROM vibeforge_sessions;\n")
         self.program(db, "migrator", "db", "status", expected=(4,))
         self.program(db, "migrator", "db", "plan")
@@ -174,7 +174,7 @@ class Rehearsal:
         with self.service():
             self.program(db, "migrator", "db", "upgrade")
             if kind != "sqlite":  # the upgrade has brought a table
-                self.client(self.program(db, "administrator", "db", "grants", "--role", "application"))
+                self.client(self.program(db, "administrator", *both))
         self.program(db, "application", "db", "check")
         with self.service():
             self.program(db, "migrator", "db", "downgrade", "--yes", "--", "-1")

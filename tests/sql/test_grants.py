@@ -145,6 +145,17 @@ def test_the_migrator_goes_up_and_down(roles: Roles) -> None:
     engine.dispose()
 
 
+def test_what_a_later_migration_makes_is_readable_at_once(postgresql_roles: Roles) -> None:
+    url = postgresql_roles.new_url(MIGRATOR)
+    postgresql_roles.run(url, maintenance.grants(url, APPLICATION, migrator=MIGRATOR))
+    engine, application = create_engine(url), create_engine(url.set(username=APPLICATION))
+    migrate.downgrade(engine, "vibeforge_0001")
+    migrate.upgrade(engine)
+    assert migrate.status(application).floor == "vibeforge_0001"
+    for each in (engine, application):
+        each.dispose()
+
+
 def test_names_are_quoted() -> None:
     for url, quoted in (
         ("postgresql://h/d", 'TO "a""b";'),

@@ -153,6 +153,12 @@ class PostgreSQL(Database):
             ]
             rights = APPLICATION_RIGHTS.items()
             lines += [f"GRANT {granted} ON {path}.{table} TO {_quoted(role)};" for table, granted in rights]
+        if role is not None and migrator is not None:
+            made = f"FOR ROLE {_quoted(migrator)} IN SCHEMA {path} GRANT SELECT ON TABLES"
+            lines += [
+                "-- what a later migration makes is readable at once, for replicas that start before this is run again",
+                f"ALTER DEFAULT PRIVILEGES {made} TO {_quoted(role)};",
+            ]
         return lines
 
     def backup(self, connection: Connection, path: Path) -> None:
