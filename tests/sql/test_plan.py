@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 
 from tests.repositories import text_of
-from tests.servers import AvailableServer
+from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer
+from tests.servers.machine import free_port
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.databases import Timeouts
@@ -230,6 +232,39 @@ def test_the_lock_on_mariadb(revision: migrate.Revision, new_engine: Callable[[s
     event.listen(engine, "before_cursor_execute", before)
     migrate.upgrade(engine, revision.revision)
     assert asked == revision.locks["mariadb"]
+
+
+# Plain CREATE INDEX has hung a cluster, and nobody can write during any ALTER there.
+@each_later
+def test_on_galera_a_table_is_altered_alone(revision: migrate.Revision) -> None:
+    provider = next(Path("/usr").glob("lib*/galera*/libgalera_smm.so"), None)
+    if provider is None:
+        pytest.skip("Galera is not installed (Debian: galera-4)")
+    options = {
+        "on": "ON",
+        "provider": str(provider),
+        "cluster-address": "gcomm://",
+        "node-address": "127.0.0.1",
+        "provider-options": f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()};gcache.size=1M",
+    }
+    args = [*(f"--wsrep-{name}={value}" for name, value in options.items()), "--wsrep-new-cluster"]
+    altered: list[str] = []
+
+    def before(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("ALTER TABLE"):
+            altered.append(statement.rsplit(maxsplit=1)[-1])
+
+    with MariaDBServer(args=[*args, "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2"]) as server:
+        engine = create_engine(MariaDBDatabases(server.url).create(migrated=False))
+        repository = at_the_one_before(engine, revision)
+        event.listen(engine, "before_cursor_execute", before)
+        migrate.upgrade(engine)
+        migrate.check_schema(engine, exact=True)
+        assert revision.after is not None
+        migrate.downgrade(engine, revision.after)
+        stored(repository)
+        engine.dispose()
+    assert set(altered) <= {"LOCK=EXCLUSIVE"}
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
