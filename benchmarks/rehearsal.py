@@ -158,7 +158,7 @@ class Rehearsal:
         """Do it all."""
         kind = self.admin.get_backend_name()
         db, both = "vibeforge-sessions", ("db", "grants", "--role", "application", "--migrator", "migrator")
-        self.program(db, "migrator", "db", "status", expected=(3,))
+        self.program(db, "administrator", "db", "status", expected=(3,))
         if kind != "sqlite":
             self.client(self.program(db, "administrator", "db", "grants", "--migrator", "migrator"))
         self.program(db, "migrator", "db", "upgrade", BEFORE)

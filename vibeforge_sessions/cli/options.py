@@ -37,7 +37,11 @@ LockTimeout = Annotated[
 ]
 StatementTimeout = Annotated[
     float | None,
-    typer.Option(envvar=f"{_PREFIX}STATEMENT_TIMEOUT", min=0, help="Seconds that a statement may take; not on SQLite."),
+    typer.Option(
+        envvar=f"{_PREFIX}STATEMENT_TIMEOUT",
+        min=0,
+        help="Seconds that a statement may take, 0 for no limit; not on SQLite.",
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", envvar=f"{_PREFIX}YES", help="Do not ask.")]
 WaitTimeout = Annotated[

@@ -70,8 +70,8 @@ def upgrade(
     right by the next try. Several processes may do this at once: one migrates, the others wait.
 
     :param lock_timeout: seconds to wait for another migration (60 by default) and for a table's lock (10).
-    :param statement_timeout: seconds that a statement may take; as the server has it by default. Like a
-        `lock_timeout`, it sets the session's, so not through PgBouncer in transaction mode.
+    :param statement_timeout: seconds that a statement may take, 0 for no limit; as the server has it by default. Like
+        a `lock_timeout`, it sets the session's, so not through PgBouncer in transaction mode.
     :param report: is called with each revision that was reached.
     :raises SchemaError: the tables are not ours, drifted, or of a newer version; the revision is unknown; or somebody
         else is migrating still after `lock_timeout`: then nothing is done.
@@ -187,7 +187,7 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
 
     It looks five times a second, and holds neither a lock nor a transaction between.
 
-    :raises SchemaError: it cannot after `timeout` seconds, or it is ahead or foreign, for which no waiting helps.
+    :raises SchemaError: it cannot after `timeout` seconds, or it is ahead, for which no waiting helps.
     """
     deadline = time.monotonic() + timeout
     while True:

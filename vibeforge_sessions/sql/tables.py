@@ -131,10 +131,11 @@ APPLICATION_RIGHTS: Final = {
     documents.name: _ALL,
     errors.name: _APPENDED,
     logs.name: _APPENDED,
-    compatibility.name: "SELECT",
     VERSION_TABLE: "SELECT",
+    compatibility.name: "SELECT",
 }
-"""The least that a service needs on each table; the last two are for its check at the start."""
+"""The least that a service needs on each table, in the order in which migrations brought them; the last two are for its
+check at the start."""
 
 
 @functools.cache

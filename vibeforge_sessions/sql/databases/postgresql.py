@@ -90,7 +90,8 @@ class PostgreSQL(Database):
 
     def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
         scope = "SET" if of_session else "SET LOCAL"
-        settings = [f"{scope} lock_timeout = '{timeouts.table * 1000:.0f}ms'"]
+        patience = max(1, round(timeouts.table * 1000))  # 0 would be without end
+        settings = [f"{scope} lock_timeout = '{patience}ms'"]
         if timeouts.statement is not None:
             settings.append(f"{scope} statement_timeout = '{timeouts.statement * 1000:.0f}ms'")
         return tuple(settings)
