@@ -23,7 +23,7 @@ from vibeforge_sessions.errors import SchemaError
 from vibeforge_sessions.sql import scripts
 from vibeforge_sessions.sql.databases import Timeouts, database_named, database_of
 from vibeforge_sessions.sql.scripts import Revision, history, render, script_folder
-from vibeforge_sessions.sql.states import SchemaStatus, comparison, inspect_schema, reading, revision_of
+from vibeforge_sessions.sql.states import UPGRADE, SchemaStatus, comparison, inspect_schema, reading, revision_of
 from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata_in, schema_of
 from vibeforge_sessions.sql.transaction import connected, translated
 
@@ -313,7 +313,8 @@ def _look(bind: Engine | Connection, timeouts: Timeouts, *, exact: bool = False)
 def _refuse_to_migrate(found: SchemaStatus) -> None:
     if found.of_host:
         raise _migrated_by_host()
-    if found.state in {"ahead", "foreign"} or (found.state == "drifted" and not found.usable):
+    no_schema = found.state == "empty" and found.command != UPGRADE
+    if no_schema or found.state in {"ahead", "foreign"} or (found.state == "drifted" and not found.usable):
         raise found.error()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
@@ -27,7 +27,7 @@ from vibeforge_sessions.sql.transaction import connected, translated
 
 __all__ = ["SchemaStatus", "inspect_schema"]
 
-UPGRADE = "vibeforge-sessions db upgrade"
+UPGRADE: Final = "vibeforge-sessions db upgrade"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class SchemaStatus:
     def error(self) -> SchemaError:
         """Return the error that says so."""
         text = self.reason
-        if self.state in {"empty", "behind"} and not self.of_host:
+        if self.command == UPGRADE:
             alembic = f'alembic -c "{script_folder() / "alembic.ini"}" upgrade head'
             text += (
                 f"; run: {UPGRADE} (of vibeforge-sessions[cli]) or {alembic} (with VIBEFORGE_SESSIONS_DATABASE_URL "
@@ -146,7 +146,7 @@ class _Looked:
             command = UPGRADE
             if self.schema is not None and not self.inspector.has_schema(self.schema):
                 reason = f"this database has no schema {self.schema}"
-                command = f'CREATE SCHEMA "{self.schema}"'
+                command = f'CREATE SCHEMA "{self.schema}"'  # the DBA's: who may use it is not ours to say
             return self._status("empty", reason, pending=tuple(known), command=command)
         names = ", ".join(sorted(self.ours))
         reason = (
