@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from alembic import command, context
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection
 
 from vibeforge_sessions.errors import SessionRepositoryError
 from vibeforge_sessions.settings import Settings
@@ -19,7 +18,14 @@ def main() -> None:
     config = context.config
     asked = getattr(config.cmd_opts, "cmd", None)  # on a command line: the function, and its arguments' names
     if asked is None:
-        run(config.attributes["connection"], upgrading=config.attributes["upgrading"])
+        given = config.attributes
+        migrate.run_in_environment(
+            given["connection"],
+            context,
+            upgrading=given["upgrading"],
+            schema=given.get("schema"),
+            timeouts=given["timeouts"],
+        )
         return
     try:
         run_from_command_line(upgrading=asked[0] is command.upgrade)
@@ -29,21 +35,17 @@ def main() -> None:
 
 def run_from_command_line(*, upgrading: bool) -> None:
     """Find the database's URL, and run on it."""
-    url = parse_url(context.get_x_argument(as_dictionary=True).get("url") or Settings.read().url() or DEFAULT_URL)
+    settings = Settings.read()
+    url = parse_url(context.get_x_argument(as_dictionary=True).get("url") or settings.url() or DEFAULT_URL)
     if context.is_offline_mode():
-        run(url, upgrading=upgrading)
+        migrate.run_in_environment(url, context, upgrading=upgrading, schema=settings.db_schema)
         return
-    engine = create_engine(url)
+    engine = create_engine(url, schema=settings.db_schema)
     try:
         with migrate.migrating(engine) as connection:
-            run(connection, upgrading=upgrading)
+            migrate.run_in_environment(connection, context, upgrading=upgrading)
     finally:
         engine.dispose()
-
-
-def run(bind: Connection | URL, *, upgrading: bool) -> None:
-    """Run what alembic was asked for."""
-    migrate.run_in_environment(bind, context, upgrading=upgrading)
 
 
 main()

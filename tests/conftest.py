@@ -24,5 +24,5 @@ pytest_plugins = ["tests.servers.fixtures", "tests.databases"]
 @pytest.fixture(autouse=True)
 def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the environment of whoever runs the tests out of them."""
-    for name in ("VIBEFORGE_SESSIONS_DATABASE_URL", "VIBEFORGE_SESSIONS_MIGRATE"):
+    for name in ("VIBEFORGE_SESSIONS_DATABASE_URL", "VIBEFORGE_SESSIONS_MIGRATE", "VIBEFORGE_SESSIONS_SCHEMA"):
         monkeypatch.delenv(name, raising=False)

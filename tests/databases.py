@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from tests.repositories import SQLiteFiles, in_memory, sql_repositories, text_of, upgrade
 from tests.servers import (
     AvailableServer,
+    DatabaseFactory,
     MariaDBDatabases,
     MariaDBServer,
     PostgresDatabases,
@@ -39,6 +40,7 @@ class Storage:
     name: str
     new_url: Callable[[], str] | None
     make_engine: Callable[[str], Engine] = create_engine
+    drop: Callable[[str], None] | None = None
 
     def new_engine(self) -> Engine:
         """Return an engine on a new database."""
@@ -46,8 +48,21 @@ class Storage:
         return self.make_engine(self.new_url())
 
     def repositories(self, *, fast_path: bool = True) -> AbstractContextManager[NewRepository]:
-        """Give a maker of repositories, each over storage of its own."""
-        return _memory() if self.new_url is None else sql_repositories(self.new_engine, fast_path=fast_path)
+        """Give a maker of repositories, each over storage of its own, which goes when they go where it is large."""
+        if self.new_url is None:
+            return _memory()
+        drop = self.drop or (lambda _url: None)
+        return sql_repositories(self.new_engine, fast_path=fast_path, drop=lambda engine: drop(text_of(engine.url)))
+
+
+def on_postgresql(databases: DatabaseFactory, make_engine: Callable[[str], Engine] = create_engine) -> Storage:
+    """Return the storage that a server's databases are."""
+    return Storage(
+        "postgresql",
+        lambda: text_of(databases.create()),
+        make_engine,
+        lambda url: databases.drop(sqlalchemy.make_url(url)),
+    )
 
 
 SQL_DATABASES = ["sqlite", "postgresql", "mariadb"]
@@ -80,7 +95,7 @@ def sqlite(sqlite_files: SQLiteFiles) -> Storage:
 def postgresql(postgresql_server: AvailableServer) -> Storage:
     """Databases on a PostgreSQL server."""
     databases = postgresql_server.databases.prepared_by(upgrade)
-    return Storage("postgresql", lambda: text_of(databases.create()))
+    return on_postgresql(databases)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +117,7 @@ def postgresql_elsewhere() -> Iterator[Storage]:
         ) as server,
     ):
         databases = PostgresDatabases(server.url, upgrade)
-        yield Storage("postgresql_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine)
+        yield on_postgresql(databases, sqlalchemy.create_engine)
 
 
 @pytest.fixture(scope="session")

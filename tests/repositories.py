@@ -16,8 +16,10 @@ from vibeforge_sessions.testing import NewRepository
 
 
 @contextmanager
-def sql_repositories(new_engine: Callable[[], Engine], *, fast_path: bool = True) -> Iterator[NewRepository]:
-    """Give a maker of repositories, each on an engine of its own; check that none keeps a connection."""
+def sql_repositories(
+    new_engine: Callable[[], Engine], *, fast_path: bool = True, drop: Callable[[Engine], None] = lambda _engine: None
+) -> Iterator[NewRepository]:
+    """Give a maker of repositories, each on an engine of its own; check that none keeps a connection, and `drop` it."""
     engines: list[Engine] = []
 
     def new_repository(*, session_type: type[Session] = Session) -> SessionRepository:
@@ -29,6 +31,7 @@ def sql_repositories(new_engine: Callable[[], Engine], *, fast_path: bool = True
     for engine in engines:
         left = engine.pool.checkedout() if hasattr(engine.pool, "checkedout") else 0
         engine.dispose()
+        drop(engine)
         assert left == 0, "a connection was left checked out"
 
 

@@ -117,7 +117,7 @@ def copy(tmp_path: Path) -> Path:
 def test_wheel_holds_exactly_what_git_knows(wheel: Path) -> None:
     installed, info = contents(wheel)
     assert installed == in_wheel(known_to_git(*SHIPPED))
-    assert info == {"METADATA", "WHEEL", "RECORD", LICENSE}
+    assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", LICENSE}
 
 
 def test_wheel_holds_scripts_and_type_marker(wheel: Path) -> None:
@@ -168,6 +168,7 @@ def test_metadata(wheel: Path) -> None:
         "mariadb",
         "mariadb-asyncmy",
         "testing",
+        "cli",
     }
 
 
@@ -285,7 +286,7 @@ print(json.dumps(str(pathlib.Path(vibeforge_sessions.__file__).parent / "alembic
     installed.run(*alembic, "upgrade", "head", env=env)
     (head,) = installed.run(*alembic, "heads", env=env).split("\n")[:-1]
     assert head.endswith("(head)")
-    assert installed.run(*alembic, "current", env=env).strip() == head
+    assert installed.run(*alembic, "current", env=env).strip() == f"{head.split()[0]} (head)"
     installed.run(*alembic, "check", env=env)
     installed.run(*alembic, "downgrade", "base", env=env)
     assert installed.run(*alembic, "current", env=env).strip() == ""
@@ -299,6 +300,17 @@ try:
 except {exception} as error:
     print(json.dumps([str(error), traceback.format_exc()]))
 """
+
+
+@pytest.mark.wheel
+@pytest.mark.parametrize("program", ["vibeforge-sessions", "-m vibeforge_sessions"])
+def test_the_command_line_without_its_extra_names_it(installed: Installed, program: str) -> None:
+    command = [installed.python.parent / program] if "-m" not in program else [installed.python, *program.split()]
+    done = subprocess.run(
+        [*command, "db", "status"], cwd=installed.folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: rich is not installed: pip install 'vibeforge-sessions[cli]'\n"
 
 
 @pytest.mark.wheel

@@ -150,7 +150,7 @@ def test_whether_the_schema_is_migrated(
     else:
         with pytest.raises(SchemaError) as caught:
             open_repository(url, migrate=argument)
-        assert caught.value.state == "missing"
+        assert caught.value.state == "empty"
 
 
 @pytest.mark.parametrize("value", [SECRET, "2", "-1", "maybe", " ", "1 0"])
@@ -170,7 +170,7 @@ def test_a_missing_schema_and_the_command_that_the_error_names(tmp_path: Path) -
     url = url_in(folder)
     with pytest.raises(SchemaError) as caught:
         open_repository(url)
-    assert caught.value.state == "missing"
+    assert caught.value.state == "empty"
     assert url not in shown(caught.value)
     assert f"{MIGRATE}=1" in str(caught.value)
     command = re.search(r'alembic -c "[^"]+" upgrade head', str(caught.value))

@@ -32,8 +32,13 @@ __all__ = [
     "StorageError",
 ]
 
-SchemaState = Literal["missing", "behind", "current", "ahead", "not ours"]
-"""Where a database stands, seen from this version of the package."""
+SchemaState = Literal["empty", "behind", "current", "ahead", "foreign", "drifted"]
+"""Where a database stands, seen from this version of the package.
+
+empty: none of our tables; behind: migrations are pending; current: what this version needs; ahead: migrated by a newer
+version; foreign: tables of our names, and nothing that says that our migrations made them; drifted: at the revision
+that this version needs, but the tables are not those that its migrations make.
+"""
 
 
 # Each subclass keeps its constructor's arguments in ``args`` and makes its text in ``__str__``: that is what

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vibeforge_sessions.errors import InvalidSessionError
@@ -19,12 +19,14 @@ _PREFIX = "VIBEFORGE_SESSIONS_"
 
 
 class Settings(BaseSettings):
-    """What the environment says: ``VIBEFORGE_SESSIONS_DATABASE_URL`` and ``VIBEFORGE_SESSIONS_MIGRATE``."""
+    """What the environment says: ``VIBEFORGE_SESSIONS_DATABASE_URL``, ``…_MIGRATE`` and ``…_SCHEMA``."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, hide_input_in_errors=True, env_ignore_empty=True)
 
     database_url: SecretStr | None = None
     migrate: bool = False
+    # BaseModel has a `schema` of its own
+    db_schema: str | None = Field(default=None, validation_alias="VIBEFORGE_SESSIONS_SCHEMA")
 
     @classmethod
     def read(cls) -> Self:
@@ -44,7 +46,11 @@ class Settings(BaseSettings):
 
 
 def open_repository(
-    url: str | None = None, *, migrate: bool | None = None, session_type: type[Session] = Session
+    url: str | None = None,
+    *,
+    migrate: bool | None = None,
+    session_type: type[Session] = Session,
+    schema: str | None = None,
 ) -> SessionRepository:
     """Return the repository that `url`, or else the environment, asks for; close it at the end.
 
@@ -54,7 +60,10 @@ def open_repository(
         sessions are kept in memory.
     :param migrate: upgrade the schema first; by default ``VIBEFORGE_SESSIONS_MIGRATE``, and without that not.
     :param session_type: the class of session it stores, `Session` or a subclass.
-    :raises SchemaError: the schema is missing, behind, ahead or not ours; the error names the command to run.
+    :param schema: PostgreSQL's, in which the tables stand; by default ``VIBEFORGE_SESSIONS_SCHEMA``, and without that
+        the database's own default.
+    :raises SchemaError: the schema is empty, behind, foreign or drifted, or ahead without letting this version go on;
+        the error names the command to run.
     :raises StorageError: the database is not supported, its driver is not installed (the error names the extra),
         or it cannot be reached.
     :raises InvalidSessionError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false.
@@ -65,4 +74,9 @@ def open_repository(
         return InMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return open_database(url, migrate=settings.migrate if migrate is None else migrate, session_type=session_type)
+    return open_database(
+        url,
+        migrate=settings.migrate if migrate is None else migrate,
+        session_type=session_type,
+        schema=settings.db_schema if schema is None else schema,
+    )

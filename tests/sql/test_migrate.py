@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, event
 
 from vibeforge_sessions import SchemaError, Session, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, metadata, migrate
+from vibeforge_sessions.sql.states import comparison
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 
 MEMORY = "ours, in memory"
@@ -192,6 +193,7 @@ def test_there_and_back_with_data(engine: Engine) -> None:
         "vibeforge_session_documents": 3,
         "vibeforge_session_errors": 6,
         "vibeforge_session_logs": 3,
+        "vibeforge_sessions_compatibility": 1,
     }
     migrate.upgrade(engine)
     assert committed(engine) == filled
@@ -211,9 +213,8 @@ def test_there_and_back_with_data(engine: Engine) -> None:
 
 
 def differences(engine: Engine) -> list[Any]:
-    options = {"include_name": migrate._is_ours, "compare_type": True, "compare_server_default": True}
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, **options})
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, **comparison(None)})
         return list(compare_metadata(context, metadata))
 
 

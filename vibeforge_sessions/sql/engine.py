@@ -11,13 +11,13 @@ from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.sql.databases import DATABASES, Settings, database_named
+from vibeforge_sessions.sql.databases import DATABASES, Database, Settings, database_named
 from vibeforge_sessions.sql.databases.base import OURS
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["create_async_engine", "create_engine", "parse_url"]
+__all__ = ["create_async_engine", "create_engine", "engine_on", "parse_url"]
 
 
 def create_engine(
@@ -26,6 +26,7 @@ def create_engine(
     synchronous: Literal["FULL", "NORMAL"] = "FULL",
     busy_timeout: float = 30.0,
     pgbouncer: bool = False,
+    schema: str | None = None,
     **options: Any,
 ) -> Engine:
     """Return an engine that is prepared for sessions; it does not connect yet.
@@ -43,6 +44,9 @@ def create_engine(
     :param busy_timeout: SQLite only; seconds to wait for another writer.
     :param pgbouncer: PostgreSQL only; for PgBouncer in transaction mode, where no statement may be prepared and
         nothing set at connect.
+    :param schema: PostgreSQL only; the schema in which our tables stand. It is written into each statement, and not
+        set as a path at connect: that would leak through PgBouncer. A host's own engine gets the same by
+        ``engine.execution_options(schema_translate_map={None: schema})``.
     :param options: for `sqlalchemy.create_engine`.
     :raises StorageError: the URL is unsupported, or its driver is not installed (the error names the extra).
     """
@@ -52,12 +56,16 @@ def create_engine(
     if parsed.drivername in database.async_drivers:
         raise StorageError(f"{parsed.drivername}:// is an asynchronous driver: use create_async_engine")
     with _driver_explained(parsed):
-        engine = sqlalchemy.create_engine(parsed, **_merge(database.engine_options(parsed, settings), options))
+        engine = sqlalchemy.create_engine(
+            parsed, **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options)
+        )
     database.prepare(engine, parsed, settings)
     return engine
 
 
-def create_async_engine(url: str | URL, *, pgbouncer: bool = False, **options: Any) -> AsyncEngine:
+def create_async_engine(
+    url: str | URL, *, pgbouncer: bool = False, schema: str | None = None, **options: Any
+) -> AsyncEngine:
     """Return an asynchronous engine that is prepared like `create_engine`'s.
 
     :param url: ``postgresql+asyncpg://…``, ``mysql+asyncmy://…`` or ``mariadb+asyncmy://…``.
@@ -71,9 +79,21 @@ def create_async_engine(url: str | URL, *, pgbouncer: bool = False, **options: A
     with _driver_explained(parsed):
         from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415 (needs greenlet, an extra)
 
-        engine = create(parsed, **_merge(database.engine_options(parsed, settings), options))
+        engine = create(
+            parsed, **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options)
+        )
     database.prepare(engine.sync_engine, parsed, settings)
     return engine
+
+
+@contextmanager
+def engine_on(url: str | URL, *, schema: str | None = None) -> Iterator[Engine]:
+    """Give an engine like `create_engine`'s for as long as a block runs."""
+    engine = create_engine(url, schema=schema)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def parse_url(url: str | URL) -> URL:
@@ -111,11 +131,23 @@ _DEFAULT_DRIVERS = {
 }
 
 
+def _in_schema(schema: str | None, database: Database) -> dict[str, Any]:
+    if schema is None:
+        return {}
+    if not database.has_schemas:
+        raise StorageError(f"{database.names[0]} has no schemas within a database: name another database in its URL")
+    return {"execution_options": {"schema_translate_map": {None: schema}}}
+
+
 def _merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Return both options; the caller's win."""
     merged: dict[str, Any] = {"hide_parameters": True, **ours, **theirs}  # no user data in messages or logs
     merged["connect_args"] = {**ours.get("connect_args", {}), **theirs.get("connect_args", {})}
-    merged["execution_options"] = {**theirs.get("execution_options", {}), OURS: "isolation_level" not in theirs}
+    merged["execution_options"] = {
+        **ours.get("execution_options", {}),
+        **theirs.get("execution_options", {}),
+        OURS: "isolation_level" not in theirs,
+    }
     if "options" in theirs.get("connect_args", {}):  # PostgreSQL's: later ones win
         merged["connect_args"]["options"] = (
             f"{ours['connect_args'].get('options', '')} {theirs['connect_args']['options']}"

@@ -21,7 +21,7 @@ from vibeforge_sessions.sql.databases.base import OURS
 
 Parameters = Mapping[str, Any]
 Rows = Sequence[Sequence[Any]]
-Known = dict[Executable, "Compiled"]
+Known = dict[object, "Compiled"]
 
 _listeners: Final = operator.attrgetter(
     "after_cursor_execute",
@@ -35,6 +35,9 @@ _listeners: Final = operator.attrgetter(
 )
 """The listeners to the events that the driver's way would not raise. ``begin`` is our own on SQLite, see there."""
 _dialects_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_params", "do_executemany", "handle_error")
+_SCHEMAS: Final = "schema_translate_map"
+_UNDERSTOOD: Final = {OURS, _SCHEMAS}
+"""The execution options of an engine that the driver's way knows how to follow."""
 _MOST: Final = 1_000
 """Compiled statements that are kept for an engine."""
 
@@ -142,10 +145,11 @@ class OnTheDriver(Executor):
     :param known: the engine's statements that have been compiled so far; grows.
     """
 
-    __slots__ = ("_driver", "_known", "_pooled")
+    __slots__ = ("_driver", "_known", "_pooled", "_schemas")
 
-    def __init__(self, dialect: Dialect, pooled: PoolProxiedConnection, known: Known) -> None:
-        super().__init__(dialect)
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, known: Known) -> None:
+        super().__init__(engine.dialect)
+        self._schemas = engine.get_execution_options().get(_SCHEMAS)
         self._pooled = pooled
         self._driver: Any = pooled.dbapi_connection
         self._known = known
@@ -187,7 +191,7 @@ class OnTheDriver(Executor):
         return compiled.one(rows[0]) if rows else None
 
     def _fetch(self, statement: Executable, parameters: Parameters) -> tuple[Compiled, Rows]:
-        compiled = self._known.get(statement) or self._compile(statement, has_rows=True)
+        compiled = self._compiled(statement, has_rows=True)
         cursor = self._driver.cursor()
         try:
             cursor.execute(compiled.text, compiled.given(parameters))
@@ -196,7 +200,7 @@ class OnTheDriver(Executor):
             cursor.close()
 
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
-        compiled = self._known.get(statement) or self._compile(statement, has_rows=False)
+        compiled = self._compiled(statement, has_rows=False)
         cursor = self._driver.cursor()
         try:
             if len(parameters) == 1:
@@ -217,10 +221,14 @@ class OnTheDriver(Executor):
             self._pooled.invalidate(error)
         return error
 
-    def _compile(self, statement: Executable, *, has_rows: bool) -> Compiled:
-        if len(self._known) >= _MOST:  # filters come in many kinds; the others are a few dozen
-            self._known.clear()
-        compiled = self._known[statement] = Compiled(statement, self.dialect, has_rows=has_rows)
+    def _compiled(self, statement: Executable, *, has_rows: bool) -> Compiled:
+        # an engine's schema may be changed at any time
+        key = statement if self._schemas is None else (statement, *self._schemas.values())
+        compiled = self._known.get(key)
+        if compiled is None:
+            if len(self._known) >= _MOST:  # filters come in many kinds; the others are a few dozen
+                self._known.clear()
+            compiled = self._known[key] = Compiled(statement, self.dialect, self._schemas, has_rows=has_rows)
         return compiled
 
 
@@ -233,7 +241,7 @@ def executor_of(engine: Engine, known: Known | None) -> Executor:
     if known is None or _is_watched(engine):
         return ThroughSQLAlchemy(engine.connect())
     try:
-        return OnTheDriver(engine.dialect, engine.raw_connection(), known)
+        return OnTheDriver(engine, engine.raw_connection(), known)
     except engine.dialect.loaded_dbapi.Error as error:
         raise _as_sqlalchemys(error, engine.dialect, lost=False) from error
 
@@ -250,7 +258,7 @@ def _as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseEx
 def _is_watched(engine: Engine) -> bool:
     """Tell whether somebody could miss something: by listening, by logging, or by options of his own."""
     options = engine.get_execution_options()
-    if len(options) > 1 or not options.get(OURS) or engine.logger.isEnabledFor(logging.INFO):
+    if not options.get(OURS) or options.keys() - _UNDERSTOOD or engine.logger.isEnabledFor(logging.INFO):
         return True
     return any(_listeners(engine.dispatch)) or any(_dialects_listeners(engine.dialect.dispatch))
 
@@ -269,8 +277,10 @@ class Compiled:
 
     __slots__ = ("_constants", "_in", "_out", "_pick", "text")
 
-    def __init__(self, statement: Any, dialect: Dialect, *, has_rows: bool) -> None:
-        compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Any, dialect: Dialect, schemas: Any, *, has_rows: bool) -> None:
+        compiled = statement.compile(
+            dialect=dialect, schema_translate_map=schemas, render_schema_translate=schemas is not None
+        )
         self.text = str(compiled)
         names: Sequence[str] = compiled.positiontup or list(compiled.bind_names.values())
         self._pick = _picking(names) if compiled.positional else None

@@ -221,9 +221,11 @@ def _session_id_of(argument: object) -> str | None:
     return argument if isinstance(argument, str) else None
 
 
-def open_database(url: str, *, migrate: bool, session_type: type[Session]) -> SQLAlchemySessionRepository:
+def open_database(
+    url: str, *, migrate: bool, session_type: type[Session], schema: str | None = None
+) -> SQLAlchemySessionRepository:
     """Return a repository with an engine of its own, once the schema is found to be right (see `open_repository`)."""
-    engine = create_engine(url)
+    engine = create_engine(url, schema=schema)
     try:
         (migrations.upgrade if migrate else migrations.check)(engine)  # upgraded is checked, too
     except BaseException:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
-from sqlalchemy import Column, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table
+from sqlalchemy import Column, Connection, Engine, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table
 
 from vibeforge_sessions import values
 from vibeforge_sessions.codec import DOCUMENTS
@@ -12,6 +13,9 @@ from vibeforge_sessions.sql.types import BigInt, LongText, UTCDateTime, identifi
 
 VERSION_TABLE: Final = "vibeforge_sessions_alembic_version"
 """Alembic's table for this package: the host's database may have an ``alembic_version`` of its own."""
+
+HOSTS_VERSION_TABLE: Final = "alembic_version"
+"""Where the revision stands if a host's own Alembic runs our scripts as a branch."""
 
 _REQUIRED_DOCUMENTS: Final = {"answers", "completed_task_ids", "failed_task_ids"}
 
@@ -64,10 +68,11 @@ sessions = Table(
     Column("error_count", BigInt(), nullable=False),
     Column("log_count", BigInt(), nullable=False),
     PrimaryKeyConstraint("session_id"),
-    # Listings by creation, and "what was running when we stopped?". Neither column changes at an append, so an
-    # append writes no index of this table; one on updated_at would be written by every one.
+    # Listings by creation, and "what was running when we stopped?".
     Index(None, "created_at", "session_id"),
     Index(None, "phase", "created_at", "session_id"),
+    # Listings by what was touched last. The only one that an append writes: revision vibeforge_0002 has the figures.
+    Index(None, "updated_at", "session_id"),
     **_OPTIONS,
 )
 
@@ -105,3 +110,46 @@ logs = Table(
     PrimaryKeyConstraint("session_id", "position"),
     **_OPTIONS,
 )
+
+# One row, set by each migration: the oldest revision whose code may go on with the schema of this one. So a database
+# that is ahead of a replica need not stop it, and a deployment can expand first and contract later. A migration that
+# forgets it leaves the revision of another one there, and lets nobody go on.
+compatibility = Table(
+    "vibeforge_sessions_compatibility",
+    metadata,
+    Column("revision", identifier(32), nullable=False),
+    Column("floor", identifier(32), nullable=False),
+    PrimaryKeyConstraint("revision"),
+    **_OPTIONS,
+)
+
+
+_ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
+_APPENDED: Final = "SELECT, INSERT, DELETE"
+APPLICATION_RIGHTS: Final = {
+    sessions.name: _ALL,
+    documents.name: _ALL,
+    errors.name: _APPENDED,
+    logs.name: _APPENDED,
+    VERSION_TABLE: "SELECT",
+    compatibility.name: "SELECT",
+}
+"""The least that a service needs on each table, in the order in which migrations brought them; the last two are for its
+check at the start."""
+
+
+@functools.cache
+def metadata_in(schema: str | None) -> MetaData:
+    """Return the tables as they are in a schema of PostgreSQL's, for comparing."""
+    if schema is None:
+        return metadata
+    copy = MetaData(schema=schema, naming_convention=metadata.naming_convention)
+    for table in metadata.sorted_tables:
+        table.to_metadata(copy, schema=schema)
+    return copy
+
+
+def schema_of(bind: Engine | Connection) -> str | None:
+    """Return the schema that an engine's statements are sent to, None for the database's default one."""
+    schema: str | None = bind.get_execution_options().get("schema_translate_map", {}).get(None)
+    return schema

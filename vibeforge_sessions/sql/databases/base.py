@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Final, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from sqlalchemy import URL, Connection, Dialect, Engine
 from sqlalchemy.exc import TimeoutError  # noqa: A004 (the pool's)
@@ -28,8 +29,8 @@ class Database(ABC):
     async_drivers: ClassVar[Mapping[str, str | None]] = {}
     transactional_ddl: ClassVar[bool] = True
     """Whether a migration that fails leaves nothing behind."""
-    migration_settings: ClassVar[tuple[str, ...]] = ()
-    """Statements that begin the transaction of a migration."""
+    has_schemas: ClassVar[bool] = False
+    """Whether tables may stand in a schema of their own within the database."""
     writes_at_once: ClassVar[bool] = False
     """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement: then a write needs no transaction."""
     unknown_commits: ClassVar[bool] = True
@@ -70,16 +71,56 @@ class Database(ABC):
         :raises InvalidSessionError: a row does not, with both sizes.
         """
 
+    def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
+        """Return the statements that limit a migration's waiting, for its session or else for its transaction."""
+        return ()
+
     @abstractmethod
-    def migrating_alone(self, connection: Connection, timeout: float) -> AbstractContextManager[None]:
+    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> AbstractContextManager[None]:
         """Hold the lock that keeps other migrations out, on a connection that is in no transaction.
 
-        :raises SchemaError: somebody else holds it still after `timeout` seconds.
+        :raises SchemaError: somebody else holds it still after ``timeouts.migration`` seconds.
         """
 
     @abstractmethod
-    def migrating_inside(self, connection: Connection, timeout: float) -> AbstractContextManager[None]:
+    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> AbstractContextManager[None]:
         """Hold the lock inside a host's transaction, which is left to the host."""
+
+    @abstractmethod
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        """Return the lines that give the least rights to the application's role, and to the migrator's.
+
+        :raises StorageError: the database's name is needed, and there is none.
+        """
+
+    @abstractmethod
+    def backup(self, connection: Connection, path: Path) -> None:
+        """Write a consistent copy of the database, which others may be writing to, into a new file.
+
+        :raises StorageError: this database has a tool for it; the error names the command.
+        """
+
+
+class Timeouts(NamedTuple):
+    """How long a migration waits, in seconds; None for the defaults."""
+
+    lock: float | None = None
+    statement: float | None = None
+
+    @property
+    def migration(self) -> float:
+        """How long for another migration."""
+        return 60.0 if self.lock is None else self.lock
+
+    @property
+    def table(self) -> float:
+        """How long for a table's lock: whoever waits for one lets nobody else near the table meanwhile."""
+        return 10.0 if self.lock is None else self.lock
+
+    @property
+    def given(self) -> bool:
+        """Whether somebody has asked for any."""
+        return self != Timeouts()
 
 
 class Settings:

@@ -6,6 +6,7 @@ import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, Dialect, Engine, event, text
@@ -16,12 +17,14 @@ from vibeforge_sessions.sql.databases.base import (
     Database,
     Rows,
     Settings,
+    Timeouts,
     ask,
     is_ours,
     lock_error,
     refuse_payload,
     second_connection,
 )
+from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS
 
 _STATEMENT: Final = 2_000
 """More bytes than any of our statements has without its values."""
@@ -101,15 +104,36 @@ class MariaDB(Database):
             room -= size
         return batches
 
-    @contextmanager
-    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
-        # apart: a lock that is waited for keeps no table locked
-        with second_connection(connection) as lock, self.migrating_inside(lock, timeout):
-            yield
+    def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
+        if not of_session:
+            return ()
+        # the server's own patience for a table's lock is a day, in which nobody else gets near the table
+        settings = [f"SET SESSION lock_wait_timeout = {max(0, round(timeouts.table))}"]
+        if timeouts.statement is not None:
+            settings.append(f"SET SESSION max_statement_time = {timeouts.statement:g}")
+        return tuple(settings)
 
     @contextmanager
-    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
-        name = {"name": _lock_name(connection)}
+    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+        # apart: a lock that is waited for keeps no table locked
+        with second_connection(connection) as lock, self.migrating_inside(lock, timeouts):
+            before = connection.execute(text("SELECT @@lock_wait_timeout, @@max_statement_time")).one()
+            try:
+                for setting in self.migration_settings(timeouts, of_session=True):
+                    connection.exec_driver_sql(setting)
+                connection.commit()
+                yield
+            finally:
+                connection.rollback()
+                if not connection.invalidated:  # a host's stays as it was
+                    connection.exec_driver_sql(
+                        f"SET SESSION lock_wait_timeout = {before[0]}, max_statement_time = {before[1]}"
+                    )
+                    connection.rollback()
+
+    @contextmanager
+    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+        timeout, name = timeouts.migration, {"name": _lock_name(connection)}
         if not connection.execute(text("SELECT GET_LOCK(:name, :timeout)"), {**name, "timeout": timeout}).scalar():
             holder = connection.execute(text("SELECT IS_USED_LOCK(:name)"), name).scalar()
             raise lock_error(timeout, f"connection {holder} of the server" if holder else "its holder has just gone")
@@ -117,6 +141,39 @@ class MariaDB(Database):
             yield
         finally:
             connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
+
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        if not database:
+            raise StorageError("MariaDB's rights are those of a database: name it in the URL")
+        of, lines = _quoted(database), list[str]()
+        if migrator is not None:
+            changes = "CREATE, ALTER, DROP, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
+            lines.append("-- runs the migrations")
+            lines += [f"GRANT {changes} ON {of}.{table} TO {_account(migrator)};" for table in APPLICATION_RIGHTS]
+        if role is not None:
+            lines.append(
+                "-- the application: rows, and no DDL; after the first upgrade, and after each that brings a table"
+            )
+            rights = APPLICATION_RIGHTS.items()
+            lines += [f"GRANT {granted} ON {of}.{table} TO {_account(role)};" for table, granted in rights]
+        return lines
+
+    def backup(self, connection: Connection, path: Path) -> None:
+        tables = " ".join(APPLICATION_RIGHTS)
+        raise StorageError(
+            "MariaDB has a tool for that, which others may write beside: mariadb-dump --single-transaction "
+            f"--result-file={path} {connection.engine.url.database} {tables} and the server's address"
+        )
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _account(name: str) -> str:
+    """Return a user, from any host unless it is named as in ``app@10.0.0.%``."""
+    user, _, host = name.rpartition("@") if "@" in name else (name, "", "%")
+    return f"{_quoted(user)}@{_quoted(host)}"
 
 
 def _lock_name(connection: Connection) -> str:

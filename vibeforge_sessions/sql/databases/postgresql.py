@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, Dialect, text
@@ -15,11 +16,13 @@ from vibeforge_sessions.sql.databases.base import (
     Database,
     Rows,
     Settings,
+    Timeouts,
     ask,
     lock_error,
     refuse_payload,
     second_connection,
 )
+from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS, schema_of
 
 _LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key of the migration lock, the same in every release
 _MESSAGE: Final = 2**30 - 2**16  # a statement with its parameters; a field is not larger either
@@ -53,8 +56,7 @@ class PostgreSQL(Database):
     names = ("postgresql",)
     drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+psycopg": "postgresql"}
     async_drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+asyncpg": "postgresql-asyncpg"}
-    # an ALTER TABLE that waits for somebody's long transaction lets nobody else near the table meanwhile
-    migration_settings = ("SET LOCAL lock_timeout = '10s'",)
+    has_schemas = True
     writes_at_once = True
     transient = frozenset({"40001", "40P01"})
     duplicate = frozenset({"23505"})
@@ -108,38 +110,89 @@ class PostgreSQL(Database):
             refuse_payload(sum(len(value.encode()) for value in texts), _MESSAGE, "the largest message")
         return [rows]
 
+    def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
+        scope = "SET" if of_session else "SET LOCAL"
+        patience = max(1, round(timeouts.table * 1000))  # 0 would be without end
+        settings = [f"{scope} lock_timeout = '{patience}ms'"]
+        if timeouts.statement is not None:
+            settings.append(f"{scope} statement_timeout = '{timeouts.statement * 1000:.0f}ms'")
+        return tuple(settings)
+
     @contextmanager
-    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
+    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
         # The lock stands on a connection of its own, and nobody who waits for it has a transaction open: CREATE INDEX
         # CONCURRENTLY waits for every transaction that is older than itself, and would wait for the waiting ones.
         with second_connection(connection) as lock:
             # under REPEATABLE READ, which a host's engine may have, the holder's own transaction would be waited for
             lock.execution_options(isolation_level="READ COMMITTED")
-            deadline = time.monotonic() + timeout
+            deadline = time.monotonic() + timeouts.migration
             while not lock.exec_driver_sql(_MAY_MIGRATE).scalar():
                 holder = _holder(lock)
                 lock.rollback()
                 if time.monotonic() >= deadline:
-                    raise lock_error(timeout, holder)
+                    raise lock_error(timeouts.migration, holder)
                 time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
             driver = connection.connection.driver_connection  # the server knows nothing of AUTOCOMMIT
             level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
             connection.connection.rollback()  # asking has begun a transaction
             connection.execution_options(isolation_level="READ COMMITTED")
+            # Each transaction sets its own; an index made CONCURRENTLY is in none. What a session sets would leak
+            # through PgBouncer, so it does only if it is asked to.
+            of_session = self.migration_settings(timeouts, of_session=True) if timeouts.given else ()
             try:
+                for setting in of_session:
+                    connection.exec_driver_sql(setting)
+                connection.commit()
                 yield
             finally:
                 connection.rollback()
+                if of_session and not connection.invalidated:
+                    connection.exec_driver_sql("RESET lock_timeout")
+                    connection.exec_driver_sql("RESET statement_timeout")
+                    connection.commit()
                 connection.execution_options(isolation_level=level)  # a host's stays as it was
 
     @contextmanager
-    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
-        deadline = time.monotonic() + timeout
+    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+        deadline = time.monotonic() + timeouts.migration
         while not connection.exec_driver_sql(_MAY_MIGRATE).scalar():
             if time.monotonic() >= deadline:
-                raise lock_error(timeout, _holder(connection))
+                raise lock_error(timeouts.migration, _holder(connection))
             time.sleep(0.1)
         yield
+
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        path = _quoted(schema or "public")
+        lines: list[str] = []
+        if migrator is not None:
+            lines += [
+                "-- runs the migrations: who makes the tables owns them, and may change and drop them",
+                f"GRANT USAGE, CREATE ON SCHEMA {path} TO {_quoted(migrator)};",
+            ]
+        if role is not None:
+            lines += [
+                "-- the application: rows, and no DDL; after the first upgrade, and after each that brings a table",
+                f"GRANT USAGE ON SCHEMA {path} TO {_quoted(role)};",
+            ]
+            rights = APPLICATION_RIGHTS.items()
+            lines += [f"GRANT {granted} ON {path}.{table} TO {_quoted(role)};" for table, granted in rights]
+        if role is not None and migrator is not None:
+            made = f"FOR ROLE {_quoted(migrator)} IN SCHEMA {path} GRANT SELECT ON TABLES"
+            lines += [
+                "-- what a later migration makes is readable at once, for replicas that start before this is run again",
+                f"ALTER DEFAULT PRIVILEGES {made} TO {_quoted(role)};",
+            ]
+        return lines
+
+    def backup(self, connection: Connection, path: Path) -> None:
+        raise StorageError(
+            "PostgreSQL has a tool for that, which others may write beside: pg_dump --format=custom "
+            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' and the database's address"
+        )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _usable(row: Sequence[Any]) -> str:

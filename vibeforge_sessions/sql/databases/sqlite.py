@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, Dialect, Engine, QueuePool, event, inspect
@@ -18,6 +19,7 @@ from vibeforge_sessions.sql.databases.base import (
     Database,
     Rows,
     Settings,
+    Timeouts,
     is_ours,
     lock_error,
     refuse_payload,
@@ -90,12 +92,14 @@ class SQLite(Database):
         return [rows]
 
     @contextmanager
-    def migrating_alone(self, connection: Connection, timeout: float) -> Iterator[None]:
+    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+        if timeouts.statement is not None:
+            raise SchemaError("SQLite knows no limit for a statement: leave the statement timeout out")
         # Dropping a table with foreign keys on deletes every row that refers to it, in silence, and batch migrations
         # drop tables: so they are off meanwhile, and checked before the commit.
         foreign_keys = _switch_foreign_keys(connection, on=False)
         busy_timeout = _pragma(connection, "busy_timeout")
-        _pragma(connection, f"busy_timeout = {int(timeout * 1000)}")
+        _pragma(connection, f"busy_timeout = {int(timeouts.migration * 1000)}")
         try:
             try:
                 self.begin(connection, write=True)
@@ -104,7 +108,7 @@ class SQLite(Database):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
                 if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-                    raise lock_error(timeout, "another connection is writing to the file") from error
+                    raise lock_error(timeouts.migration, "another connection is writing to the file") from error
                 raise
             yield
             _check_foreign_keys(connection)
@@ -117,7 +121,7 @@ class SQLite(Database):
                 _switch_foreign_keys(connection, on=True)
 
     @contextmanager
-    def migrating_inside(self, connection: Connection, timeout: float) -> Iterator[None]:
+    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
         if not _driver(connection).in_transaction:  # Python's driver begins none for DDL: half of it could stay behind
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         tables = inspect(connection).get_table_names()
@@ -125,6 +129,22 @@ class SQLite(Database):
         if connection.exec_driver_sql("PRAGMA foreign_keys").scalar() and not metadata.tables.keys().isdisjoint(tables):
             raise _foreign_keys_stay_on()
         yield
+
+    def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
+        return [
+            "-- SQLite has no roles: whoever may write the file, and its folder for what stands beside it, may do all"
+        ]
+
+    def backup(self, connection: Connection, path: Path) -> None:
+        if path.exists():  # SQLite itself takes an empty file for a new one
+            raise StorageError(f"{path} is there already: name a new file")
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.execute("VACUUM INTO ?", (str(path),))  # reads one moment, and waits for nobody
+        except sqlite3.Error as error:
+            raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
+        finally:
+            cursor.close()
 
 
 def _in_memory(url: URL) -> bool:

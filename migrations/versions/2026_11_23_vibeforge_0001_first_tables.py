@@ -1,6 +1,6 @@
 """The first tables: sessions, their documents, errors and logs.
 
-Revision: 0001, after nothing
+Revision: vibeforge_0001, after nothing
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql, postgresql
 
-revision = "0001"
+revision = "vibeforge_0001"
 down_revision = None
-branch_labels = None
+branch_labels = ("vibeforge_sessions",)
 depends_on = None
+
+# See `vibeforge_sessions.sql.scripts.Revision`.
+locks: dict[str, dict[str, str]] = {"postgresql": {}, "mariadb": {}, "sqlite": {"the file": "for writers"}}
+rewrites: tuple[str, ...] = ()
+online = ("postgresql", "mariadb")
+loses = "every session, with its documents, errors and logs"
 
 # Written out here, and not taken from the package's models: what a revision makes must never change with them.
 TIME = (

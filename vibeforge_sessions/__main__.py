@@ -1,0 +1,8 @@
+"""``python -m vibeforge_sessions``: the same as ``vibeforge-sessions``."""
+
+from __future__ import annotations
+
+from vibeforge_sessions.cli import main
+
+if __name__ == "__main__":
+    main()
