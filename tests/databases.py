@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from tests.repositories import SQLiteFiles, in_memory, sql_repositories, text_of, upgrade
 from tests.servers import (
@@ -39,6 +39,7 @@ class Storage:
     name: str
     new_url: Callable[[], str] | None
     make_engine: Callable[[str], Engine] = create_engine
+    drop: Callable[[URL], None] | None = None
 
     def new_engine(self) -> Engine:
         """Return an engine on a new database."""
@@ -47,7 +48,7 @@ class Storage:
 
     def repositories(self) -> AbstractContextManager[NewRepository]:
         """Give a maker of repositories, each over storage of its own."""
-        return _memory() if self.new_url is None else sql_repositories(self.new_engine)
+        return _memory() if self.new_url is None else sql_repositories(self.new_engine, self.drop)
 
 
 SQL_DATABASES = ["sqlite", "postgresql", "mariadb"]
@@ -80,14 +81,14 @@ def sqlite(sqlite_files: SQLiteFiles) -> Storage:
 def postgresql(postgresql_server: AvailableServer) -> Storage:
     """Databases on a PostgreSQL server."""
     databases = postgresql_server.databases.prepared_by(upgrade)
-    return Storage("postgresql", lambda: text_of(databases.create()))
+    return Storage("postgresql", lambda: text_of(databases.create()), drop=databases.drop)
 
 
 @pytest.fixture(scope="session")
 def mariadb(mariadb_server: AvailableServer) -> Storage:
     """Databases on a MariaDB server."""
     databases = mariadb_server.databases.prepared_by(upgrade)
-    return Storage("mariadb", lambda: text_of(databases.create()))
+    return Storage("mariadb", lambda: text_of(databases.create()), drop=databases.drop)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +103,9 @@ def postgresql_elsewhere() -> Iterator[Storage]:
         ) as server,
     ):
         databases = PostgresDatabases(server.url, upgrade)
-        yield Storage("postgresql_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine)
+        yield Storage(
+            "postgresql_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine, databases.drop
+        )
 
 
 @pytest.fixture(scope="session")
@@ -111,4 +114,6 @@ def mariadb_elsewhere() -> Iterator[Storage]:
     args = ["--default-time-zone=+05:45", "--sql-mode=", "--transaction-isolation=READ-COMMITTED"]
     with skipping(), MariaDBServer(charset="latin1", args=args) as server:
         databases = MariaDBDatabases(server.url, upgrade)
-        yield Storage("mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine)
+        yield Storage(
+            "mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine, databases.drop
+        )
