@@ -11,12 +11,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from tests.repositories import SQLiteFiles, in_memory, sql_repositories, text_of, upgrade
 from tests.servers import (
     AvailableServer,
-    DatabaseFactory,
     MariaDBDatabases,
     MariaDBServer,
     PostgresDatabases,
@@ -40,7 +39,7 @@ class Storage:
     name: str
     new_url: Callable[[], str] | None
     make_engine: Callable[[str], Engine] = create_engine
-    drop: Callable[[str], None] | None = None
+    drop: Callable[[URL], None] | None = None
 
     def new_engine(self) -> Engine:
         """Return an engine on a new database."""
@@ -48,21 +47,8 @@ class Storage:
         return self.make_engine(self.new_url())
 
     def repositories(self, *, fast_path: bool = True) -> AbstractContextManager[NewRepository]:
-        """Give a maker of repositories, each over storage of its own, which goes when they go where it is large."""
-        if self.new_url is None:
-            return _memory()
-        drop = self.drop or (lambda _url: None)
-        return sql_repositories(self.new_engine, fast_path=fast_path, drop=lambda engine: drop(text_of(engine.url)))
-
-
-def on_postgresql(databases: DatabaseFactory, make_engine: Callable[[str], Engine] = create_engine) -> Storage:
-    """Return the storage that a server's databases are."""
-    return Storage(
-        "postgresql",
-        lambda: text_of(databases.create()),
-        make_engine,
-        lambda url: databases.drop(sqlalchemy.make_url(url)),
-    )
+        """Give a maker of repositories, each over storage of its own."""
+        return _memory() if self.new_url is None else sql_repositories(self.new_engine, self.drop, fast_path=fast_path)
 
 
 SQL_DATABASES = ["sqlite", "postgresql", "mariadb"]
@@ -95,14 +81,14 @@ def sqlite(sqlite_files: SQLiteFiles) -> Storage:
 def postgresql(postgresql_server: AvailableServer) -> Storage:
     """Databases on a PostgreSQL server."""
     databases = postgresql_server.databases.prepared_by(upgrade)
-    return on_postgresql(databases)
+    return Storage("postgresql", lambda: text_of(databases.create()), drop=databases.drop)
 
 
 @pytest.fixture(scope="session")
 def mariadb(mariadb_server: AvailableServer) -> Storage:
     """Databases on a MariaDB server."""
     databases = mariadb_server.databases.prepared_by(upgrade)
-    return Storage("mariadb", lambda: text_of(databases.create()))
+    return Storage("mariadb", lambda: text_of(databases.create()), drop=databases.drop)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +103,9 @@ def postgresql_elsewhere() -> Iterator[Storage]:
         ) as server,
     ):
         databases = PostgresDatabases(server.url, upgrade)
-        yield on_postgresql(databases, sqlalchemy.create_engine)
+        yield Storage(
+            "postgresql_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine, databases.drop
+        )
 
 
 @pytest.fixture(scope="session")
@@ -126,4 +114,6 @@ def mariadb_elsewhere() -> Iterator[Storage]:
     args = ["--default-time-zone=+05:45", "--sql-mode=", "--transaction-isolation=READ-COMMITTED"]
     with skipping(), MariaDBServer(charset="latin1", args=args) as server:
         databases = MariaDBDatabases(server.url, upgrade)
-        yield Storage("mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine)
+        yield Storage(
+            "mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine, databases.drop
+        )

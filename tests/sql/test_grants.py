@@ -11,7 +11,7 @@ import sqlalchemy
 from sqlalchemy import URL, Engine, text
 
 from tests.repositories import sql_repositories, text_of, upgrade
-from tests.servers import AvailableServer
+from tests.servers import AvailableServer, DatabaseFactory
 from vibeforge_sessions import SQLAlchemySessionRepository, StorageError, open_repository
 from vibeforge_sessions.sql import create_engine, maintenance, metadata, migrate
 from vibeforge_sessions.sql.execution import failure_code
@@ -28,7 +28,7 @@ class Roles:
     """A server with two users; each new database has tables that the migrator has made, and the least rights."""
 
     admin: URL
-    copy: Callable[[], URL]
+    databases: DatabaseFactory
 
     def run(self, url: URL, script: str) -> None:
         engine = sqlalchemy.create_engine(url.set(username=self.admin.username, password=self.admin.password))
@@ -44,17 +44,17 @@ class Roles:
         self.run(url, maintenance.grants(url, APPLICATION))
 
     def new_url(self, role: str = APPLICATION) -> URL:
-        url = self.copy()
+        url = self.databases.create()
         if url.get_backend_name() == "mysql":  # whose rights are of the database's name, and so not copied
             self.run(url, maintenance.grants(url, APPLICATION, migrator=MIGRATOR))
         return url.set(username=role, password=PASSWORD)
 
 
 def with_roles(server: AvailableServer, make: Callable[[str], str]) -> Roles:
-    roles = Roles(server.databases.admin_url, server.databases.create)
+    roles = Roles(server.databases.admin_url, server.databases)
     for role in (APPLICATION, MIGRATOR):
         roles.run(roles.admin, make(role))
-    return dataclasses.replace(roles, copy=server.databases.prepared_by(roles.prepare).create)
+    return dataclasses.replace(roles, databases=server.databases.prepared_by(roles.prepare))
 
 
 @pytest.fixture(scope="session")
@@ -84,14 +84,16 @@ def roles(request: pytest.FixtureRequest) -> Roles:
 class TestPostgreSQLAsTheApplication(SessionRepositoryContract):
     @pytest.fixture
     def new_repository(self, postgresql_roles: Roles) -> Iterator[NewRepository]:
-        with sql_repositories(lambda: create_engine(postgresql_roles.new_url())) as new_repository:
+        made = sql_repositories(lambda: create_engine(postgresql_roles.new_url()), postgresql_roles.databases.drop)
+        with made as new_repository:
             yield new_repository
 
 
 class TestMariaDBAsTheApplication(SessionRepositoryContract):
     @pytest.fixture
     def new_repository(self, mariadb_roles: Roles) -> Iterator[NewRepository]:
-        with sql_repositories(lambda: create_engine(mariadb_roles.new_url())) as new_repository:
+        made = sql_repositories(lambda: create_engine(mariadb_roles.new_url()), mariadb_roles.databases.drop)
+        with made as new_repository:
             yield new_repository
 
 
@@ -100,6 +102,7 @@ def engine(roles: Roles) -> Iterator[Engine]:
     engine = create_engine(roles.new_url())
     yield engine
     engine.dispose()
+    roles.databases.drop(engine.url)
 
 
 DDL = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import Engine, text
 
 from tests.repositories import sql_repositories, text_of
-from tests.servers import AvailableServer
+from tests.servers import AvailableServer, DatabaseFactory
 from tests.sql.test_migrate import HEAD, chain
 from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository, StorageError, open_repository
 from vibeforge_sessions.sql import check_schema, create_engine, hosting, metadata, migrate
@@ -47,25 +47,28 @@ class TestInASchema(SessionRepositoryContract):
     """With a table of our name in the default schema, which nobody may touch."""
 
     @pytest.fixture
-    def new_repository(self, in_schema: Callable[[], str]) -> Iterator[NewRepository]:
-        with sql_repositories(lambda: create_engine(in_schema(), schema=SCHEMA)) as new_repository:
+    def new_repository(self, in_schema: DatabaseFactory) -> Iterator[NewRepository]:
+        def new_engine() -> Engine:
+            return create_engine(in_schema.create(), schema=SCHEMA)
+
+        with sql_repositories(new_engine, in_schema.drop) as new_repository:
             yield new_repository
 
 
 class TestInASchemaByAHostsEngine(SessionRepositoryContract):
     @pytest.fixture
-    def new_repository(self, in_schema: Callable[[], str]) -> Iterator[NewRepository]:
+    def new_repository(self, in_schema: DatabaseFactory) -> Iterator[NewRepository]:
         def new_engine() -> Engine:
-            return sqlalchemy.create_engine(in_schema()).execution_options(schema_translate_map={None: SCHEMA})
+            engine = sqlalchemy.create_engine(in_schema.create())
+            return engine.execution_options(schema_translate_map={None: SCHEMA})
 
-        with sql_repositories(new_engine) as new_repository:
+        with sql_repositories(new_engine, in_schema.drop) as new_repository:
             yield new_repository
 
 
 @pytest.fixture(scope="session")
-def in_schema(postgresql_server: AvailableServer) -> Callable[[], str]:
-    databases = postgresql_server.databases.prepared_by(prepare)
-    return lambda: text_of(databases.create())
+def in_schema(postgresql_server: AvailableServer) -> DatabaseFactory:
+    return postgresql_server.databases.prepared_by(prepare)
 
 
 @pytest.fixture
