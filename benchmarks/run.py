@@ -307,11 +307,11 @@ def enter(bench: Bench, folder: Path, running: dict[str, Any], databases: Sequen
             migrate.upgrade(engine)
             engine.dispose()
             bench.add(f"benchmarks.ours:{kind}", str(place))
-            bench.add(f"benchmarks.floor:{kind}", str(place))
+            bench.add(f"benchmarks.floor.sqlite:{kind}", str(place))
     if "postgresql" in running:
         place_ = text_of(running["postgresql"].create())
         bench.add("benchmarks.ours:PostgreSQL", place_)
-        bench.add("benchmarks.floor:PostgreSQL", place_)
+        bench.add("benchmarks.floor.postgresql:PostgreSQL", place_)
     if "mariadb" in running:
         bench.add("benchmarks.ours:MariaDB", text_of(running["mariadb"].create()))
     for peer in importlib.import_module("benchmarks.peers").PEERS if peers else ():
