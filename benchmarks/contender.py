@@ -76,6 +76,9 @@ class Contender(ABC):
     def fill(self, sessions: int) -> None:
         """Store more small sessions, until there are so many."""
 
+    def draft(self, session_id: str) -> None:  # noqa: B027 (most are given plain data, which is there already)
+        """Make what `create` is to store beforehand, outside of what is measured."""
+
     def hold(self, session_id: str) -> None:  # noqa: B027 (most read what they update)
         """Read what the updates of a session need beforehand, outside of what is measured."""
 

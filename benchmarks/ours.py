@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, RowMapping, insert, select
 
 from benchmarks.contender import DOCUMENTS, LOG_LINES, MESSAGE, PAGE, RECENT, Contender
 from vibeforge_sessions import (
@@ -17,7 +18,7 @@ from vibeforge_sessions import (
     SessionRepository,
     SQLAlchemySessionRepository,
 )
-from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.sql import create_engine, metadata
 
 
 def other_phase(session: Session) -> SessionPhase:
@@ -45,6 +46,7 @@ class Ours(Contender):
     repository: SessionRepository
 
     def __init__(self, place: str) -> None:
+        self._drafts: dict[str, Session] = {}
         self._held: dict[str, Session] = {}
         self._length: dict[str, int] = {}
 
@@ -57,7 +59,7 @@ class Ours(Contender):
             )
 
         return {
-            "create": lambda session_id: repository.create_session(realistic(session_id)),
+            "create": lambda session_id: repository.create_session(self._drafts.pop(session_id)),
             "append": lambda session_id: repository.append_error(session_id, "task-7", MESSAGE),
             "get": repository.get_session,
             "get_recent": lambda session_id: repository.get_session(session_id, recent=RECENT),
@@ -81,6 +83,9 @@ class Ours(Contender):
         there = len(self.repository.list_sessions())
         for _ in range(sessions - there):
             self.repository.create_session(Session(answers={"audience": "general"}))
+
+    def draft(self, session_id: str) -> None:
+        self._drafts[session_id] = realistic(session_id)
 
     def hold(self, session_id: str) -> None:
         session = self.repository.get_session(session_id)
@@ -148,14 +153,15 @@ class InDatabase(Ours):
         return create_engine(place)
 
     def fill(self, sessions: int) -> None:
-        super().fill(min(sessions, 1_000))
+        # Copies of one, in SQL: a hundred thousand creations would take longer than the measurement.
+        there = len(self.repository.list_sessions())
+        one = self.repository.create_session(Session(answers={"audience": "general"}))
         with self.engine.begin() as connection:
-            there = connection.execute(text("SELECT count(*) FROM vibeforge_sessions")).scalar_one()
-        while there < sessions:  # copies of those, with ids and times of their own
-            copied = min(sessions - there, 10_000)
-            with self.engine.begin() as connection:
-                copy_sessions(connection, copied, there)
-            there += copied
+            for table in (metadata.tables[name] for name in ("vibeforge_sessions", "vibeforge_session_documents")):
+                row = connection.execute(select(table).where(table.c.session_id == one.session_id)).mappings().one()
+                for first in range(there + 1, sessions, 10_000):
+                    numbers = range(first, min(first + 10_000, sessions))
+                    connection.execute(insert(table), [_copy(row, number) for number in numbers])
 
     def durability(self) -> str:
         """Return what the database promises about what was acknowledged."""
@@ -182,20 +188,12 @@ DURABILITY = {
 }
 
 
-def copy_sessions(connection: Any, copied: int, there: int) -> None:
-    """Insert copies of sessions, in SQL: a hundred thousand creations would take longer than the measurement."""
-    rows = connection.execute(text("SELECT * FROM vibeforge_sessions ORDER BY session_id LIMIT 1")).mappings().one()
-    texts = connection.execute(
-        text("SELECT * FROM vibeforge_session_documents WHERE session_id = :session_id"),
-        {"session_id": rows["session_id"]},
-    ).mappings()
-    for table, row in (("vibeforge_sessions", dict(rows)), ("vibeforge_session_documents", dict(texts.one()))):
-        columns = ", ".join(row)
-        values = ", ".join(f":{name}" for name in row)
-        connection.execute(
-            text(f"INSERT INTO {table} ({columns}) VALUES ({values})"),
-            [{**row, "session_id": f"copy-{there + n:08}"} for n in range(copied)],
-        )
+def _copy(row: RowMapping, number: int) -> dict[str, Any]:
+    """Return the row of another session, a second younger than the one before."""
+    copy: dict[str, Any] = {**row, "session_id": f"copy-{number:08}"}
+    if "created_at" in copy:
+        copy["created_at"] += timedelta(seconds=number)
+    return copy
 
 
 class SQLite(InDatabase):

@@ -3,129 +3,134 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-FLOORS: Final = ("SQLite FULL", "SQLite NORMAL", "PostgreSQL")
-TARGETS: Final[dict[str, tuple[float, float, float]]] = {
-    "create 100": (1.5, 2.0, 1.3),
-    **{f"append {length}": (1.5, 2.5, 1.4) for length in (10, 100, 1_000, 10_000)},
-    "update_phase 100": (1.6, 3.0, 1.4),
-    "get 10": (2.0, 2.0, 1.4),
-    "get 1000": (1.2, 1.2, 1.2),
-    "get 10000": (1.2, 1.2, 1.2),
-    **{f"get_recent {length}": (2.0, 2.0, 1.4) for length in (10, 100, 1_000, 10_000)},
-    "list_page 100000": (2.0, 2.0, 1.5),
-}
-"""The greatest ratio to the floor, for each of `FLOORS`."""
+import matplotlib as mpl
 
+from benchmarks.contender import CALLS
+from benchmarks.targets import FLOORS, TO_FLOOR, Target, reference, targets
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By contender, and by call and length: median, p95 and times."""
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``results.json`` (medians and p95, and everything else), ``results.md`` and ``growth.png``."""
+    """Write ``results.json``, ``results.md`` and ``growth.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = {
-        name: {cell: figures(taken) for cell, taken in cells.items() if taken}
+    measured = {
+        name: {cell: figures(cells[cell]) for cell in sorted(cells, key=_order) if cells[cell]}
         for name, cells in results["samples"].items()
     }
+    medians = {name: {cell: each["median"] for cell, each in cells.items()} for name, cells in measured.items()}
+    held = targets(results, medians)
     kept = {key: value for key, value in results.items() if key != "samples"}
-    (folder / "results.json").write_text(json.dumps({**kept, "microseconds": summary}, indent=1) + "\n")
-    (folder / "results.md").write_text("\n".join(_markdown(results, summary)) + "\n")
-    _plot(summary, folder / "growth.png")
+    judged = [{**target._asdict(), "met": target.met} for target in held]
+    (folder / "results.json").write_text(
+        json.dumps({**kept, "targets": judged, "microseconds": measured}, indent=1) + "\n"
+    )
+    (folder / "results.md").write_text("\n".join(_markdown(results, measured, held)) + "\n")
+    _plot(measured, folder / "growth.png")
 
 
 def figures(taken: list[int]) -> dict[str, float]:
-    """Return median, 95th percentile (in microseconds) and how often it was measured."""
+    """Return median and 95th percentile in microseconds, and how often it was measured."""
     ordered = sorted(taken)
     return {
-        "median": statistics.median(ordered) / 1000,
-        "p95": ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] / 1000,
+        "median": round(statistics.median(ordered) / 1000, 1),
+        "p95": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] / 1000, 1),
         "times": len(ordered),
     }
 
 
-def _markdown(results: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
+def _order(cell: str) -> tuple[int, int]:
+    call, length = cell.split()
+    return CALLS.index(call), int(length)
+
+
+def _markdown(results: Mapping[str, Any], measured: Figures, held: list[Target]) -> Iterator[str]:
     machine = results["machine"]
-    yield f"Measured {results['date']} with `make bench`: {machine['system']}, {machine['cores']} cores, Python"
-    yield f"{machine['python']}. Microseconds: medians (95th percentile in brackets); ratios are of medians.\n"
+    yield (
+        f"Measured {results['date']} with `make bench`, in {results['minutes']} minutes: {machine['system']},"
+        f" {machine['cores']} cores, Python {machine['python']}. Microseconds: medians (95th percentile in brackets);"
+        " ratios are of medians.\n"
+    )
     for name, about in results["about"].items():
         note = f"; {about['note']}" if about.get("note") else ""
         database = f", server {about['database']}" if about.get("database") else ""
         yield f"- {name}: {about['version']}{database}, {about['durability']}{note}"
     for name, why in results["absent"].items():
         yield f"- not measured: {name}: {why.splitlines()[0]}"
-    yield from _floors(summary)
-    yield from _flat(summary)
-    yield from _peers(summary)
+    yield from _targets(held)
+    yield from _floors(measured)
+    yield from _others(results, measured)
+    yield from _peers(results, measured)
     yield from _processes(results)
-    yield "\n### Memory\n\n| process that | before | peak |\n|---|---|---|"
+    yield "\n### Memory\n\n| a process that | before | at its greatest |\n|---|---|---|"
     for name, size in results["memory"].items():
         yield f"| {name} | {size['before']:.0f} MB | {size['after']:.0f} MB |"
 
 
-def _floors(summary: Mapping[str, Any]) -> Iterator[str]:
-    there = [name for name in FLOORS if name in summary and f"floor {name}" in summary]
-    if not there:
-        return
-    yield "\n### Against hand-written driver code\n"
-    yield "| call, entries | " + " | ".join(f"{name}: floor | ours | ratio" for name in there) + " |"
-    yield "|---|" + "---|" * (3 * len(there))
-    for cell in summary[there[0]]:
-        row = [cell]
-        for name in there:
-            ours, floor = summary[name].get(cell), summary[f"floor {name}"].get(cell)
-            if ours is None or floor is None:
-                row += ["", "", ""]
-                continue
-            ratio = ours["median"] / floor["median"]
-            target = TARGETS.get(cell)
-            most = target[FLOORS.index(name)] if target else None
-            judged = "" if most is None else f" ≤ {most}" if ratio <= most else f" **> {most}**"
-            row += [_cell(floor), _cell(ours), f"{ratio:.2f}{judged}"]
-        yield "| " + " | ".join(row) + " |"
+def _targets(held: list[Target]) -> Iterator[str]:
+    missed = [target for target in held if not target.met]
+    yield f"\n### Targets\n\n{len(held) - len(missed)} of {len(held)} are met{'; missed are' if missed else ''}\n"
+    if missed:
+        yield "| | | at most | measured |\n|---|---|---|---|"
+        for where, what, most, value in missed:
+            yield f"| {where} | {what} | {most:g} | {value:.2f} |"
+    flat = [target for target in held if not ("to the floor" in target.what or target.most in {0, 1})]
+    if flat:
+        yield "\nFlat as it grows:\n\n| | | at most | measured |\n|---|---|---|---|"
+        for where, what, most, value in flat:
+            yield f"| {where} | {what} | {most:g} | {value:.2f} |"
 
 
-def _flat(summary: Mapping[str, Any]) -> Iterator[str]:
-    yield "\n### Flat as it grows\n"
-    yield "| | append, 10,000 : 10 | list_page, 100,000 : 1,000 | list_errors, dearest : cheapest |"
-    yield "|---|---|---|---|"
-    for name, cells in summary.items():
-        if name in FLOORS or name in {"MariaDB", "in memory"}:
-            slices = [each["median"] for cell, each in cells.items() if cell.startswith("list_errors")]
-            ratios = [
-                _ratio(cells, "append 10000", "append 10"),
-                _ratio(cells, "list_page 100000", "list_page 1000"),
-                f"{max(slices) / min(slices):.2f}" if slices else "",
-            ]
-            yield f"| {name} | " + " | ".join(ratios) + " |"
-
-
-def _peers(summary: Mapping[str, Any]) -> Iterator[str]:
-    ours = [*FLOORS, "MariaDB", "in memory"]
-    peers = [name for name in summary if name not in ours and not name.startswith("floor")]
-    if not peers:
-        return
-    yield "\n### Beside other stores\n\nEach at its own default durability; × says how many times ours it takes.\n"
-    for place, own in (("folder", "SQLite FULL"), ("server", "PostgreSQL")):
-        those = [name for name in peers if ("PostgreSQL" in name) == (place == "server")]
-        if not those or own not in summary:
+def _floors(measured: Figures) -> Iterator[str]:
+    for index, name in enumerate(FLOORS):
+        ours, floor = measured.get(name, {}), measured.get(f"floor {name}", {})
+        if not floor:
             continue
-        yield f"| call, entries | ours, {own} | " + " | ".join(those) + " |"
+        yield f"\n### {name}, against hand-written driver code\n"
+        yield "| call, entries or sessions | floor | ours | ratio | target | |\n|---|---|---|---|---|---|"
+        for cell, figure in ours.items():
+            if cell in floor:
+                ratio = figure["median"] / floor[cell]["median"]
+                most = TO_FLOOR[cell][index] if cell in TO_FLOOR else None
+                judged = "|" if most is None else f"≤ {most} | {'met' if ratio <= most else '**missed**'}"
+                yield f"| {_named(cell)} | {_cell(floor[cell])} | {_cell(figure)} | {ratio:.2f} | {judged} |"
+
+
+def _others(results: Mapping[str, Any], measured: Figures) -> Iterator[str]:
+    """Ours where there is no floor."""
+    names = [name for name, kind in results["kinds"].items() if kind == "ours" and f"floor {name}" not in measured]
+    yield "\n### Without a floor\n\n| call, entries or sessions | " + " | ".join(names) + " |"
+    yield "|---|" + "---|" * len(names)
+    for cell in sorted({cell for name in names for cell in measured.get(name, {})}, key=_order):
+        row = [_cell(measured.get(name, {}).get(cell)) for name in names]
+        yield f"| {_named(cell)} | " + " | ".join(row) + " |"
+
+
+def _peers(results: Mapping[str, Any], measured: Figures) -> Iterator[str]:
+    peers = [name for name, kind in results["kinds"].items() if kind == "peer"]
+    for own in sorted({reference(name) for name in peers}, reverse=True):
+        those = [name for name in peers if reference(name) == own]
+        if own not in measured:
+            continue
+        yield f"\n### Beside other stores, each at its own default durability: ours on {own}\n"
+        yield "× tells how many times ours a call takes; what a store has no equivalent of is left empty.\n"
+        yield "| call, entries or sessions | ours | " + " | ".join(those) + " |"
         yield "|---|---|" + "---|" * len(those)
-        for cell, figure in summary[own].items():
-            row = [cell, _cell(figure)]
+        for cell, figure in measured[own].items():
+            row = [_named(cell), _cell(figure)]
             for name in those:
-                theirs = summary[name].get(cell)
+                theirs = measured.get(name, {}).get(cell)
                 row.append(f"{_cell(theirs)} × {theirs['median'] / figure['median']:.1f}" if theirs else "")
             yield "| " + " | ".join(row) + " |"
-        yield ""
 
 
 def _processes(results: Mapping[str, Any]) -> Iterator[str]:
@@ -141,37 +146,32 @@ def _processes(results: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _cell(figure: Mapping[str, float]) -> str:
-    return f"{figure['median']:,.0f} ({figure['p95']:,.0f})"
+def _named(cell: str) -> str:
+    call, length = cell.split()
+    return f"{call} {int(length):,}"
 
 
-def _ratio(cells: Mapping[str, Any], above: str, below: str) -> str:
-    if above not in cells or below not in cells:
-        return ""
-    return f"{cells[above]['median'] / cells[below]['median']:.2f}"
+def _cell(figure: Mapping[str, float] | None) -> str:
+    return f"{figure['median']:,.0f} ({figure['p95']:,.0f})" if figure else ""
 
 
-def _plot(summary: Mapping[str, Any], path: Path) -> None:
-    try:
-        import matplotlib  # noqa: ICN001, PLC0415 (an extra)
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 (after the backend is chosen)
-
+def _plot(measured: Figures, path: Path) -> None:
     calls = ("append", "get_recent", "get")
     figure, axes = plt.subplots(1, len(calls), figsize=(18, 6), sharey=True)
+    colours = {name: f"C{number}" for number, name in enumerate(n for n in measured if not n.startswith("floor "))}
     for axis, call in zip(axes, calls, strict=True):
-        for name, cells in summary.items():
+        for name, cells in measured.items():
             points = [(int(cell.split()[1]), each["median"]) for cell, each in cells.items() if cell.split()[0] == call]
             if points:
-                lengths, costs = zip(*sorted(points), strict=True)
-                style = {"linestyle": "--", "linewidth": 1} if name.startswith("floor") else {"marker": "o"}
-                axis.plot(lengths, costs, label=name, **style)
+                lengths, costs = zip(*points, strict=True)
+                floor = name.startswith("floor ")
+                style: dict[str, Any] = {"linestyle": "--", "linewidth": 1} if floor else {"marker": "o"}
+                axis.plot(lengths, costs, label=name, color=colours[name.removeprefix("floor ")], **style)
         axis.set(xscale="log", yscale="log", title=call, xlabel="entries already there")
         axis.grid(visible=True, which="major", alpha=0.3)
     axes[0].set_ylabel("microseconds, median")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

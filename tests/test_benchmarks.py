@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import floor, ours
+from benchmarks import ours
 from benchmarks.contender import DOCUMENTS, RECENT
 from benchmarks.floor import Floor
+from benchmarks.floor.postgresql import PostgreSQL
+from benchmarks.floor.sqlite import SQLite
 from benchmarks.ours import Ours
 from tests.databases import Storage
 from vibeforge_sessions import Session, SQLAlchemySessionRepository
@@ -24,12 +26,12 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Floor
         engine = create_engine(f"sqlite:///{tmp_path / 'sessions.db'}")
         migrate.upgrade(engine)
         engine.dispose()
-        both: tuple[Floor, ours.InDatabase] = floor.SQLite(str(tmp_path)), ours.SQLite(str(tmp_path))
+        both: tuple[Floor, ours.InDatabase] = SQLite(str(tmp_path)), ours.SQLite(str(tmp_path))
     else:
         storage: Storage = request.getfixturevalue("postgresql")
         assert storage.new_url is not None
         url = storage.new_url()
-        both = floor.PostgreSQL(url), ours.PostgreSQL(url)
+        both = PostgreSQL(url), ours.PostgreSQL(url)
     yield both
     for each in both:
         each.close()
@@ -72,6 +74,11 @@ def test_the_floor_does_the_same(pair: tuple[Floor, Ours]) -> None:
     for share, name in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         after = max(0, int(25 * share) - RECENT)
         assert calls[f"list_errors_{name}"](session_id) == repository.list_errors(session_id, after=after, limit=RECENT)
+    theirs.draft("drafted")
+    created = calls["create"]("drafted")
+    assert isinstance(created, Session)
+    assert_same(created, stored(repository, "drafted"))
+    calls["delete"]("drafted")
     other = theirs.prepare(0)
     page = calls["list_page"]()
     assert page == list(repository.find_sessions().items)
@@ -83,6 +90,9 @@ def test_ours_is_measured_on_what_it_says(pair: tuple[Floor, Ours]) -> None:
     _, our = pair
     session_id = our.prepare(30)
     our.hold(session_id)
+    our.draft("drafted")
+    our.calls()["create"]("drafted")
+    our.calls()["delete"]("drafted")
     for name, call in our.calls().items():
         if name not in {"create", "delete", "list_page", "walk"}:
             call(session_id)

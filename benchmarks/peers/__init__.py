@@ -9,8 +9,8 @@ class Peer(NamedTuple):
     """A store of others, and what its environment needs.
 
     :param contender: ``MODULE:CLASS``, for `benchmarks.worker`.
-    :param requirements: what pip installs, pinned: the packages that are asked for, not what they pull in.
-    :param place: ``"folder"``, or the name of the server whose database it is given.
+    :param requirements: what pip installs, pinned: the peer, and what it needs and does not ask for by itself.
+    :param place: ``folder``, or the kind of server on which it gets the URL of an empty database.
     """
 
     name: str
@@ -19,17 +19,20 @@ class Peer(NamedTuple):
     place: str = "folder"
 
 
+# and not google-adk[db], which pulls in Spanner
+ADK = ("google-adk==2.13.0", "sqlalchemy[asyncio]==2.1.9")
+LANGGRAPH = ("langgraph-checkpoint-sqlite==3.1.2", "langgraph-checkpoint-postgres==3.2.0", "psycopg[binary]==3.3.9")
 PEERS: tuple[Peer, ...] = (
+    Peer("google-adk", "benchmarks.peers.adk:ADK", ADK),
+    Peer("google-adk PostgreSQL", "benchmarks.peers.adk:ADKPostgreSQL", (*ADK, "asyncpg==0.32.0"), "postgresql"),
+    Peer("openai-agents SQLite", "benchmarks.peers.openai_agents:SQLite", ("openai-agents[sqlalchemy]==0.24.0",)),
     Peer(
-        "google-adk",
-        "benchmarks.peers.adk:ADK",
-        ("google-adk==2.13.0", "sqlalchemy[asyncio]==2.1.9"),  # and not google-adk[db], which pulls in Spanner
+        "openai-agents SQLAlchemy",
+        "benchmarks.peers.openai_agents:SQLAlchemy",
+        ("openai-agents[sqlalchemy]==0.24.0", "sqlalchemy==2.1.9", "aiosqlite==0.22.1"),
     ),
-    Peer(
-        "google-adk PostgreSQL",
-        "benchmarks.peers.adk:ADKPostgreSQL",
-        ("google-adk==2.13.0", "sqlalchemy[asyncio]==2.1.9", "asyncpg==0.32.0"),
-        "postgresql",
-    ),
+    Peer("langgraph SQLite", "benchmarks.peers.langgraph:SQLite", LANGGRAPH),
+    Peer("langgraph PostgreSQL", "benchmarks.peers.langgraph:PostgreSQL", LANGGRAPH, "postgresql"),
     Peer("agno", "benchmarks.peers.agno:Agno", ("agno==3.1.10", "sqlalchemy[asyncio]==2.1.9")),
+    Peer("optuna", "benchmarks.peers.optuna:SQLite", ("optuna==5.0.0", "sqlalchemy==2.1.9")),
 )
