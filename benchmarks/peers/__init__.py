@@ -18,6 +18,7 @@ class Peer(NamedTuple):
     place: str = "folder"
 
 
+LANGGRAPH = ("langgraph-checkpoint-sqlite==3.1.2", "langgraph-checkpoint-postgres==3.2.0", "psycopg[binary]==3.3.9")
 PEERS: tuple[Peer, ...] = (
     Peer("openai-agents SQLite", "benchmarks.peers.openai_agents:SQLite", ("openai-agents[sqlalchemy]==0.24.0",)),
     Peer(
@@ -25,4 +26,6 @@ PEERS: tuple[Peer, ...] = (
         "benchmarks.peers.openai_agents:SQLAlchemy",
         ("openai-agents[sqlalchemy]==0.24.0", "sqlalchemy==2.1.9", "aiosqlite==0.22.1"),
     ),
+    Peer("langgraph SQLite", "benchmarks.peers.langgraph:SQLite", LANGGRAPH),
+    Peer("langgraph PostgreSQL", "benchmarks.peers.langgraph:PostgreSQL", LANGGRAPH, "postgresql"),
 )
