@@ -28,4 +28,5 @@ PEERS: tuple[Peer, ...] = (
     ),
     Peer("langgraph SQLite", "benchmarks.peers.langgraph:SQLite", LANGGRAPH),
     Peer("langgraph PostgreSQL", "benchmarks.peers.langgraph:PostgreSQL", LANGGRAPH, "postgresql"),
+    Peer("optuna", "benchmarks.peers.optuna:SQLite", ("optuna==5.0.0", "sqlalchemy==2.1.9")),
 )
