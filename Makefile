@@ -56,7 +56,7 @@ constraints: ## renew the pins in constraints.txt
 	@rm -rf .venv-constraints
 
 clean: ## remove the environment, builds and caches
-	rm -rf $(VENV) .venv-constraints build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-constraints .venv-peers build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.bench: $(STAMP)

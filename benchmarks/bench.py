@@ -47,6 +47,12 @@ class Bench:
         self._prepared: dict[tuple[str, int, bool], str] = {}
         self._grown: Counter[tuple[str, int, bool]] = Counter()
         self._started = datetime.now(UTC)
+        self.machine: dict[str, Any] = {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),
+        }
 
     def add(self, kind: str, contender: str, place: str, python: str = sys.executable) -> None:
         """Start a contender, which is ``ours``, a ``floor`` or a ``peer``.
@@ -83,11 +89,10 @@ class Bench:
     def results(self) -> dict[str, Any]:
         """Return all that was measured."""
         ended = datetime.now(UTC)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return {
             "date": ended.isoformat(timespec="seconds"),
             "minutes": round((ended - self._started).total_seconds() / 60, 1),
-            "machine": {"python": platform.python_version(), "system": platform.platform(), "cores": cores},
+            "machine": self.machine,
             "rounds": self.rounds,
             "kinds": self.kinds,
             "about": self.about,

@@ -57,7 +57,8 @@ def _markdown(results: Mapping[str, Any], measured: Figures, held: list[Target])
     machine = results["machine"]
     yield (
         f"Measured {results['date']} with `make bench`, in {results['minutes']} minutes: {machine['system']},"
-        f" {machine['cores']} cores, Python {machine['python']}. Microseconds: medians (95th percentile in brackets);"
+        f" {machine['cores']} cores, a load of {machine['load']} before, Python {machine['python']}."
+        " Microseconds: medians (95th percentile in brackets);"
         " ratios are of medians.\n"
     )
     for name, about in results["about"].items():

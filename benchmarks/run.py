@@ -44,6 +44,10 @@ def main() -> None:
         sessions=(200, 1_000) if options.quick else SESSIONS,
         seconds=0.5 if options.quick else 4.0,
     )
+    if bench.machine["load"] > 0.5:
+        console.print(
+            f"the load is {bench.machine['load']}: where others compute, a commit waits a tick (4 ms) for its turn"
+        )
     databases, beside = options.databases.split(","), options.only.split(",")
     with (
         tempfile.TemporaryDirectory(prefix="vfs-bench-") as folder,
