@@ -81,7 +81,11 @@ class ADK(Contender):
                     [f"{name}={await connection.scalar(text(asked))}" for name, asked in self.durability.items()]
                 )
 
-        return {"version": version("google-adk"), "durability": f"{self._run(ask())} (its default)", "note": NOTE}
+        return {
+            "version": version("google-adk"),
+            "durability": f"{self._run(ask())} (the store sets neither)",
+            "note": NOTE,
+        }
 
     def calls(self) -> Mapping[str, Callable[..., object]]:
         return {
