@@ -15,7 +15,8 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 
 from tests.repositories import text_of
-from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer
+from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer, ServerUnavailable
+from tests.servers.fixtures import skipping
 from tests.servers.machine import free_port
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
@@ -238,8 +239,9 @@ def test_the_lock_on_mariadb(revision: migrate.Revision, new_engine: Callable[[s
 @each_later
 def test_on_galera_a_table_is_altered_alone(revision: migrate.Revision) -> None:
     provider = next(Path("/usr").glob("lib*/galera*/libgalera_smm.so"), None)
-    if provider is None:
-        pytest.skip("Galera is not installed (Debian: galera-4)")
+    with skipping():
+        if provider is None:
+            raise ServerUnavailable("Galera is not installed (Debian: galera-4)")
     options = {
         "on": "ON",
         "provider": str(provider),
