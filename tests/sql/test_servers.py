@@ -264,6 +264,25 @@ def test_an_engine_of_ours_with_another_isolation_level(name: str, level: Any, r
         engine.dispose()
 
 
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
+def test_what_a_hosts_listener_says_at_connect_is_kept(postgresql: Storage, make: Any, fast_path: bool) -> None:
+    assert postgresql.new_url is not None
+    engine = make(postgresql.new_url())
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: object) -> None:
+        connection.execute("SET application_name = 'forge'")  # begins a transaction, and leaves it open
+
+    repository = SQLAlchemySessionRepository(engine, fast_path=fast_path)
+    for _ in range(2):
+        repository.create_session()
+        assert repository.delete_session(repository.list_sessions()[0])
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW application_name")).scalar() == "forge"
+    engine.dispose()
+
+
 def test_what_a_url_says_to_the_server_is_kept(postgresql: Storage) -> None:
     url = url_of(postgresql, "postgresql+psycopg")
     for engine in (

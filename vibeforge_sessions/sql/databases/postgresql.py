@@ -78,6 +78,7 @@ class PostgreSQL(Database):
         return options
 
     def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
+        connection.connection.commit()  # what a host's listener to "connect" has set is to stay
         if connection.dialect not in _default_levels:
             _default_levels[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
             connection.rollback()
@@ -90,6 +91,7 @@ class PostgreSQL(Database):
         return True
 
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
+        driver.commit()  # what a host's listener to "connect" has set is to stay; no round trip where there is nothing
         if dialect not in _default_levels:
             _default_levels[dialect] = _usable(ask(driver, _ASKED))
         if at_once and _default_levels[dialect] == _ENOUGH:
