@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from benchmarks.bench import IN_MEMORY
 from benchmarks.contender import CALLS
 from benchmarks.targets import FLOORS, TO_FLOOR, Target, reference, targets
 
@@ -159,14 +160,21 @@ def _cell(figure: Mapping[str, float] | None) -> str:
 def _plot(measured: Figures, path: Path) -> None:
     calls = ("append", "get_recent", "get")
     figure, axes = plt.subplots(1, len(calls), figsize=(18, 6), sharey=True)
-    colours = {name: f"C{number}" for number, name in enumerate(n for n in measured if not n.startswith("floor "))}
+    floors = {name for name in measured if name.startswith("floor ")}
+    ours = {name.removeprefix("floor ") for name in floors} | {"MariaDB", IN_MEMORY}
+    # ours first, and strong; each with its floor in the same colour
+    names = sorted(measured.keys() - floors, key=lambda name: (name not in ours, name))
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined, unused-ignore]
     for axis, call in zip(axes, calls, strict=True):
-        for name, cells in measured.items():
+        for name in [*names, *sorted(floors)]:
+            cells = measured[name]
             points = [(int(cell.split()[1]), each["median"]) for cell, each in cells.items() if cell.split()[0] == call]
             if points:
                 lengths, costs = zip(*points, strict=True)
                 floor = name.startswith("floor ")
-                style: dict[str, Any] = {"linestyle": "--", "linewidth": 1} if floor else {"marker": "o"}
+                style: dict[str, Any] = {"marker": "o", "linewidth": 2.5 if name in ours else 1}
+                if floor:
+                    style = {"linestyle": "--", "linewidth": 1}
                 axis.plot(lengths, costs, label=name, color=colours[name.removeprefix("floor ")], **style)
         axis.set(xscale="log", yscale="log", title=call, xlabel="entries already there")
         axis.grid(visible=True, which="major", alpha=0.3)
