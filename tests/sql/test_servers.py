@@ -238,6 +238,27 @@ def test_a_session_made_anew_while_it_is_read_is_one_or_the_other(name: str, req
     engine.dispose()
 
 
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_entries_are_in_order_whatever_the_plan(postgresql: Storage, fast_path: bool) -> None:
+    engine = postgresql.new_engine()
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: object) -> None:
+        connection.execute("SET enable_indexscan = off; SET enable_bitmapscan = off")  # so rows come as they lie
+
+    repository = SQLAlchemySessionRepository(engine, fast_path=fast_path)
+    session = full_session()
+    for number in range(4):
+        session.add_error("t", str(number))
+        session.add_log(str(number))
+    repository.create_session(session)
+    with engine.begin() as connection:  # the first ones go to the end
+        for table in ("errors", "logs"):
+            connection.execute(text(f"UPDATE vibeforge_session_{table} SET write_id = 'moved' WHERE position < 3"))
+    assert_same(stored(repository), session)
+    engine.dispose()
+
+
 @pytest.mark.parametrize("level", ["READ COMMITTED", "AUTOCOMMIT"])
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
 def test_an_engine_of_ours_with_another_isolation_level(name: str, level: Any, request: pytest.FixtureRequest) -> None:
