@@ -374,3 +374,44 @@ def test_an_update_is_guarded_by_the_version_and_by_the_write_id(
     with pytest.raises(StaleSessionError):
         repository.update_session(session)
     assert stored(repository).phase == full_session().phase
+
+
+# --- the fast path steps around nobody ---
+
+EVENTS = [
+    *("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute"),
+    *("commit", "rollback", "engine_connect", "set_connection_execution_options"),
+    *("do_execute", "do_executemany", "handle_error"),
+]
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_whoever_listens_sees_every_statement(sqlite_files: SQLiteFiles, name: str) -> None:
+    engine = create_engine(sqlite_files.new_url())
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)  # compiled, and run on the driver's connection
+    told: list[str] = []
+    event.listen(engine, name, lambda *_: told.append(name))
+    session = stored(repository)
+    session.add_log("1")
+    session.add_log("2")
+    repository.update_session(session)
+    if name == "handle_error":
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE vibeforge_session_errors")
+        with pytest.raises(SchemaError):
+            repository.append_error(SESSION_ID, "t", "m")
+    assert told
+    engine.dispose()
+
+
+def test_whoever_logs_statements_gets_them(sqlite_files: SQLiteFiles, caplog: pytest.LogCaptureFixture) -> None:
+    engine = create_engine(sqlite_files.new_url())
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    assert "INSERT" not in caplog.text
+    engine.echo = True
+    repository.append_log(SESSION_ID, SECRET)
+    assert "INSERT INTO vibeforge_session_logs" in caplog.text
+    assert SECRET not in caplog.text
+    engine.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from vibeforge_sessions import (
     OutcomeUnknownError,
     SchemaError,
     Session,
+    SessionExistsError,
     SessionPhase,
     SQLAlchemySessionRepository,
     StorageError,
@@ -437,3 +439,54 @@ def test_a_connection_that_breaks_at_the_commit(name: str, request: pytest.Fixtu
     assert repository.append_error(SESSION_ID, "t", "m").position == 1
     engine.dispose()
     other.dispose()
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_a_connection_that_was_lost_on_the_fast_path(name: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    assert storage.new_url is not None
+    engine = create_engine(storage.new_url(), pool_size=1, max_overflow=0)
+    other = create_engine(engine.url)
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    own, kill = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:it)"),
+        "mariadb": ("SELECT CONNECTION_ID()", "KILL :it"),
+    }[name]
+    with engine.connect() as connection:
+        it = connection.execute(text(own)).scalar_one()
+    with other.connect() as executioner:
+        executioner.execute(text(kill), {"it": it})
+    with pytest.raises(StorageError) as caught:
+        repository.append_error(SESSION_ID, "t", "m")
+    # a statement that commits itself may have done so; one within a transaction cannot
+    assert isinstance(caught.value, OutcomeUnknownError) is (name == "postgresql")
+    assert repository.append_error(SESSION_ID, "t", "m").position == 1
+    engine.dispose()
+    other.dispose()
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb"])
+def test_a_host_finds_the_connection_as_it_was(name: str, request: pytest.FixtureRequest, fast_path: bool) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    assert storage.new_url is not None
+    engine = create_engine(storage.new_url(), pool_size=1, max_overflow=0)
+    repository = SQLAlchemySessionRepository(engine, fast_path=fast_path)
+    repository.create_session(session_id=SESSION_ID)
+    calls = (
+        lambda: repository.append_log(SESSION_ID, "m"),
+        lambda: repository.get_session(SESSION_ID),
+        lambda: repository.delete_session("unknown"),
+        lambda: repository.create_session(session_id=SESSION_ID),
+    )
+    for call in calls:
+        with contextlib.suppress(SessionExistsError):
+            call()
+        with engine.connect() as connection:  # its own transaction, on the only connection there is
+            if name != "sqlite":
+                assert connection.get_isolation_level() == connection.default_isolation_level
+            connection.execute(text("UPDATE vibeforge_sessions SET phase = 'FAILED'"))
+            connection.rollback()
+        assert stored(repository).phase == SessionPhase.QUESTIONNAIRE
+    engine.dispose()
