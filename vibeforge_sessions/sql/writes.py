@@ -37,11 +37,10 @@ def create(executor: Executor, write: Write) -> Record:
         "error_count": record.error_count,
         "log_count": record.log_count,
     }
-    entries = _entry_rows(write, record.error_count, record.log_count)
     try:
         if executor.database.writes_at_once:
             statement = at_once.create(with_errors=bool(write.errors), with_logs=bool(write.logs))
-            executor.rows(statement, {**at_once.of_session(row), **_all_at_once(executor, write, entries)})
+            executor.rows(statement, {**at_once.of_session(row), **_all_at_once(executor, write)})
             return record
         executor.write(sql.insert_session, [row])
     except Exception as error:
@@ -49,7 +48,7 @@ def create(executor: Executor, write: Write) -> Record:
             raise SessionExistsError(write.session_id) from None
         raise
     _store(executor, sql.insert_documents, [{"session_id": record.session_id, **write.documents}])
-    _insert(executor, entries)
+    _insert(executor, _entry_rows(write, record.error_count, record.log_count))
     return record
 
 
@@ -67,8 +66,7 @@ def update(executor: Executor, write: Write) -> Record:
     names = tuple([name for name in DOCUMENTS if name in write.documents]) if write.documents else ()
     if executor.database.writes_at_once:
         statement = at_once.update_session(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
-        entries = _entry_rows(write, 0, 0)
-        counters = executor.row(statement, {**parameters, **_all_at_once(executor, write, entries)})
+        counters = executor.row(statement, {**parameters, **_all_at_once(executor, write)})
         if counters is None:
             raise missed(executor, write.session_id, write.version, write.replaces)
         return _updated(write, counters)
@@ -159,10 +157,11 @@ def _hot(write: Write) -> dict[str, Any]:
     }
 
 
-def _all_at_once(
-    executor: Executor, write: Write, entries: Mapping[sql.History, list[dict[str, Any]]]
-) -> dict[str, Any]:
-    """Return the parameters of a write's documents and new entries."""
+def _all_at_once(executor: Executor, write: Write) -> dict[str, Any]:
+    """Return the parameters of a write's documents and new entries, whose positions the database gives."""
+    if not (write.documents or write.errors or write.logs):
+        return {}
+    entries = _entry_rows(write, len(write.errors), len(write.logs))
     executor.batches([dict(write.documents), *itertools.chain(*entries.values())])
     parameters = at_once.of_documents(write.documents)
     for history, rows in entries.items():
