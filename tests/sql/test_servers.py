@@ -490,3 +490,23 @@ def test_a_host_finds_the_connection_as_it_was(name: str, request: pytest.Fixtur
             connection.rollback()
         assert stored(repository).phase == SessionPhase.QUESTIONNAIRE
     engine.dispose()
+
+
+def test_what_is_rolled_back_in_favour_of_another_is_tried_again(postgresql: Storage) -> None:
+    engine = postgresql.new_engine()
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SEQUENCE tries"))  # it counts on in spite of a rollback
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('tries') < 3 THEN "
+            "RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END IF; RETURN NEW; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON vibeforge_session_errors FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    assert repository.append_error(SESSION_ID, "t", "m").position == 1
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT last_value FROM tries")).scalar_one() == 3
+    assert len(repository.list_errors(SESSION_ID)) == 1
+    engine.dispose()
