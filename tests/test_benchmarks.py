@@ -44,7 +44,7 @@ def test_the_floor_does_the_same(pair: tuple[Floor, Ours]) -> None:
     assert isinstance(repository, SQLAlchemySessionRepository)
 
     def get() -> Session:
-        session = stored(repository, session_id)
+        session: Session = stored(repository, session_id)
         assert_same(theirs.get(session_id), session)
         assert_same(theirs.get(session_id, RECENT), repository.get_session(session_id, recent=RECENT) or Session())
         return session

@@ -17,7 +17,7 @@ from vibeforge_sessions import values
 from vibeforge_sessions.codec import Record, encode_content, fingerprints_of
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import Baseline, Content, Session, phases_of, raise_invalid
+from vibeforge_sessions.model import Baseline, Content, S, Session, phases_of, raise_invalid
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Write:
     write_id: str = dataclasses.field(default_factory=values.new_write_id)
 
 
-def new_session(session: Session | None, session_id: str | None, session_type: type[Session]) -> Session:
+def new_session(session: S | None, session_id: str | None, session_type: type[S]) -> S:
     """Return the session that `create_session` is to store: the given one, or a fresh one."""
     if session is not None:
         if session_id is not None:
@@ -54,7 +54,7 @@ def new_session(session: Session | None, session_id: str | None, session_type: t
         raise_invalid(error)
 
 
-def check_session(session: object, session_type: type[Session]) -> Session:
+def check_session(session: object, session_type: type[S]) -> S:
     """Return the session if it is of the very class that the repository stores, and its id keeps the rule."""
     if not isinstance(session, Session) or type(session) is not session_type:
         raise InvalidSessionError(

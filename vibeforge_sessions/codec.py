@@ -7,16 +7,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import STORED, Baseline, Content, Session, phases_of
-
-S = TypeVar("S", bound=Session)
+from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phases_of
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
 """The four artifacts, in the order in which a run makes them."""
@@ -51,7 +49,7 @@ class Record:
         return self.error_count, self.log_count
 
 
-def check_session_type(session_type: type[Session]) -> type[Session]:
+def check_session_type(session_type: type[S]) -> type[S]:
     """Return the class if a repository can store it.
 
     :raises InvalidSessionError: its phases are no string enum, or a field has a name that `to_dict` needs itself.

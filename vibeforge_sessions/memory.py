@@ -15,7 +15,7 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
 )
 from vibeforge_sessions.history import log_line, phase_or_text
-from vibeforge_sessions.model import ErrorEntry, Session, phases_of
+from vibeforge_sessions.model import ErrorEntry, S, Session, phases_of
 from vibeforge_sessions.query import (
     Query,
     SessionFilter,
@@ -39,18 +39,18 @@ class _Stored:
     logs: list[str]
 
 
-class InMemorySessionRepository(SessionRepository):
+class InMemorySessionRepository(SessionRepository[S]):
     """Sessions in this process's memory, under the whole contract of `SessionRepository`.
 
     :param session_type: the class of session it stores, `Session` or a subclass.
     """
 
-    def __init__(self, *, session_type: type[Session] = Session) -> None:
+    def __init__(self, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
         self._session_type = codec.check_session_type(session_type)
         self._sessions: dict[str, _Stored] = {}
         self._lock = threading.Lock()
 
-    def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
+    def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = changes.new_session(session, session_id, self._session_type)
         write = changes.plan_create(session)
         with self._lock:
@@ -64,7 +64,7 @@ class InMemorySessionRepository(SessionRepository):
         changes.mark_stored(session, write, record)
         return codec.decode_session(self._session_type, record, session.error_history, session.logs)
 
-    def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
+    def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         session_id, recent = values.check_session_id(session_id), check_recent(recent)
         with self._lock:
             stored = self._sessions.get(session_id)
@@ -75,7 +75,7 @@ class InMemorySessionRepository(SessionRepository):
             logs = stored.logs[_start(record.log_count, recent) :]
         return codec.decode_session(self._session_type, record, errors, logs)
 
-    def update_session(self, session: Session) -> None:
+    def update_session(self, session: S) -> None:
         changes.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,11 @@ from pydantic import (
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry, SessionPhase, log_line, phase_or_text
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with a default, which Python has from 3.13 on
+else:
+    from typing import TypeVar
 
 __all__ = ["ErrorEntry", "Session", "SessionPhase"]
 
@@ -309,3 +314,10 @@ def _restore_baseline(session: Session, stored: Mapping[str, Any]) -> Baseline:
 def _digest(errors: tuple[ErrorEntry, ...], logs: tuple[str, ...]) -> str:
     text = values.encode_json([[dict(entry) for entry in errors], logs], STORED)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+if TYPE_CHECKING:
+    S = TypeVar("S", bound=Session, default=Session)
+else:
+    S = TypeVar("S", bound=Session)
+"""The class of session that a repository stores."""

@@ -7,18 +7,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self
 
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
-from vibeforge_sessions.model import ErrorEntry, Session
+from vibeforge_sessions.model import ErrorEntry, S
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
 
 __all__ = ["SessionRepository"]
 
 
-class SessionRepository(ABC):
+class SessionRepository(ABC, Generic[S]):
     """Where sessions live. Every implementation keeps these promises; `vibeforge_sessions.testing` asks for each.
+
+    ``SessionRepository[MySession]`` is one of an application's own class of session, ``SessionRepository`` one of
+    `Session`.
 
     **Snapshots.** What goes in and what comes out are copies: no caller can change what is stored by holding on
     to an object, and a change is stored when the repository is told, not before.
@@ -56,7 +59,7 @@ class SessionRepository(ABC):
     # --- sessions ---
 
     @abstractmethod
-    def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
+    def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         """Store a new session, a given one or a fresh one, at version 1, and return a copy.
 
         The given one is marked as stored: it can be changed and updated from then on. One that was stored before
@@ -68,7 +71,7 @@ class SessionRepository(ABC):
         """
 
     @abstractmethod
-    def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
+    def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         """Return the session, or None if there is none.
 
         :param recent: only the last `recent` errors and the last `recent` logs, 0 for none of them;
@@ -78,7 +81,7 @@ class SessionRepository(ABC):
         """
 
     @abstractmethod
-    def update_session(self, session: Session) -> None:
+    def update_session(self, session: S) -> None:
         """Store what was changed since the session was read, and refresh its ``version`` and ``updated_at``.
 
         Entries added to ``error_history`` and ``logs`` are stored after those that others have appended meanwhile.
@@ -99,7 +102,7 @@ class SessionRepository(ABC):
     def delete_session(self, session_id: str) -> bool:
         """Delete the session and its history; tell whether there was one."""
 
-    def modify_session(self, session_id: str, change: Callable[[Session], object], *, attempts: int = 10) -> Session:
+    def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
         """Read the session, call ``change(session)``, update it; again if it was stored by somebody else meanwhile.
 
         :param change: changes the session that it is given; called once an attempt, so it should do nothing else.
@@ -201,7 +204,7 @@ class SessionRepository(ABC):
 
     # --- its own life ---
 
-    def close(self) -> None:  # noqa: B027 (most implementations own nothing that needs closing)
+    def close(self) -> None:
         """Give back what the repository itself has opened; a host's engine is left alone.
 
         It may be called twice. A call after it opens what it needs again.

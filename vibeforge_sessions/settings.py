@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.memory import InMemorySessionRepository
-from vibeforge_sessions.model import Session
+from vibeforge_sessions.model import S, Session
 from vibeforge_sessions.repository import SessionRepository
 
 __all__ = ["MEMORY_URL", "Settings", "open_repository"]
@@ -49,9 +49,9 @@ def open_repository(
     url: str | None = None,
     *,
     migrate: bool | None = None,
-    session_type: type[Session] = Session,
+    session_type: type[S] = Session,  # type: ignore[assignment]
     schema: str | None = None,
-) -> SessionRepository:
+) -> SessionRepository[S]:
     """Return the repository that `url`, or else the environment, asks for; close it at the end.
 
     With a database, its schema is checked first: an application finds out at its start, not at the first query.

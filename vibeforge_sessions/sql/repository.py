@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from vibeforge_sessions import changes, codec, values
 from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
 from vibeforge_sessions.history import log_line
-from vibeforge_sessions.model import ErrorEntry, Session, phases_of
+from vibeforge_sessions.model import ErrorEntry, S, Session, phases_of
 from vibeforge_sessions.query import (
     Query,
     SessionFilter,
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SQLAlchemySessionRepository(SessionRepository):
+class SQLAlchemySessionRepository(SessionRepository[S]):
     """Sessions in a database, under the whole contract of `SessionRepository`.
 
     The constructor neither connects nor makes tables: run the migrations first (`vibeforge_sessions.sql.migrate`),
@@ -51,7 +51,7 @@ class SQLAlchemySessionRepository(SessionRepository):
         sends every statement through SQLAlchemy's `Connection` all the same.
     """
 
-    def __init__(self, engine: Engine, *, session_type: type[Session] = Session, fast_path: bool = True) -> None:
+    def __init__(self, engine: Engine, *, session_type: type[S] = Session, fast_path: bool = True) -> None:  # type: ignore[assignment]
         if not isinstance(engine, Engine):
             raise TypeError(f"engine must be an sqlalchemy.Engine, not {type(engine).__name__}")
         make_ready_for_threads(engine)
@@ -70,14 +70,14 @@ class SQLAlchemySessionRepository(SessionRepository):
         if self._owns_engine:
             self._engine.dispose()
 
-    def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
+    def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = changes.new_session(session, session_id, self._session_type)
         write = changes.plan_create(session)
         record = self._write(writes.create, write)
         changes.mark_stored(session, write, record)
         return codec.decode_session(self._session_type, record, session.error_history, session.logs)
 
-    def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
+    def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         session_id, recent = values.check_session_id(session_id), check_recent(recent)
         found = self._read(reads.get, session_id, recent)
         if found is None:
@@ -90,7 +90,7 @@ class SQLAlchemySessionRepository(SessionRepository):
             errors = list(map(ErrorEntry, timestamps, task_ids, messages, known, positions))
         return codec.decode_session(self._session_type, record, errors, logs)
 
-    def update_session(self, session: Session) -> None:
+    def update_session(self, session: S) -> None:
         changes.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
@@ -222,8 +222,8 @@ def _session_id_of(argument: object) -> str | None:
 
 
 def open_database(
-    url: str, *, migrate: bool, session_type: type[Session], schema: str | None = None
-) -> SQLAlchemySessionRepository:
+    url: str, *, migrate: bool, session_type: type[S], schema: str | None = None
+) -> SQLAlchemySessionRepository[S]:
     """Return a repository with an engine of its own, once the schema is found to be right (see `open_repository`)."""
     engine = create_engine(url, schema=schema)
     try:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import pytest
 
 from vibeforge_sessions import Session, SessionRepository
+from vibeforge_sessions.model import S
 
 SESSION_ID = "session-1"
 UNKNOWN_ID = "nobody"
@@ -35,7 +36,7 @@ def numbered(_value: object) -> str:
     return "case"
 
 
-def stored(repository: SessionRepository, session_id: str = SESSION_ID) -> Session:
+def stored(repository: SessionRepository[S], session_id: str = SESSION_ID) -> S:
     """Return what is stored; it must be there."""
     session = repository.get_session(session_id)
     assert session is not None
