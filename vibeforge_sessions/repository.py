@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Generic, Self
 
@@ -14,7 +16,7 @@ from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import ErrorEntry, S
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
 
-__all__ = ["SessionRepository"]
+__all__ = ["AsyncSessionRepository", "SessionRepository"]
 
 
 class SessionRepository(ABC, Generic[S]):
@@ -123,7 +125,7 @@ class SessionRepository(ABC, Generic[S]):
             except StaleSessionError:
                 if attempt == attempts:
                     raise
-                pause_after(attempt)
+                time.sleep(pause(attempt))
             else:
                 return session
         raise AssertionError("unreachable")
@@ -219,9 +221,121 @@ class SessionRepository(ABC, Generic[S]):
         self.close()
 
 
-def pause_after(attempt: int) -> None:
-    """Wait at random before the next attempt, up to 2 ms after the first and 64 ms after the sixth and later ones.
+class AsyncSessionRepository(ABC, Generic[S]):
+    """`SessionRepository` for asyncio: the same names, the same promises, each call a coroutine.
+
+    **Tasks.** One repository is shared by all tasks of an event loop. A `Session` is not: each task reads its own, and
+    leaves it alone while a call with it is awaited.
+
+    **Cancellation.** A call that is cancelled has written all or nothing, and keeps no connection; what it was to mark
+    as stored may be unmarked, so read the session again.
+    """
+
+    # --- sessions ---
+
+    @abstractmethod
+    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
+        """Do what `SessionRepository.create_session` does."""
+
+    @abstractmethod
+    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
+        """Do what `SessionRepository.get_session` does."""
+
+    @abstractmethod
+    async def update_session(self, session: S) -> None:
+        """Do what `SessionRepository.update_session` does."""
+
+    @abstractmethod
+    async def delete_session(self, session_id: str) -> bool:
+        """Do what `SessionRepository.delete_session` does."""
+
+    async def modify_session(
+        self, session_id: str, change: Callable[[S], Awaitable[object] | object], *, attempts: int = 10
+    ) -> S:
+        """Do what `SessionRepository.modify_session` does.
+
+        :param change: what it returns is awaited if it can be.
+        """
+        values.check_integer(attempts, "attempts", least=1)
+        for attempt in range(1, attempts + 1):
+            session = await self.get_session(session_id)
+            if session is None:
+                raise SessionNotFoundError(session_id)
+            changing = change(session)
+            if inspect.isawaitable(changing):
+                await changing
+            try:
+                await self.update_session(session)
+            except StaleSessionError:
+                if attempt == attempts:
+                    raise
+                await asyncio.sleep(pause(attempt))
+            else:
+                return session
+        raise AssertionError("unreachable")
+
+    # --- listings ---
+
+    @abstractmethod
+    async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
+        """Do what `SessionRepository.list_sessions` does."""
+
+    @abstractmethod
+    async def find_sessions(
+        self,
+        filter: SessionFilter | None = None,  # noqa: A002
+        *,
+        order: SessionOrder = "-created_at",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        """Do what `SessionRepository.find_sessions` does."""
+
+    # --- histories ---
+
+    @abstractmethod
+    async def append_error(
+        self, session_id: str, task_id: str, error_message: str, phase: str | None = None
+    ) -> ErrorEntry:
+        """Do what `SessionRepository.append_error` does."""
+
+    @abstractmethod
+    async def append_log(self, session_id: str, message: str) -> str:
+        """Do what `SessionRepository.append_log` does."""
+
+    @abstractmethod
+    async def list_errors(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        task_id: str | None = None,
+        phase: str | None = None,
+    ) -> list[ErrorEntry]:
+        """Do what `SessionRepository.list_errors` does."""
+
+    @abstractmethod
+    async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
+        """Do what `SessionRepository.list_logs` does."""
+
+    # --- its own life ---
+
+    async def close(self) -> None:
+        """Do what `SessionRepository.close` does."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def pause(attempt: int) -> float:
+    """Return for how many seconds to wait before the next attempt: at most 2 ms, later more, and never over 64 ms.
 
     Full jitter: writers that have collided spread out instead of colliding again.
     """
-    time.sleep(random.uniform(0, 0.001 * 2 ** min(attempt, 6)))  # noqa: S311 (no secret)
+    return random.uniform(0, 0.001 * 2 ** min(attempt, 6))  # noqa: S311 (no secret)

@@ -236,7 +236,7 @@ def test_a_session_made_anew_while_it_is_read_is_one_or_the_other(name: str, req
         pytest.fail("a torn read")
     assert_same(found, first if found.created_at == first.created_at else renewed[0])
     assert [entry.task_id for entry in stored(repository).error_history] == ["another life"]
-    other._engine.dispose()
+    other._transactions.bind.engine.dispose()
     engine.dispose()
 
 

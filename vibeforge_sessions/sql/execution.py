@@ -45,11 +45,13 @@ _MOST: Final = 1_000
 class Executor(ABC):
     """Runs the statements of one unit of work on a connection; somebody else begins and ends the transaction."""
 
-    __slots__ = ("database", "dialect")
+    __slots__ = ("database", "dialect", "joined")
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, *, joined: bool = False) -> None:
         self.dialect = dialect
         self.database: Database = database_of(dialect)
+        self.joined = joined
+        """Whether the transaction is a host's, who may have chosen one in which two reads show two moments."""
 
     @property
     @abstractmethod
@@ -108,8 +110,8 @@ class ThroughSQLAlchemy(Executor):
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.dialect)
+    def __init__(self, connection: Connection, *, joined: bool = False) -> None:
+        super().__init__(connection.dialect, joined=joined)
         self.connection = connection
 
     @property
@@ -119,14 +121,25 @@ class ThroughSQLAlchemy(Executor):
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin(self.connection, write=write, at_once=at_once)
 
+    def join(self) -> None:
+        """Join the transaction of the connection, which begins here if it has not yet.
+
+        :raises StorageError: there is none, whatever SQLAlchemy says.
+        """
+        if not self.connection.in_transaction():
+            self.connection.begin()
+        self.database.join(self.connection)
+
     def commit(self) -> None:
         self.connection.commit()
 
     def rollback(self) -> None:
         try:  # SQLAlchemy takes the transaction for ended; SQLite's may go on
             self.connection.connection.rollback()
-        except Exception:  # noqa: BLE001 (whatever it is, this connection is of no more use)
+        except BaseException as error:  # whatever it is, this connection is of no more use
             self.connection.invalidate()
+            if not isinstance(error, Exception):
+                raise
 
     def close(self) -> None:
         self.connection.close()
@@ -167,16 +180,22 @@ class OnTheDriver(Executor):
     def rollback(self) -> None:
         try:
             self._driver.rollback()
-        except Exception:  # noqa: BLE001 (whatever it is, this connection is of no more use)
+        except BaseException as error:  # whatever it is, this connection is of no more use
             self._pooled.invalidate()
+            if not isinstance(error, Exception):
+                raise
 
     def close(self) -> None:
-        if self._pooled.is_valid:
-            try:
+        try:
+            if self._pooled.is_valid:
                 self.database.end_on_driver(self.dialect, self._driver)
-            except Exception:  # noqa: BLE001 (what happened before is what the caller must hear)
-                self._pooled.invalidate()
-        self._pooled.close()
+        except Exception:  # noqa: BLE001 (what happened before is what the caller must hear)
+            self._pooled.invalidate()
+        except BaseException:  # cancelled, say: nobody knows in what state the driver is
+            self._pooled.invalidate()
+            raise
+        finally:
+            self._pooled.close()
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         compiled, rows = self._fetch(statement, parameters)

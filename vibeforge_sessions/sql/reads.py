@@ -33,7 +33,7 @@ def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record
         if record is None:
             return None
         slices = [(0 if recent is None else max(0, count - recent), count) for count in record.counts]
-        read = _histories_at_once if executor.database.writes_at_once else _histories
+        read = _histories_at_once if executor.database.writes_at_once or executor.joined else _histories
         found = read(executor, record, slices)
         if found is not None:
             errors, logs = found
@@ -153,7 +153,9 @@ def _histories_at_once(
 
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
     """Return why a guarded update has hit nothing."""
-    stored = executor.row(sql.select_version, {sql.ID: session_id})
+    # a host's snapshot may be older than what the update has found
+    select = sql.select_version_now if executor.joined else sql.select_version
+    stored = executor.row(select, {sql.ID: session_id})
     if stored is None:
         return SessionNotFoundError(session_id)
     if tuple(stored) == (version, write_id):  # it is the version, so it was the documents

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, orm
 
 from vibeforge_sessions import changes, codec, values
 from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
@@ -21,17 +19,14 @@ from vibeforge_sessions.query import (
     check_limit,
     check_recent,
 )
-from vibeforge_sessions.repository import SessionRepository, pause_after
+from vibeforge_sessions.repository import SessionRepository
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql import reads, writes
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.execution import Executor, Known
-from vibeforge_sessions.sql.transaction import is_transient, is_wrong_schema, make_ready_for_threads, run_in_transaction
+from vibeforge_sessions.sql.execution import Executor
+from vibeforge_sessions.sql.transaction import transactions_of
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
-
-ATTEMPTS: Final = 20
-"""How often a unit of work is tried that the database rolls back in favour of another, as in a deadlock."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,32 +38,37 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     The constructor neither connects nor makes tables: run the migrations first (`vibeforge_sessions.sql.migrate`),
     or let `open_repository` see to it.
 
-    :param engine: the host's own, or one of `vibeforge_sessions.sql.create_engine`. The repository takes a
-        connection for the time of one call and never closes the engine.
+    :param bind: an engine, the host's own or one of `vibeforge_sessions.sql.create_engine`: each call takes a
+        connection and is a transaction of its own; the engine is never closed. Or a `Connection` or an `orm.Session`
+        of the host: each call is a savepoint in the host's transaction, which the host commits or rolls back. Nothing
+        is tried again there, and after a rollback the sessions that were written must be read again. Such a repository
+        belongs to the thread that the connection belongs to.
     :param session_type: the class of session it stores, `Session` or a subclass.
     :param fast_path: with an engine of `create_engine` that nobody watches (no listeners to its events, no logging of
         its statements), run the statements, compiled once, on the driver's connection, in a quarter of the time. False
         sends every statement through SQLAlchemy's `Connection` all the same.
     """
 
-    def __init__(self, engine: Engine, *, session_type: type[S] = Session, fast_path: bool = True) -> None:  # type: ignore[assignment]
-        if not isinstance(engine, Engine):
-            raise TypeError(f"engine must be an sqlalchemy.Engine, not {type(engine).__name__}")
-        make_ready_for_threads(engine)
-        self._engine = engine
+    def __init__(
+        self,
+        bind: Engine | Connection | orm.Session,
+        *,
+        session_type: type[S] = Session,  # type: ignore[assignment]
+        fast_path: bool = True,
+    ) -> None:
+        self._transactions = transactions_of(bind, fast_path=fast_path)
         self._session_type = session_type
-        self._known: Known | None = {} if fast_path else None
-        self._owns_engine = False
+        self._owned: Engine | None = None
         self._phases: dict[str, str] = {
             str(phase.value): phase for phase in phases_of(codec.check_session_type(session_type))
         }
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._engine.dialect.name})"
+        return f"{type(self).__name__}({self._transactions})"
 
     def close(self) -> None:
-        if self._owns_engine:
-            self._engine.dispose()
+        if self._owned is not None:
+            self._owned.dispose()
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = changes.new_session(session, session_id, self._session_type)
@@ -171,39 +171,22 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
     def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         # a statement that deletes from the histories has to begin after the one that has locked the session's row
-        at_once = unit is not writes.delete
-        known = self._known
-        for attempt in itertools.count(1):
-            try:
-                return self._run(unit, args, kwargs, write=True, at_once=at_once, known=known)
-            except StorageError as error:
-                if attempt == ATTEMPTS or not is_transient(self._engine, error):
-                    raise
-            known = None  # the long way also knows what to do about the other connections of a pool
-            pause_after(attempt)
-        raise AssertionError("unreachable")
+        return self._run(unit, args, kwargs, write=True, at_once=unit is not writes.delete)
 
     def _read(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(unit, args, kwargs, write=False, at_once=True, known=self._known)
+        return self._run(unit, args, kwargs, write=False, at_once=True)
 
     def _run(
-        self,
-        unit: Callable[..., T],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        write: bool,
-        at_once: bool,
-        known: Known | None,
+        self, unit: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], *, write: bool, at_once: bool
     ) -> T:
         def work(executor: Executor) -> T:
             return unit(executor, *args, **kwargs)
 
         try:
-            return run_in_transaction(self._engine, work, write=write, at_once=at_once, known=known)
+            return self._transactions.run(work, write=write, at_once=at_once)
         except StorageError as error:
-            if isinstance(error.__cause__, DBAPIError) and is_wrong_schema(self._engine, error.__cause__):
-                migrations.check(self._engine)  # raises what is missing, and the command to run
+            if self._transactions.has_wrong_schema(error):
+                migrations.check(self._transactions.bind)  # raises what is missing, and the command to run
             raise
         except SessionRepositoryError:
             raise
@@ -232,5 +215,5 @@ def open_database(
         engine.dispose()
         raise
     repository = SQLAlchemySessionRepository(engine, session_type=session_type)
-    repository._owns_engine = True  # noqa: SLF001 (its maker)
+    repository._owned = engine  # noqa: SLF001 (its maker)
     return repository

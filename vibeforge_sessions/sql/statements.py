@@ -78,6 +78,8 @@ counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.upda
 """What each of the three updates has to tell afterwards."""
 select_counters: Final[Select[Any]] = select(*counters).where(_this)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(_this)
+select_version_now: Final[Select[Any]] = select_version.with_for_update(read=True)
+"""What is committed, whatever snapshot a transaction has."""
 
 
 @functools.cache

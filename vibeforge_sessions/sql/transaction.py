@@ -1,18 +1,27 @@
-"""One transaction on a host's or our own engine: begin, commit, rollback, and the translation of what fails."""
+"""The transactions of units of work: their own, or a host's; and the translation of what fails."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy import Connection, Dialect, Engine, NestedTransaction, orm
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
+from sqlalchemy.util import await_only
 
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
+from vibeforge_sessions.repository import pause
 from vibeforge_sessions.sql.databases import database_of
-from vibeforge_sessions.sql.execution import Executor, Known, executor_of, failure_code
+from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
+
+ATTEMPTS: Final = 20
+"""How often a unit of work is tried that the database rolls back in favour of another, as in a deadlock."""
 
 T = TypeVar("T")
 
@@ -32,37 +41,152 @@ def make_ready_for_threads(engine: Engine) -> None:
             make_mutex()
 
 
-def run_in_transaction(
-    engine: Engine, work: Callable[[Executor], T], *, write: bool, at_once: bool, known: Known | None
-) -> T:
-    """Do the work on a connection of the engine, in a transaction; commit a write at the end, roll back otherwise.
+class Transactions(ABC):
+    """Where the units of work of a repository get their transactions from."""
 
-    :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
-    :param known: compiled statements, for the way past SQLAlchemy's `Connection` (see `execution`).
-    :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
+    @property
+    @abstractmethod
+    def bind(self) -> Engine | Connection:
+        """What the state of the schema can be asked of."""
+
+    def has_wrong_schema(self, error: StorageError) -> bool:
+        """Tell whether a statement may have failed because the tables are not those that it was written for."""
+        cause = error.__cause__
+        return isinstance(cause, DBAPIError) and failure_code(cause) in database_of(self.bind.dialect).wrong_schema
+
+    @abstractmethod
+    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
+        """Do the work, wholly or not at all.
+
+        :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
+        :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
+        """
+
+
+class OwnTransactions(Transactions):
+    """Each unit of work has a connection of the engine, and a transaction, to itself.
+
+    One that the database rolls back in favour of another is done again.
+
+    :param fast_path: may go past SQLAlchemy's `Connection` (see `execution`).
     """
-    executor = _reach(lambda: executor_of(engine, known))
-    doing, unknown = "use", False
+
+    def __init__(self, engine: Engine, *, fast_path: bool) -> None:
+        make_ready_for_threads(engine)
+        self._engine = engine
+        self._known: Known | None = {} if fast_path else None
+
+    def __str__(self) -> str:
+        return self._engine.dialect.name
+
+    @property
+    def bind(self) -> Engine:
+        return self._engine
+
+    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
+        known = self._known
+        for attempt in itertools.count(1):
+            try:
+                return self._once(work, write=write, at_once=at_once, known=known)
+            except StorageError as error:
+                if not write or attempt == ATTEMPTS or not is_transient(error, self._engine.dialect):
+                    raise
+            known = None  # the long way also knows what to do about the other connections of a pool
+            self._wait(pause(attempt))
+        raise AssertionError("unreachable")
+
+    def _once(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, known: Known | None) -> T:
+        """Commit a write at the end; roll back otherwise."""
+        executor = _reach(lambda: executor_of(self._engine, known))
+        doing, unknown = "use", False
+        try:
+            begun = executor.begin(write=write, at_once=at_once)
+            unknown = write and not begun
+            result = work(executor)
+            if write and begun:
+                doing = "commit"
+                executor.commit()
+        except BaseException as raised:
+            error = executor.failed(raised)
+            if doing == "commit":
+                executor.rollback()
+                unknown = executor.database.unknown_commits
+            elif unknown:  # a statement that commits itself may have done so when the connection was lost
+                unknown = isinstance(error, DBAPIError) and error.connection_invalidated
+            if isinstance(error, SQLAlchemyError):
+                raise _ours(error, doing, unknown=unknown) from error
+            raise
+        finally:
+            executor.close()
+        return result
+
+    def _wait(self, seconds: float) -> None:
+        if self._engine.dialect.is_async:  # within a greenlet, whose event loop must go on
+            await_only(asyncio.sleep(seconds))
+        else:
+            time.sleep(seconds)
+
+
+class HostsTransaction(Transactions):
+    """Each unit of work is a savepoint in the transaction of a host, who alone commits it or rolls it back.
+
+    :param host: a `Connection` or an `orm.Session`; its transaction begins with the first call, if it has not yet.
+    """
+
+    def __init__(self, host: Connection | orm.Session) -> None:
+        self._host = host
+
+    def __str__(self) -> str:
+        return f"{type(self._host).__name__} of the host"
+
+    @property
+    def bind(self) -> Connection:
+        return self._host.connection() if isinstance(self._host, orm.Session) else self._host
+
+    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
+        try:
+            executor = ThroughSQLAlchemy(self.bind, joined=True)
+            executor.join()
+            savepoint = executor.connection.begin_nested()
+        except SQLAlchemyError as error:
+            lost = isinstance(error, PendingRollbackError) or _is_lost(error)
+            raise _ours(error, "use", lost=lost) from error
+        try:
+            result = work(executor)
+            savepoint.commit()
+        except BaseException as raised:
+            lost = not _rolled_back(savepoint, executor.connection)
+            if isinstance(raised, SQLAlchemyError):
+                raise _ours(raised, "use", lost=lost) from raised
+            if lost and isinstance(raised, Exception):
+                raise StorageError("the transaction was lost", transaction_lost=True) from raised
+            raise
+        return result
+
+
+def transactions_of(bind: object, *, fast_path: bool) -> Transactions:
+    """Return what a repository on an engine, or on something with a transaction of its own, runs in."""
+    if isinstance(bind, Engine):
+        return OwnTransactions(bind, fast_path=fast_path)
+    if isinstance(bind, (Connection, orm.Session)):
+        return HostsTransaction(bind)
+    raise TypeError(f"must be an sqlalchemy Engine, Connection or orm.Session, not {type(bind).__name__}")
+
+
+def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
+    """Roll back to the savepoint; return whether it was there still, and with it the host's transaction."""
     try:
-        begun = executor.begin(write=write, at_once=at_once)
-        unknown = write and not begun
-        result = work(executor)
-        if write and begun:
-            doing = "commit"
-            executor.commit()
-    except BaseException as raised:
-        error = executor.failed(raised)
-        if doing == "commit":
-            executor.rollback()
-            unknown = executor.database.unknown_commits
-        elif unknown:  # a statement that commits itself may have done so when the connection was lost
-            unknown = isinstance(error, DBAPIError) and error.connection_invalidated
-        if isinstance(error, SQLAlchemyError):
-            raise _ours(error, doing, unknown=unknown) from error
-        raise
-    finally:
-        executor.close()
-    return result
+        if not connection.invalidated:
+            savepoint.rollback()
+            return not connection.invalidated
+    except SQLAlchemyError:  # after a deadlock MariaDB has rolled back everything
+        # SQLAlchemy, which has not heard of that, would let the host commit what comes after
+        connection.invalidate()
+    return False
+
+
+def _is_lost(error: SQLAlchemyError) -> bool:
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 @contextmanager
@@ -92,10 +216,11 @@ def translated(doing: str) -> Iterator[None]:
         raise _ours(error, doing) from error
 
 
-def _ours(error: SQLAlchemyError, doing: str, *, unknown: bool = False) -> StorageError:
+def _ours(error: SQLAlchemyError, doing: str, *, unknown: bool = False, lost: bool = False) -> StorageError:
     _hide_values(error)
     kind = OutcomeUnknownError if unknown else StorageError
-    return kind(f"could not {doing} the database: {failure_name(error)}")
+    also = "; the transaction was rolled back by the server: roll back, and do all of it again" if lost else ""
+    return kind(f"could not {doing} the database: {failure_name(error)}{also}", transaction_lost=lost)
 
 
 def _hide_values(error: SQLAlchemyError) -> None:
@@ -117,14 +242,9 @@ def failure_name(error: SQLAlchemyError) -> str:
     return f"{name} {code}" if code else name
 
 
-def is_transient(engine: Engine, error: StorageError) -> bool:
+def is_transient(error: StorageError, dialect: Dialect) -> bool:
     """Tell whether the database has rolled the transaction back so that somebody else's could go on."""
     cause = error.__cause__
     if isinstance(error, OutcomeUnknownError) or not isinstance(cause, DBAPIError):
         return False
-    return failure_code(cause) in database_of(engine.dialect).transient
-
-
-def is_wrong_schema(engine: Engine, error: DBAPIError) -> bool:
-    """Tell whether a statement may have failed because the tables are not those that it was written for."""
-    return failure_code(error) in database_of(engine.dialect).wrong_schema
+    return failure_code(cause) in database_of(dialect).transient

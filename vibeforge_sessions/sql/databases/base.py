@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 from sqlalchemy import URL, Connection, Dialect, Engine
 from sqlalchemy.exc import TimeoutError  # noqa: A004 (the pool's)
 
-from vibeforge_sessions.errors import InvalidSessionError, SchemaError
+from vibeforge_sessions.errors import InvalidSessionError, SchemaError, StorageError
 
 OURS: Final = "vibeforge_sessions_prepared"
 """The execution option of an engine that we have made: its connections need nothing more."""
@@ -56,6 +56,18 @@ class Database(ABC):
         :param at_once: the unit of work needs none where `writes_at_once`.
         :returns: whether there is one; otherwise each statement commits itself.
         """
+
+    def join(self, connection: Connection) -> None:
+        """Look whether a host's connection, on which SQLAlchemy has begun a transaction, can be used as it is.
+
+        :raises StorageError: it cannot; the error names the fix.
+        """
+        driver: Any = connection.connection.dbapi_connection
+        if connection.dialect.detect_autocommit_setting(driver):
+            raise StorageError(
+                "this connection is in AUTOCOMMIT, so there is no transaction to join: leave isolation_level out, or "
+                "give the repository the Engine"
+            )
 
     @abstractmethod
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:

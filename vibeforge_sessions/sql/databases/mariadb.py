@@ -82,6 +82,11 @@ class MariaDB(Database):
         connection.begin()
         return True
 
+    def join(self, connection: Connection) -> None:
+        super().join(connection)
+        if connection.dialect not in _packets:
+            _packets[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         if dialect not in _packets:
             _packets[dialect] = _usable(ask(driver, _ASKED))

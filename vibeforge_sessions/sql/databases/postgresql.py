@@ -90,6 +90,11 @@ class PostgreSQL(Database):
         connection.begin()
         return True
 
+    def join(self, connection: Connection) -> None:
+        super().join(connection)
+        if connection.dialect not in _default_levels:
+            _default_levels[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         driver.commit()  # what a host's listener to "connect" has set is to stay; no round trip where there is nothing
         if dialect not in _default_levels:

@@ -78,6 +78,15 @@ class SQLite(Database):
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
 
+    def join(self, connection: Connection) -> None:
+        _check_host(connection)
+        if not _driver(connection).in_transaction:  # a savepoint would be the transaction, and its RELEASE the commit
+            raise StorageError(
+                "Python's SQLite driver has not begun the transaction that SQLAlchemy believes in, so the host's work "
+                "could not be rolled back: make the engine with vibeforge_sessions.sql.create_engine, or let the driver "
+                "begin nothing by itself (isolation_level = None) and emit BEGIN in the engine's begin event"
+            )
+
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
