@@ -19,16 +19,20 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
     StorageError,
 )
-from vibeforge_sessions.memory import InMemorySessionRepository
+from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
 from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
 
 if TYPE_CHECKING:
-    from vibeforge_sessions.settings import open_repository
+    from vibeforge_sessions.settings import open_async_repository, open_repository
+    from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 
 __all__ = [
+    "AsyncInMemorySessionRepository",
+    "AsyncSQLAlchemySessionRepository",
+    "AsyncSessionRepository",
     "CorruptSessionError",
     "ErrorEntry",
     "InMemorySessionRepository",
@@ -48,12 +52,15 @@ __all__ = [
     "SessionSummary",
     "StaleSessionError",
     "StorageError",
+    "open_async_repository",
     "open_repository",
 ]
 
 # Whoever only needs the model, or sessions in memory, does not wait for SQLAlchemy to be imported (PEP 562).
 _LAZY = {
+    "AsyncSQLAlchemySessionRepository": "vibeforge_sessions.sql.aio",
     "SQLAlchemySessionRepository": "vibeforge_sessions.sql.repository",
+    "open_async_repository": "vibeforge_sessions.settings",
     "open_repository": "vibeforge_sessions.settings",
 }
 

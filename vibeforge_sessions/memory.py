@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any, TypeVar
 
 from vibeforge_sessions import changes, codec, values
+from vibeforge_sessions.aio import AsyncShell
 from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import (
@@ -27,7 +30,9 @@ from vibeforge_sessions.query import (
 )
 from vibeforge_sessions.repository import SessionRepository
 
-__all__ = ["InMemorySessionRepository"]
+__all__ = ["AsyncInMemorySessionRepository", "InMemorySessionRepository"]
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True)
@@ -244,3 +249,16 @@ def _summary(record: Record) -> SessionSummary:
         active_task_id=record.content.active_task_id,
         artifacts=frozenset(name for name in codec.ARTIFACTS if documents[name] is not None),
     )
+
+
+class AsyncInMemorySessionRepository(AsyncShell[S]):
+    """`InMemorySessionRepository` for asyncio, under the contract of `AsyncSessionRepository`.
+
+    :param session_type: the class of session it stores, `Session` or a subclass.
+    """
+
+    def __init__(self, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
+        super().__init__(InMemorySessionRepository(session_type=session_type))
+
+    async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return call(*args, **kwargs)  # nothing to wait for

@@ -8,11 +8,11 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.memory import InMemorySessionRepository
+from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
 from vibeforge_sessions.model import S, Session
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
 
-__all__ = ["MEMORY_URL", "Settings", "open_repository"]
+__all__ = ["MEMORY_URL", "Settings", "open_async_repository", "open_repository"]
 
 MEMORY_URL = "memory://"
 _PREFIX = "VIBEFORGE_SESSIONS_"
@@ -75,6 +75,34 @@ def open_repository(
     from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
     return open_database(
+        url,
+        migrate=settings.migrate if migrate is None else migrate,
+        session_type=session_type,
+        schema=settings.db_schema if schema is None else schema,
+    )
+
+
+async def open_async_repository(
+    url: str | None = None,
+    *,
+    migrate: bool | None = None,
+    session_type: type[S] = Session,  # type: ignore[assignment]
+    schema: str | None = None,
+) -> AsyncSessionRepository[S]:
+    """Return the asynchronous repository that `url`, or else the environment, asks for; see `open_repository`.
+
+    The same URLs do: ``postgresql+psycopg://…`` works on the event loop, ``sqlite:///…`` and ``mariadb+pymysql://…``
+    in threads; ``postgresql+asyncpg://…`` and ``mariadb+asyncmy://…`` work too.
+
+    :raises ImportError: the extra ``async`` is not installed.
+    """
+    settings = Settings.read()
+    url = settings.url() if url is None else url
+    if url is None or url == MEMORY_URL:
+        return AsyncInMemorySessionRepository(session_type=session_type)
+    from vibeforge_sessions.sql.aio import open_async_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
+
+    return await open_async_database(
         url,
         migrate=settings.migrate if migrate is None else migrate,
         session_type=session_type,

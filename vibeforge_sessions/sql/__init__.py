@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine
 from vibeforge_sessions.sql.migrate import check_schema
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 from vibeforge_sessions.sql.states import SchemaStatus
 from vibeforge_sessions.sql.tables import metadata
 
+if TYPE_CHECKING:
+    from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
+
 __all__ = [
+    "AsyncSQLAlchemySessionRepository",
     "SQLAlchemySessionRepository",
     "SchemaStatus",
     "check_schema",
@@ -16,3 +23,9 @@ __all__ = [
     "create_engine",
     "metadata",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AsyncSQLAlchemySessionRepository":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("vibeforge_sessions.sql.aio").AsyncSQLAlchemySessionRepository  # needs an extra

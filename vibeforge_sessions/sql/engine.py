@@ -53,7 +53,7 @@ def create_engine(
     settings = Settings(synchronous=synchronous, busy_timeout=busy_timeout, pgbouncer=pgbouncer)
     parsed = parse_url(url)
     database = database_named(parsed.get_backend_name())
-    if parsed.drivername in database.async_drivers:
+    if parsed.drivername not in database.drivers:
         raise StorageError(f"{parsed.drivername}:// is an asynchronous driver: use create_async_engine")
     with _driver_explained(parsed):
         engine = sqlalchemy.create_engine(
@@ -68,7 +68,8 @@ def create_async_engine(
 ) -> AsyncEngine:
     """Return an asynchronous engine that is prepared like `create_engine`'s.
 
-    :param url: ``postgresql+asyncpg://…``, ``mysql+asyncmy://…`` or ``mariadb+asyncmy://…``.
+    :param url: ``postgresql+psycopg://…``, ``postgresql+asyncpg://…``, ``mariadb+asyncmy://…``, ``mysql+asyncmy://…``
+        or ``sqlite+aiosqlite://…``, which is the slow way to SQLite: see `AsyncSQLAlchemySessionRepository`.
     :raises StorageError: the URL is unsupported, or its driver or greenlet is not installed.
     """
     settings = Settings(synchronous="FULL", busy_timeout=30.0, pgbouncer=pgbouncer)
@@ -76,14 +77,25 @@ def create_async_engine(
     database = database_named(parsed.get_backend_name())
     if parsed.drivername not in database.async_drivers:
         raise StorageError(f"{parsed.drivername}:// is no asynchronous driver: use create_engine")
-    with _driver_explained(parsed):
+    try:
         from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415 (needs greenlet, an extra)
-
+    except (ImportError, ValueError):
+        raise StorageError("asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'") from None
+    with _driver_explained(parsed):
         engine = create(
             parsed, **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options)
         )
     database.prepare(engine.sync_engine, parsed, settings)
     return engine
+
+
+def is_asynchronous(url: str | URL) -> bool:
+    """Tell whether the URL's driver has an asynchronous side.
+
+    :raises StorageError: as `create_engine` does.
+    """
+    parsed = parse_url(url)
+    return parsed.drivername in database_named(parsed.get_backend_name()).async_drivers
 
 
 @contextmanager

@@ -9,7 +9,8 @@
         def new_repository(self):
             return MyRepository  # called without arguments, or with session_type=…
 
-Every call of `new_repository` gives a repository over storage of its own, empty.
+Every call of `new_repository` gives a repository over storage of its own, empty. `AsyncSessionRepositoryContract` asks
+the same of an `AsyncSessionRepository`, with a fixture ``new_async_repository``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{room}"
         for room in (
+            "aio",
             "base",
             "sessions",
             "updates",
@@ -37,6 +39,7 @@ pytest.register_assert_rewrite(
     )
 )
 
+from vibeforge_sessions.testing.aio import AsyncTests, NewAsyncRepository, Run  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.base import NewRepository, RepositoryTests  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.diagnostics import DiagnosticTests  # noqa: E402
 from vibeforge_sessions.testing.histories import HistoryTests  # noqa: E402
@@ -47,7 +50,7 @@ from vibeforge_sessions.testing.subclasses import SubclassTests  # noqa: E402
 from vibeforge_sessions.testing.threads import ThreadTests  # noqa: E402
 from vibeforge_sessions.testing.updates import UpdateTests  # noqa: E402
 
-__all__ = ["NewRepository", "SessionRepositoryContract"]
+__all__ = ["AsyncSessionRepositoryContract", "NewAsyncRepository", "NewRepository", "Run", "SessionRepositoryContract"]
 
 
 class SessionRepositoryContract(
@@ -62,3 +65,17 @@ class SessionRepositoryContract(
     RepositoryTests,
 ):
     """The whole contract. A subclass has a fixture ``new_repository``; nobody is exempt from a test."""
+
+
+class AsyncSessionRepositoryContract(AsyncTests, SessionRepositoryContract):
+    """The whole contract, of an asynchronous repository. A subclass has a fixture ``new_async_repository``.
+
+    What that makes is called within an event loop of the test's own, and closed there at the end. The fixture ``run``
+    runs a coroutine on the same loop, for what else has to be done there::
+
+        @pytest.fixture
+        def new_async_repository(self, run):
+            engine = create_async_engine(...)
+            yield lambda **options: MyAsyncRepository(engine, **options)
+            run(engine.dispose())
+    """

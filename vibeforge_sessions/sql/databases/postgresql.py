@@ -55,7 +55,10 @@ class PostgreSQL(Database):
 
     names = ("postgresql",)
     drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+psycopg": "postgresql"}
-    async_drivers: ClassVar[Mapping[str, str | None]] = {"postgresql+asyncpg": "postgresql-asyncpg"}
+    async_drivers: ClassVar[Mapping[str, str | None]] = {
+        "postgresql+psycopg": "postgresql",
+        "postgresql+asyncpg": "postgresql-asyncpg",
+    }
     has_schemas = True
     writes_at_once = True
     transient = frozenset({"40001", "40P01"})

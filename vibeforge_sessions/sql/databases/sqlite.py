@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Dialect, Engine, QueuePool, event, inspect
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Dialect, Engine, QueuePool, event, inspect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import SingletonThreadPool
@@ -27,6 +27,8 @@ from vibeforge_sessions.sql.databases.base import (
 from vibeforge_sessions.sql.tables import metadata
 
 _WRITE: Final = "vibeforge_sessions_write"
+_LENGTH: Final = 1_000_000_000
+"""SQLite's own default for the longest statement and value, in bytes."""
 
 
 class SQLite(Database):
@@ -38,6 +40,7 @@ class SQLite(Database):
 
     names = ("sqlite",)
     drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+pysqlite": None}
+    async_drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+aiosqlite": "sqlite-aiosqlite"}
     unknown_commits = False  # it is this process that commits, and it is told
     duplicate = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
     wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
@@ -47,7 +50,7 @@ class SQLite(Database):
         if _in_memory(url):
             # each connection would be a database of its own: threads take turns on a single one
             options |= {
-                "poolclass": QueuePool,
+                "poolclass": QueuePool if url.drivername in self.drivers else AsyncAdaptedQueuePool,
                 "pool_size": 1,
                 "max_overflow": 0,
                 "pool_timeout": settings.busy_timeout,
@@ -83,8 +86,8 @@ class SQLite(Database):
         if not _driver(connection).in_transaction:  # a savepoint would be the transaction, and its RELEASE the commit
             raise StorageError(
                 "Python's SQLite driver has not begun the transaction that SQLAlchemy believes in, so the host's work "
-                "could not be rolled back: make the engine with vibeforge_sessions.sql.create_engine, or let the driver "
-                "begin nothing by itself (isolation_level = None) and emit BEGIN in the engine's begin event"
+                "could not be rolled back: make the engine with vibeforge_sessions.sql.create_engine, or let the "
+                "driver begin nothing by itself (isolation_level = None) and emit BEGIN in the engine's begin event"
             )
 
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
@@ -92,7 +95,8 @@ class SQLite(Database):
         return True
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        limit = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+        # aiosqlite does not tell; one that a host has lowered shows as an error of the database then
+        limit = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) if isinstance(driver, sqlite3.Connection) else _LENGTH
         for row in rows:
             size = sum(len(value) for value in row.values() if isinstance(value, str))
             if size > limit // 4:  # a character takes four bytes at the most: count them only where it matters

@@ -1,0 +1,135 @@
+"""`AsyncSQLAlchemySessionRepository`: the same units of work, on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Engine, QueuePool
+from sqlalchemy.util import greenlet_spawn
+
+from vibeforge_sessions.aio import AsyncShell
+from vibeforge_sessions.model import S, Session
+from vibeforge_sessions.sql import migrate as migrations
+from vibeforge_sessions.sql.engine import create_async_engine, create_engine, is_asynchronous
+from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
+
+try:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+except (ImportError, ValueError) as error:
+    raise ImportError(
+        "AsyncSQLAlchemySessionRepository needs greenlet: pip install 'vibeforge-sessions[async]'"
+    ) from error
+
+__all__ = ["AsyncSQLAlchemySessionRepository", "open_async_database"]
+
+_THREADS: Final = 5
+"""How many for an engine whose pool has no size."""
+
+T = TypeVar("T")
+
+
+class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
+    """Sessions in a database, under the contract of `AsyncSessionRepository`.
+
+    The constructor neither connects nor makes tables; see `SQLAlchemySessionRepository`.
+
+    :param bind: an `AsyncEngine` (of psycopg, asyncpg, asyncmy or aiosqlite). Or an `Engine`, for SQLite above all and
+        for drivers that have no asynchronous side: each call is then made whole in a thread of the repository's own,
+        of which there are as many as the engine's pool keeps connections, so that close must be called at the end.
+        Or an `AsyncConnection` or an `AsyncSession`, whose transaction it joins.
+    :param session_type: the class of session it stores, `Session` or a subclass.
+    :param fast_path: see `SQLAlchemySessionRepository`.
+    """
+
+    def __init__(
+        self,
+        bind: AsyncEngine | Engine | AsyncConnection | AsyncSession,
+        *,
+        session_type: type[S] = Session,  # type: ignore[assignment]
+        fast_path: bool = True,
+    ) -> None:
+        super().__init__(SQLAlchemySessionRepository(_sync(bind), session_type=session_type, fast_path=fast_path))
+        self._threads_of: Engine | None = bind if isinstance(bind, Engine) else None
+        self._threads: ThreadPoolExecutor | None = None
+        self._owned: AsyncEngine | Engine | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{str(self._repository).partition('Repository')[2]}"
+
+    async def close(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)  # nobody is in one but for calls that are still awaited
+        if isinstance(self._owned, AsyncEngine):
+            await self._owned.dispose()
+        elif self._owned is not None:
+            self._owned.dispose()
+
+    async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        if self._threads_of is None:
+            return await greenlet_spawn(call, *args, **kwargs)
+        return await self._in_thread(functools.partial(call, *args, **kwargs))
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_size(self._threads_of), "vibeforge_sessions")
+        working = self._threads.submit(contextvars.copy_context().run, call)
+        waiting = asyncio.wrap_future(working)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            # what has begun goes on to its end, and must have come there when the caller believes it over
+            while not working.cancel() and not waiting.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([waiting])
+            raise
+
+
+def _sync(bind: object) -> Any:
+    """Return what SQLAlchemy's asynchronous objects are shells of."""
+    if isinstance(bind, AsyncEngine):
+        return bind.sync_engine
+    if isinstance(bind, AsyncSession):
+        return bind.sync_session
+    if isinstance(bind, AsyncConnection):
+        if bind.sync_connection is None:
+            raise TypeError("the AsyncConnection has not been started: await it, or use it in an async with")
+        return bind.sync_connection
+    if isinstance(bind, Engine):
+        return bind
+    raise TypeError(f"must be an AsyncEngine, Engine, AsyncConnection or AsyncSession, not {type(bind).__name__}")
+
+
+def _size(engine: Engine | None) -> int:
+    return max(1, engine.pool.size()) if engine is not None and isinstance(engine.pool, QueuePool) else _THREADS
+
+
+async def open_async_database(
+    url: str, *, migrate: bool, session_type: type[S], schema: str | None = None
+) -> AsyncSQLAlchemySessionRepository[S]:
+    """Return a repository with an engine of its own, once the schema is found right (see `open_async_repository`)."""
+    check = migrations.upgrade if migrate else migrations.check  # upgraded is checked, too
+    engine: AsyncEngine | Engine
+    if is_asynchronous(url):
+        engine = create_async_engine(url, schema=schema)
+        try:
+            await greenlet_spawn(check, engine.sync_engine)
+        except BaseException:
+            await engine.dispose()
+            raise
+    else:
+        engine = create_engine(url, schema=schema)
+        try:
+            await asyncio.to_thread(check, engine)
+        except BaseException:
+            engine.dispose()
+            raise
+    repository = AsyncSQLAlchemySessionRepository(engine, session_type=session_type)
+    repository._owned = engine  # noqa: SLF001 (its maker)
+    return repository
