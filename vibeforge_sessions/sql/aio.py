@@ -20,8 +20,9 @@ from vibeforge_sessions.sql.engine import create_async_engine, create_engine, is
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 
 try:
+    import greenlet  # noqa: F401 (SQLAlchemy says so at the first import only)
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-except (ImportError, ValueError) as error:
+except ImportError as error:
     raise ImportError(
         "AsyncSQLAlchemySessionRepository needs greenlet: pip install 'vibeforge-sessions[async]'"
     ) from error

@@ -78,8 +78,9 @@ def create_async_engine(
     if parsed.drivername not in database.async_drivers:
         raise StorageError(f"{parsed.drivername}:// is no asynchronous driver: use create_engine")
     try:
-        from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415 (needs greenlet, an extra)
-    except (ImportError, ValueError):
+        import greenlet  # noqa: F401, PLC0415 (an extra, and SQLAlchemy says so at the first import only)
+        from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415
+    except ImportError:
         raise StorageError("asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'") from None
     with _driver_explained(parsed):
         engine = create(

@@ -181,18 +181,22 @@ class OnTheDriver(Executor):
         try:
             self._driver.rollback()
         except BaseException as error:  # whatever it is, this connection is of no more use
-            self._pooled.invalidate()
+            self._give_up()
             if not isinstance(error, Exception):
                 raise
+
+    def _give_up(self) -> None:
+        if self._pooled.is_valid:
+            self._pooled.invalidate()
 
     def close(self) -> None:
         try:
             if self._pooled.is_valid:
                 self.database.end_on_driver(self.dialect, self._driver)
         except Exception:  # noqa: BLE001 (what happened before is what the caller must hear)
-            self._pooled.invalidate()
+            self._give_up()
         except BaseException:  # cancelled, say: nobody knows in what state the driver is
-            self._pooled.invalidate()
+            self._give_up()
             raise
         finally:
             self._pooled.close()
@@ -234,10 +238,10 @@ class OnTheDriver(Executor):
         if isinstance(error, self.dialect.loaded_dbapi.Error):
             lost = self.dialect.is_disconnect(error, self._driver, None)
             if lost:
-                self._pooled.invalidate(error)
+                self._give_up()
             return _as_sqlalchemys(error, self.dialect, lost=lost)
         if not isinstance(error, Exception):  # interrupted in the middle of the driver's protocol
-            self._pooled.invalidate(error)
+            self._give_up()
         return error
 
     def _compiled(self, statement: Executable, *, has_rows: bool) -> Compiled:

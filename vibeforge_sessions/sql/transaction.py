@@ -201,6 +201,8 @@ def _reach(connect: Callable[[], T]) -> T:
         return connect()
     except SQLAlchemyError as error:
         raise _ours(error, "reach") from error
+    except OSError as error:  # asyncpg's; it shows an address
+        raise StorageError(f"could not reach the database: {type(error).__name__}") from None
     except (TypeError, ValueError) as error:  # a driver's own, for options that it does not know
         raise StorageError(
             f"could not reach the database: {type(error).__name__} of the driver; look at the URL's options"

@@ -204,9 +204,10 @@ def _use_wal(cursor: Any, busy_timeout: float) -> None:
 
 def _pragma(connection: Connection, pragma: str) -> Any:
     """Run a PRAGMA outside a transaction: a statement of SQLAlchemy's would begin one first."""
-    cursor = _driver(connection).cursor()
+    cursor = connection.connection.cursor()
     try:
-        row = cursor.execute(f"PRAGMA {pragma}").fetchone()
+        cursor.execute(f"PRAGMA {pragma}")
+        row = cursor.fetchone()
     finally:
         cursor.close()
     return None if row is None else row[0]
