@@ -118,7 +118,7 @@ def test_asynchronous_mariadb_engines(mariadb: Storage, driver: str) -> None:
     [
         ("postgresql+asyncpg://u:s3cret@h/d", create_engine, "create_async_engine"),
         ("mysql+asyncmy://u:s3cret@h/d", create_engine, "create_async_engine"),
-        ("postgresql+psycopg://u:s3cret@h/d", create_async_engine, "create_engine"),
+        ("mariadb+pymysql://u:s3cret@h/d", create_async_engine, "create_engine"),
         ("sqlite://", create_async_engine, "create_engine"),
     ],
 )
