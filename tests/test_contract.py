@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,9 +12,18 @@ from sqlalchemy import Engine, event
 
 from tests.databases import Storage
 from tests.repositories import SQLiteFiles, in_memory, memory_engine, sql_repositories
+from vibeforge_sessions import Session, SessionRepository, SQLAlchemySessionRepository
 from vibeforge_sessions.compat import SessionStore
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+from vibeforge_sessions.testing.base import RepositoryTests
+from vibeforge_sessions.testing.diagnostics import DiagnosticTests
+from vibeforge_sessions.testing.histories import HistoryTests
+from vibeforge_sessions.testing.listings import ListingTests
+from vibeforge_sessions.testing.sessions import SessionTests
+from vibeforge_sessions.testing.stored_values import StoredValueTests
+from vibeforge_sessions.testing.subclasses import SubclassTests
+from vibeforge_sessions.testing.updates import UpdateTests
 
 
 class TestInMemory(SessionRepositoryContract):
@@ -126,3 +136,45 @@ class TestTheApplicationsStore(SessionRepositoryContract):
         return lambda *, session_type=None: SessionStore(
             lambda: in_memory(**({"session_type": session_type} if session_type else {}))
         )
+
+
+class InAHostsTransaction(
+    SessionTests,
+    UpdateTests,
+    HistoryTests,
+    DiagnosticTests,
+    SubclassTests,
+    ListingTests,
+    StoredValueTests,
+    RepositoryTests,
+):
+    """All of the contract but threads: a connection, and so its transaction, is one thread's."""
+
+    name: str
+
+    @pytest.fixture
+    def new_repository(self, request: pytest.FixtureRequest) -> Iterator[NewRepository]:
+        storage: Storage = request.getfixturevalue(self.name)
+        with ExitStack() as stack:
+
+            def new_repository(*, session_type: type[Session] = Session) -> SessionRepository:
+                engine = storage.new_engine()
+                if storage.drop is not None:
+                    stack.callback(storage.drop, engine.url)
+                stack.callback(engine.dispose)
+                connection = stack.enter_context(engine.connect())
+                return SQLAlchemySessionRepository(connection, session_type=session_type)
+
+            yield new_repository
+
+
+class TestInAHostsTransactionOnSQLite(InAHostsTransaction):
+    name = "sqlite"
+
+
+class TestInAHostsTransactionOnPostgreSQL(InAHostsTransaction):
+    name = "postgresql"
+
+
+class TestInAHostsTransactionOnMariaDB(InAHostsTransaction):
+    name = "mariadb"
