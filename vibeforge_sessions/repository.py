@@ -11,15 +11,16 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Generic, Self
 
-from vibeforge_sessions import values
+from vibeforge_sessions import observe, values
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import ErrorEntry, S
+from vibeforge_sessions.observe import Observed
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
 
 __all__ = ["AsyncSessionRepository", "SessionRepository"]
 
 
-class SessionRepository(ABC, Generic[S]):
+class SessionRepository(Observed, ABC, Generic[S]):
     """Where sessions live. Every implementation keeps these promises; `vibeforge_sessions.testing` asks for each.
 
     ``SessionRepository[MySession]`` is one of an application's own class of session, ``SessionRepository`` one of
@@ -56,6 +57,9 @@ class SessionRepository(ABC, Generic[S]):
     **Errors.** All are `SessionRepositoryError`. An id that breaks the rule of ids, a limit out of range, a filter
     or cursor that cannot be understood is `InvalidSessionError` in every call. A stored session that this code
     cannot read is `CorruptSessionError`; a database that fails, `StorageError`.
+
+    **Each call is told** as a record of the logger ``vibeforge_sessions``: see `vibeforge_sessions.observe`. An
+    implementation need do nothing for that.
     """
 
     # --- sessions ---
@@ -125,6 +129,7 @@ class SessionRepository(ABC, Generic[S]):
             except StaleSessionError:
                 if attempt == attempts:
                     raise
+                observe.again("StaleSessionError")
                 time.sleep(pause(attempt))
             else:
                 return session
@@ -221,7 +226,7 @@ class SessionRepository(ABC, Generic[S]):
         self.close()
 
 
-class AsyncSessionRepository(ABC, Generic[S]):
+class AsyncSessionRepository(Observed, ABC, Generic[S]):
     """`SessionRepository` for asyncio: the same names, the same promises, each call a coroutine.
 
     **Tasks.** One repository is shared by all tasks of an event loop. A `Session` is not: each task reads its own, and
@@ -269,6 +274,7 @@ class AsyncSessionRepository(ABC, Generic[S]):
             except StaleSessionError:
                 if attempt == attempts:
                     raise
+                observe.again("StaleSessionError")
                 await asyncio.sleep(pause(attempt))
             else:
                 return session

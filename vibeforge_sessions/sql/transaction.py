@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Dialect, Engine, NestedTransaction, orm
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 from sqlalchemy.util import await_only
 
+from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.repository import pause
 from vibeforge_sessions.sql.databases import database_of
@@ -91,6 +92,7 @@ class OwnTransactions(Transactions):
             except StorageError as error:
                 if not write or attempt == ATTEMPTS or not is_transient(error, self._engine.dialect):
                     raise
+                observe.again(_code(error))
             known = None  # the long way also knows what to do about the other connections of a pool
             self._wait(pause(attempt))
         raise AssertionError("unreachable")
@@ -183,6 +185,10 @@ def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
         # SQLAlchemy, which has not heard of that, would let the host commit what comes after
         connection.invalidate()
     return False
+
+
+def _code(error: StorageError) -> str:
+    return failure_name(error.__cause__) if isinstance(error.__cause__, SQLAlchemyError) else ""
 
 
 def _is_lost(error: SQLAlchemyError) -> bool:

@@ -31,6 +31,7 @@ pytest.register_assert_rewrite(
             "updates",
             "histories",
             "listings",
+            "observation",
             "stored_values",
             "threads",
             "subclasses",
@@ -44,6 +45,7 @@ from vibeforge_sessions.testing.base import NewRepository, RepositoryTests  # no
 from vibeforge_sessions.testing.diagnostics import DiagnosticTests  # noqa: E402
 from vibeforge_sessions.testing.histories import HistoryTests  # noqa: E402
 from vibeforge_sessions.testing.listings import ListingTests  # noqa: E402
+from vibeforge_sessions.testing.observation import ObservationTests  # noqa: E402
 from vibeforge_sessions.testing.sessions import SessionTests  # noqa: E402
 from vibeforge_sessions.testing.stored_values import StoredValueTests  # noqa: E402
 from vibeforge_sessions.testing.subclasses import SubclassTests  # noqa: E402
@@ -60,6 +62,7 @@ class SessionRepositoryContract(
     DiagnosticTests,
     SubclassTests,
     ListingTests,
+    ObservationTests,
     StoredValueTests,
     ThreadTests,
     RepositoryTests,
