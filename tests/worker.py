@@ -24,12 +24,12 @@ def append_until_killed(repository: SessionRepository, session_id: str, name: st
     assert session is not None
     while True:
         entry = repository.append_error(session_id, name, "x" * 1000)
-        print("appended", entry.position, flush=True)
+        print(f"appended {entry.position}\n", end="", flush=True)  # in one piece: the process may be killed between two
         session.add_answer(name, entry.position)
         session.concept = {"version": entry.position}
         session.add_log(f"{entry.position}")
         repository.update_session(session)
-        print("updated", session.version, flush=True)
+        print(f"updated {session.version}\n", end="", flush=True)
 
 
 TASKS: dict[str, Callable[[SessionRepository, str, str, int], None]] = {
