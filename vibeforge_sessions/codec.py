@@ -113,9 +113,10 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         )
     except ValidationError as error:
         path = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        # not chained: a validator of the application's own may quote the value
         raise CorruptSessionError(
             record.session_id, f"{path} has no value that {session_type.__name__} takes"
-        ) from error
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptSessionError(record.session_id, "a document is no JSON text of ours") from error
     session.error_history = list(errors)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, Self, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
+from pydantic_core import core_schema
 
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import InvalidSessionError
@@ -275,12 +276,18 @@ def phases_of(session_type: type[Session]) -> type[StrEnum]:
     return cast("type[StrEnum]", session_type.model_fields["phase"].annotation)
 
 
+_ERRORS_OF_PYDANTIC: Final = frozenset(get_args(core_schema.ErrorType))
+
+
 def raise_invalid(error: ValidationError) -> NoReturn:
     """Raise pydantic's refusal as ours: the first path and reason, no values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
+    reason = details[0]["msg"]
+    if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:
+        reason = "is refused by its validator"  # whose message may quote the value
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details[0]["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    raise InvalidSessionError(f"{details[0]['msg']}{more}", path.lstrip(".")) from error
+    raise InvalidSessionError(f"{reason}{more}", path.lstrip(".")) from None
 
 
 def _restore_baseline(session: Session, stored: Mapping[str, Any]) -> Baseline:

@@ -233,32 +233,6 @@ def test_children_are_deleted_without_the_cascade(repository: SQLAlchemySessionR
     assert_same(stored(repository, "other"), other)
 
 
-class Newer(Session):
-    budget: int = 0
-    owners: list[str] = []  # noqa: RUF012 (pydantic copies it)
-
-
-class Older(Session):
-    budget: int = 0
-
-
-@pytest.mark.parametrize("older", [Older, Session])
-@pytest.mark.parametrize("journey", [False, True])
-def test_fields_that_an_older_class_does_not_know_are_kept(engine: Engine, older: type[Session], journey: bool) -> None:
-    new = SQLAlchemySessionRepository(engine, session_type=Newer)
-    old = SQLAlchemySessionRepository(engine, session_type=older)
-    new.create_session(Newer(session_id=SESSION_ID, budget=7, owners=["ann", "bob"]))
-    session = travelled(stored(old)) if journey else stored(old)
-    session.add_answer("q", 1)
-    if isinstance(session, Older):
-        session.budget = 8
-    old.update_session(session)
-    after = stored(new)
-    assert isinstance(after, Newer)
-    assert (after.budget, after.owners, after.answers) == (8 if older is Older else 7, ["ann", "bob"], {"q": 1})
-    assert_same(stored(old), session)
-
-
 def test_a_phase_that_this_code_does_not_know(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
     repository.create_session(full_session())
     sql("UPDATE vibeforge_sessions SET phase = 'DEPLOYMENT'")
