@@ -10,11 +10,12 @@ from enum import Enum
 from typing import Any, Final
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phases_of
+from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phases_of, raise_invalid
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
 """The four artifacts, in the order in which a run makes them."""
@@ -75,12 +76,15 @@ def encode_content(session: Session, same: Mapping[str, str | None] | None = Non
     if values.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {values.MAX_PHASE} characters without control characters", "phase")
     active = session.active_task_id
-    return Content(
+    content = Content(
         phase=phase,
         current_question_index=values.check_integer(session.current_question_index, "current_question_index", least=0),
         active_task_id=None if active is None else values.check_task_id(active, "active_task_id"),
         documents={name: same[name] if name in same else _encode_document(session, name) for name in DOCUMENTS},
     )
+    if type(session) is not Session:
+        _check_readable(session, content.documents["extension"])
+    return content
 
 
 def decode_session(session_type: type[S], record: Record, errors: Sequence[ErrorEntry], logs: Sequence[str]) -> S:
@@ -165,8 +169,40 @@ def _encode_extension(session: Session) -> str | None:
     extension: dict[str, Any] = values.decode_json(stored) if stored else {}
     extension |= {name: getattr(session, name) for name in _extra_fields(type(session))}
     # each is a document of its own, as deep as any other
-    texts = [f"{values.encode_json(name, name)}:{values.encode_json(extension[name], name)}" for name in extension]
+    texts = [f"{values.encode_json(name, name)}:{_encode_field(session, name, extension[name])}" for name in extension]
     return "{" + ",".join(texts) + "}" if texts else None
+
+
+def _encode_field(session: Session, name: str, value: Any) -> str:
+    try:
+        return values.encode_json(value, name)
+    except InvalidSessionError:
+        # a datetime, a model, a Decimal …: as pydantic writes it, if it reads the same from that
+        try:
+            dumped = session.model_dump(mode="json", include={name}, warnings="error")[name]
+            text = values.encode_json(dumped, name)
+            field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
+            if getattr(field, name) == value and type(getattr(field, name)) is type(value):
+                return text
+        except (
+            PydanticSerializationError,
+            ValueError,
+            KeyError,
+        ):  # ours, and pydantic's of validation, are ValueErrors
+            pass
+        raise
+
+
+def _check_readable(session: Session, extension: str | None) -> None:
+    """Refuse values that the class itself would not take when the session is read."""
+    known = {name: value for name, value in vars(session).items() if name not in {"error_history", "logs"}}
+    if extension is not None:
+        stored = values.decode_json(extension)
+        known |= {name: stored[name] for name in _extra_fields(type(session))}
+    try:
+        type(session).model_validate(known)
+    except ValidationError as error:
+        raise_invalid(error)
 
 
 @functools.cache

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from enum import Enum, StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 from vibeforge_sessions import InvalidSessionError, Session, SessionFilter
 from vibeforge_sessions.testing.base import SESSION_ID, NewRepository, assert_same, stored
@@ -25,6 +29,24 @@ class ExtendedSession(Session):
     phase: ExtendedPhase = ExtendedPhase.QUESTIONNAIRE  # type: ignore[assignment]
     is_aborted: bool = False
     failure_artifact: dict[str, Any] | None = None
+
+
+class Owner(BaseModel):
+    """What a field may be made of."""
+
+    name: str
+    since: date
+
+
+class TypedSession(Session):
+    """A session with fields that JSON does not have."""
+
+    deadline: datetime | None = None
+    price: Decimal = Decimal("0.00")
+    owners: list[Owner] = Field(default_factory=list)
+    area: Path = Path()
+    ratio: float | None = None
+    budget: Annotated[int, Field(le=100)] = 0
 
 
 class OddPhase(str, Enum):  # noqa: UP042 (as applications wrote it before StrEnum)
@@ -120,6 +142,49 @@ class SubclassTests:
         with pytest.raises(InvalidSessionError) as caught:
             repository.update_session(given)
         assert str(caught.value.path).startswith("failure_artifact.deep")
+
+    def test_fields_come_back_as_they_are_typed(self, new_repository: NewRepository) -> None:
+        repository = new_repository(session_type=TypedSession)
+        given = TypedSession(
+            session_id=SESSION_ID,
+            deadline=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+            price=Decimal("12.50"),
+            owners=[Owner(name="Ann", since=date(2026, 1, 2))],
+            area=Path("a/b"),
+        )
+        repository.create_session(given)
+        session = stored(repository)
+        assert isinstance(session, TypedSession)
+        assert_same(session, given)
+        assert str(session.price) == "12.50"
+        repository.update_session(session)
+        assert stored(repository).version == 1  # nothing was changed, whatever the form in which it is kept
+        session.owners.append(Owner(name="Bob", since=date(2026, 1, 3)))
+        repository.update_session(session)
+        assert_same(stored(repository), session)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("budget", 101),
+            ("budget", "much"),
+            ("deadline", "soon"),
+            ("price", object()),
+            ("ratio", float("nan")),
+            ("owners", [{"name": "Ann"}]),
+            ("owners", None),
+        ],
+    )
+    def test_what_a_field_would_not_take_back_is_refused(
+        self, new_repository: NewRepository, name: str, value: Any
+    ) -> None:
+        repository = new_repository(session_type=TypedSession)
+        session = repository.create_session(TypedSession(session_id=SESSION_ID))
+        setattr(session, name, value)
+        with pytest.raises(InvalidSessionError) as caught:
+            repository.update_session(session)
+        assert str(caught.value.path).startswith(name)
+        assert stored(repository).version == 1
 
     def test_another_class_of_session_is_refused(self, new_repository: NewRepository) -> None:
         for given, session_type in ((ExtendedSession(), Session), (Session(), ExtendedSession)):
