@@ -9,10 +9,12 @@ Every call is a record of the logger ``vibeforge_sessions``, at DEBUG, with thes
 ``attempts``    how often it was tried: a database rolled it back in favour of another, or `modify_session` was stale
 ``duration``    in seconds
 ``outcome``     ``ok``, or the name of the error's class
+``reason``      None; see below
 =============== =====================================================================================================
 
-Each attempt after the first is a record at INFO, with ``call``, ``session_id``, ``attempts`` and ``reason``. No record
-holds anything else of a session, a URL, or what a statement was given. A call that another call makes is not told.
+Each attempt after the first is a record at INFO, whose ``reason`` is the name of what made it necessary; it has neither
+``duration`` nor ``outcome`` yet. No record holds anything else of a session, a URL, or what a statement was given. A call
+that another call makes is not told.
 """
 
 from __future__ import annotations
@@ -115,8 +117,14 @@ def again(reason: str) -> None:
     """
     call = _current.get() or Call("?", None)
     call.attempts += 1
-    extra = {"call": call.name, "session_id": call.session_id, "attempts": call.attempts, "reason": reason}
-    logger.info("%s %s: attempt %d, after %s", call.name, call.session_id or "", call.attempts, reason, extra=extra)
+    logger.info(
+        "%s %s: attempt %d, after %s",
+        call.name,
+        call.session_id or "",
+        call.attempts,
+        reason,
+        extra=_extra(call, None, reason),
+    )
 
 
 def _is_wanted() -> bool:
@@ -156,17 +164,27 @@ def _telling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 
 def _record(call: Call, duration: float) -> None:
     if logger.isEnabledFor(logging.DEBUG):
-        extra = {
-            "call": call.name,
-            "session_id": call.session_id,
-            "version": call.version,
-            "attempts": call.attempts,
-            "duration": duration,
-            "outcome": call.outcome,
-        }
         logger.debug(
-            "%s %s: %s in %.1f ms", call.name, call.session_id or "", call.outcome, duration * 1000, extra=extra
+            "%s %s: %s in %.1f ms",
+            call.name,
+            call.session_id or "",
+            call.outcome,
+            duration * 1000,
+            extra=_extra(call, duration, None),
         )
+
+
+def _extra(call: Call, duration: float | None, reason: str | None) -> dict[str, Any]:
+    """Return the attributes of a record; each record has all of them, so that one format serves."""
+    return {
+        "call": call.name,
+        "session_id": call.session_id,
+        "version": call.version,
+        "attempts": call.attempts,
+        "duration": duration,
+        "outcome": call.outcome or None,
+        "reason": reason,
+    }
 
 
 def _id_of(given: Any) -> str | None:
