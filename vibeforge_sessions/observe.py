@@ -13,8 +13,8 @@ Every call is a record of the logger ``vibeforge_sessions``, at DEBUG, with thes
 =============== =====================================================================================================
 
 Each attempt after the first is a record at INFO, whose ``reason`` is the name of what made it necessary; it has neither
-``duration`` nor ``outcome`` yet. No record holds anything else of a session, a URL, or what a statement was given. A call
-that another call makes is not told.
+``duration`` nor ``outcome`` yet. No record holds anything else of a session, a URL, or what a statement was given. A
+call that another call makes is not told.
 """
 
 from __future__ import annotations
