@@ -367,3 +367,11 @@ def test_an_interrupted_commit_leaves_nothing(path: Path) -> None:
     assert repository.list_logs(SESSION_ID) == [line]
     engine.dispose()
     other.dispose()
+
+
+@pytest.mark.parametrize(("query", "milliseconds"), [("", 30_000), ("?timeout=0.05", 50)])
+def test_a_url_says_how_long_to_wait_for_another_writer(tmp_path: Path, query: str, milliseconds: int) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}{query}")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == milliseconds
+    engine.dispose()

@@ -46,7 +46,9 @@ class SQLite(Database):
     wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
 
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
-        options: dict[str, Any] = {"connect_args": {"timeout": settings.busy_timeout, "check_same_thread": False}}
+        options: dict[str, Any] = {"connect_args": {"check_same_thread": False}}
+        if "timeout" not in url.query:  # seconds, too
+            options["connect_args"]["timeout"] = settings.busy_timeout
         if _in_memory(url):
             # each connection would be a database of its own: threads take turns on a single one
             options |= {

@@ -1,0 +1,149 @@
+"""FastAPI: open the repository when the application starts, inject it, and answer its refusals with the right status.
+
+::
+
+    app = FastAPI(lifespan=lifespan())
+    install_error_handlers(app)
+
+    @app.get("/sessions/{session_id}")
+    async def show(session_id: str, repository: Repository) -> dict[str, Any]:
+        session = await repository.get_session(session_id)
+        if session is None:
+            raise SessionNotFoundError(session_id)
+        return session.to_dict()
+
+====== ============================================================= ==========================================
+status error                                                         further members of the body
+====== ============================================================= ==========================================
+404    `SessionNotFoundError`                                        session_id
+409    `StaleSessionError`                                           session_id, version, stored_version
+409    `SessionExistsError`                                          session_id
+422    `InvalidSessionError`                                         path
+500    `CorruptSessionError`                                         session_id
+503    `StorageError`, `SchemaError`, with ``Retry-After``           none
+503    `OutcomeUnknownError`, without: look before you do it again   none
+====== ============================================================= ==========================================
+
+Every body is a JSON object with ``error``, the name of the error's class, and ``detail``, its message. What went wrong
+in the database or stands in the tables is not shown; it is logged by the logger ``vibeforge_sessions``, with its cause.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Any, Final
+
+try:
+    from fastapi import Depends, FastAPI, Request
+    from fastapi.responses import JSONResponse
+    from starlette.requests import HTTPConnection
+except ModuleNotFoundError as error:
+    raise ImportError("vibeforge_sessions.fastapi needs FastAPI: pip install 'vibeforge-sessions[fastapi]'") from error
+
+from vibeforge_sessions.errors import (
+    CorruptSessionError,
+    InvalidSessionError,
+    OutcomeUnknownError,
+    SchemaError,
+    SessionExistsError,
+    SessionNotFoundError,
+    SessionRepositoryError,
+    StaleSessionError,
+    StorageError,
+)
+from vibeforge_sessions.model import S, Session
+from vibeforge_sessions.repository import AsyncSessionRepository
+from vibeforge_sessions.settings import open_async_repository
+
+__all__ = ["Repository", "get_repository", "install_error_handlers", "lifespan"]
+
+RETRY_AFTER: Final = 1
+"""Seconds, in the header of that name: most of what makes a database unavailable is over soon."""
+
+_logger: Final = logging.getLogger("vibeforge_sessions")
+_STATE: Final = "vibeforge_sessions_repository"
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def lifespan(
+    url: str | None = None,
+    *,
+    migrate: bool | None = None,
+    session_type: type[S] = Session,  # type: ignore[assignment]
+    schema: str | None = None,
+) -> Lifespan:
+    """Return a lifespan that opens the repository, with its schema checked, and closes it at the end.
+
+    An application with a lifespan of its own enters it there: ``async with lifespan()(app): yield``. The arguments
+    are those of `open_async_repository`, and so are the errors, which keep the application from starting.
+    """
+
+    @asynccontextmanager
+    async def opened(app: FastAPI) -> AsyncIterator[None]:
+        repository = await open_async_repository(url, migrate=migrate, session_type=session_type, schema=schema)
+        setattr(app.state, _STATE, repository)
+        try:
+            yield
+        finally:
+            delattr(app.state, _STATE)
+            await repository.close()
+
+    return opened
+
+
+def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[Any]:
+    """Return the application's repository: a dependency, of requests and of WebSockets.
+
+    A test gives another one by ``app.dependency_overrides[get_repository]``.
+
+    :raises RuntimeError: the lifespan has not run.
+    """
+    repository: AsyncSessionRepository[Any] | None = getattr(connection.app.state, _STATE, None)
+    if repository is None:
+        raise RuntimeError("no repository is open: give the application vibeforge_sessions.fastapi.lifespan()")
+    return repository
+
+
+Repository = Annotated[AsyncSessionRepository, Depends(get_repository)]
+"""A parameter of this type is the application's repository.
+
+With a class of session of one's own: ``Annotated[AsyncSessionRepository[MySession], Depends(get_repository)]``.
+"""
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer with a status and a JSON body (see above) where an endpoint raises an error of this package."""
+    app.add_exception_handler(SessionRepositoryError, _answer)
+
+
+_STATUS: Final[dict[type[SessionRepositoryError], int]] = {  # the first that an error is an instance of
+    SessionNotFoundError: 404,
+    StaleSessionError: 409,
+    SessionExistsError: 409,
+    InvalidSessionError: 422,
+    CorruptSessionError: 500,
+    SessionRepositoryError: 503,
+}
+_SHOWN: Final = ("session_id", "version", "stored_version", "path")
+_DETAILS: Final[dict[type[SessionRepositoryError], str]] = {
+    CorruptSessionError: "the session is stored in a way that cannot be read",
+    OutcomeUnknownError: "nobody can tell whether it was stored: read it before you do it again",
+    StorageError: "the sessions cannot be reached at the moment; nothing was stored",
+    SchemaError: "the sessions cannot be reached at the moment; nothing was stored",
+}
+"""What is said instead of a message that is for those who run the service."""
+
+
+async def _answer(_request: Request, error: Exception) -> JSONResponse:
+    kind = next(kind for kind in _STATUS if isinstance(error, kind))
+    status = _STATUS[kind]
+    detail = next((text for each, text in _DETAILS.items() if isinstance(error, each)), str(error))
+    if status >= 500:  # noqa: PLR2004 (HTTP's)
+        _logger.error("%s: %s", type(error).__name__, error, exc_info=error)
+    body = {"error": type(error).__name__, "detail": detail}
+    body |= {name: getattr(error, name) for name in _SHOWN if hasattr(error, name)}
+    again = isinstance(error, (StorageError, SchemaError)) and not isinstance(error, OutcomeUnknownError)
+    return JSONResponse(body, status, headers={"Retry-After": str(RETRY_AFTER)} if again else None)
