@@ -16,13 +16,16 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint types wheel-test constraints clean
+.PHONY: help demo serve test bench lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## run a session through all phases, with a crash in the middle
 	@$(BIN)/python examples/forge_run.py
+
+serve: $(STAMP) ## run the example service on http://127.0.0.1:8000, on SQLite or VIBEFORGE_SESSIONS_DATABASE_URL
+	@$(BIN)/python -m uvicorn examples.service.app:app --port 8000
 
 # loadgroup: tests that share something expensive (the installed wheel) stay on one worker.
 test: $(STAMP) ## run all tests

@@ -63,7 +63,7 @@ RETRY_AFTER: Final = 1
 """Seconds, in the header of that name: most of what makes a database unavailable is over soon."""
 
 _logger: Final = logging.getLogger("vibeforge_sessions")
-_STATE: Final = "vibeforge_sessions_repository"
+_STATE: Final = "session_repository"
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -77,8 +77,9 @@ def lifespan(
 ) -> Lifespan:
     """Return a lifespan that opens the repository, with its schema checked, and closes it at the end.
 
-    An application with a lifespan of its own enters it there: ``async with lifespan()(app): yield``. The arguments
-    are those of `open_async_repository`, and so are the errors, which keep the application from starting.
+    An application with a lifespan of its own enters it there: ``async with lifespan()(app): yield``, and finds the
+    repository in ``app.state.session_repository``. The arguments are those of `open_async_repository`, and so are the
+    errors, which keep the application from starting.
     """
 
     @asynccontextmanager
