@@ -45,6 +45,7 @@ def fresh(code: str, folder: Path, **environment: str) -> Any:
 
 def test_the_public_modules() -> None:
     rooms = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
+    rooms |= {"implementing", "lost_writes"}
     assert {OURS, *(f"{OURS}.{room}" for room in rooms)} <= set(PUBLIC)
 
 
@@ -186,7 +187,18 @@ def rooms_used(room: str) -> set[str]:
     return used
 
 
-ABOVE_THE_MODEL = {"codec", "changes", "query", "repository", "memory", "sql", "settings", "compat", "cli", "testing"}
+ON_TOP = {"compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
+ABOVE_THE_MODEL = {
+    "codec",
+    "changes",
+    "query",
+    "stored",
+    "repository",
+    "forwarding",
+    "memory",
+    "sql",
+    "settings",
+} | ON_TOP
 
 
 def test_the_lowest_rooms_import_nothing_of_ours() -> None:
@@ -202,9 +214,13 @@ def test_the_lowest_rooms_import_nothing_of_ours() -> None:
         ("codec", ABOVE_THE_MODEL - {"codec"}),
         ("changes", ABOVE_THE_MODEL - {"codec", "changes"}),
         ("query", ABOVE_THE_MODEL - {"codec", "query"}),
+        ("stored", ABOVE_THE_MODEL - {"codec", "changes", "query", "stored"}),
         ("repository", ABOVE_THE_MODEL - {"codec", "query", "repository"}),
-        ("memory", {"sql", "settings", "compat", "cli", "testing"}),
-        ("settings", {"compat", "cli", "testing"}),
+        ("forwarding", ABOVE_THE_MODEL - {"query", "repository", "forwarding"}),
+        ("memory", {"sql", "settings"} | ON_TOP),
+        ("implementing", ABOVE_THE_MODEL - {"codec", "changes", "query", "stored"}),
+        ("lost_writes", ABOVE_THE_MODEL - {"codec", "repository", "forwarding"}),
+        ("settings", ON_TOP),
     ],
 )
 def test_no_room_imports_one_above_it(room: str, above: set[str]) -> None:
