@@ -119,6 +119,13 @@ def test_importing_compat_opens_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pytests_plugin_imports_nothing_until_a_fixture_is_used(tmp_path: Path) -> None:
+    code = "import json, sys, vibeforge_sessions.pytest_plugin; print(json.dumps(sorted(sys.modules)))"
+    loaded = fresh(code, tmp_path)
+    assert {name for name in loaded if name.startswith(OURS)} == {OURS, f"{OURS}.pytest_plugin"}
+    assert "pydantic" not in loaded
+
+
 def test_lazy_names_are_shown_and_come_when_asked_for(tmp_path: Path) -> None:
     code = """
 import json, sys, vibeforge_sessions as v
@@ -255,7 +262,7 @@ def test_nothing_imports_the_tests_or_the_suite() -> None:
     for path in SOURCES:
         names = [found.name for found in imports_of(path)]
         assert not any(name.split(".")[0] in {"tests", "migrations"} for name in names), path
-        if room_of(path).split(".")[0] != "testing":
+        if room_of(path).split(".")[0] not in {"testing", "pytest_plugin"}:
             assert not any(name.startswith((f"{OURS}.testing", "pytest", "hypothesis")) for name in names), path
 
 
