@@ -14,8 +14,10 @@ import pytest
 
 from examples.file_repository import FileSessionRepository
 from tests.databases import fast_folder
-from vibeforge_sessions import Session, SessionRepository
+from vibeforge_sessions import CorruptSessionError, Session, SessionRepository, StorageError
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+
+ROOT = Path(__file__).parents[1]
 
 
 class TestFileRepository(SessionRepositoryContract):
@@ -28,6 +30,45 @@ class TestFileRepository(SessionRepositoryContract):
                 return FileSessionRepository(Path(folder) / str(next(numbers)), session_type=session_type)
 
             yield new
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from examples.file_repository import FileSessionRepository
+repository = FileSessionRepository(Path(sys.argv[1]))
+for number in range(40):
+    repository.append_log("s", f"{sys.argv[2]} {number}")
+"""
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(session_id="s")
+    command = [sys.executable, "-c", APPEND, str(tmp_path)]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT) for name in "abc"]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    lines = [line.split("] ")[1] for line in repository.list_logs("s", limit=1000)]
+    assert sorted(lines) == sorted(f"{name} {number}" for name in "abc" for number in range(40))
+    assert [line for line in lines if line.startswith("a")] == [f"a {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": {}}', '{"record": null}'])
+def test_a_file_of_somebody_else(tmp_path: Path, text: str) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(session_id="s")
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(text)
+    with pytest.raises(CorruptSessionError):
+        repository.get_session("s")
+
+
+def test_a_disk_that_fails(tmp_path: Path) -> None:
+    repository = FileSessionRepository(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(StorageError) as caught:
+        repository.create_session()
+    assert "folder" not in str(caught.value)
 
 
 NOTICED_BY = {
@@ -51,12 +92,11 @@ NOTICED_BY = {
 
 @pytest.mark.parametrize("broken", NOTICED_BY)
 def test_the_contract_notices(broken: str) -> None:
-    root = Path(__file__).parents[1]
     with TemporaryDirectory(prefix="vfs-broken-", dir=fast_folder()) as folder:
         options = ["-q", "--tb=no", "-p", "no:cacheprovider", "--basetemp", f"{folder}/run", "-k", f"Test{broken}"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "tests/broken_repositories.py"],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
