@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import logging
@@ -222,6 +223,24 @@ def test_what_is_deleted_or_forgotten_on_purpose(stored: TrackedSessionRepositor
 class Extended(Session):
     aborted: bool = False
     notes: list[Any] | None = None
+
+
+def test_what_is_no_field_or_makes_no_sense() -> None:
+    class Computing(Session):
+        @functools.cached_property
+        def computed(self) -> int:
+            return len(self.answers)
+
+    tracked = track_lost_writes(InMemorySessionRepository(session_type=Computing))
+    session = tracked.create_session()
+    assert session.computed == 0  # an attribute now, and no change
+    session.version = "nonsense"  # type: ignore[assignment]
+    del session
+    assert tracked.lost_writes() == []
+    session = tracked.create_session()
+    del session.answers
+    del session
+    assert [lost.fields for lost in tracked.lost_writes()] == [("answers",)]
 
 
 def test_fields_of_a_subclass() -> None:

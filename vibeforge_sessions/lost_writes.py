@@ -198,14 +198,15 @@ class _Watched:
             session_id=self.session_id,
             created_at=baseline.created_at,
             updated_at=baseline.updated_at,
-            version=self.fields["version"],
+            version=1,  # whichever: it is not compared
             write_id=baseline.write_id,
             error_count=baseline.omitted_errors + len(baseline.errors),
             log_count=baseline.omitted_logs + len(baseline.logs),
             content=baseline.content,
         )
         stored = codec.decode_session(self.session_type, record, baseline.errors, baseline.logs).__dict__
-        changed = tuple(name for name, value in self.fields.items() if not _same(value, stored[name]))
+        names = [name for name in self.session_type.model_fields if name != "version"]
+        changed = tuple(name for name in names if not _same(self.fields.get(name), stored[name]))
         return tuple(name for name in changed if name != "updated_at") or changed
 
 
