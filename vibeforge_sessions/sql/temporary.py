@@ -108,3 +108,4 @@ def _execute(engine: Engine, *statements: str) -> None:
     with connected(engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
+    engine.dispose()  # nobody stays connected to a database of others
