@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import inspect
@@ -20,6 +21,7 @@ import pytest
 from tests.databases import Storage
 from tests.repositories import in_memory
 from vibeforge_sessions import (
+    AsyncInMemorySessionRepository,
     InMemorySessionRepository,
     InvalidSessionError,
     Session,
@@ -29,7 +31,12 @@ from vibeforge_sessions import (
 )
 from vibeforge_sessions.compat import SessionStore
 from vibeforge_sessions.lost_writes import LostWrite, TrackedSessionRepository, track_lost_writes
-from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+from vibeforge_sessions.testing import (
+    AsyncSessionRepositoryContract,
+    NewAsyncRepository,
+    NewRepository,
+    SessionRepositoryContract,
+)
 
 SECRET = "s3cret"
 
@@ -40,6 +47,12 @@ class TestTracked(SessionRepositoryContract):
     @pytest.fixture
     def new_repository(self) -> NewRepository:
         return lambda **options: track_lost_writes(in_memory(**options))
+
+
+class TestTrackedAsync(AsyncSessionRepositoryContract):
+    @pytest.fixture
+    def new_async_repository(self) -> NewAsyncRepository:
+        return lambda **options: track_lost_writes(AsyncInMemorySessionRepository(**options))
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -241,6 +254,32 @@ def test_what_is_no_field_or_makes_no_sense() -> None:
     del session.answers
     del session
     assert [lost.fields for lost in tracked.lost_writes()] == [("answers",)]
+
+
+def test_on_an_event_loop() -> None:
+    async def work() -> list[LostWrite]:
+        tracked = track_lost_writes(AsyncInMemorySessionRepository())
+        session, site = await tracked.create_session(session_id="s"), line()
+        answer(session)
+        del session
+        other = await tracked.modify_session("s", answer)
+        other.add_log("x")
+        await tracked.update_session(other)
+        late = await tracked.get_session("s")
+        assert late is not None
+        answer(other)
+        await tracked.update_session(other)
+        late.add_log("x")
+        with pytest.raises(StaleSessionError):
+            await tracked.update_session(late)
+        del late
+        assert tracked.lost_writes() == [LostWrite("s", ("answers",), site)]
+        other.add_log("y")
+        assert len(tracked.lost_writes()) == 2
+        await tracked.delete_session("s")
+        return tracked.lost_writes()
+
+    assert len(asyncio.run(work())) == 1
 
 
 def test_fields_of_a_subclass() -> None:

@@ -166,6 +166,22 @@ def test_a_failing_test_shows_no_password(project: Project, postgresql: Storage)
     assert "s3cret" not in said
 
 
+@pytest.mark.parametrize("name", SQL_DATABASES)
+def test_on_an_event_loop(request: pytest.FixtureRequest, project: Project, name: str) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    assert storage.new_url is not None
+    code = """
+import asyncio
+
+def test_both(async_session_repository, session_repository):
+    session = asyncio.run(async_session_repository.create_session())
+    assert session_repository.list_sessions() == [session.session_id]
+    assert asyncio.run(async_session_repository.list_sessions()) == [session.session_id]
+"""
+    url = "sqlite://" if name == "sqlite" else storage.new_url()
+    assert project.last_line(code, f"--session-repository-url={url}") == "1 passed"
+
+
 def test_another_class_of_session(project: Project) -> None:
     code = """
 import pytest

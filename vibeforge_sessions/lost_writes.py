@@ -11,17 +11,20 @@ import logging
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast, overload
 
 from vibeforge_sessions import codec, values
+from vibeforge_sessions.aio import AsyncShell
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.forwarding import ForwardingSessionRepository
 from vibeforge_sessions.model import Baseline, S, Session
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
 
-__all__ = ["LostWrite", "TrackedSessionRepository", "track_lost_writes"]
+__all__ = ["AsyncTrackedSessionRepository", "LostWrite", "TrackedSessionRepository", "track_lost_writes"]
+
+T = TypeVar("T")
 
 _KEPT: Final = 1000
 """How many lost writes are kept for `TrackedSessionRepository.lost_writes`; all of them are logged."""
@@ -46,12 +49,24 @@ class LostWrite:
         )
 
 
-def track_lost_writes(repository: SessionRepository[S]) -> TrackedSessionRepository[S]:
+@overload
+def track_lost_writes(repository: SessionRepository[S]) -> TrackedSessionRepository[S]: ...
+
+
+@overload
+def track_lost_writes(repository: AsyncSessionRepository[S]) -> AsyncTrackedSessionRepository[S]: ...
+
+
+def track_lost_writes(
+    repository: SessionRepository[S] | AsyncSessionRepository[S],
+) -> TrackedSessionRepository[S] | AsyncTrackedSessionRepository[S]:
     """Return a repository that passes every call on to `repository` and finds the writes that its callers forget.
 
     Use it in place of the other in development, where each lost write is logged as a warning once the session is
     garbage, or in a test, which asks for `TrackedSessionRepository.lost_writes` at its end.
     """
+    if isinstance(repository, AsyncSessionRepository):
+        return AsyncTrackedSessionRepository(repository)
     return TrackedSessionRepository(repository)
 
 
@@ -123,6 +138,67 @@ class TrackedSessionRepository(ForwardingSessionRepository[S]):
         session = super().modify_session(session_id, change, attempts=attempts)
         self._tracker.watch(session)
         return session
+
+
+class AsyncTrackedSessionRepository(AsyncShell[S]):
+    """`TrackedSessionRepository` for asyncio: finds the same lost writes."""
+
+    def __init__(self, repository: AsyncSessionRepository[S]) -> None:
+        super().__init__(cast("SessionRepository[S]", repository))  # the same names; `_run` awaits what they return
+        self.repository = repository
+        """The repository that does the work."""
+        self._tracker = Tracker()
+
+    async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return await cast("Awaitable[T]", call(*args, **kwargs))
+
+    def lost_writes(self) -> list[LostWrite]:
+        """Do what `TrackedSessionRepository.lost_writes` does."""
+        return self._tracker.lost_writes()
+
+    def forget(self, session: S) -> None:
+        """Do what `TrackedSessionRepository.forget` does."""
+        self._tracker.forget(session)
+
+    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
+        """Do what `TrackedSessionRepository.create_session` does."""
+        created = await super().create_session(session, session_id=session_id)
+        self._tracker.watch(session)
+        self._tracker.watch(created)
+        return created
+
+    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
+        """Do what `TrackedSessionRepository.get_session` does."""
+        session = await super().get_session(session_id, recent=recent)
+        self._tracker.watch(session)
+        return session
+
+    async def update_session(self, session: S) -> None:
+        """Do what `TrackedSessionRepository.update_session` does."""
+        try:
+            await super().update_session(session)
+        except Exception:
+            self._tracker.forget(session)
+            raise
+        self._tracker.watch(session)
+
+    async def delete_session(self, session_id: str) -> bool:
+        """Do what `TrackedSessionRepository.delete_session` does."""
+        deleted = await super().delete_session(session_id)
+        self._tracker.forget_all(session_id)
+        return deleted
+
+    async def modify_session(
+        self, session_id: str, change: Callable[[S], Awaitable[object] | object], *, attempts: int = 10
+    ) -> S:
+        """Do what `TrackedSessionRepository.modify_session` does."""
+        session = await self.repository.modify_session(session_id, change, attempts=attempts)
+        self._tracker.watch(session)
+        return session
+
+    async def close(self) -> None:
+        """Do what `AsyncSessionRepository.close` does."""
+        await self.repository.close()
 
 
 class Tracker:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vibeforge_sessions.lost_writes import TrackedSessionRepository
     from vibeforge_sessions.memory import InMemorySessionRepository
     from vibeforge_sessions.model import Session
+    from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
     from vibeforge_sessions.sql.temporary import EmptyDatabase
 
@@ -74,6 +75,23 @@ def session_repository(
 
     engine = create_engine(session_repository_url, synchronous="NORMAL")  # these need not survive a power loss
     yield SQLAlchemySessionRepository(engine, session_type=stored_session_type)
+    engine.dispose()
+
+
+@pytest.fixture
+def async_session_repository(
+    session_repository_url: str, stored_session_type: type[Session]
+) -> Iterator[AsyncSQLAlchemySessionRepository]:
+    """Give an asynchronous repository on the database of `session_repository`, for any event loop of the test's."""
+    import asyncio  # noqa: PLC0415 (see above)
+
+    from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository  # noqa: PLC0415
+    from vibeforge_sessions.sql.engine import create_engine  # noqa: PLC0415
+
+    engine = create_engine(session_repository_url, synchronous="NORMAL")  # in threads, which belong to no loop
+    repository = AsyncSQLAlchemySessionRepository(engine, session_type=stored_session_type)
+    yield repository
+    asyncio.run(repository.close())
     engine.dispose()
 
 
