@@ -27,6 +27,12 @@ from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.testing import NewRepository
 
 
+def fast_folder() -> Path | None:
+    """Return a folder in memory where the system has one, since each commit is synced."""
+    in_memory = Path("/dev/shm")
+    return in_memory if in_memory.is_dir() and os.access(in_memory, os.W_OK) else None
+
+
 @contextmanager
 def _memory() -> Iterator[NewRepository]:
     yield in_memory
@@ -58,10 +64,8 @@ DATABASES = ["memory", *SQL_DATABASES]
 
 @pytest.fixture(scope="session")
 def sqlite_files() -> Iterator[SQLiteFiles]:
-    """New SQLite files with our tables; in memory where the system has such a folder, since each commit is synced."""
-    in_memory = Path("/dev/shm")
-    usable = in_memory.is_dir() and os.access(in_memory, os.W_OK)
-    with TemporaryDirectory(prefix="vfs-sqlite-", dir=in_memory if usable else None) as folder:
+    """New SQLite files with our tables."""
+    with TemporaryDirectory(prefix="vfs-sqlite-", dir=fast_folder()) as folder:
         yield SQLiteFiles(Path(folder))
 
 

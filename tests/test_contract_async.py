@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
 from tests.databases import Storage
-from tests.repositories import SQLiteFiles, memory_engine
+from tests.repositories import SQLiteFiles
 from vibeforge_sessions import AsyncInMemorySessionRepository, AsyncSQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.testing import AsyncSessionRepositoryContract, NewAsyncRepository, Run
@@ -60,20 +60,6 @@ class TestSQLiteInThreads(AsyncSessionRepositoryContract):
             yield new_repository
 
 
-class TestSQLiteInMemoryInThreads(AsyncSessionRepositoryContract):
-    @pytest.fixture
-    def new_async_repository(self, run: Run) -> Iterator[NewAsyncRepository]:
-        with repositories(memory_engine, run) as new_repository:
-            yield new_repository
-
-
-class TestMariaDBInThreads(AsyncSessionRepositoryContract):
-    @pytest.fixture
-    def new_async_repository(self, mariadb: Storage, run: Run) -> Iterator[NewAsyncRepository]:
-        with repositories(mariadb.new_engine, run, mariadb.drop) as new_repository:
-            yield new_repository
-
-
 class OnAnAsyncEngine(AsyncSessionRepositoryContract):
     """With the driver named, on an engine of ours."""
 
@@ -91,11 +77,9 @@ class OnAnAsyncEngine(AsyncSessionRepositoryContract):
             yield new_repository
 
 
-class TestAiosqlite(OnAnAsyncEngine):
-    storage, driver = "sqlite", "sqlite+aiosqlite"
-
-
 class TestHostsPlainAiosqliteEngine(OnAnAsyncEngine):
+    """The slow way to SQLite, with none of our settings."""
+
     storage, driver = "sqlite", "sqlite+aiosqlite"
     make = staticmethod(create_plain_async_engine)
 

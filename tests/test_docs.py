@@ -64,7 +64,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     return filled(server.databases.create(migrated=False))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
 def test_the_shells_commands(page: str, tmp_path: Path) -> None:
     if "sqlite3 " in GUIDE and shutil.which("sqlite3") is None:
         pytest.skip("sqlite3 is not installed")
@@ -117,12 +117,23 @@ def test_a_whole_history_is_no_row_of_that_query(url: URL) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_programs(page: str, tmp_path: Path) -> None:
     for code in blocks(page, "python"):
-        if page != "services.md" and not code.startswith("from vibeforge_sessions import"):
+        if page == "testing.md" or (page != "services.md" and not code.startswith("from vibeforge_sessions import")):
             compile(code, page, "exec")  # a part of the application
             continue
         command = [sys.executable, "-W", "error", "-c", code]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", range(len(blocks("testing.md", "python"))))
+def test_the_tests(number: int, tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -W error\n")
+    (tmp_path / "test_pasted.py").write_text(blocks("testing.md", "python")[number])
+    command = [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'temp'}"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTEST_"))}
+    done = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^\d+ passed in", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_guide_names_every_table_column_index_and_exit_code() -> None:

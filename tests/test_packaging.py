@@ -132,6 +132,13 @@ def test_wheel_holds_scripts_and_type_marker(wheel: Path) -> None:
     assert any(n.startswith("vibeforge_sessions/migrations/versions/") and n.endswith(".py") for n in installed)
 
 
+def test_pytest_finds_the_fixtures(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/entry_points.txt"))
+        entries = archive.read(name).decode()
+    assert "[pytest11]\nvibeforge_sessions = vibeforge_sessions.pytest_plugin\n" in entries
+
+
 def test_ignored_files_do_not_ship(copy: Path, tmp_path: Path) -> None:
     strays = [
         "vibeforge_sessions/__pycache__/model.cpython-311.pyc",

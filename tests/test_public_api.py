@@ -45,6 +45,7 @@ def fresh(code: str, folder: Path, **environment: str) -> Any:
 
 def test_the_public_modules() -> None:
     rooms = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
+    rooms |= {"implementing", "lost_writes"}
     assert {OURS, *(f"{OURS}.{room}" for room in rooms)} <= set(PUBLIC)
 
 
@@ -118,6 +119,13 @@ def test_importing_compat_opens_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pytests_plugin_imports_nothing_until_a_fixture_is_used(tmp_path: Path) -> None:
+    code = "import json, sys, vibeforge_sessions.pytest_plugin; print(json.dumps(sorted(sys.modules)))"
+    loaded = fresh(code, tmp_path)
+    assert {name for name in loaded if name.startswith(OURS)} == {OURS, f"{OURS}.pytest_plugin"}
+    assert "pydantic" not in loaded
+
+
 def test_lazy_names_are_shown_and_come_when_asked_for(tmp_path: Path) -> None:
     code = """
 import json, sys, vibeforge_sessions as v
@@ -186,7 +194,18 @@ def rooms_used(room: str) -> set[str]:
     return used
 
 
-ABOVE_THE_MODEL = {"codec", "changes", "query", "repository", "memory", "sql", "settings", "compat", "cli", "testing"}
+ON_TOP = {"compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
+ABOVE_THE_MODEL = {
+    "codec",
+    "changes",
+    "query",
+    "stored",
+    "repository",
+    "forwarding",
+    "memory",
+    "sql",
+    "settings",
+} | ON_TOP
 
 
 def test_the_lowest_rooms_import_nothing_of_ours() -> None:
@@ -202,9 +221,13 @@ def test_the_lowest_rooms_import_nothing_of_ours() -> None:
         ("codec", ABOVE_THE_MODEL - {"codec"}),
         ("changes", ABOVE_THE_MODEL - {"codec", "changes"}),
         ("query", ABOVE_THE_MODEL - {"codec", "query"}),
+        ("stored", ABOVE_THE_MODEL - {"codec", "changes", "query", "stored"}),
         ("repository", ABOVE_THE_MODEL - {"codec", "query", "repository"}),
-        ("memory", {"sql", "settings", "compat", "cli", "testing"}),
-        ("settings", {"compat", "cli", "testing"}),
+        ("forwarding", ABOVE_THE_MODEL - {"query", "repository", "forwarding"}),
+        ("memory", {"sql", "settings"} | ON_TOP),
+        ("implementing", ABOVE_THE_MODEL - {"codec", "changes", "query", "stored"}),
+        ("lost_writes", ABOVE_THE_MODEL - {"codec", "repository", "forwarding"}),
+        ("settings", ON_TOP),
     ],
 )
 def test_no_room_imports_one_above_it(room: str, above: set[str]) -> None:
@@ -239,7 +262,7 @@ def test_nothing_imports_the_tests_or_the_suite() -> None:
     for path in SOURCES:
         names = [found.name for found in imports_of(path)]
         assert not any(name.split(".")[0] in {"tests", "migrations"} for name in names), path
-        if room_of(path).split(".")[0] != "testing":
+        if room_of(path).split(".")[0] not in {"testing", "pytest_plugin"}:
             assert not any(name.startswith((f"{OURS}.testing", "pytest", "hypothesis")) for name in names), path
 
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vibeforge_sessions.errors import (
-    CorruptSessionError,
-    InvalidSessionError,
-    OutcomeUnknownError,
-    SchemaError,
-    SessionExistsError,
-    SessionNotFoundError,
-    SessionRepositoryError,
-    StaleSessionError,
-    StorageError,
-)
-from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
-from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
-from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
-from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
-
 if TYPE_CHECKING:
+    from vibeforge_sessions.errors import (
+        CorruptSessionError,
+        InvalidSessionError,
+        OutcomeUnknownError,
+        SchemaError,
+        SessionExistsError,
+        SessionNotFoundError,
+        SessionRepositoryError,
+        StaleSessionError,
+        StorageError,
+    )
+    from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
+    from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
+    from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
+    from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
     from vibeforge_sessions.settings import open_async_repository, open_repository
     from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
@@ -56,13 +55,29 @@ __all__ = [
     "open_repository",
 ]
 
-# Whoever only needs the model, or sessions in memory, does not wait for SQLAlchemy to be imported (PEP 562).
-_LAZY = {
-    "AsyncSQLAlchemySessionRepository": "vibeforge_sessions.sql.aio",
-    "SQLAlchemySessionRepository": "vibeforge_sessions.sql.repository",
-    "open_async_repository": "vibeforge_sessions.settings",
-    "open_repository": "vibeforge_sessions.settings",
+# Every name comes when it is asked for (PEP 562): who only needs the model does not wait for SQLAlchemy, and pytest,
+# which imports this package for its fixtures wherever it is installed, does not wait for pydantic.
+_ROOMS = {
+    "errors": (
+        "CorruptSessionError",
+        "InvalidSessionError",
+        "OutcomeUnknownError",
+        "SchemaError",
+        "SessionExistsError",
+        "SessionNotFoundError",
+        "SessionRepositoryError",
+        "StaleSessionError",
+        "StorageError",
+    ),
+    "memory": ("AsyncInMemorySessionRepository", "InMemorySessionRepository"),
+    "model": ("ErrorEntry", "Session", "SessionPhase"),
+    "query": ("SessionFilter", "SessionOrder", "SessionPage", "SessionSummary"),
+    "repository": ("AsyncSessionRepository", "SessionRepository"),
+    "settings": ("open_async_repository", "open_repository"),
+    "sql.aio": ("AsyncSQLAlchemySessionRepository",),
+    "sql.repository": ("SQLAlchemySessionRepository",),
 }
+_LAZY = {name: f"vibeforge_sessions.{room}" for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from vibeforge_sessions.forwarding import ForwardingSessionRepository
 from vibeforge_sessions.memory import InMemorySessionRepository
-from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
-from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
+from vibeforge_sessions.model import Session, SessionPhase
 from vibeforge_sessions.repository import SessionRepository
 from vibeforge_sessions.settings import open_repository
 
@@ -45,7 +45,7 @@ class SessionStoreInterface(Protocol):
         """Return all ids."""
 
 
-class SessionStore(SessionRepository, SessionStoreInterface):
+class SessionStore(ForwardingSessionRepository, SessionStoreInterface):
     """A store of the application's own shape: ``SessionStore()`` keeps sessions in memory.
 
     :param open_store: called once, at the first use, for the repository that does the work.
@@ -69,51 +69,6 @@ class SessionStore(SessionRepository, SessionStoreInterface):
             opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()
-
-    def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
-        return self.repository.create_session(session, session_id=session_id)
-
-    def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
-        return self.repository.get_session(session_id, recent=recent)
-
-    def update_session(self, session: Session) -> None:
-        self.repository.update_session(session)
-
-    def delete_session(self, session_id: str) -> bool:
-        return self.repository.delete_session(session_id)
-
-    def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002 (the contract's name)
-        return self.repository.list_sessions(filter)
-
-    def find_sessions(
-        self,
-        filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
-        *,
-        order: SessionOrder = "-created_at",
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> SessionPage:
-        return self.repository.find_sessions(filter, order=order, limit=limit, cursor=cursor)
-
-    def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        return self.repository.append_error(session_id, task_id, error_message, phase)
-
-    def append_log(self, session_id: str, message: str) -> str:
-        return self.repository.append_log(session_id, message)
-
-    def list_errors(
-        self,
-        session_id: str,
-        *,
-        after: int = 0,
-        limit: int = 100,
-        task_id: str | None = None,
-        phase: str | None = None,
-    ) -> list[ErrorEntry]:
-        return self.repository.list_errors(session_id, after=after, limit=limit, task_id=task_id, phase=phase)
-
-    def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        return self.repository.list_logs(session_id, after=after, limit=limit)
 
 
 session_store = SessionStore(open_repository)

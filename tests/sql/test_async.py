@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -373,6 +374,22 @@ def test_a_server_that_is_not_there(url: str) -> None:
     assert "s3cret" not in repr(caught.value)
 
 
+@pytest.mark.parametrize(("name", "driver"), SERVERS)
+def test_a_database_that_is_not_there(name: str, driver: str, request: pytest.FixtureRequest) -> None:
+    url = make_url(with_driver(request.getfixturevalue(name), driver)).set(database="nowhere")
+
+    async def work() -> None:
+        engine = create_async_engine(url)
+        for fast_path in (True, False):
+            with pytest.raises(StorageError, match="could not"):
+                await AsyncSQLAlchemySessionRepository(engine, fast_path=fast_path).list_sessions()
+        await engine.dispose()
+        with pytest.raises(StorageError, match="could not"):
+            await open_async_repository(url.render_as_string(hide_password=False))
+
+    asyncio.run(work())
+
+
 def test_what_is_no_engine_is_refused(sqlite: Storage) -> None:
     with pytest.raises(TypeError, match="AsyncEngine"):
         AsyncSQLAlchemySessionRepository("sqlite://")  # type: ignore[arg-type]
@@ -418,3 +435,31 @@ def test_what_one_way_stores_the_other_reads(name: str, request: pytest.FixtureR
 
     assert asyncio.run(work()) == given
     engine.dispose()
+
+
+@pytest.mark.parametrize(("name", "driver"), SERVERS)
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_what_a_driver_says_of_values_is_not_shown(
+    name: str, driver: str, fast_path: bool, request: pytest.FixtureRequest
+) -> None:
+    hidden = "s3cret"
+    storage: Storage = request.getfixturevalue(name)
+    assert storage.new_url is not None
+    url = storage.new_url()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE vibeforge_session_logs ADD CHECK (message NOT LIKE '%s3cret%')"))
+    engine.dispose()
+
+    async def work() -> None:
+        async_engine = create_async_engine(make_url(url).set(drivername=driver))
+        repository = AsyncSQLAlchemySessionRepository(async_engine, fast_path=fast_path)
+        await repository.create_session(session_id=SESSION_ID)
+        with pytest.raises(StorageError) as caught:
+            await repository.append_log(SESSION_ID, f"xx {hidden} xx")
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "constraint" in shown.lower()
+        assert f"xx {hidden} xx" not in shown
+        await async_engine.dispose()
+
+    asyncio.run(work())

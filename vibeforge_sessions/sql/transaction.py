@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, NestedTransaction, orm
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
@@ -236,9 +236,18 @@ def _hide_values(error: SQLAlchemyError) -> None:
     if not isinstance(error, StatementError):
         return
     error.hide_parameters = True
-    if error.orig is not None:  # PostgreSQL's later lines quote whole rows
-        error.orig.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.orig.args)
-        error.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
+    _keep_first_lines(error)
+    raised: Any = error.orig
+    while raised is not None:  # asyncpg's own error is the cause of what SQLAlchemy takes for the driver's
+        _keep_first_lines(raised)
+        if hasattr(raised, "detail"):
+            raised.detail = None
+        raised = raised.__cause__
+
+
+def _keep_first_lines(error: BaseException) -> None:
+    """Cut what PostgreSQL says in later lines: they quote whole rows."""
+    error.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
 
 
 def failure_name(error: SQLAlchemyError) -> str:

@@ -41,6 +41,12 @@ class Database(ABC):
     """The codes of a primary key that is there already."""
     wrong_schema: ClassVar[frozenset[Any]] = frozenset()
     """The codes of "no such table" and "no such column"."""
+    create_database: ClassVar[str | None] = None
+    """The statement that makes an empty database on the server; None where a database is a file."""
+    drop_database: ClassVar[str] = ""
+    """The statement that drops it, outside a transaction."""
+    wait_briefly: ClassVar[tuple[str, ...]] = ()
+    """Statements after which a connection waits for others' locks for ten seconds at the most."""
 
     @abstractmethod
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:

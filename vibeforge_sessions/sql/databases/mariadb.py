@@ -58,6 +58,9 @@ class MariaDB(Database):
     transient = frozenset({1213, 1020})  # deadlock; record has changed since last read
     duplicate = frozenset({1062})
     wrong_schema = frozenset({1146, 1054})
+    create_database = "CREATE DATABASE {name}"
+    drop_database = "DROP DATABASE IF EXISTS {name}"
+    wait_briefly = ("SET SESSION lock_wait_timeout = 10, innodb_lock_wait_timeout = 10",)
 
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
         return {

@@ -64,6 +64,9 @@ class PostgreSQL(Database):
     transient = frozenset({"40001", "40P01"})
     duplicate = frozenset({"23505"})
     wrong_schema = frozenset({"42P01", "42703", "3F000"})
+    create_database = "CREATE DATABASE {name} TEMPLATE template0"  # which nobody can be connected to
+    drop_database = "DROP DATABASE IF EXISTS {name} WITH (FORCE)"
+    wait_briefly = ("SET lock_timeout = '10s'",)
 
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
         options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}

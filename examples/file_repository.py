@@ -1,0 +1,246 @@
+"""Sessions as JSON files in a folder: an implementation of `SessionRepository` of one's own, under the whole contract.
+
+A model to start from, for a store that this package does not know. It is durable, and safe between threads and between
+processes of one machine; each write costs the whole history of its session, and each listing reads every file. It
+needs ``fcntl``, so it runs on Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from vibeforge_sessions import (
+    CorruptSessionError,
+    ErrorEntry,
+    Session,
+    SessionExistsError,
+    SessionFilter,
+    SessionNotFoundError,
+    SessionOrder,
+    SessionPage,
+    SessionRepository,
+    StorageError,
+)
+from vibeforge_sessions.implementing import (
+    Content,
+    Query,
+    Record,
+    S,
+    StoredSession,
+    adopt_content,
+    check_integer,
+    check_limit,
+    check_recent,
+    check_session,
+    check_session_id,
+    check_session_type,
+    mark_stored,
+    needs_content,
+    new_session,
+    phases_of,
+    plan_create,
+    plan_update,
+    select,
+    summary_of,
+)
+
+
+class FileSessionRepository(SessionRepository[S]):
+    """Sessions as JSON files.
+
+    :param folder: where they lie; it is made if it is missing.
+    :param session_type: the class of session it stores, `Session` or a subclass.
+    """
+
+    def __init__(self, folder: Path, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
+        self._session_type = check_session_type(session_type)
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # --- sessions: check, plan, store under the lock, tell the caller's session ---
+
+    def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
+        session = new_session(session, session_id, self._session_type)
+        write = plan_create(session)
+        with self._writing():
+            if self._path(write.session_id).exists():
+                raise SessionExistsError(write.session_id)
+            stored = StoredSession.of(write)
+            self._save(stored)
+        mark_stored(session, write, stored.record)
+        return stored.session(self._session_type)
+
+    def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
+        session_id, recent = check_session_id(session_id), check_recent(recent)
+        try:
+            return self._load(session_id).session(self._session_type, recent)
+        except SessionNotFoundError:
+            return None
+
+    def update_session(self, session: S) -> None:
+        check_session(session, self._session_type)
+        if not session.version:
+            self.create_session(session)
+            return
+        if needs_content(session):
+            adopt_content(session, self._current(session).record.content)
+        write = plan_update(session)
+        if write is None:
+            return
+        with self._writing():
+            stored = self._current(session)
+            stored.update(write)
+            self._save(stored)
+        mark_stored(session, write, stored.record)
+
+    def delete_session(self, session_id: str) -> bool:
+        path = self._path(check_session_id(session_id))
+        with self._writing():
+            if not path.exists():
+                return False
+            path.unlink()
+            _sync(self._folder)
+        return True
+
+    # --- listings ---
+
+    def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002 (the contract's name)
+        query = Query.of(filter, "created_at", 1, None)
+        return [record.session_id for record in select(query, self._records())]
+
+    def find_sessions(
+        self,
+        filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
+        *,
+        order: SessionOrder = "-created_at",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        query = Query.of(filter, order, limit, cursor)
+        return query.page([summary_of(record) for record in select(query, self._records())[: limit + 1]])
+
+    # --- histories ---
+
+    def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
+        session_id = check_session_id(session_id)
+        with self._writing():
+            stored = self._load(session_id)
+            entry = stored.append_error(task_id, error_message, phase, self._session_type)
+            self._save(stored)
+        return entry
+
+    def append_log(self, session_id: str, message: str) -> str:
+        session_id = check_session_id(session_id)
+        with self._writing():
+            stored = self._load(session_id)
+            line = stored.append_log(message)
+            self._save(stored)
+        return line
+
+    def list_errors(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        task_id: str | None = None,
+        phase: str | None = None,
+    ) -> list[ErrorEntry]:
+        session_id = check_session_id(session_id)
+        after, limit = check_integer(after, "after", least=0), check_limit(limit)
+        return self._load(session_id).list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
+
+    def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
+        session_id = check_session_id(session_id)
+        after, limit = check_integer(after, "after", least=0), check_limit(limit)
+        return self._load(session_id).list_logs(after=after, limit=limit)
+
+    # --- files: a reader needs no lock, since a file is replaced whole and never changed ---
+
+    def _path(self, session_id: str) -> Path:
+        # in hexadecimal: some file systems do not tell a from A, and "." is an id like any other
+        return self._folder / f"{session_id.encode('ascii').hex()}.json"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let one writer at a time in: each call opens the file anew, so the lock also holds between threads."""
+        with _told(), (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _load(self, session_id: str) -> StoredSession:
+        with _told():
+            try:
+                text = self._path(session_id).read_bytes()
+            except FileNotFoundError:
+                raise SessionNotFoundError(session_id) from None
+        try:
+            return stored_from(text, self._session_type)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptSessionError(session_id, "the file is none of ours") from error
+
+    def _current(self, session: Session) -> StoredSession:
+        stored = self._load(session.session_id)
+        stored.check_unchanged(session)
+        return stored
+
+    def _save(self, stored: StoredSession) -> None:
+        """Replace the file at once; what has been acknowledged survives a power loss."""
+        path = self._path(stored.record.session_id)
+        new = path.with_suffix(".new")
+        with new.open("w", encoding="ascii") as file:
+            file.write(text_of(stored))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        _sync(self._folder)
+
+    def _records(self) -> Iterator[Record]:
+        for path in self._folder.glob("*.json"):
+            try:
+                yield self._load(bytes.fromhex(path.stem).decode("ascii")).record
+            except SessionNotFoundError:
+                continue  # deleted meanwhile
+
+
+def text_of(stored: StoredSession) -> str:
+    """Return what a file holds. A session's documents are JSON text already, and stay as they are."""
+    errors = [dict(entry) for entry in stored.errors]
+    data = {"record": dataclasses.asdict(stored.record), "errors": errors, "logs": stored.logs}
+    return json.dumps(data, default=datetime.isoformat)
+
+
+def stored_from(text: bytes, session_type: type[Session]) -> StoredSession:
+    """Return the session that a file holds."""
+    data = json.loads(text)
+    fields, phases = data["record"], phases_of(session_type)
+    for name in ("created_at", "updated_at"):
+        fields[name] = datetime.fromisoformat(fields[name])
+    record = Record(**{**fields, "content": Content(**fields["content"])})
+    errors = [ErrorEntry.of(entry, phases).at(position) for position, entry in enumerate(data["errors"], 1)]
+    return StoredSession(record, errors, data["logs"])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raise a failing disk as an error of the contract; its own message would show a path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"the file could not be read or written: {os.strerror(error.errno or 0)}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""The worked example of an implementation passes the contract, and five ways to break it do not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from examples.file_repository import FileSessionRepository
+from tests.databases import fast_folder
+from vibeforge_sessions import CorruptSessionError, Session, SessionRepository, StorageError
+from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+
+ROOT = Path(__file__).parents[1]
+
+
+class TestFileRepository(SessionRepositoryContract):
+    @pytest.fixture
+    def new_repository(self) -> Iterator[NewRepository]:
+        with TemporaryDirectory(prefix="vfs-files-", dir=fast_folder()) as folder:
+            numbers = count()
+
+            def new(*, session_type: type[Session] = Session) -> SessionRepository:
+                return FileSessionRepository(Path(folder) / str(next(numbers)), session_type=session_type)
+
+            yield new
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from examples.file_repository import FileSessionRepository
+repository = FileSessionRepository(Path(sys.argv[1]))
+for number in range(40):
+    repository.append_log("s", f"{sys.argv[2]} {number}")
+"""
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(session_id="s")
+    command = [sys.executable, "-c", APPEND, str(tmp_path)]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT) for name in "abc"]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    lines = [line.split("] ")[1] for line in repository.list_logs("s", limit=1000)]
+    assert sorted(lines) == sorted(f"{name} {number}" for name in "abc" for number in range(40))
+    assert [line for line in lines if line.startswith("a")] == [f"a {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": {}}', '{"record": null}'])
+def test_a_file_of_somebody_else(tmp_path: Path, text: str) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(session_id="s")
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(text)
+    with pytest.raises(CorruptSessionError):
+        repository.get_session("s")
+
+
+def test_a_disk_that_fails(tmp_path: Path) -> None:
+    repository = FileSessionRepository(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(StorageError) as caught:
+        repository.create_session()
+    assert "folder" not in str(caught.value)
+
+
+NOTICED_BY = {
+    "HandsOutTheSameObject": {"test_what_comes_out_is_a_copy", "test_a_stale_update_is_refused_whole"},
+    "LooksAtNoVersion": {
+        "test_a_stale_update_is_refused_whole",
+        "test_a_session_made_anew_under_the_same_id_is_another",
+        "test_modify_tries_again_on_a_stale_version",
+    },
+    "ReadsOutsideTheLock": {"test_threads_append_and_update_one_session"},
+    "KeepsDocumentsAlmost": {
+        "test_json_values_come_back_exactly",
+        "test_the_order_of_keys_is_part_of_the_value",
+        "test_a_change_of_type_alone_is_a_change",
+    },
+    "LeavesHistoryBehind": {"test_a_deleted_session_is_gone_with_its_history"},
+    "TurnsTheClockBack": {"test_the_stored_time_never_goes_back"},
+}
+"""What is broken, and tests of the contract that must fail of it."""
+
+
+@pytest.mark.parametrize("broken", NOTICED_BY)
+def test_the_contract_notices(broken: str) -> None:
+    with TemporaryDirectory(prefix="vfs-broken-", dir=fast_folder()) as folder:
+        options = ["-q", "--tb=no", "-p", "no:cacheprovider", "--basetemp", f"{folder}/run", "-k", f"Test{broken}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, "tests/broken_repositories.py"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    failed = set(re.findall(rf"^FAILED \S+::Test{broken}::(\w+)", done.stdout, re.MULTILINE))
+    assert failed >= NOTICED_BY[broken], done.stdout
+    summary = re.search(r"(\d+) failed, (\d+) passed", done.stdout)
+    assert summary is not None, done.stdout
+    assert int(summary[1]) < int(summary[2]), "broken in one way, not in all"
