@@ -115,14 +115,27 @@ async def on_one_connection(url: str, *, fast_path: bool) -> AsyncIterator[tuple
         await engine.dispose()
 
 
+@pytest.fixture(params=[*SERVERS, ("postgresql", "in transactions")], ids="-".join)
+def url(request: pytest.FixtureRequest) -> str:
+    """Return a server's URL; of a database, too, on which each call is a transaction, as the server's default says."""
+    name, driver = request.param
+    storage: Storage = request.getfixturevalue(name)
+    if driver != "in transactions":
+        return with_driver(storage, driver)
+    url = with_driver(storage, "postgresql+psycopg")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"ALTER DATABASE \"{engine.url.database}\" SET default_transaction_isolation = 'repeatable read'")
+        )
+    engine.dispose()
+    return url
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("fast_path", [True, False])
-@pytest.mark.parametrize(("name", "driver"), SERVERS)
 @pytest.mark.parametrize("call", CALLS)
-def test_cancelled_at_every_await(
-    call: str, name: str, driver: str, fast_path: bool, again: bool, request: pytest.FixtureRequest
-) -> None:
-    url = with_driver(request.getfixturevalue(name), driver)
+def test_cancelled_at_every_await(call: str, url: str, fast_path: bool, again: bool) -> None:
 
     async def work() -> int:
         async with on_one_connection(url, fast_path=fast_path) as (repository, engine):
