@@ -2,7 +2,7 @@
 
 ``python -m examples.service.load`` starts two processes of the service on ``VIBEFORGE_SESSIONS_DATABASE_URL`` (a SQLite
 file by default), drives 1,000 sessions by 16 clients, and prints what it has seen. Two tabs answer each session's
-questions at once, and differently; every fifth session is aborted while a worker is at it. All of it on 127.0.0.1.
+questions at once, and differently; every fifth session is aborted, early or late. All of it on 127.0.0.1.
 """
 
 from __future__ import annotations
