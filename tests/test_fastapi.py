@@ -7,14 +7,15 @@ import logging
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio.to_thread
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from sqlalchemy import make_url
 
 from tests.databases import SQL_DATABASES, Storage
@@ -22,6 +23,7 @@ from tests.servers import AvailableServer
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     AsyncSessionRepository,
+    CorruptSessionError,
     OutcomeUnknownError,
     SchemaError,
     Session,
@@ -29,7 +31,7 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
     StorageError,
 )
-from vibeforge_sessions.fastapi import Repository, get_repository, install_error_handlers, lifespan
+from vibeforge_sessions.fastapi import RESPONSES, Repository, get_repository, install_error_handlers, lifespan
 from vibeforge_sessions.sql import create_engine
 
 SECRET = "s3cret"
@@ -40,7 +42,7 @@ class AbortableSession(Session):
 
 
 def application(life: Any) -> FastAPI:
-    app = FastAPI(lifespan=life)
+    app = FastAPI(lifespan=life, responses=RESPONSES)
     install_error_handlers(app)
 
     @app.post("/sessions/{session_id}", status_code=201)
@@ -265,9 +267,54 @@ def test_a_test_gives_another_repository(caplog: pytest.LogCaptureFixture) -> No
     assert "create_session" in caplog.text
 
 
-def test_the_parameter_is_no_part_of_the_schema_of_the_api() -> None:
-    paths = application(None).openapi()["paths"]
-    assert [each["name"] for each in paths["/sessions/{session_id}"]["get"]["parameters"]] == ["session_id"]
+def test_the_repository_needs_no_free_thread() -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = 1
+        async with threads, asyncio.timeout(60):  # endpoints that are no coroutines have them all
+            assert (await client.post("/sessions/s-1")).status_code == 201
+
+    asking(application(lifespan("memory://")), ask)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SessionNotFoundError("s-1"), 1008),
+        (CorruptSessionError("s-1", SECRET), 1011),
+        (StorageError(SECRET), 1013),
+        (OutcomeUnknownError(SECRET), 1011),
+    ],
+)
+def test_a_websocket_is_closed(error: Exception, code: int) -> None:
+    app = application(None)
+    app.dependency_overrides[get_repository] = AsyncInMemorySessionRepository
+
+    @app.websocket("/watch")
+    async def watch(websocket: WebSocket, _repository: Repository) -> None:
+        await websocket.accept()
+        raise error
+
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/watch", "query_string": b"", "headers": [], "subprotocols": []}
+    asyncio.run(app(scope, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
+    assert (sent[1]["code"], sent[1]["reason"]) == (code, type(error).__name__)
+
+
+def test_what_openapi_says() -> None:
+    operation = application(None).openapi()["paths"]["/sessions/{session_id}"]["get"]
+    assert [each["name"] for each in operation["parameters"]] == ["session_id"]
+    assert set(operation["responses"]) == {"200", "404", "409", "422", "500", "503"}
+    shape = operation["responses"]["409"]["content"]["application/json"]["schema"]
+    assert shape == {"$ref": "#/components/schemas/Refusal"}
 
 
 def test_without_fastapi_the_extra_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ TASKS: list[dict[str, Any]] = [
 
 UNDER_WAY = (SessionPhase.EXECUTION, SessionPhase.VERIFICATION)
 LEASE = timedelta(seconds=5)
-"""How long a worker that says nothing keeps a session: after that it is taken for dead."""
+"""How long a worker that says nothing keeps a session: after that it is taken for dead.
+
+Longer than any task, then. One that is taken for dead and is not loses its work, and nothing else: its update is stale.
+"""
 
 
 class ForgeSession(Session):

@@ -1,8 +1,8 @@
 """Clients that drive the service through whole sessions, and a look into the database whether nothing was lost.
 
 ``python -m examples.service.load`` starts two processes of the service on ``VIBEFORGE_SESSIONS_DATABASE_URL`` (a SQLite
-file by default), drives 1,000 sessions by 16 clients, of which every fifth is aborted and each answer is sent twice at
-once, and prints what it has seen. All of it on 127.0.0.1.
+file by default), drives 1,000 sessions by 16 clients, and prints what it has seen. Two tabs answer each session's
+questions at once, and differently; every fifth session is aborted, early or late. All of it on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vibeforge_sessions import open_async_repository
 ROOT = Path(__file__).parents[2]
 ATTEMPTS = 3_000
 """How often a client looks whether a session has gone on, with short pauses."""
-CONFLICT = 409
+OK, CONFLICT = 200, 409
 
 
 @dataclass
@@ -62,6 +62,7 @@ class Client:
         answer = await self._http.request(method, path, json=body)
         self._seen.seconds.append(time.perf_counter() - began)
         self._seen.statuses[answer.status_code] += 1
+        assert not answer.is_server_error, answer.text
         return answer.status_code, answer.json()
 
     async def drive(self, number: int) -> None:
@@ -69,12 +70,10 @@ class Client:
         _, session = await self.ask("POST", "/sessions")
         path = f"/sessions/{session['session_id']}"
         answers = self._seen.answers[session["session_id"]] = {}
-        for index, question in enumerate(QUESTIONS):
-            choice = question["options"][(number + index) % len(question["options"])]
-            await self.answer(path, question["id"], choice)
-            answers[question["id"]] = choice
+        await asyncio.gather(*(self.answer(path, number + tab, answers) for tab in range(2)))
         await self.change(path, "PLAN_REVIEW", "plan", {"approved": True})
         if number % 5 == 0:
+            await asyncio.sleep(number % 20 / 50)  # early and late
             _, told = await self.ask("POST", f"{path}/abort")
             if told["is_aborted"]:
                 self._seen.aborted.add(session["session_id"])
@@ -84,18 +83,21 @@ class Client:
         await self.wait(path, "COMPLETE")
         await self.ask("GET", f"{path}/result")
 
-    async def answer(self, path: str, question_id: str, choice: str) -> None:
-        """Answer a question, by a double click: both requests go at once."""
+    async def answer(self, path: str, taste: int, answers: dict[str, str]) -> None:
+        """Answer the questions that are open, as one tab of several, and keep what was acknowledged."""
         for _ in range(ATTEMPTS):
             _, now = await self.ask("GET", f"{path}/question")
-            if now["question"] is None or now["question"]["id"] != question_id:
-                return  # it counts already
-            body = {"version": now["version"], "question_id": question_id, "answer": choice}
-            click = self.ask("POST", f"{path}/answers", body)
-            again = self.ask("POST", f"{path}/answers", body)
-            if CONFLICT not in {status for status, _ in await asyncio.gather(click, again)}:
-                raise AssertionError("both clicks counted")
-        raise AssertionError("an answer was never taken")
+            question = now["question"]
+            if question is None:
+                return
+            choice = question["options"][taste % len(question["options"])]
+            given = {"version": now["version"], "question_id": question["id"], "answer": choice}
+            status, _ = await self.ask("POST", f"{path}/answers", given)
+            if status != CONFLICT:  # else another tab was first: look again
+                assert status == OK, given
+                assert question["id"] not in answers, "two answers to one question were acknowledged"
+                answers[question["id"]] = choice
+        raise AssertionError("the questions never ended")
 
     async def change(self, path: str, phase: str, what: str, body: dict[str, Any]) -> None:
         """Make a change in a phase, again after a conflict as long as the phase is that one."""
@@ -105,6 +107,7 @@ class Client:
                 return
             status, _ = await self.ask("POST", f"{path}/{what}", {**body, "version": now["version"]})
             if status != CONFLICT:
+                assert status == OK, what
                 return
         raise AssertionError("a change was never taken")
 
@@ -142,13 +145,15 @@ async def check(url: str, seen: Seen) -> int:
             session = await repository.get_session(session_id)
             assert session is not None, session_id
             assert session.answers == answers, f"{session_id} has lost an answer"
-            assert session.current_question_index == len(answers)
+            assert session.current_question_index == len(answers) == len(QUESTIONS)
             assert [entry.position for entry in session.error_history] == list(range(1, len(session.error_history) + 1))
             if session_id in seen.aborted:
                 assert (session.phase, session.is_aborted) == ("FAILED", True), f"{session_id} was aborted"
             else:
                 assert session.phase == "COMPLETE", session_id
-                assert sorted(session.completed_task_ids) == sorted(task["id"] for task in TASKS)
+                assert session.completed_task_ids == [task["id"] for task in TASKS]
+                done = [line.partition("] done: ")[2] for line in session.logs if "] done: " in line]
+                assert done == [task["title"] for task in TASKS], "each task is done once"
                 assert len(session.error_history) == 1
         return len(seen.answers)
 

@@ -2,7 +2,8 @@
 
 A worker takes a session by writing its name and a lease into it: of two that try, `update_session` refuses the second
 as stale. The same guard ends the work on a session that was aborted meanwhile: an abort is an update, so the worker's
-next one is stale. Logs and errors are appended, which is never in anybody's way.
+next one is stale. What a worker has to say in between is appended, which is never in anybody's way; that a task is done
+is said in the update that makes it so, or somebody who was killed between the two would have said it for nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from collections.abc import AsyncIterator
 from examples.service.forge import UNDER_WAY, ForgeSession
 from vibeforge_sessions import (
     AsyncSessionRepository,
+    CorruptSessionError,
     SessionFilter,
     SessionNotFoundError,
     SessionPhase,
+    SessionRepositoryError,
     StaleSessionError,
-    StorageError,
 )
 
 TASK_SECONDS = float(os.environ.get("FORGE_TASK_SECONDS", "0.5"))
@@ -39,6 +41,7 @@ class Worker:
         self._repository = repository
         self._name = uuid.uuid4().hex
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._unreadable: set[str] = set()
 
     async def run(self) -> None:
         """Look for sessions again and again."""
@@ -46,7 +49,7 @@ class Worker:
             while True:
                 try:
                     await self._take()
-                except StorageError as error:  # it comes back; a service without workers would not
+                except SessionRepositoryError as error:  # it comes back; a service without workers would not
                     logger.warning("the sessions cannot be reached: %s", error)
                 await asyncio.sleep(IDLE_SECONDS)
         finally:
@@ -61,7 +64,7 @@ class Worker:
         while len(self._working) < AT_ONCE:
             page = await self._repository.find_sessions(under_way, order="created_at", limit=100, cursor=cursor)
             for item in page.items:
-                if len(self._working) < AT_ONCE and item.session_id not in self._working:
+                if len(self._working) < AT_ONCE and item.session_id not in self._working.keys() | self._unreadable:
                     session = await self._claim(item.session_id)
                     if session is not None:
                         self._working[session.session_id] = asyncio.create_task(self._work(session))
@@ -70,7 +73,12 @@ class Worker:
                 return
 
     async def _claim(self, session_id: str) -> ForgeSession | None:
-        session = await self._repository.get_session(session_id, recent=0)
+        try:
+            session = await self._repository.get_session(session_id, recent=0)
+        except CorruptSessionError:  # is for people to look at, and must not stop the others
+            logger.exception("session %s is left alone", session_id)
+            self._unreadable.add(session_id)
+            return None
         if session is None or session.phase not in UNDER_WAY or not session.is_free():
             return None
         session.lease_to(self._name)
@@ -86,7 +94,7 @@ class Worker:
                 pass
         except (StaleSessionError, SessionNotFoundError):
             logger.info("session %s is no longer this worker's", session.session_id)
-        except StorageError as error:  # the lease runs out, and somebody takes it up again
+        except SessionRepositoryError as error:  # the lease runs out, and somebody takes it up again
             logger.warning("session %s is left alone: %s", session.session_id, error)
         finally:
             del self._working[session.session_id]
@@ -104,13 +112,14 @@ class Worker:
             return False
         session.active_task_id = task["id"]
         await self._store(session)
+        await self._repository.append_log(session.session_id, f"begins: {task['title']}")
         await asyncio.sleep(TASK_SECONDS)  # the work itself
         if task.get("fails_first") and not await self._repository.list_errors(
             session.session_id, limit=1, task_id=task["id"]
         ):
             await self._repository.append_error(session.session_id, task["id"], "SyntaxError: invalid syntax")
             return True  # and once more
-        await self._repository.append_log(session.session_id, f"done: {task['title']}")
+        session.add_log(f"done: {task['title']}")
         session.completed_task_ids.append(task["id"])
         session.active_task_id = None
         await self._store(session)
