@@ -13,15 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from vibeforge_sessions import (
-    AsyncSessionRepository,
-    ErrorEntry,
-    Session,
-    SessionFilter,
-    SessionOrder,
-    SessionPage,
-    SessionRepository,
-)
+from vibeforge_sessions import AsyncSessionRepository, Session, SessionRepository
+from vibeforge_sessions.forwarding import ForwardingSessionRepository
 from vibeforge_sessions.model import S
 from vibeforge_sessions.testing.base import SESSION_ID, NewRepository, RepositoryTests, stored
 
@@ -44,24 +37,17 @@ class NewAsyncRepository(Protocol):
     ) -> AsyncSessionRepository | Awaitable[AsyncSessionRepository]: ...
 
 
-class FromOtherThreads(SessionRepository[S]):
+class FromOtherThreads(ForwardingSessionRepository[S]):
     """An asynchronous repository, for callers who stand outside its event loop."""
 
     def __init__(self, repository: AsyncSessionRepository[S], run: Run) -> None:
         self.asynchronous = repository
         self.run = run
 
-    def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        return self.run(self.asynchronous.create_session(session, session_id=session_id))
-
-    def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        return self.run(self.asynchronous.get_session(session_id, recent=recent))
-
-    def update_session(self, session: S) -> None:
-        self.run(self.asynchronous.update_session(session))
-
-    def delete_session(self, session_id: str) -> bool:
-        return self.run(self.asynchronous.delete_session(session_id))
+    @property
+    def repository(self) -> Any:
+        """The asynchronous one, whose calls return when they have been waited for."""
+        return _WaitedFor(self.asynchronous, self.run)
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
         async def elsewhere(session: S) -> None:  # a change may call the repository, and so wait for the loop
@@ -69,43 +55,15 @@ class FromOtherThreads(SessionRepository[S]):
 
         return self.run(self.asynchronous.modify_session(session_id, elsewhere, attempts=attempts))
 
-    def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
-        return self.run(self.asynchronous.list_sessions(filter))
 
-    def find_sessions(
-        self,
-        filter: SessionFilter | None = None,  # noqa: A002
-        *,
-        order: SessionOrder = "-created_at",
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> SessionPage:
-        return self.run(self.asynchronous.find_sessions(filter, order=order, limit=limit, cursor=cursor))
+class _WaitedFor:
+    def __init__(self, repository: AsyncSessionRepository[Any], run: Run) -> None:
+        self._repository = repository
+        self._run = run
 
-    def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        return self.run(self.asynchronous.append_error(session_id, task_id, error_message, phase))
-
-    def append_log(self, session_id: str, message: str) -> str:
-        return self.run(self.asynchronous.append_log(session_id, message))
-
-    def list_errors(
-        self,
-        session_id: str,
-        *,
-        after: int = 0,
-        limit: int = 100,
-        task_id: str | None = None,
-        phase: str | None = None,
-    ) -> list[ErrorEntry]:
-        return self.run(
-            self.asynchronous.list_errors(session_id, after=after, limit=limit, task_id=task_id, phase=phase)
-        )
-
-    def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        return self.run(self.asynchronous.list_logs(session_id, after=after, limit=limit))
-
-    def close(self) -> None:
-        self.run(self.asynchronous.close())
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._repository, name)
+        return lambda *args, **kwargs: self._run(call(*args, **kwargs))
 
 
 @contextlib.contextmanager
