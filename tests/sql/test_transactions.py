@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from tests.databases import SQL_DATABASES, Storage
 from tests.repositories import SQLiteFiles
 from tests.sql.test_async import SERVERS
-from tests.test_contract_async import with_driver
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
     InvalidSessionError,
@@ -283,15 +282,21 @@ def test_a_deadlock_is_the_hosts(name: str, kind: str, request: pytest.FixtureRe
     engine.dispose()
 
 
+KILLING = {
+    "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
+    "mariadb": ("SELECT connection_id()", "KILL {}"),
+}
+
+
+@pytest.mark.parametrize("kind", ["Connection", "Session"])
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_connection_that_is_lost_takes_the_transaction_along(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_connection_that_is_lost_takes_the_transaction_along(
+    name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
-    asked, killing = {
-        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
-        "mariadb": ("SELECT connection_id()", "KILL {}"),
-    }[name]
-    with engine.connect() as host, engine.connect() as other:
+    asked, killing = KILLING[name]
+    with engine.connect() if kind == "Connection" else orm.Session(engine) as host, engine.connect() as other:
         joined = SQLAlchemySessionRepository(host)
         joined.create_session(session_id=SESSION_ID)
         other.execute(text(killing.format(host.execute(text(asked)).scalar())))
@@ -300,6 +305,30 @@ def test_a_connection_that_is_lost_takes_the_transaction_along(name: str, reques
                 joined.append_log(SESSION_ID, "m")
             assert caught.value.transaction_lost
             assert type(caught.value) is StorageError  # nothing was being committed: nothing is unknown
+        host.rollback()
+        assert joined.list_sessions() == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_what_cannot_be_undone_is_told_whatever_the_call_had_to_say(name: str, request: pytest.FixtureRequest) -> None:
+    """Between its statement, which finds no session, and the savepoint's end the connection is lost."""
+    storage: Storage = request.getfixturevalue(name)
+    engine = storage.new_engine()
+    asked, killing = KILLING[name]
+    with engine.connect() as host, engine.connect() as other:
+        joined = SQLAlchemySessionRepository(host)
+        joined.create_session(session_id=SESSION_ID)
+        number = host.execute(text(asked)).scalar()
+
+        @event.listens_for(host, "after_cursor_execute")
+        def kill(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+            if "UPDATE vibeforge_sessions" in statement:
+                other.execute(text(killing.format(number)))
+
+        with pytest.raises(StorageError, match="roll back") as caught:
+            joined.append_log(UNKNOWN_ID, "m")
+        assert caught.value.transaction_lost
         host.rollback()
         assert joined.list_sessions() == []
     engine.dispose()
@@ -409,13 +438,34 @@ def test_a_closed_connection_is_told(sqlite: Storage) -> None:
     engine.dispose()
 
 
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "mariadb+pymysql"])
+def test_a_session_whose_server_is_not_there(driver: str) -> None:
+    engine = create_engine(f"{driver}://u:s3cret@127.0.0.1:1/d")
+    with orm.Session(engine) as host, pytest.raises(StorageError, match="could not reach") as caught:
+        SQLAlchemySessionRepository(host).list_sessions()
+    assert "s3cret" not in str(caught.value)
+    assert not caught.value.transaction_lost  # there was none
+
+
 # --- on an event loop ---
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+asyncpg", "mariadb+asyncmy"])
+def test_an_asynchronous_session_whose_server_is_not_there(driver: str) -> None:
+    async def work() -> None:
+        engine = create_async_engine(f"{driver}://u:s3cret@127.0.0.1:1/d")
+        async with AsyncSession(engine) as host:
+            with pytest.raises(StorageError, match="could not reach"):
+                await AsyncSQLAlchemySessionRepository(host).list_sessions()
+        await engine.dispose()
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize("kind", ["AsyncConnection", "AsyncSession"])
 @pytest.mark.parametrize(("name", "driver"), [*SERVERS, ("sqlite", "sqlite+aiosqlite")])
 def test_the_asynchronous_forms(name: str, driver: str, kind: str, request: pytest.FixtureRequest) -> None:
-    url = with_driver(request.getfixturevalue(name), driver)
+    url = request.getfixturevalue(name).url_with(driver)
 
     async def work() -> None:
         engine = create_async_engine(url)
@@ -450,7 +500,7 @@ def test_the_asynchronous_forms(name: str, driver: str, kind: str, request: pyte
 
 
 def test_a_joined_call_that_is_cancelled(postgresql: Storage) -> None:
-    url = with_driver(postgresql, "postgresql+psycopg")
+    url = postgresql.url_with("postgresql+psycopg")
 
     async def work() -> None:
         engine = create_async_engine(url)

@@ -24,7 +24,7 @@ from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql import reads, writes
 from vibeforge_sessions.sql.engine import create_engine
 from vibeforge_sessions.sql.execution import Executor
-from vibeforge_sessions.sql.transaction import transactions_of
+from vibeforge_sessions.sql.transaction import has_wrong_schema, transactions_of
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
 
@@ -185,7 +185,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         try:
             return self._transactions.run(work, write=write, at_once=at_once)
         except StorageError as error:
-            if self._transactions.has_wrong_schema(error):
+            if not error.transaction_lost and has_wrong_schema(error):
                 migrations.check(self._transactions.bind)  # raises what is missing, and the command to run
             raise
         except SessionRepositoryError:

@@ -18,11 +18,12 @@ from sqlalchemy.util import await_only
 from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.repository import pause
-from vibeforge_sessions.sql.databases import database_of
+from vibeforge_sessions.sql.databases import DATABASES, database_of
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
 
 ATTEMPTS: Final = 20
 """How often a unit of work is tried that the database rolls back in favour of another, as in a deadlock."""
+_LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
 
 T = TypeVar("T")
 
@@ -49,11 +50,6 @@ class Transactions(ABC):
     @abstractmethod
     def bind(self) -> Engine | Connection:
         """What the state of the schema can be asked of."""
-
-    def has_wrong_schema(self, error: StorageError) -> bool:
-        """Tell whether a statement may have failed because the tables are not those that it was written for."""
-        cause = error.__cause__
-        return isinstance(cause, DBAPIError) and failure_code(cause) in database_of(self.bind.dialect).wrong_schema
 
     @abstractmethod
     def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
@@ -90,9 +86,10 @@ class OwnTransactions(Transactions):
             try:
                 return self._once(work, write=write, at_once=at_once, known=known)
             except StorageError as error:
-                if not write or attempt == ATTEMPTS or not is_transient(error, self._engine.dialect):
+                cause = transient_cause(error, self._engine.dialect)
+                if not write or attempt == ATTEMPTS or cause is None:
                     raise
-                observe.again(_code(error))
+                observe.again(failure_name(cause))
             known = None  # the long way also knows what to do about the other connections of a pool
             self._wait(pause(attempt))
         raise AssertionError("unreachable")
@@ -114,7 +111,7 @@ class OwnTransactions(Transactions):
                 executor.rollback()
                 unknown = executor.database.unknown_commits
             elif unknown:  # a statement that commits itself may have done so when the connection was lost
-                unknown = isinstance(error, DBAPIError) and error.connection_invalidated
+                unknown = _is_lost(error)
             if isinstance(error, SQLAlchemyError):
                 raise _ours(error, doing, unknown=unknown) from error
             raise
@@ -146,13 +143,12 @@ class HostsTransaction(Transactions):
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
     def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
+        executor = ThroughSQLAlchemy(_reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
         try:
-            executor = ThroughSQLAlchemy(self.bind, joined=True)
             executor.join()
             savepoint = executor.connection.begin_nested()
         except SQLAlchemyError as error:
-            lost = isinstance(error, PendingRollbackError) or _is_lost(error)
-            raise _ours(error, "use", lost=lost) from error
+            raise _ours(error, "use", lost=_is_lost(error)) from error
         try:
             result = work(executor)
             savepoint.commit()
@@ -161,7 +157,7 @@ class HostsTransaction(Transactions):
             if isinstance(raised, SQLAlchemyError):
                 raise _ours(raised, "use", lost=lost) from raised
             if lost and isinstance(raised, Exception):
-                raise StorageError("the transaction was lost", transaction_lost=True) from raised
+                raise StorageError(f"the call was not undone{_LOST}", transaction_lost=True) from raised
             raise
         return result
 
@@ -187,11 +183,7 @@ def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
     return False
 
 
-def _code(error: StorageError) -> str:
-    return failure_name(error.__cause__) if isinstance(error.__cause__, SQLAlchemyError) else ""
-
-
-def _is_lost(error: SQLAlchemyError) -> bool:
+def _is_lost(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
@@ -227,8 +219,9 @@ def translated(doing: str) -> Iterator[None]:
 def _ours(error: SQLAlchemyError, doing: str, *, unknown: bool = False, lost: bool = False) -> StorageError:
     _hide_values(error)
     kind = OutcomeUnknownError if unknown else StorageError
-    also = "; the transaction was rolled back by the server: roll back, and do all of it again" if lost else ""
-    return kind(f"could not {doing} the database: {failure_name(error)}{also}", transaction_lost=lost)
+    lost = lost or isinstance(error, PendingRollbackError)
+    text = f"could not {doing} the database: {failure_name(error)}{_LOST if lost else ''}"
+    return kind(text, transaction_lost=lost)
 
 
 def _hide_values(error: SQLAlchemyError) -> None:
@@ -259,9 +252,18 @@ def failure_name(error: SQLAlchemyError) -> str:
     return f"{name} {code}" if code else name
 
 
-def is_transient(error: StorageError, dialect: Dialect) -> bool:
-    """Tell whether the database has rolled the transaction back so that somebody else's could go on."""
+def transient_cause(error: StorageError, dialect: Dialect) -> DBAPIError | None:
+    """Return the cause if the database has rolled the transaction back so that somebody else's could go on."""
     cause = error.__cause__
     if isinstance(error, OutcomeUnknownError) or not isinstance(cause, DBAPIError):
-        return False
-    return failure_code(cause) in database_of(dialect).transient
+        return None
+    return cause if failure_code(cause) in database_of(dialect).transient else None
+
+
+def has_wrong_schema(error: StorageError) -> bool:
+    """Tell whether a statement may have failed because the tables are not those that it was written for.
+
+    No two databases have a code in common, and to ask a host's session for its own could fail as well.
+    """
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and any(failure_code(cause) in each.wrong_schema for each in DATABASES)
