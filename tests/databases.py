@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import sqlalchemy
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, make_url
 
 from tests.repositories import SQLiteFiles, in_memory, sql_repositories, text_of, upgrade
 from tests.servers import (
@@ -46,6 +46,11 @@ class Storage:
     new_url: Callable[[], str] | None
     make_engine: Callable[[str], Engine] = create_engine
     drop: Callable[[URL], None] | None = None
+
+    def url_with(self, driver: str) -> str:
+        """Return the URL of a new database with another driver."""
+        assert self.new_url is not None
+        return text_of(make_url(self.new_url()).set(drivername=driver))
 
     def new_engine(self) -> Engine:
         """Return an engine on a new database."""
@@ -120,4 +125,18 @@ def mariadb_elsewhere() -> Iterator[Storage]:
         databases = MariaDBDatabases(server.url, upgrade)
         yield Storage(
             "mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine, databases.drop
+        )
+
+
+def refuse_inserts(engine: Engine, table: str, times: int) -> None:
+    """Have PostgreSQL take so many inserts into a table for the victims of a deadlock."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SEQUENCE tries")  # it counts on in spite of a rollback
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF nextval('tries') <= {times} THEN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END IF; "
+            "RETURN NEW; END $$"
+        )
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()"
         )

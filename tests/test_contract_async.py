@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, make_url
+from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
@@ -41,12 +41,6 @@ def repositories(
             drop(engine.url)
 
 
-def with_driver(storage: Storage, driver: str) -> str:
-    """Return the URL of a new database with another driver."""
-    assert storage.new_url is not None
-    return make_url(storage.new_url()).set(drivername=driver).render_as_string(hide_password=False)
-
-
 class TestInMemory(AsyncSessionRepositoryContract):
     @pytest.fixture
     def new_async_repository(self) -> NewAsyncRepository:
@@ -72,7 +66,7 @@ class OnAnAsyncEngine(AsyncSessionRepositoryContract):
     def new_async_repository(self, request: pytest.FixtureRequest, run: Run) -> Iterator[NewAsyncRepository]:
         storage: Storage = request.getfixturevalue(self.storage)
         with repositories(
-            lambda: self.make(with_driver(storage, self.driver)), run, storage.drop, **self.options
+            lambda: self.make(storage.url_with(self.driver)), run, storage.drop, **self.options
         ) as new_repository:
             yield new_repository
 

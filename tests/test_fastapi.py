@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -244,6 +245,11 @@ def test_a_lifespan_within_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     app = application(own)
     asking(app, ask)
+    assert not hasattr(app.state, "session_repository")
+    for thread in threading.enumerate():  # the repository's own end when it is closed
+        if thread.name.startswith("vibeforge_sessions"):
+            thread.join(5)
+            assert not thread.is_alive()
     assert seen == ["began", "ended"]
 
     async def without(client: httpx.AsyncClient) -> None:

@@ -14,10 +14,8 @@ from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sqlalchemy import text
 
-from tests.databases import SQL_DATABASES, Storage
-from tests.test_contract_async import with_driver
+from tests.databases import SQL_DATABASES, Storage, refuse_inserts
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
     InMemorySessionRepository,
@@ -109,7 +107,7 @@ def test_spans_on_an_event_loop_and_in_its_threads(
 ) -> None:
     storage: Storage = request.getfixturevalue(name)
     assert storage.new_url is not None
-    url = with_driver(storage, driver) if driver else storage.new_url()
+    url = storage.url_with(driver) if driver else storage.new_url()
 
     async def work() -> None:
         engine = create_async_engine(url) if driver else create_engine(url)
@@ -135,18 +133,7 @@ def test_what_a_database_rolled_back_is_told_with_each_attempt(
     engine = create_engine(postgresql.new_url())
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE SEQUENCE tries"))
-        connection.execute(
-            text(
-                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-                "IF nextval('tries') < 3 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40P01'; END IF; "
-                "RETURN NEW; END $$"
-            )
-        )
-        connection.execute(
-            text("CREATE TRIGGER refuse BEFORE INSERT ON vibeforge_session_logs FOR EACH ROW EXECUTE FUNCTION refuse()")
-        )
+    refuse_inserts(engine, "vibeforge_session_logs", 2)
     spans.clear()
     caplog.set_level(logging.DEBUG, logger="vibeforge_sessions")
     repository.append_log(SESSION_ID, SECRET)

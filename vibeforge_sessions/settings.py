@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,18 +68,12 @@ def open_repository(
         or it cannot be reached.
     :raises InvalidSessionError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false.
     """
-    settings = Settings.read()
-    url = settings.url() if url is None else url
-    if url is None or url == MEMORY_URL:
+    asked = _asked(url, migrate, schema)
+    if asked is None:
         return InMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return open_database(
-        url,
-        migrate=settings.migrate if migrate is None else migrate,
-        session_type=session_type,
-        schema=settings.db_schema if schema is None else schema,
-    )
+    return open_database(asked.url, migrate=asked.migrate, session_type=session_type, schema=asked.schema)
 
 
 async def open_async_repository(
@@ -96,15 +90,28 @@ async def open_async_repository(
 
     :raises ImportError: the extra ``async`` is not installed.
     """
-    settings = Settings.read()
-    url = settings.url() if url is None else url
-    if url is None or url == MEMORY_URL:
+    asked = _asked(url, migrate, schema)
+    if asked is None:
         return AsyncInMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.aio import open_async_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return await open_async_database(
+    return await open_async_database(asked.url, migrate=asked.migrate, session_type=session_type, schema=asked.schema)
+
+
+class _Asked(NamedTuple):
+    url: str
+    migrate: bool
+    schema: str | None
+
+
+def _asked(url: str | None, migrate: bool | None, schema: str | None) -> _Asked | None:  # noqa: FBT001 (ours alone)
+    """Return which database is asked for, by the arguments or else by the environment; None for memory."""
+    settings = Settings.read()
+    url = settings.url() if url is None else url
+    if url is None or url == MEMORY_URL:
+        return None
+    return _Asked(
         url,
-        migrate=settings.migrate if migrate is None else migrate,
-        session_type=session_type,
-        schema=settings.db_schema if schema is None else schema,
+        settings.migrate if migrate is None else migrate,
+        settings.db_schema if schema is None else schema,
     )

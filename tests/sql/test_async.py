@@ -19,8 +19,7 @@ from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
-from tests.databases import SQL_DATABASES, Storage
-from tests.test_contract_async import with_driver
+from tests.databases import SQL_DATABASES, Storage, refuse_inserts
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     AsyncSQLAlchemySessionRepository,
@@ -121,8 +120,8 @@ def url(request: pytest.FixtureRequest) -> str:
     name, driver = request.param
     storage: Storage = request.getfixturevalue(name)
     if driver != "in transactions":
-        return with_driver(storage, driver)
-    url = with_driver(storage, "postgresql+psycopg")
+        return storage.url_with(driver)
+    url = storage.url_with("postgresql+psycopg")
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(
@@ -175,7 +174,7 @@ async def wrapped(awaitable: Awaitable[Any]) -> Any:
 def test_a_thousand_tasks_share_the_connections_of_the_pool(
     name: str, driver: str, request: pytest.FixtureRequest
 ) -> None:
-    url = with_driver(request.getfixturevalue(name), driver)
+    url = request.getfixturevalue(name).url_with(driver)
 
     async def work() -> None:
         engine = create_async_engine(url, pool_size=3, max_overflow=1)
@@ -202,18 +201,7 @@ def test_the_event_loop_goes_on_while_a_deadlock_is_waited_out(postgresql: Stora
     assert postgresql.new_url is not None
     url = postgresql.new_url()
     engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE SEQUENCE tries"))
-        connection.execute(
-            text(
-                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-                "IF nextval('tries') < 6 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40P01'; END IF; "
-                "RETURN NEW; END $$"
-            )
-        )
-        connection.execute(
-            text("CREATE TRIGGER refuse BEFORE INSERT ON vibeforge_session_logs FOR EACH ROW EXECUTE FUNCTION refuse()")
-        )
+    refuse_inserts(engine, "vibeforge_session_logs", 5)
     engine.dispose()
 
     async def work() -> None:
@@ -338,7 +326,7 @@ def test_a_thread_sees_the_callers_context_and_none_is_left(sqlite: Storage) -> 
 def test_a_url_opens_on_the_loop_or_in_threads(
     name: str, driver: str, kind: type, request: pytest.FixtureRequest
 ) -> None:
-    url = with_driver(request.getfixturevalue(name), driver)
+    url = request.getfixturevalue(name).url_with(driver)
 
     async def work() -> None:
         async with await open_async_repository(url) as repository:
@@ -389,7 +377,7 @@ def test_a_server_that_is_not_there(url: str) -> None:
 
 @pytest.mark.parametrize(("name", "driver"), SERVERS)
 def test_a_database_that_is_not_there(name: str, driver: str, request: pytest.FixtureRequest) -> None:
-    url = make_url(with_driver(request.getfixturevalue(name), driver)).set(database="nowhere")
+    url = make_url(request.getfixturevalue(name).url_with(driver)).set(database="nowhere")
 
     async def work() -> None:
         engine = create_async_engine(url)
@@ -408,7 +396,7 @@ def test_what_is_no_engine_is_refused(sqlite: Storage) -> None:
         AsyncSQLAlchemySessionRepository("sqlite://")  # type: ignore[arg-type]
 
     async def work() -> None:
-        engine = create_plain_async_engine(with_driver(sqlite, "sqlite+aiosqlite"))
+        engine = create_plain_async_engine(sqlite.url_with("sqlite+aiosqlite"))
         with pytest.raises(TypeError, match="started"):
             AsyncSQLAlchemySessionRepository(engine.connect())
         await engine.dispose()

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import URL, text
 
-from tests.databases import Storage
+from tests.databases import Storage, refuse_inserts
 from tests.repositories import upgrade
 from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer
 from tests.servers.fixtures import skipping
@@ -34,14 +34,9 @@ SECRET = "s3cret"
 STRICT = {"STRICT_ALL_TABLES", "NO_ENGINE_SUBSTITUTION"}
 
 
-def url_of(storage: Storage, driver: str) -> str:
-    assert storage.new_url is not None
-    return storage.new_url().replace(storage.new_url().split("://")[0], driver, 1)
-
-
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql"])
 def test_postgresql_engines(postgresql: Storage, driver: str) -> None:
-    engine = create_engine(url_of(postgresql, driver))
+    engine = create_engine(postgresql.url_with(driver))
     with engine.connect() as connection:
         assert connection.execute(text("SHOW TimeZone")).scalar() == "UTC"
         assert connection.get_isolation_level() == "READ COMMITTED"
@@ -51,7 +46,7 @@ def test_postgresql_engines(postgresql: Storage, driver: str) -> None:
 
 @pytest.mark.parametrize("driver", ["mysql+pymysql", "mariadb+pymysql", "mysql", "mariadb"])
 def test_mariadb_engines(mariadb: Storage, driver: str) -> None:
-    engine = create_engine(url_of(mariadb, driver))
+    engine = create_engine(mariadb.url_with(driver))
     with engine.connect() as connection:
         row = connection.execute(text("SELECT @@time_zone, @@sql_mode, @@character_set_client")).one()
         assert (row[0], set(row[1].split(",")) & STRICT, row[2]) == ("+00:00", STRICT, "utf8mb4")
@@ -78,14 +73,14 @@ def test_asynchronous_postgresql_engines(postgresql: Storage, pgbouncer: bool) -
         assert bool(prepared) is not pgbouncer
         return zone, level
 
-    zone, level = asyncio.run(ask(url_of(postgresql, "postgresql+asyncpg")))
+    zone, level = asyncio.run(ask(postgresql.url_with("postgresql+asyncpg")))
     assert level == "read committed"
     assert pgbouncer or zone == "UTC"
 
 
 def test_nothing_is_prepared_or_set_for_pgbouncer(postgresql: Storage) -> None:
     for pgbouncer in (False, True):
-        engine = create_engine(url_of(postgresql, "postgresql+psycopg"), pgbouncer=pgbouncer)
+        engine = create_engine(postgresql.url_with("postgresql+psycopg"), pgbouncer=pgbouncer)
         repository = SQLAlchemySessionRepository(engine)
         repository.create_session(session_id=SESSION_ID)
         for _ in range(8):  # psycopg prepares at the fifth time
@@ -108,7 +103,7 @@ def test_asynchronous_mariadb_engines(mariadb: Storage, driver: str) -> None:
         await engine.dispose()
         return tuple(row)
 
-    zone, mode, charset, level = asyncio.run(ask(url_of(mariadb, driver)))
+    zone, mode, charset, level = asyncio.run(ask(mariadb.url_with(driver)))
     assert (zone, charset, level) == ("+00:00", "utf8mb4", "REPEATABLE-READ")
     assert set(str(mode).split(",")) >= STRICT
 
@@ -129,7 +124,7 @@ def test_the_other_kind_of_driver_is_named(url: str, make: type, hint: str) -> N
 
 
 def test_a_connection_that_cannot_write_most_texts_is_refused(mariadb: Storage) -> None:
-    engine = sqlalchemy.create_engine(url_of(mariadb, "mysql+pymysql") + "?charset=latin1")
+    engine = sqlalchemy.create_engine(mariadb.url_with("mysql+pymysql") + "?charset=latin1")
     repository = SQLAlchemySessionRepository(engine)
     for call in (repository.create_session, repository.list_sessions):
         with pytest.raises(StorageError, match="charset=utf8mb4"):
@@ -307,7 +302,7 @@ def test_what_a_hosts_listener_says_at_connect_is_kept(postgresql: Storage, make
 
 
 def test_what_a_url_says_to_the_server_is_kept(postgresql: Storage) -> None:
-    url = url_of(postgresql, "postgresql+psycopg")
+    url = postgresql.url_with("postgresql+psycopg")
     for engine in (
         create_engine(url + "?options=-csearch_path%3Dforge"),
         create_engine(url, connect_args={"options": "-c search_path=forge"}),
@@ -319,7 +314,7 @@ def test_what_a_url_says_to_the_server_is_kept(postgresql: Storage) -> None:
 
 
 def test_what_a_host_says_to_mariadb_at_connect_is_kept(mariadb: Storage) -> None:
-    engine = create_engine(url_of(mariadb, "mysql+pymysql"), connect_args={"init_command": "SET @mine = 7"})
+    engine = create_engine(mariadb.url_with("mysql+pymysql"), connect_args={"init_command": "SET @mine = 7"})
     with engine.connect() as connection:
         mine, mode = connection.execute(text("SELECT @mine, @@sql_mode")).one()
         assert mine == 7
@@ -331,7 +326,7 @@ def test_what_a_host_says_to_mariadb_at_connect_is_kept(mariadb: Storage) -> Non
 def test_options_that_a_driver_does_not_know(mariadb: Storage, query: str) -> None:
     for call in (lambda engine: SQLAlchemySessionRepository(engine).list_sessions(), migrate.upgrade):
         with pytest.raises(StorageError, match=r"could not reach|an option whose value"):
-            call(create_engine(url_of(mariadb, "mysql+pymysql") + query))
+            call(create_engine(mariadb.url_with("mysql+pymysql") + query))
 
 
 def test_a_database_of_another_encoding_is_refused(postgresql_server: AvailableServer) -> None:
@@ -496,15 +491,7 @@ def test_what_is_rolled_back_in_favour_of_another_is_tried_again(postgresql: Sto
     engine = postgresql.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE SEQUENCE tries"))  # it counts on in spite of a rollback
-        connection.exec_driver_sql(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('tries') < 3 THEN "
-            "RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END IF; RETURN NEW; END $$"
-        )
-        connection.exec_driver_sql(
-            "CREATE TRIGGER refuse BEFORE INSERT ON vibeforge_session_errors FOR EACH ROW EXECUTE FUNCTION refuse()"
-        )
+    refuse_inserts(engine, "vibeforge_session_errors", 2)
     assert repository.append_error(SESSION_ID, "t", "m").position == 1
     with engine.connect() as connection:
         assert connection.execute(text("SELECT last_value FROM tries")).scalar_one() == 3

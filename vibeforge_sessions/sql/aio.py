@@ -116,21 +116,12 @@ async def open_async_database(
 ) -> AsyncSQLAlchemySessionRepository[S]:
     """Return a repository with an engine of its own, once the schema is found right (see `open_async_repository`)."""
     check = migrations.upgrade if migrate else migrations.check  # upgraded is checked, too
-    engine: AsyncEngine | Engine
-    if is_asynchronous(url):
-        engine = create_async_engine(url, schema=schema)
-        try:
-            await greenlet_spawn(check, engine.sync_engine)
-        except BaseException:
-            await engine.dispose()
-            raise
-    else:
-        engine = create_engine(url, schema=schema)
-        try:
-            await asyncio.to_thread(check, engine)
-        except BaseException:
-            engine.dispose()
-            raise
+    engine = create_async_engine(url, schema=schema) if is_asynchronous(url) else create_engine(url, schema=schema)
     repository = AsyncSQLAlchemySessionRepository(engine, session_type=session_type)
     repository._owned = engine  # noqa: SLF001 (its maker)
+    try:
+        await repository._run(check, _sync(engine))  # noqa: SLF001 (as its calls are)
+    except BaseException:
+        await repository.close()
+        raise
     return repository
