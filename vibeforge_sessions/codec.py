@@ -184,11 +184,8 @@ def _encode_field(session: Session, name: str, value: Any) -> str:
             field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
             if getattr(field, name) == value and type(getattr(field, name)) is type(value):
                 return text
-        except (
-            PydanticSerializationError,
-            ValueError,
-            KeyError,
-        ):  # ours, and pydantic's of validation, are ValueErrors
+        # a ValidationError is a ValueError, as is our own
+        except (PydanticSerializationError, ValueError, KeyError):
             pass
         raise
 

@@ -115,7 +115,9 @@ def again(reason: str) -> None:
 
     :param reason: a name of what happened, without data.
     """
-    call = _current.get() or Call("?", None)
+    call = _current.get()
+    if call is None:  # nobody listens
+        return
     call.attempts += 1
     logger.info(
         "%s %s: attempt %d, after %s",
