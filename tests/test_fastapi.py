@@ -7,7 +7,6 @@ import logging
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -232,12 +231,15 @@ def test_a_lifespan_within_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("VIBEFORGE_SESSIONS_DATABASE_URL", f"sqlite:///{tmp_path / 'x.db'}")
     monkeypatch.setenv("VIBEFORGE_SESSIONS_MIGRATE", "1")
     seen: list[str] = []
+    opened: list[Any] = []
 
     @asynccontextmanager
     async def own(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan()(app):
+            opened.append(app.state.session_repository)
             seen.append("began")
             yield
+            assert opened[0]._threads is not None
             seen.append("ended")
 
     async def ask(client: httpx.AsyncClient) -> None:
@@ -246,10 +248,8 @@ def test_a_lifespan_within_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     app = application(own)
     asking(app, ask)
     assert not hasattr(app.state, "session_repository")
-    for thread in threading.enumerate():  # the repository's own end when it is closed
-        if thread.name.startswith("vibeforge_sessions"):
-            thread.join(5)
-            assert not thread.is_alive()
+    assert opened[0]._threads is None  # its threads are gone, and its connections with them
+    assert opened[0]._owned.pool.checkedin() == 0
     assert seen == ["began", "ended"]
 
     async def without(client: httpx.AsyncClient) -> None:
