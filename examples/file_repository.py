@@ -11,7 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from vibeforge_sessions.implementing import (
     check_integer,
     check_limit,
     check_recent,
+    check_replacing,
     check_session,
     check_session_id,
     check_session_type,
@@ -100,10 +101,12 @@ class FileSessionRepository(SessionRepository[S]):
             self._save(stored)
         mark_stored(session, write, stored.record)
 
-    def delete_session(self, session_id: str) -> bool:
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         path = self._path(check_session_id(session_id))
         with self._writing():
             if not path.exists():
+                return False
+            if unchanged_since is not None and not self._load(session_id).may_go(unchanged_since):
                 return False
             path.unlink()
             _sync(self._folder)
@@ -161,6 +164,41 @@ class FileSessionRepository(SessionRepository[S]):
         session_id = check_session_id(session_id)
         after, limit = check_integer(after, "after", least=0), check_limit(limit)
         return self._load(session_id).list_logs(after=after, limit=limit)
+
+    # --- keeping and moving ---
+
+    def hold_session(self, session_id: str) -> None:
+        self._hold(session_id, held=True)
+
+    def release_session(self, session_id: str) -> None:
+        self._hold(session_id, held=False)
+
+    def _hold(self, session_id: str, *, held: bool) -> None:
+        session_id = check_session_id(session_id)
+        with self._writing():
+            stored = self._load(session_id)
+            stored.hold(held=held)
+            self._save(stored)
+
+    def get_record(self, session_id: str) -> Record | None:
+        try:
+            return self._load(check_session_id(session_id)).record
+        except SessionNotFoundError:
+            return None
+
+    def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        restored = StoredSession.restored(record, errors, logs)
+        session_id = restored.record.session_id
+        with self._writing():
+            check_replacing(session_id, self.get_record(session_id), replacing)
+            self._save(restored)
 
     # --- files: a reader needs no lock, since a file is replaced whole and never changed ---
 
@@ -221,8 +259,8 @@ def stored_from(text: bytes, session_type: type[Session]) -> StoredSession:
     """Return the session that a file holds."""
     data = json.loads(text)
     fields, phases = data["record"], phases_of(session_type)
-    for name in ("created_at", "updated_at"):
-        fields[name] = datetime.fromisoformat(fields[name])
+    for name in ("created_at", "updated_at", "held_at"):
+        fields[name] = None if fields[name] is None else datetime.fromisoformat(fields[name])
     record = Record(**{**fields, "content": Content(**fields["content"])})
     errors = [ErrorEntry.of(entry, phases).at(position) for position, entry in enumerate(data["errors"], 1)]
     return StoredSession(record, errors, data["logs"])

@@ -15,6 +15,7 @@ import pytest
 
 from examples.file_repository import FileSessionRepository
 from vibeforge_sessions import ErrorEntry, Session, SessionNotFoundError, SessionRepository
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.implementing import StoredSession
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 
@@ -79,12 +80,12 @@ class LeavesHistoryBehind(FileSessionRepository):
         super().__init__(folder, **options)
         self._left: dict[str, list[ErrorEntry]] = {}
 
-    def delete_session(self, session_id: str) -> bool:
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         try:
             self._left[session_id] = self.list_errors(session_id, limit=1000)
         except SessionNotFoundError:
             return False
-        return super().delete_session(session_id)
+        return super().delete_session(session_id, unchanged_since=unchanged_since)
 
     def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
         created = super().create_session(session, session_id=session_id)

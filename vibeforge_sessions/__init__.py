@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vibeforge_sessions.aio import AsyncSessionRepository
     from vibeforge_sessions.errors import (
         CorruptSessionError,
         InvalidSessionError,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
     from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
     from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
-    from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
+    from vibeforge_sessions.repository import SessionRepository
     from vibeforge_sessions.retry import RetryPolicy
     from vibeforge_sessions.settings import open_async_repository, open_repository
     from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
@@ -60,6 +61,7 @@ __all__ = [
 # Every name comes when it is asked for (PEP 562): who only needs the model does not wait for SQLAlchemy, and pytest,
 # which imports this package for its fixtures wherever it is installed, does not wait for pydantic.
 _ROOMS = {
+    "aio": ("AsyncSessionRepository",),
     "errors": (
         "CorruptSessionError",
         "InvalidSessionError",
@@ -74,7 +76,7 @@ _ROOMS = {
     "memory": ("AsyncInMemorySessionRepository", "InMemorySessionRepository"),
     "model": ("ErrorEntry", "Session", "SessionPhase"),
     "query": ("SessionFilter", "SessionOrder", "SessionPage", "SessionSummary"),
-    "repository": ("AsyncSessionRepository", "SessionRepository"),
+    "repository": ("SessionRepository",),
     "retry": ("RetryPolicy",),
     "settings": ("open_async_repository", "open_repository"),
     "sql.aio": ("AsyncSQLAlchemySessionRepository",),

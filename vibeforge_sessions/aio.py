@@ -1,16 +1,163 @@
-"""Asynchronous repositories as thin shells: each call is one of a synchronous repository, run somewhere else."""
+"""The contract for asyncio, and repositories as thin shells: each call is one of a synchronous repository."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeVar
+import asyncio
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
+from vibeforge_sessions import observe, values
+from vibeforge_sessions.codec import Record
+from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import ErrorEntry, S
+from vibeforge_sessions.observe import Observed
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
-from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
+from vibeforge_sessions.repository import STALE, SessionRepository
+
+__all__ = ["AsyncSessionRepository", "AsyncShell"]
 
 T = TypeVar("T")
+
+
+class AsyncSessionRepository(Observed, ABC, Generic[S]):
+    """`SessionRepository` for asyncio: the same names, the same promises, each call a coroutine.
+
+    **Tasks.** One repository is shared by all tasks of an event loop. A `Session` is not: each task reads its own, and
+    leaves it alone while a call with it is awaited.
+
+    **Cancellation.** A call that is cancelled has written all or nothing, and keeps no connection; what it was to mark
+    as stored may be unmarked, so read the session again.
+    """
+
+    # --- sessions ---
+
+    @abstractmethod
+    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
+        """Do what `SessionRepository.create_session` does."""
+
+    @abstractmethod
+    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
+        """Do what `SessionRepository.get_session` does."""
+
+    @abstractmethod
+    async def update_session(self, session: S) -> None:
+        """Do what `SessionRepository.update_session` does."""
+
+    @abstractmethod
+    async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        """Do what `SessionRepository.delete_session` does."""
+
+    async def modify_session(
+        self, session_id: str, change: Callable[[S], Awaitable[object] | object], *, attempts: int = 10
+    ) -> S:
+        """Do what `SessionRepository.modify_session` does.
+
+        :param change: what it returns is awaited if it can be.
+        """
+        values.check_integer(attempts, "attempts", least=1)
+        for attempt in range(1, attempts + 1):
+            session = await self.get_session(session_id)
+            if session is None:
+                raise SessionNotFoundError(session_id)
+            changing = change(session)
+            if inspect.isawaitable(changing):
+                await changing
+            try:
+                await self.update_session(session)
+            except StaleSessionError:
+                if attempt == attempts:
+                    raise
+                observe.again("StaleSessionError")
+                await asyncio.sleep(STALE.delay(attempt))
+            else:
+                return session
+        raise AssertionError("unreachable")
+
+    # --- listings ---
+
+    @abstractmethod
+    async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
+        """Do what `SessionRepository.list_sessions` does."""
+
+    @abstractmethod
+    async def find_sessions(
+        self,
+        filter: SessionFilter | None = None,  # noqa: A002
+        *,
+        order: SessionOrder = "-created_at",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        """Do what `SessionRepository.find_sessions` does."""
+
+    # --- histories ---
+
+    @abstractmethod
+    async def append_error(
+        self, session_id: str, task_id: str, error_message: str, phase: str | None = None
+    ) -> ErrorEntry:
+        """Do what `SessionRepository.append_error` does."""
+
+    @abstractmethod
+    async def append_log(self, session_id: str, message: str) -> str:
+        """Do what `SessionRepository.append_log` does."""
+
+    @abstractmethod
+    async def list_errors(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        task_id: str | None = None,
+        phase: str | None = None,
+    ) -> list[ErrorEntry]:
+        """Do what `SessionRepository.list_errors` does."""
+
+    @abstractmethod
+    async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
+        """Do what `SessionRepository.list_logs` does."""
+
+    # --- keeping and moving ---
+
+    @abstractmethod
+    async def hold_session(self, session_id: str) -> None:
+        """Do what `SessionRepository.hold_session` does."""
+
+    @abstractmethod
+    async def release_session(self, session_id: str) -> None:
+        """Do what `SessionRepository.release_session` does."""
+
+    @abstractmethod
+    async def get_record(self, session_id: str) -> Record | None:
+        """Do what `SessionRepository.get_record` does."""
+
+    @abstractmethod
+    async def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        """Do what `SessionRepository.restore_record` does."""
+
+    # --- its own life ---
+
+    async def close(self) -> None:
+        """Do what `SessionRepository.close` does."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 class AsyncShell(AsyncSessionRepository[S]):
@@ -35,8 +182,8 @@ class AsyncShell(AsyncSessionRepository[S]):
     async def update_session(self, session: S) -> None:
         await self._run(self._repository.update_session, session)
 
-    async def delete_session(self, session_id: str) -> bool:
-        return await self._run(self._repository.delete_session, session_id)
+    async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        return await self._run(self._repository.delete_session, session_id, unchanged_since=unchanged_since)
 
     async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         return await self._run(self._repository.list_sessions, filter)
@@ -74,3 +221,22 @@ class AsyncShell(AsyncSessionRepository[S]):
 
     async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         return await self._run(self._repository.list_logs, session_id, after=after, limit=limit)
+
+    async def hold_session(self, session_id: str) -> None:
+        await self._run(self._repository.hold_session, session_id)
+
+    async def release_session(self, session_id: str) -> None:
+        await self._run(self._repository.release_session, session_id)
+
+    async def get_record(self, session_id: str) -> Record | None:
+        return await self._run(self._repository.get_record, session_id)
+
+    async def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        await self._run(self._repository.restore_record, record, errors, logs, replacing=replacing)

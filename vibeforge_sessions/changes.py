@@ -7,15 +7,20 @@ refuses the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from vibeforge_sessions import values
-from vibeforge_sessions.codec import Record, encode_content, fingerprints_of
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.codec import Record, check_documents, encode_content, fingerprints_of
+from vibeforge_sessions.errors import (
+    InvalidSessionError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StaleSessionError,
+)
 from vibeforge_sessions.history import ErrorEntry
 from vibeforge_sessions.model import Baseline, Content, S, Session, phases_of, raise_invalid
 
@@ -157,6 +162,87 @@ def baseline_of(session: Session) -> Baseline:
     if baseline is None or not session.version:
         raise InvalidSessionError("has a version, but was not read from a repository or by from_dict", "version")
     return baseline
+
+
+def is_same_state(stored: Record, seen: Record) -> bool:
+    """Tell whether nobody has written to a session since it was seen: neither to it nor to its histories."""
+    return (stored.version, stored.write_id, *stored.counts) == (seen.version, seen.write_id, *seen.counts)
+
+
+def check_replacing(session_id: str, stored: Record | None, replacing: Record | None) -> None:
+    """Refuse to restore a session over one that is not the one to be replaced.
+
+    :raises SessionExistsError: there is one, and none was to be replaced.
+    :raises StaleSessionError: somebody has written to the one to be replaced.
+    :raises SessionNotFoundError: it is gone.
+    """
+    if stored is None:
+        if replacing is not None:
+            raise SessionNotFoundError(session_id)
+    elif replacing is None:
+        raise SessionExistsError(session_id)
+    elif not is_same_state(stored, replacing):
+        raise StaleSessionError(session_id, replacing.version, stored.version)
+
+
+def plan_restore(record: Record) -> Record:
+    """Return the record with a write id of its own, if it can be stored as it is.
+
+    :raises InvalidSessionError: it cannot; the path says where.
+    """
+    if not isinstance(record, Record):
+        raise InvalidSessionError(f"must be a Record, not {type(record).__name__}", "record")
+    content = record.content
+    values.check_session_id(record.session_id)
+    values.check_integer(record.version, "version", least=1)
+    values.check_integer(record.error_count, "error_count", least=0)
+    values.check_integer(record.log_count, "log_count", least=0)
+    values.check_integer(content.current_question_index, "current_question_index", least=0)
+    if content.active_task_id is not None:
+        values.check_task_id(content.active_task_id, "active_task_id")
+    if values.storable_phase(content.phase) != content.phase:
+        raise InvalidSessionError(f"must be 1 to {values.MAX_PHASE} characters without control characters", "phase")
+    return dataclasses.replace(
+        record,
+        created_at=_time(record.created_at, "created_at"),
+        updated_at=_time(record.updated_at, "updated_at"),
+        held_at=None if record.held_at is None else _time(record.held_at, "held_at"),
+        content=dataclasses.replace(content, documents=check_documents(content.documents)),
+        write_id=values.new_write_id(),
+    )
+
+
+def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]:
+    """Give the entries of a history that is to be restored, one by one.
+
+    :raises InvalidSessionError: one cannot be kept, stands at another position, or there are more or fewer of them.
+    """
+    position = 0
+    for position, entry in enumerate(errors, 1):
+        path = f"error_history[{position - 1}]"
+        if not isinstance(entry, ErrorEntry) or entry.position != position or position > record.error_count:
+            raise InvalidSessionError("is not the next entry of this history", path)
+        values.check_task_id(entry.task_id, f"{path}.task_id")
+        if (
+            values.storable_text(entry.error_message) != entry.error_message
+            or values.storable_phase(entry["phase"]) != entry["phase"]
+        ):
+            raise InvalidSessionError("holds characters that no entry keeps", path)
+        _time(entry.timestamp, f"{path}.timestamp")
+        yield entry
+    if position != record.error_count:
+        raise InvalidSessionError(f"has {position} entries, and not {record.error_count}", "error_history")
+
+
+def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
+    """Give the lines that are to be restored, one by one; raises as `check_history` does."""
+    position = 0
+    for position, line in enumerate(logs, 1):
+        if not isinstance(line, str) or values.storable_text(line) != line or position > record.log_count:
+            raise InvalidSessionError("is not a line that these logs keep", f"logs[{position - 1}]")
+        yield line
+    if position != record.log_count:
+        raise InvalidSessionError(f"has {position} lines, and not {record.log_count}", "logs")
 
 
 def mark_stored(session: Session, write: Write, stored: Record) -> None:

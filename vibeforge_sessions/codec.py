@@ -29,6 +29,8 @@ DOCUMENTS: Final = (
     "extension",
 )
 """What is kept as JSON text. ``extension`` holds the fields that a subclass of `Session` adds."""
+REQUIRED: Final = frozenset({"answers", "completed_task_ids", "failed_task_ids"})
+"""The documents that every session has."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Record:
     error_count: int
     log_count: int
     content: Content
+    held_at: datetime | None = None
+    """Since when the session is held, so that nothing deletes it for its age; None where it is not."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -136,6 +140,37 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         content=content,
     )
     return session
+
+
+def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the texts of documents that come from elsewhere, as `encode_content` would write them.
+
+    :raises InvalidSessionError: they are not the documents of a session, or hold what cannot be kept.
+    """
+    if documents.keys() != set(DOCUMENTS):
+        raise InvalidSessionError(f"must be {', '.join(DOCUMENTS)}", "documents")
+    checked: dict[str, str | None] = {}
+    for name in DOCUMENTS:
+        text = documents[name]
+        value: Any = None
+        if text is not None:
+            try:
+                value = values.decode_json(text)
+            except (ValueError, TypeError, RecursionError):
+                raise InvalidSessionError("is no JSON text of ours", name) from None
+        wanted: tuple[type, ...] = (list,) if name in {"completed_task_ids", "failed_task_ids"} else (dict,)
+        optional = value is None and name not in REQUIRED
+        if not (optional or name == "clarification_answer" or isinstance(value, wanted)):
+            raise InvalidSessionError(f"must be a {wanted[0].__name__}, not {type(value).__name__}", name)
+        if wanted == (list,):
+            for index, task_id in enumerate(value):
+                values.check_task_id(task_id, f"{name}[{index}]")
+        if name == "extension" and value is not None:  # each field is as deep as a document may be
+            fields = [f"{values.encode_json(key, key)}:{values.encode_json(value[key], key)}" for key in value]
+            checked[name] = "{" + ",".join(fields) + "}"
+        else:
+            checked[name] = None if value is None else values.encode_json(value, name)
+    return checked
 
 
 def fingerprints_of(session: Session) -> dict[str, bytes | None]:

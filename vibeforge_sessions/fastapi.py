@@ -48,6 +48,7 @@ except ModuleNotFoundError as error:
 
 from pydantic import BaseModel
 
+from vibeforge_sessions.aio import AsyncSessionRepository
 from vibeforge_sessions.errors import (
     CorruptSessionError,
     InvalidSessionError,
@@ -60,7 +61,6 @@ from vibeforge_sessions.errors import (
     StorageError,
 )
 from vibeforge_sessions.model import S, Session
-from vibeforge_sessions.repository import AsyncSessionRepository
 from vibeforge_sessions.settings import open_async_repository
 
 __all__ = ["RESPONSES", "Refusal", "Repository", "get_repository", "install_error_handlers", "lifespan"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.model import ErrorEntry, S
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository import SessionRepository
@@ -27,8 +28,8 @@ class ForwardingSessionRepository(SessionRepository[S]):
     def update_session(self, session: S) -> None:
         self.repository.update_session(session)
 
-    def delete_session(self, session_id: str) -> bool:
-        return self.repository.delete_session(session_id)
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        return self.repository.delete_session(session_id, unchanged_since=unchanged_since)
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
         return self.repository.modify_session(session_id, change, attempts=attempts)
@@ -65,6 +66,25 @@ class ForwardingSessionRepository(SessionRepository[S]):
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         return self.repository.list_logs(session_id, after=after, limit=limit)
+
+    def hold_session(self, session_id: str) -> None:
+        self.repository.hold_session(session_id)
+
+    def release_session(self, session_id: str) -> None:
+        self.repository.release_session(session_id)
+
+    def get_record(self, session_id: str) -> Record | None:
+        return self.repository.get_record(session_id)
+
+    def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        self.repository.restore_record(record, errors, logs, replacing=replacing)
 
     def close(self) -> None:
         self.repository.close()

@@ -7,7 +7,8 @@ A call goes through these steps:
   `check_integer`; `Query.of` for a listing;
 - *plan* a write, before anything is locked: `new_session` and `plan_create`, or `plan_update` (after `adopt_content`,
   where `needs_content` says so). What can be refused is refused here, so that every implementation refuses the same;
-- *store* it: `StoredSession` is one stored session, whole, and knows what each write makes of it;
+- *store* it: `StoredSession` is one stored session, whole, and knows what each write makes of it, and how one is
+  restored (`check_replacing` tells whether it may take another's place);
 - *tell* the caller's session what was stored: `mark_stored`;
 - *list*: `select` and `summary_of`, where the store itself cannot search.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from vibeforge_sessions.changes import (
     Write,
     adopt_content,
+    check_replacing,
     check_session,
     mark_stored,
     needs_content,
@@ -41,6 +43,7 @@ __all__ = [
     "check_integer",
     "check_limit",
     "check_recent",
+    "check_replacing",
     "check_session",
     "check_session_id",
     "check_session_type",

@@ -16,11 +16,12 @@ from types import FrameType
 from typing import Any, Final, TypeVar, cast, overload
 
 from vibeforge_sessions import codec, values
-from vibeforge_sessions.aio import AsyncShell
+from vibeforge_sessions.aio import AsyncSessionRepository, AsyncShell
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.forwarding import ForwardingSessionRepository
 from vibeforge_sessions.model import Baseline, S, Session
-from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
+from vibeforge_sessions.repository import SessionRepository
 
 __all__ = ["AsyncTrackedSessionRepository", "LostWrite", "TrackedSessionRepository", "track_lost_writes"]
 
@@ -127,9 +128,9 @@ class TrackedSessionRepository(ForwardingSessionRepository[S]):
             raise
         self._tracker.watch(session)
 
-    def delete_session(self, session_id: str) -> bool:
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         """Do what `SessionRepository.delete_session` does; nothing is left to be lost."""
-        deleted = super().delete_session(session_id)
+        deleted = super().delete_session(session_id, unchanged_since=unchanged_since)
         self._tracker.forget_all(session_id)
         return deleted
 
@@ -182,9 +183,9 @@ class AsyncTrackedSessionRepository(AsyncShell[S]):
             raise
         self._tracker.watch(session)
 
-    async def delete_session(self, session_id: str) -> bool:
+    async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         """Do what `TrackedSessionRepository.delete_session` does."""
-        deleted = await super().delete_session(session_id)
+        deleted = await super().delete_session(session_id, unchanged_since=unchanged_since)
         self._tracker.forget_all(session_id)
         return deleted
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from vibeforge_sessions import changes, codec, values
@@ -68,10 +68,14 @@ class InMemorySessionRepository(SessionRepository[S]):
             record = stored.record
         changes.mark_stored(session, write, record)
 
-    def delete_session(self, session_id: str) -> bool:
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = values.check_session_id(session_id)
         with self._lock:
-            return self._sessions.pop(session_id, None) is not None
+            stored = self._sessions.get(session_id)
+            if stored is None or (unchanged_since is not None and not stored.may_go(unchanged_since)):
+                return False
+            del self._sessions[session_id]
+            return True
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         query = Query.of(filter, "created_at", 1, None)
@@ -119,6 +123,37 @@ class InMemorySessionRepository(SessionRepository[S]):
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
         with self._lock:
             return self._get(session_id).list_logs(after=after, limit=limit)
+
+    def hold_session(self, session_id: str) -> None:
+        session_id = values.check_session_id(session_id)
+        with self._lock:
+            self._get(session_id).hold(held=True)
+
+    def release_session(self, session_id: str) -> None:
+        session_id = values.check_session_id(session_id)
+        with self._lock:
+            self._get(session_id).hold(held=False)
+
+    def get_record(self, session_id: str) -> Record | None:
+        session_id = values.check_session_id(session_id)
+        with self._lock:
+            stored = self._sessions.get(session_id)
+            return None if stored is None else stored.record
+
+    def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        restored = StoredSession.restored(record, errors, logs)
+        session_id = restored.record.session_id
+        with self._lock:
+            stored = self._sessions.get(session_id)
+            changes.check_replacing(session_id, None if stored is None else stored.record, replacing)
+            self._sessions[session_id] = restored
 
     def _get(self, session_id: str) -> StoredSession:
         try:

@@ -58,11 +58,15 @@ _CALLS: Final = frozenset(
         "create_session",
         "delete_session",
         "find_sessions",
+        "get_record",
         "get_session",
+        "hold_session",
         "list_errors",
         "list_logs",
         "list_sessions",
         "modify_session",
+        "release_session",
+        "restore_record",
         "update_session",
     }
 )

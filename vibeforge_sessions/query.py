@@ -77,6 +77,8 @@ class SessionSummary:
     active_task_id: str | None
     artifacts: frozenset[str]
     """Which of ``intent_profile``, ``build_spec``, ``concept`` and ``task_graph`` are there."""
+    held: bool = False
+    """Whether it is held: see `SessionRepository.hold_session`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

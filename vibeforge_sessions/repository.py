@@ -1,25 +1,24 @@
-"""The contract of a repository: the persistence seam."""
+"""The contract of a repository: the persistence seam. Its twin for asyncio stands in `aio`."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Generic, Self
 
 from vibeforge_sessions import observe, values
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import ErrorEntry, S
 from vibeforge_sessions.observe import Observed
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.retry import RetryPolicy
 
-__all__ = ["AsyncSessionRepository", "SessionRepository"]
+__all__ = ["SessionRepository"]
 
-_STALE = RetryPolicy(longest_delay=0.064)
+STALE = RetryPolicy(longest_delay=0.064)
 """The pauses of `modify_session`."""
 
 
@@ -112,8 +111,12 @@ class SessionRepository(Observed, ABC, Generic[S]):
         """
 
     @abstractmethod
-    def delete_session(self, session_id: str) -> bool:
-        """Delete the session and its history; tell whether there was one."""
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        """Delete the session and its history; tell whether there was one.
+
+        :param unchanged_since: what `get_record` has returned: delete the session only if nobody has written to it
+            since, neither to it nor to its histories, and if it is not held. False otherwise.
+        """
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
         """Read the session, call ``change(session)``, update it; again if it was stored by somebody else meanwhile.
@@ -137,7 +140,7 @@ class SessionRepository(Observed, ABC, Generic[S]):
                 if attempt == attempts:
                     raise
                 observe.again("StaleSessionError")
-                time.sleep(_STALE.delay(attempt))
+                time.sleep(STALE.delay(attempt))
             else:
                 return session
         raise AssertionError("unreachable")
@@ -216,6 +219,55 @@ class SessionRepository(Observed, ABC, Generic[S]):
         :raises SessionNotFoundError: there is no such session.
         """
 
+    # --- keeping and moving ---
+
+    @abstractmethod
+    def hold_session(self, session_id: str) -> None:
+        """Keep the session from being deleted for its age (`vibeforge_sessions.retention.prune`), until it is released.
+
+        It moves neither the version nor ``updated_at``, and makes nobody's session stale. One that is held already
+        stays so. `delete_session` without `unchanged_since` deletes it all the same, and so does who replaces it.
+
+        :raises SessionNotFoundError: there is no such session.
+        """
+
+    @abstractmethod
+    def release_session(self, session_id: str) -> None:
+        """End what `hold_session` has begun, if it has.
+
+        :raises SessionNotFoundError: there is no such session.
+        """
+
+    @abstractmethod
+    def get_record(self, session_id: str) -> Record | None:
+        """Return what is stored of the session but for its histories, as texts, or None if there is none.
+
+        Also of a session that this code cannot read: one in a phase that it does not know, say.
+        """
+
+    @abstractmethod
+    def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        """Store a session as it was elsewhere, whole: with its version, times, counts and hold. Its write id is new.
+
+        Its time limit is a second longer for each thousand entries.
+
+        :param errors: all entries of the history, in order, with their positions. They are asked for one by one, and
+            again where the call is tried again: so give what can be iterated more than once.
+        :param logs: all lines, likewise.
+        :param replacing: what `get_record` has returned of the stored session that this one takes the place of.
+        :raises SessionExistsError: there is one of this id, and `replacing` is None.
+        :raises StaleSessionError: somebody has written to the stored one, or to its histories, since.
+        :raises SessionNotFoundError: the one to be replaced is not there any more.
+        :raises InvalidSessionError: something cannot be kept, or the histories are not as long as the record says.
+        """
+
     # --- its own life ---
 
     def close(self) -> None:
@@ -231,116 +283,3 @@ class SessionRepository(Observed, ABC, Generic[S]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class AsyncSessionRepository(Observed, ABC, Generic[S]):
-    """`SessionRepository` for asyncio: the same names, the same promises, each call a coroutine.
-
-    **Tasks.** One repository is shared by all tasks of an event loop. A `Session` is not: each task reads its own, and
-    leaves it alone while a call with it is awaited.
-
-    **Cancellation.** A call that is cancelled has written all or nothing, and keeps no connection; what it was to mark
-    as stored may be unmarked, so read the session again.
-    """
-
-    # --- sessions ---
-
-    @abstractmethod
-    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        """Do what `SessionRepository.create_session` does."""
-
-    @abstractmethod
-    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        """Do what `SessionRepository.get_session` does."""
-
-    @abstractmethod
-    async def update_session(self, session: S) -> None:
-        """Do what `SessionRepository.update_session` does."""
-
-    @abstractmethod
-    async def delete_session(self, session_id: str) -> bool:
-        """Do what `SessionRepository.delete_session` does."""
-
-    async def modify_session(
-        self, session_id: str, change: Callable[[S], Awaitable[object] | object], *, attempts: int = 10
-    ) -> S:
-        """Do what `SessionRepository.modify_session` does.
-
-        :param change: what it returns is awaited if it can be.
-        """
-        values.check_integer(attempts, "attempts", least=1)
-        for attempt in range(1, attempts + 1):
-            session = await self.get_session(session_id)
-            if session is None:
-                raise SessionNotFoundError(session_id)
-            changing = change(session)
-            if inspect.isawaitable(changing):
-                await changing
-            try:
-                await self.update_session(session)
-            except StaleSessionError:
-                if attempt == attempts:
-                    raise
-                observe.again("StaleSessionError")
-                await asyncio.sleep(_STALE.delay(attempt))
-            else:
-                return session
-        raise AssertionError("unreachable")
-
-    # --- listings ---
-
-    @abstractmethod
-    async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
-        """Do what `SessionRepository.list_sessions` does."""
-
-    @abstractmethod
-    async def find_sessions(
-        self,
-        filter: SessionFilter | None = None,  # noqa: A002
-        *,
-        order: SessionOrder = "-created_at",
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> SessionPage:
-        """Do what `SessionRepository.find_sessions` does."""
-
-    # --- histories ---
-
-    @abstractmethod
-    async def append_error(
-        self, session_id: str, task_id: str, error_message: str, phase: str | None = None
-    ) -> ErrorEntry:
-        """Do what `SessionRepository.append_error` does."""
-
-    @abstractmethod
-    async def append_log(self, session_id: str, message: str) -> str:
-        """Do what `SessionRepository.append_log` does."""
-
-    @abstractmethod
-    async def list_errors(
-        self,
-        session_id: str,
-        *,
-        after: int = 0,
-        limit: int = 100,
-        task_id: str | None = None,
-        phase: str | None = None,
-    ) -> list[ErrorEntry]:
-        """Do what `SessionRepository.list_errors` does."""
-
-    @abstractmethod
-    async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        """Do what `SessionRepository.list_logs` does."""
-
-    # --- its own life ---
-
-    async def close(self) -> None:
-        """Do what `SessionRepository.close` does."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()

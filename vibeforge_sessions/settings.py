@@ -7,10 +7,11 @@ from typing import NamedTuple, Self
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vibeforge_sessions.aio import AsyncSessionRepository
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
 from vibeforge_sessions.model import S, Session
-from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
+from vibeforge_sessions.repository import SessionRepository
 from vibeforge_sessions.retry import RetryPolicy
 
 __all__ = ["MEMORY_URL", "Settings", "open_async_repository", "open_repository"]

@@ -38,6 +38,16 @@ class StoredSession:
         stored._append(write)
         return stored
 
+    @classmethod
+    def restored(cls, record: Record, errors: Iterable[ErrorEntry], logs: Iterable[str]) -> Self:
+        """Return what `SessionRepository.restore_record` leaves behind.
+
+        :raises InvalidSessionError: something cannot be kept, or the histories are not as long as the record says.
+        """
+        record = changes.plan_restore(record)
+        history = changes.check_history(record, errors)
+        return cls(record, list(history), list(changes.check_logs(record, logs)))
+
     def check_unchanged(self, session: Session) -> None:
         """Refuse an update of a session that was read from another state than this.
 
@@ -46,6 +56,15 @@ class StoredSession:
         record = self.record
         if (record.version, record.write_id) != (session.version, changes.baseline_of(session).write_id):
             raise StaleSessionError(session.session_id, session.version, record.version)
+
+    def may_go(self, unchanged_since: Record) -> bool:
+        """Tell whether `SessionRepository.delete_session` may delete it, asked for with this record."""
+        return changes.is_same_state(self.record, unchanged_since) and self.record.held_at is None
+
+    def hold(self, *, held: bool) -> None:
+        """Do what `SessionRepository.hold_session` does, or `release_session`."""
+        held_at = (self.record.held_at or values.utc_now()) if held else None
+        self.record = dataclasses.replace(self.record, held_at=held_at)
 
     def update(self, write: Write) -> None:
         """Apply a write of `plan_update`, made from this state."""
@@ -153,6 +172,7 @@ def summary_of(record: Record) -> SessionSummary:
         log_count=record.log_count,
         active_task_id=record.content.active_task_id,
         artifacts=frozenset(name for name in codec.ARTIFACTS if documents[name] is not None),
+        held=record.held_at is not None,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from vibeforge_sessions import changes
 from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import Record
-from vibeforge_sessions.errors import SessionExistsError, StaleSessionError
+from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql import writes
 from vibeforge_sessions.sql.execution import ThroughSQLAlchemy
@@ -102,12 +102,30 @@ def append_log(executor: ThroughSQLAlchemy, row: dict[str, Any], now: datetime, 
         writes.append_log(executor, row, now)
 
 
+def hold(executor: ThroughSQLAlchemy, session_id: str, now: datetime | None, *, session: Any) -> None:  # noqa: ARG001
+    """Settle a `writes.hold`: twice is as good as once."""
+    writes.hold(executor, session_id, now)
+
+
+def restore(executor: ThroughSQLAlchemy, restoring: writes.Restoring, *, session: Any) -> None:  # noqa: ARG001
+    """Settle a `writes.restore`."""
+    row = _locked(executor, restoring.record.session_id)
+    if row is not None and row.write_id == restoring.record.write_id:
+        return
+    try:
+        writes.restore(executor, restoring)
+    except (SessionExistsError, SessionNotFoundError, StaleSessionError):
+        raise CannotTell("somebody else has stored or deleted the session since") from None
+
+
 SETTLING: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
     writes.create: create,
     writes.update: update,
     writes.delete: delete,
     writes.append_error: append_error,
     writes.append_log: append_log,
+    writes.hold: hold,
+    writes.restore: restore,
 }
 """What settles each unit of work that writes; ``session`` is what `Database.end_session` needs, if anything."""
 

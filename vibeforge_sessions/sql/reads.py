@@ -50,7 +50,7 @@ def get_record(executor: Executor, session_id: str) -> Record | None:
     row = executor.row(sql.select_session, {sql.ID: session_id})
     if row is None:
         return None
-    session_id, phase, created_at, updated_at, version, write_id, question, task_id, errors, logs, *texts = row
+    session_id, phase, created_at, updated_at, version, write_id, question, task_id, errors, logs, held_at, *texts = row
     if texts[0] is None:
         raise no_documents(session_id)
     return Record(
@@ -61,6 +61,7 @@ def get_record(executor: Executor, session_id: str) -> Record | None:
         write_id=write_id,
         error_count=errors,
         log_count=logs,
+        held_at=held_at,
         content=Content(
             phase=phase,
             current_question_index=question,
@@ -109,9 +110,10 @@ def find(executor: Executor, query: Query) -> list[SessionSummary]:
             error_count=errors,
             log_count=logs,
             active_task_id=task_id,
+            held=bool(held),
             artifacts=frozenset(itertools.compress(ARTIFACTS, there)),
         )
-        for session_id, phase, created_at, updated_at, version, errors, logs, task_id, *there in executor.rows(
+        for session_id, phase, created_at, updated_at, version, errors, logs, task_id, held, *there in executor.rows(
             *sql.find(query)
         )
     ]

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, orm
 
 from vibeforge_sessions import changes, codec, values
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
 from vibeforge_sessions.history import log_line
 from vibeforge_sessions.model import ErrorEntry, S, Session, phases_of
@@ -110,8 +111,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         if write is not None:
             changes.mark_stored(session, write, self._write(writes.update, write))
 
-    def delete_session(self, session_id: str) -> bool:
-        return self._write(writes.delete, writes.Deletion(values.check_session_id(session_id)))
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        return self._write(writes.delete, writes.Deletion(values.check_session_id(session_id), unchanged_since))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         query = Query.of(filter, "created_at", 1, None)
@@ -173,6 +174,26 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
         return self._read(reads.list_logs, session_id, after, limit)
 
+    def hold_session(self, session_id: str) -> None:
+        self._write(writes.hold, values.check_session_id(session_id), values.utc_now())
+
+    def release_session(self, session_id: str) -> None:
+        self._write(writes.hold, values.check_session_id(session_id), None)
+
+    def get_record(self, session_id: str) -> Record | None:
+        return self._read(reads.get_record, values.check_session_id(session_id))
+
+    def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        restoring = writes.Restoring(changes.plan_restore(record), errors, logs, replacing)
+        self._run(writes.restore, (restoring,), {}, write=True, at_once=False, extra=sum(record.counts) / 1_000)
+
     def _known_phase(self, text: str) -> str:
         return self._phases.get(text, text)
 
@@ -184,7 +205,14 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return self._run(unit, args, kwargs, write=False, at_once=True)
 
     def _run(
-        self, unit: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], *, write: bool, at_once: bool
+        self,
+        unit: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        write: bool,
+        at_once: bool,
+        extra: float = 0,
     ) -> T:
         def work(executor: Executor) -> T:
             return unit(executor, *args, **kwargs)
@@ -194,7 +222,9 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             return settled
 
         try:
-            return self._transactions.run(work, write=write, at_once=at_once, settle=settle if write else None)
+            return self._transactions.run(
+                work, write=write, at_once=at_once, settle=settle if write else None, extra=extra
+            )
         except StorageError as error:
             if not error.transaction_lost and has_wrong_schema(error):
                 migrations.check(self._transactions.bind)  # raises what is missing, and the command to run
@@ -210,6 +240,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 def _session_id_of(argument: object) -> str | None:
     if isinstance(argument, (changes.Write, writes.Deletion)):
         return argument.session_id
+    if isinstance(argument, writes.Restoring):
+        return argument.record.session_id
     if isinstance(argument, dict):
         return str(argument["session_id"])
     return argument if isinstance(argument, str) else None

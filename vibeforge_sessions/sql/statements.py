@@ -22,8 +22,10 @@ from sqlalchemy import (
     case,
     delete,
     false,
+    func,
     insert,
     literal_column,
+    null,
     or_,
     select,
     true,
@@ -58,6 +60,25 @@ delete_children: Final[tuple[Delete, ...]] = tuple(
     delete(table).where(table.c.session_id == bindparam(ID)) for table in (documents, errors, logs)
 )
 
+_unchanged: Final = (
+    _this,
+    sessions.c.version == bindparam(VERSION),
+    sessions.c.write_id == bindparam(WRITE_ID),
+    sessions.c.error_count == bindparam("read_error_count", type_=sessions.c.error_count.type),
+    sessions.c.log_count == bindparam("read_log_count", type_=sessions.c.log_count.type),
+)
+delete_unchanged: Final[Delete] = delete(sessions).where(*_unchanged)
+delete_unheld: Final[Delete] = delete_unchanged.where(sessions.c.held_at.is_(None))
+
+# --- hold ---
+
+hold: Final[Update] = (
+    update(sessions)
+    .where(_this)
+    .values(held_at=func.coalesce(sessions.c.held_at, bindparam(NOW, type_=sessions.c.held_at.type)))
+)
+release: Final[Update] = update(sessions).where(_this).values(held_at=null())
+
 # --- update ---
 
 update_session: Final[Update] = (
@@ -79,8 +100,6 @@ counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.upda
 select_counters: Final[Select[Any]] = select(*counters).where(_this)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(_this)
 _identity: Final = (sessions.c.version, sessions.c.write_id, sessions.c.created_at)
-deleted: Final = delete_session.returning(*_identity)
-"""The deletion, which tells whom it has hit."""
 select_for_update: Final[Select[Any]] = (
     select(*_identity, sessions.c.updated_at, sessions.c.error_count, sessions.c.log_count)
     .where(_this)
@@ -89,6 +108,12 @@ select_for_update: Final[Select[Any]] = (
 """What is committed, once nobody else is about to change it."""
 select_version_now: Final[Select[Any]] = select_version.with_for_update(read=True)
 """What is committed, whatever snapshot a transaction has."""
+
+
+@functools.cache
+def returning_identity(statement: Delete) -> Any:
+    """Return the deletion so that it tells whom it has hit, for databases that can."""
+    return statement.returning(*_identity)
 
 
 @functools.cache
@@ -244,6 +269,7 @@ def _find(
             sessions.c.error_count,
             sessions.c.log_count,
             sessions.c.active_task_id,
+            sessions.c.held_at.is_not(None).label("held"),
             *(documents.c[name].is_not(None).label(name) for name in ARTIFACTS),
         )
         .join_from(sessions, documents, documents.c.session_id == session_id, isouter=True)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, Engine, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table
 
 from vibeforge_sessions import values
-from vibeforge_sessions.codec import DOCUMENTS
+from vibeforge_sessions.codec import DOCUMENTS, REQUIRED
 from vibeforge_sessions.sql.types import BigInt, LongText, UTCDateTime, identifier
 
 VERSION_TABLE: Final = "vibeforge_sessions_alembic_version"
@@ -16,8 +16,6 @@ VERSION_TABLE: Final = "vibeforge_sessions_alembic_version"
 
 HOSTS_VERSION_TABLE: Final = "alembic_version"
 """Where the revision stands if a host's own Alembic runs our scripts as a branch."""
-
-_REQUIRED_DOCUMENTS: Final = {"answers", "completed_task_ids", "failed_task_ids"}
 
 metadata = MetaData(
     naming_convention={
@@ -67,6 +65,7 @@ sessions = Table(
     Column("active_task_id", identifier(values.MAX_TASK_ID), nullable=True),
     Column("error_count", BigInt(), nullable=False),
     Column("log_count", BigInt(), nullable=False),
+    Column("held_at", UTCDateTime(), nullable=True),
     PrimaryKeyConstraint("session_id"),
     # Listings by creation, and "what was running when we stopped?".
     Index(None, "created_at", "session_id"),
@@ -80,7 +79,7 @@ documents = Table(
     "vibeforge_session_documents",
     metadata,
     _of_session(),
-    *(Column(name, LongText, nullable=name not in _REQUIRED_DOCUMENTS) for name in DOCUMENTS),
+    *(Column(name, LongText, nullable=name not in REQUIRED) for name in DOCUMENTS),
     PrimaryKeyConstraint("session_id"),
     **_OPTIONS,
 )

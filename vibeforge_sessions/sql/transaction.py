@@ -54,12 +54,21 @@ class Transactions(ABC):
         """What the state of the schema can be asked of."""
 
     @abstractmethod
-    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
+    def run(
+        self,
+        work: Callable[[Executor], T],
+        *,
+        write: bool,
+        at_once: bool,
+        settle: Settle | None = None,
+        extra: float = 0,
+    ) -> T:
         """Do the work, wholly or not at all.
 
         :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
         :param settle: for a write of which nobody knows whether it was committed: called with an executor in a
             transaction, and with what `Database.end_session` needs for the connection that was lost.
+        :param extra: seconds that are added to its deadline.
         :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
         """
 
@@ -104,10 +113,19 @@ class OwnTransactions(Transactions):
     def bind(self) -> Engine:
         return self._engine
 
-    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
+    def run(
+        self,
+        work: Callable[[Executor], T],
+        *,
+        write: bool,
+        at_once: bool,
+        settle: Settle | None = None,
+        extra: float = 0,
+    ) -> T:
         retry, known = self._retry, self._known
-        until = time.monotonic() + retry.deadline
-        longest = retry.deadline if retry.attempts == 1 else retry.deadline / 2
+        deadline = retry.deadline + extra
+        until = time.monotonic() + deadline
+        longest = deadline if retry.attempts == 1 else deadline / 2
         doubt: _Failed | None = None
         for attempt in itertools.count(1):
             seconds = min(longest, max(0.0, until - time.monotonic()))
@@ -219,9 +237,17 @@ class HostsTransaction(Transactions):
     def bind(self) -> Connection:
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
-    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
+    def run(
+        self,
+        work: Callable[[Executor], T],
+        *,
+        write: bool,
+        at_once: bool,
+        settle: Settle | None = None,
+        extra: float = 0,
+    ) -> T:
         executor = ThroughSQLAlchemy(reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
-        with limited(executor.dialect, self._deadline) as limit:
+        with limited(executor.dialect, self._deadline + extra) as limit:
             savepoint = None
             try:
                 executor.join()

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Executable, Update
+from sqlalchemy import Delete, Executable, Update
 
 from vibeforge_sessions import changes
 from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import DOCUMENTS, Record
-from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
+from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError, StaleSessionError
+from vibeforge_sessions.history import ErrorEntry
 from vibeforge_sessions.sql import at_once
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql.execution import Executor
 from vibeforge_sessions.sql.reads import missed, no_documents
+
+_BATCH: Final = 1_000
+"""How many entries of a restored history are sent at once."""
 
 
 def create(executor: Executor, write: Write) -> Record:
@@ -29,15 +33,7 @@ def create(executor: Executor, write: Write) -> Record:
     record = changes.record_of(
         write, version=1, updated_at=write.updated_at, error_count=len(write.errors), log_count=len(write.logs)
     )
-    row = {
-        **_hot(write),
-        "session_id": record.session_id,
-        "created_at": record.created_at,
-        "updated_at": record.updated_at,
-        "version": record.version,
-        "error_count": record.error_count,
-        "log_count": record.log_count,
-    }
+    row = _row(record)
     try:
         if executor.database.writes_at_once:
             statement = at_once.create(with_errors=bool(write.errors), with_logs=bool(write.logs))
@@ -95,23 +91,85 @@ class Deletion:
     """What is to be deleted; and what was, at the last attempt."""
 
     session_id: str
+    unchanged_since: Record | None = None
+    """Delete it only if it is this still, and not held."""
     deleted: Deleted | None = None
 
 
 def delete(executor: Executor, deletion: Deletion) -> bool:
     """Delete a session and its history, whether or not the database cascades."""
     parameters = {sql.ID: deletion.session_id}
-    if executor.dialect.delete_returning:
-        row = executor.row(sql.deleted, parameters)
+    if deletion.unchanged_since is None:
+        deletion.deleted = _delete(executor, sql.delete_session, parameters)
     else:
-        row = executor.row(sql.select_for_update, parameters)
-        executor.write(sql.delete_session, [parameters])
-    deletion.deleted = None if row is None else Deleted(*row[:3])
+        parameters |= _seen(deletion.unchanged_since)
+        deletion.deleted = _delete(executor, sql.delete_unheld, parameters)
+    return deletion.deleted is not None
+
+
+def _delete(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> Deleted | None:
+    this = {sql.ID: parameters[sql.ID]}
+    if executor.dialect.delete_returning:
+        row = executor.row(sql.returning_identity(statement), parameters)
+    else:
+        row = executor.row(sql.select_for_update, this)
+        if not executor.write(statement, [parameters]):
+            row = None
     if row is None:
-        return False
-    for statement in sql.delete_children:
-        executor.write(statement, [parameters])
-    return True
+        return None
+    for each in sql.delete_children:
+        executor.write(each, [this])
+    return Deleted(*row[:3])
+
+
+def _seen(record: Record) -> dict[str, Any]:
+    return {
+        sql.VERSION: record.version,
+        sql.WRITE_ID: record.write_id,
+        "read_error_count": record.error_count,
+        "read_log_count": record.log_count,
+    }
+
+
+def hold(executor: Executor, session_id: str, now: datetime | None) -> None:
+    """Hold a session since a time, or release it."""
+    statement, times = (sql.release, {}) if now is None else (sql.hold, {sql.NOW: now})
+    if not executor.write(statement, [{sql.ID: session_id, **times}]):
+        raise SessionNotFoundError(session_id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Restoring:
+    """A session that is to be stored as it was elsewhere."""
+
+    record: Record
+    errors: Iterable[ErrorEntry]
+    logs: Iterable[str]
+    replacing: Record | None
+
+
+def restore(executor: Executor, restoring: Restoring) -> None:
+    """Insert a session whole, with its versions and times, in the place of another where one is to be replaced."""
+    record, replacing = restoring.record, restoring.replacing
+    if replacing is not None:
+        parameters = {sql.ID: record.session_id, **_seen(replacing)}
+        if _delete(executor, sql.delete_unchanged, parameters) is None:
+            stored = executor.row(sql.select_version, {sql.ID: record.session_id})
+            if stored is None:
+                raise SessionNotFoundError(record.session_id)
+            raise StaleSessionError(record.session_id, replacing.version, stored[0])
+    try:
+        executor.write(sql.insert_session, [_row(record)])
+    except Exception as error:
+        if executor.is_duplicate(error):
+            raise SessionExistsError(record.session_id) from None
+        raise
+    _store(executor, sql.insert_documents, [{"session_id": record.session_id, **record.content.documents}])
+    errors = _error_rows(record.session_id, changes.check_history(record, restoring.errors), record.write_id)
+    logs = _log_rows(record.session_id, changes.check_logs(record, restoring.logs), 1, record.write_id)
+    for history, rows in ((sql.ERRORS, errors), (sql.LOGS, logs)):
+        while batch := list(itertools.islice(rows, _BATCH)):
+            _store(executor, history.insert, batch)
 
 
 def append_error(executor: Executor, row: dict[str, Any]) -> tuple[int, str]:
@@ -172,6 +230,22 @@ def _store(executor: Executor, statement: Executable, rows: list[dict[str, Any]]
     return sum(executor.write(statement, batch) for batch in executor.batches(rows))
 
 
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "session_id": record.session_id,
+        "phase": record.content.phase,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "version": record.version,
+        "write_id": record.write_id,
+        "current_question_index": record.content.current_question_index,
+        "active_task_id": record.content.active_task_id,
+        "error_count": record.error_count,
+        "log_count": record.log_count,
+        "held_at": record.held_at,
+    }
+
+
 def _hot(write: Write) -> dict[str, Any]:
     return {
         "phase": write.content.phase,
@@ -204,20 +278,24 @@ def _entry_rows(write: Write, error_count: int, log_count: int) -> dict[sql.Hist
     placed = changes.place(write.errors, error_count)
     first = log_count - len(write.logs) + 1
     return {
-        sql.ERRORS: [
-            {
-                "session_id": write.session_id,
-                "position": entry.position,
-                "timestamp": entry.timestamp,
-                "task_id": entry.task_id,
-                "error_message": entry.error_message,
-                "phase": entry["phase"],
-                "write_id": write.write_id,
-            }
-            for entry in placed
-        ],
-        sql.LOGS: [
-            {"session_id": write.session_id, "position": position, "message": line, "write_id": write.write_id}
-            for position, line in enumerate(write.logs, first)
-        ],
+        sql.ERRORS: list(_error_rows(write.session_id, placed, write.write_id)),
+        sql.LOGS: list(_log_rows(write.session_id, write.logs, first, write.write_id)),
     }
+
+
+def _error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        yield {
+            "session_id": session_id,
+            "position": entry.position,
+            "timestamp": entry.timestamp,
+            "task_id": entry.task_id,
+            "error_message": entry.error_message,
+            "phase": entry["phase"],
+            "write_id": write_id,
+        }
+
+
+def _log_rows(session_id: str, lines: Iterable[str], first: int, write_id: str) -> Iterator[dict[str, Any]]:
+    for position, line in enumerate(lines, first):
+        yield {"session_id": session_id, "position": position, "message": line, "write_id": write_id}

@@ -30,6 +30,7 @@ pytest.register_assert_rewrite(
             "sessions",
             "updates",
             "histories",
+            "keeping",
             "listings",
             "observation",
             "stored_values",
@@ -44,6 +45,7 @@ from vibeforge_sessions.testing.aio import AsyncTests, NewAsyncRepository, Run  
 from vibeforge_sessions.testing.base import NewRepository, RepositoryTests  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.diagnostics import DiagnosticTests  # noqa: E402
 from vibeforge_sessions.testing.histories import HistoryTests  # noqa: E402
+from vibeforge_sessions.testing.keeping import KeepingTests  # noqa: E402
 from vibeforge_sessions.testing.listings import ListingTests  # noqa: E402
 from vibeforge_sessions.testing.observation import ObservationTests  # noqa: E402
 from vibeforge_sessions.testing.sessions import SessionTests  # noqa: E402
@@ -61,6 +63,7 @@ class SessionRepositoryContract(
     HistoryTests,
     DiagnosticTests,
     SubclassTests,
+    KeepingTests,
     ListingTests,
     ObservationTests,
     StoredValueTests,

@@ -18,6 +18,7 @@ from vibeforge_sessions import (
     SessionRepository,
     StaleSessionError,
 )
+from vibeforge_sessions.codec import Record
 from vibeforge_sessions.testing.base import (
     SESSION_ID,
     UNKNOWN_ID,
@@ -274,7 +275,7 @@ class SessionTests:
 
     def test_an_incomplete_implementation_cannot_be_made(self) -> None:
         class Incomplete(SessionRepository):
-            def delete_session(self, session_id: str) -> bool:
+            def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
                 return False
 
         with pytest.raises(TypeError, match="abstract"):
