@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vibeforge_sessions.aio import AsyncSessionRepository
     from vibeforge_sessions.errors import (
+        ArchiveError,
         CorruptSessionError,
         InvalidSessionError,
         OutcomeUnknownError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 
 __all__ = [
+    "ArchiveError",
     "AsyncInMemorySessionRepository",
     "AsyncSQLAlchemySessionRepository",
     "AsyncSessionRepository",
@@ -63,6 +65,7 @@ __all__ = [
 _ROOMS = {
     "aio": ("AsyncSessionRepository",),
     "errors": (
+        "ArchiveError",
         "CorruptSessionError",
         "InvalidSessionError",
         "OutcomeUnknownError",

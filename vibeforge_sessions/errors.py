@@ -8,7 +8,8 @@ SessionRepositoryError
 ├── CorruptSessionError                   what is stored cannot be understood
 ├── StorageError                          the database did not do it
 │   └── OutcomeUnknownError               … and nobody can tell whether it did
-└── SchemaError                           the tables are missing, or not of this version
+├── SchemaError                           the tables are missing, or not of this version
+└── ArchiveError                          a file of sessions cannot be read or written
 
 The errors carry ids and versions as attributes. Their messages show neither values of a session nor a URL,
 a password or the parameters of a statement. All of them survive ``pickle``, so that a worker process can
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import Literal
 
 __all__ = [
+    "ArchiveError",
     "CorruptSessionError",
     "InvalidSessionError",
     "OutcomeUnknownError",
@@ -179,3 +181,22 @@ class SchemaError(SessionRepositoryError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class ArchiveError(SessionRepositoryError):
+    """A file of sessions is damaged or none of ours, or it cannot be read or written (full, say; the cause is chained).
+
+    Nothing was stored of the session that it is about, and nothing deleted.
+    """
+
+    reason: str
+    line: int | None
+    """The line of the file that it is about, from 1; None where it is about the file."""
+
+    def __init__(self, reason: str, line: int | None = None) -> None:
+        super().__init__(reason, line)
+        self.reason = reason
+        self.line = line
+
+    def __str__(self) -> str:
+        return self.reason if self.line is None else f"line {self.line}: {self.reason}"
