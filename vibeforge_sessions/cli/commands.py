@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,17 @@ from vibeforge_sessions.cli.options import (
     WaitTimeout,
     Yes,
 )
-from vibeforge_sessions.cli.output import EXIT_CODES, EXITS, UNREADABLE, explained, show, show_revisions, show_status
+from vibeforge_sessions.cli.output import (
+    EXIT_CODES,
+    EXITS,
+    UNREADABLE,
+    confirmed,
+    explained,
+    show,
+    show_revisions,
+    show_status,
+)
+from vibeforge_sessions.cli.sessions import sessions
 from vibeforge_sessions.model import Session
 from vibeforge_sessions.sql import maintenance, migrate
 from vibeforge_sessions.sql.engine import engine_on
@@ -40,11 +49,7 @@ app = typer.Typer(
 )
 db = typer.Typer(help=f"The database. {EXITS}", no_args_is_help=True)
 app.add_typer(db, name="db")
-
-
-@app.callback()
-def _app() -> None:
-    """Keep `db` a group though it is the only one."""
+app.add_typer(sessions, name="sessions")
 
 
 @db.command()
@@ -137,7 +142,7 @@ def downgrade(
             undone = migrate.plan_downgrade(engine, revision)
             for each in undone:
                 typer.echo(f"undoing {each.revision} loses: {each.loses or 'nothing'}", err=True)
-            if undone and not yes and not _confirmed():
+            if undone and not yes and not confirmed():
                 raise typer.Exit(1)
             steps: list[str] = []
             migrate.downgrade(
@@ -223,11 +228,6 @@ def backup(
     """Copy a live SQLite database; for other databases it says which tool to use."""
     with explained(), engine_on(url) as engine:
         maintenance.backup(engine, file)
-
-
-def _confirmed() -> bool:
-    typer.echo("Go on? [y/N] ", nl=False, err=True)  # typer's own prompt leaves a blank on stdout
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _class(name: str | None) -> type[Session]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Final
 
 import typer
+
+from vibeforge_sessions.cli.times import moment
+from vibeforge_sessions.query import SessionOrder
 
 _PREFIX: Final = "VIBEFORGE_SESSIONS_"
 
@@ -59,3 +63,45 @@ SessionType = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, help="Ids that are read at once.")]
+
+# --- which sessions ---
+
+_TIME: Final = "ISO 8601, in UTC where it names no zone; or an age: 2d is two days ago."
+
+Phases = Annotated[
+    list[str] | None,
+    typer.Option("--phase", envvar=f"{_PREFIX}PHASE", metavar="PHASE", help="In this phase; may be given repeatedly."),
+]
+CreatedFrom = Annotated[
+    datetime | None,
+    typer.Option(
+        envvar=f"{_PREFIX}CREATED_FROM", parser=moment, metavar="TIME", help=f"Created at this time or later. {_TIME}"
+    ),
+]
+CreatedBefore = Annotated[
+    datetime | None,
+    typer.Option(envvar=f"{_PREFIX}CREATED_BEFORE", parser=moment, metavar="TIME", help="Created before this time."),
+]
+UpdatedFrom = Annotated[
+    datetime | None,
+    typer.Option(
+        envvar=f"{_PREFIX}UPDATED_FROM", parser=moment, metavar="TIME", help="Last touched at this time or later."
+    ),
+]
+UpdatedBefore = Annotated[
+    datetime | None,
+    typer.Option(
+        envvar=f"{_PREFIX}UPDATED_BEFORE", parser=moment, metavar="TIME", help="Last touched before this time."
+    ),
+]
+HasErrors = Annotated[
+    bool | None,
+    typer.Option("--has-errors/--no-errors", envvar=f"{_PREFIX}HAS_ERRORS", help="With errors, or without any."),
+]
+Order = Annotated[
+    SessionOrder,
+    typer.Option(
+        envvar=f"{_PREFIX}ORDER",
+        help="By which time: oldest first, or with a minus newest first.",
+    ),
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import typer
 
+from vibeforge_sessions.cli.terminal import safe
 from vibeforge_sessions.errors import SchemaError, SchemaState, SessionRepositoryError
 from vibeforge_sessions.sql.migrate import Revision, SchemaStatus
 
@@ -34,9 +36,15 @@ def explained() -> Iterator[None]:
     try:
         yield
     except SessionRepositoryError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {safe(str(error))}", err=True)
         state = error.state if isinstance(error, SchemaError) else None
         raise typer.Exit(1 if state is None else EXIT_CODES[state] or 1) from None
+
+
+def confirmed() -> bool:
+    """Ask whether to go on."""
+    typer.echo("Go on? [y/N] ", nl=False, err=True)  # typer's own prompt leaves a blank on stdout
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def show(value: Any) -> None:
