@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
@@ -57,6 +57,8 @@ class Database(ABC):
     """The codes of a primary key that is there already."""
     wrong_schema: ClassVar[frozenset[Any]] = frozenset()
     """The codes of "no such table" and "no such column"."""
+    took_too_long: ClassVar[frozenset[Any]] = frozenset()
+    """The codes of a statement that was ended because its time was over (see `limiting_statements`)."""
     create_database: ClassVar[str | None] = None
     """The statement that makes an empty database on the server; None where a database is a file."""
     drop_database: ClassVar[str] = ""
@@ -142,6 +144,14 @@ class Database(ABC):
 
         :raises InvalidSessionError: a row does not, with both sizes.
         """
+
+    @abstractmethod
+    def limiting_statements(self, driver: Any, seconds: float) -> AbstractContextManager[None]:
+        """End each statement that takes longer on a synchronous driver's connection, in a transaction that reads."""
+
+    @abstractmethod
+    def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
+        """Return the name of each table, and the bytes that it and its indexes take; None for the whole database."""
 
     def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
         """Return the statements that limit a migration's waiting, for its session or else for its transaction."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Dialect, Engine, event, text
+from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
@@ -36,6 +36,10 @@ _STATEMENT: Final = 2_000
 _ESCAPED: Final = "\\'\"\0\n\r\x1a"
 """Characters that become two in the text of a statement, into which the drivers write the values."""
 
+_SIZES: Final = text(
+    "SELECT table_name, data_length, index_length FROM information_schema.tables "
+    "WHERE table_schema = DATABASE() AND table_name IN :names"
+).bindparams(bindparam("names", expanding=True))
 _SESSION: Final = (  # strict: what does not fit is an error, and not cut in silence
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
     f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}"
@@ -72,6 +76,7 @@ class MariaDB(Database):
     damaged = frozenset({1034, 1194, 1195, 1712, 1877})
     duplicate = frozenset({1062})
     wrong_schema = frozenset({1146, 1054})
+    took_too_long = frozenset({1969})
     create_database = "CREATE DATABASE {name}"
     drop_database = "DROP DATABASE IF EXISTS {name}"
     wait_briefly = ("SET SESSION lock_wait_timeout = 10, innodb_lock_wait_timeout = 10",)
@@ -171,6 +176,20 @@ class MariaDB(Database):
             batches[-1].append(row)
             room -= size
         return batches
+
+    @contextmanager
+    def limiting_statements(self, driver: Any, seconds: float) -> Iterator[None]:
+        (before,) = ask(driver, "SELECT @@max_statement_time")
+        with driver.cursor() as cursor:
+            cursor.execute(f"SET SESSION max_statement_time = {seconds:g}")
+            try:
+                yield
+            finally:
+                with contextlib.suppress(Exception):  # lost, and not used again; otherwise a host's is as it was
+                    cursor.execute(f"SET SESSION max_statement_time = {before}")
+
+    def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
+        return connection.execute(_SIZES, {"names": list(tables)}).all()
 
     def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
         if not of_session:

@@ -47,6 +47,10 @@ _END_SESSION: Final = text(
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
     "WHERE pid = :pid AND pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()"
 )
+_SIZES: Final = text(
+    "SELECT relname, pg_table_size(oid), pg_indexes_size(oid) FROM pg_class "
+    "WHERE oid IN (SELECT to_regclass(path) FROM unnest(CAST(:paths AS text[])) AS path)"
+)
 _REFUSALS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 _ASKED: Final = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
 _ENOUGH: Final = "read committed"
@@ -78,6 +82,7 @@ class PostgreSQL(Database):
     damaged = frozenset({"XX001", "XX002"})
     duplicate = frozenset({"23505"})
     wrong_schema = frozenset({"42P01", "42703", "3F000"})
+    took_too_long = frozenset({"57014"})
     create_database = "CREATE DATABASE {name} TEMPLATE template0"  # which nobody can be connected to
     drop_database = "DROP DATABASE IF EXISTS {name} WITH (FORCE)"
     wait_briefly = ("SET lock_timeout = '10s'",)
@@ -165,6 +170,17 @@ class PostgreSQL(Database):
         if sum(map(len, texts)) > _MESSAGE // 4:  # a character takes four bytes at the most
             refuse_payload(sum(len(value.encode()) for value in texts), _MESSAGE, "the largest message")
         return [rows]
+
+    @contextmanager
+    def limiting_statements(self, driver: Any, seconds: float) -> Iterator[None]:
+        cursor = driver.cursor()
+        cursor.execute(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")  # 0 would be without end
+        cursor.close()
+        yield
+
+    def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
+        place = "" if schema is None else f"{_quoted(schema)}."
+        return connection.execute(_SIZES, {"paths": [f"{place}{_quoted(name)}" for name in tables]}).all()
 
     def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
         scope = "SET" if of_session else "SET LOCAL"

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Dialect, Engine, QueuePool, event, inspect
+from sqlalchemy import (
+    URL,
+    AsyncAdaptedQueuePool,
+    Connection,
+    Dialect,
+    Engine,
+    QueuePool,
+    bindparam,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import SingletonThreadPool
@@ -26,6 +37,15 @@ from vibeforge_sessions.sql.databases.base import (
 )
 from vibeforge_sessions.sql.tables import metadata
 
+_OFTEN: Final = 10_000
+"""After how many of SQLite's own steps it is looked at the clock."""
+_TELLS_SIZES: Final = "SELECT 1 FROM pragma_module_list WHERE name = 'dbstat'"
+_SIZES: Final = text(
+    "SELECT parts.tbl_name, sum(CASE parts.type WHEN 'table' THEN pages.pgsize ELSE 0 END), "
+    "sum(CASE parts.type WHEN 'index' THEN pages.pgsize ELSE 0 END) "
+    "FROM dbstat AS pages JOIN sqlite_schema AS parts ON parts.name = pages.name "
+    "WHERE pages.aggregate = TRUE AND parts.tbl_name IN :names GROUP BY parts.tbl_name"
+).bindparams(bindparam("names", expanding=True))
 _WRITE: Final = "vibeforge_sessions_write"
 _LENGTH: Final = 1_000_000_000
 """SQLite's own default for the longest statement and value, in bytes."""
@@ -55,6 +75,7 @@ class SQLite(Database):
     lasting = frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_READONLY_DIRECTORY"})
     damaged = frozenset({"SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_CORRUPT_SEQUENCE", "SQLITE_NOTADB"})
     duplicate = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
+    took_too_long = frozenset({"SQLITE_INTERRUPT"})
     wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
 
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
@@ -124,6 +145,27 @@ class SQLite(Database):
                 size = sum(len(value.encode()) for value in row.values() if isinstance(value, str))
                 refuse_payload(size, limit, "SQLITE_LIMIT_LENGTH")
         return [rows]
+
+    @contextmanager
+    def limiting_statements(self, driver: Any, seconds: float) -> Iterator[None]:
+        until = time.monotonic() + seconds
+        driver.set_progress_handler(lambda: time.monotonic() > until, _OFTEN)
+        try:
+            yield
+        finally:
+            driver.set_progress_handler(None, 0)
+
+    def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
+        if connection.exec_driver_sql(_TELLS_SIZES).first() is not None:
+            try:
+                return connection.execute(_SIZES, {"names": list(tables)}).all()
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
+                    raise
+        pages, size = (
+            _driver(connection).execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
+        return [(None, pages * size, 0)]
 
     @contextmanager
     def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:

@@ -1,0 +1,104 @@
+"""Sessions as the application itself has written them: ``session_state.json``, the shape of `Session.to_dict`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from vibeforge_sessions import changes, values
+from vibeforge_sessions.archive.lines import canonical, chunk_lines
+from vibeforge_sessions.archive.parcel import Parcel
+from vibeforge_sessions.archive.reading import Problem
+from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.model import STORED, Session
+
+_KNOWN: Final = frozenset({*Session.model_fields, STORED})
+_SESSIONS: Final = frozenset({"phase", "created_at", "answers", "error_history", "current_question_index"})
+"""A JSON object with one of these is a session, and not an object of sessions by their ids."""
+
+
+def is_session(data: object) -> bool:
+    """Tell whether a JSON value is a session of the application."""
+    return isinstance(data, dict) and not _SESSIONS.isdisjoint(data)
+
+
+def sessions_in(file: bytes) -> list[tuple[str | None, Any]] | None:
+    """Return the sessions of a file, with their ids as far as these stand beside them; None if it is no such file."""
+    try:
+        data = values.decode_json(file.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if is_session(data):
+        return [(None, data)]
+    if isinstance(data, list) and data and all(map(is_session, data)):
+        return [(None, each) for each in data]
+    if isinstance(data, dict) and data and all(map(is_session, data.values())):
+        return list(data.items())
+    return None
+
+
+def parcels(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Parcel | Problem, None, None]:
+    """Give each session of a file of the application.
+
+    Older shapes have fewer fields, and get the defaults. Fields of the application's own that `Session` does not have
+    are kept, as those of a subclass are.
+
+    :param written_at: when the file was written: the time of sessions that have none.
+    """
+    for number, (session_id, fields) in enumerate(data, 1):
+        try:
+            yield _parcel(session_id, fields, number, written_at)
+        except InvalidSessionError as error:
+            yield Problem(number, session_id, f"is no session that can be kept: {error}")
+
+
+def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Parcel:
+    known = {name: value for name, value in fields.items() if name in _KNOWN and value is not None}
+    if known.setdefault("session_id", session_id) is None:
+        raise InvalidSessionError("is missing", "session_id")
+    if session_id is not None and known["session_id"] != session_id:
+        raise InvalidSessionError("is not the one that it stands beside", "session_id")
+    known["updated_at"] = known.get("updated_at") or known.get("created_at") or written_at
+    known["created_at"] = known.get("created_at") or known["updated_at"]
+    # an entry without a time would get that of the import, and be another one at each
+    known["error_history"] = [
+        {"timestamp": known["updated_at"], **entry} if isinstance(entry, Mapping) else entry
+        for entry in _list(known.get("error_history", []), "error_history")
+    ]
+    phase = known.pop("phase", None)  # the application may have more of them
+    session = Session.from_dict(known)
+    write = changes.plan_create(session)
+    record = changes.record_of(
+        write,
+        version=max(1, session.version),
+        updated_at=write.updated_at,
+        error_count=len(write.errors),
+        log_count=len(write.logs),
+    )
+    content = dataclasses.replace(
+        record.content,
+        phase=record.content.phase if phase is None else phase,
+        documents={**record.content.documents, "extension": _extension(fields)},
+    )
+    parcel = Parcel(canonical(dataclasses.replace(record, content=content)), number)
+    for kind, entries in (("errors", changes.place(write.errors, len(write.errors))), ("logs", write.logs)):
+        for line, read in chunk_lines(kind, entries):
+            parcel.add(kind, line, read)
+    return parcel
+
+
+def _extension(fields: Mapping[str, Any]) -> str | None:
+    texts = [
+        f"{values.encode_json(name, name)}:{values.encode_json(value, name)}"
+        for name, value in fields.items()
+        if name not in _KNOWN
+    ]
+    return "{" + ",".join(texts) + "}" if texts else None
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
+    return value

@@ -1,0 +1,107 @@
+"""Files on a disk that can be full, and of which one process at a time writes one."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, cast
+
+from vibeforge_sessions.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+GZIP: Final = b"\x1f\x8b"
+"""What each gzip begins with."""
+_LEVEL: Final = 6
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise what a disk or an operating system refuses as an error of ours, which shows no path."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else "the file ends early, or is damaged"
+        raise ArchiveError(f"a file cannot be read or written: {why}") from error
+
+
+def is_compressed(path: Path, compress: bool | None) -> bool:  # noqa: FBT001 (an option that is handed on)
+    """Tell whether a new file is to be a gzip: as asked for, or else by its name."""
+    return path.suffix == ".gz" if compress is None else compress
+
+
+def compressing(file: IO[bytes] | Unbuffered) -> IO[bytes]:
+    """Return a gzip that is written to a file, the same bytes at every time; closing it leaves the file open."""
+    return cast(
+        "IO[bytes]",
+        gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0),
+    )
+
+
+class Unbuffered(io.FileIO):
+    """A file that writes all it is given, or raises; nothing is left to be written when it is cut off, or closed."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Write all of it; `io.FileIO` may write less where a disk becomes full."""
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view):
+            written += super().write(view[written:])
+        return written
+
+
+def open_locked(path: Path) -> Unbuffered:
+    """Open a file for reading and writing, made if it is missing, so that nobody else opens it so meanwhile.
+
+    :raises ArchiveError: somebody else has, or it cannot be opened.
+    """
+    with disk_errors():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+    file = Unbuffered(descriptor, "r+b")
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(path.stat(), os.fstat(descriptor)):  # it was renamed before it was locked
+            raise FileNotFoundError
+    except OSError as error:
+        file.close()
+        raise ArchiveError("another process is writing this file") from error
+    return file
+
+
+def close_quietly(file: IO[bytes] | Unbuffered) -> None:
+    """Close a file that something has gone wrong with already."""
+    with contextlib.suppress(OSError, ValueError):
+        file.close()
+
+
+def sync(file: Unbuffered) -> None:
+    """Have what was written on the disk before anybody goes on."""
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a new name in a folder on the disk, where the system can do that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget_cached(file: Unbuffered) -> None:
+    """Have what was synced read from the disk again, where the system can do that."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
