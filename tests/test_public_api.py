@@ -231,6 +231,10 @@ def test_the_lowest_rooms_import_nothing_of_ours() -> None:
         ("implementing", ABOVE_THE_MODEL - {"codec", "changes", "query", "stored"}),
         ("lost_writes", ABOVE_THE_MODEL - {"codec", "repository", "aio", "forwarding"}),
         ("settings", ON_TOP),
+        (
+            "retention/pruning",
+            ABOVE_THE_MODEL - {"codec", "query", "stored", "repository", "aio"},
+        ),
     ],
 )
 def test_no_room_imports_one_above_it(room: str, above: set[str]) -> None:

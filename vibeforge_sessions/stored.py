@@ -152,7 +152,7 @@ def select(query: Query, records: Iterable[Record]) -> list[Record]:
     def key(record: Record) -> tuple[datetime, str]:
         return (record.updated_at if query.column == "updated_at" else record.created_at), record.session_id
 
-    found = [record for record in records if _matches(record, query.filter)]
+    found = [record for record in records if matches(record, query.filter)]
     if query.after is not None:
         after = query.after
         found = [record for record in found if (key(record) < after if query.descending else key(record) > after)]
@@ -176,7 +176,8 @@ def summary_of(record: Record) -> SessionSummary:
     )
 
 
-def _matches(record: Record, asked: SessionFilter) -> bool:
+def matches(record: Record, asked: SessionFilter) -> bool:
+    """Tell whether a filter asks for this session."""
     return (
         (asked.phases is None or record.content.phase in asked.phases)
         and (asked.created_from is None or record.created_at >= asked.created_from)

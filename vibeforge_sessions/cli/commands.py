@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from vibeforge_sessions.cli import keeping  # noqa: F401 (its commands)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,

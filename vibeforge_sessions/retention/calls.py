@@ -1,0 +1,90 @@
+"""What a prune asks a repository and an archive for: of both kinds as coroutines, so that it stands there once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
+
+from vibeforge_sessions.aio import AsyncSessionRepository
+from vibeforge_sessions.archive.writer import ArchiveWriter
+from vibeforge_sessions.codec import Record
+from vibeforge_sessions.query import SessionFilter, SessionPage
+from vibeforge_sessions.repository import SessionRepository
+
+T = TypeVar("T")
+
+
+class Direct:
+    """Calls of a synchronous repository. None of them waits for an event loop: see `run`."""
+
+    def __init__(self, repository: SessionRepository[Any]) -> None:
+        self._repository = repository
+
+    async def find(self, asked: SessionFilter, limit: int, cursor: str | None) -> SessionPage:
+        return self._repository.find_sessions(asked, order="updated_at", limit=limit, cursor=cursor)
+
+    async def get(self, session_id: str) -> Record | None:
+        return self._repository.get_record(session_id)
+
+    async def delete(self, record: Record) -> bool:
+        return self._repository.delete_session(record.session_id, unchanged_since=record)
+
+    async def add(self, archive: ArchiveWriter, record: Record) -> None:
+        archive.add(self._repository, record)
+
+    async def on_disk(self, call: Callable[[], T]) -> T:
+        return call()
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 (there is no loop)
+
+
+class Awaited:
+    """The same calls of a repository of asyncio."""
+
+    def __init__(self, repository: AsyncSessionRepository[Any]) -> None:
+        self._repository = repository
+
+    async def find(self, asked: SessionFilter, limit: int, cursor: str | None) -> SessionPage:
+        return await self._repository.find_sessions(asked, order="updated_at", limit=limit, cursor=cursor)
+
+    async def get(self, session_id: str) -> Record | None:
+        return await self._repository.get_record(session_id)
+
+    async def delete(self, record: Record) -> bool:
+        return await self._repository.delete_session(record.session_id, unchanged_since=record)
+
+    async def add(self, archive: ArchiveWriter, record: Record) -> None:
+        await _to_the_end(archive.add_async(self._repository, record))
+
+    async def on_disk(self, call: Callable[[], T]) -> T:
+        return await _to_the_end(asyncio.to_thread(call))
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    raise AssertionError("unreachable")
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await what a thread does; when cancelled, it is over first: nobody may close its file before."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # asked for, so that nobody is told that it was not
+        raise
