@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import typer
 from rich.console import Console
@@ -87,6 +87,7 @@ def prune_sessions(
             typer.echo(_summary(planned), err=True)
             if planned.total and not confirmed():
                 raise typer.Exit(1)
+            asked = replace(asked, updated_before=planned.before)  # no more than was asked about
         with _Watched() as watched:
             report = prune(
                 repository,
@@ -139,7 +140,8 @@ class _Watched:
     """Shows how far a prune has come, and says it in the end if it did not come to its own."""
 
     def __init__(self) -> None:
-        self._bar = Progress("{task.description}", console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self._bar = Progress("{task.description}", console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("")
         self._report: PruneReport | None = None
 
@@ -147,7 +149,7 @@ class _Watched:
         self._report = report
         self._bar.update(self._task, description=_counts(report))
 
-    def __enter__(self) -> _Watched:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
