@@ -61,7 +61,12 @@ BatchSize = Annotated[
     ),
 ]
 Pause = Annotated[
-    float, typer.Option(envvar=f"{_PREFIX}PAUSE", min=0, help="Seconds to wait after each batch, for the others.")
+    float,
+    typer.Option(
+        envvar=f"{_PREFIX}PAUSE",
+        min=0,
+        help="How long to wait after each deletion, for the others: as a multiple of the time that it took.",
+    ),
 ]
 SessionIds = Annotated[list[str], typer.Argument(metavar="ID…", envvar=f"{_PREFIX}SESSION_IDS")]
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ from vibeforge_sessions.retention.report import KEPT, OnBatch, PruneProblem, Pru
 from vibeforge_sessions.stored import matches
 
 BATCH_SIZE: Final = 100
-PAUSE: Final = 0.05
+PAUSE: Final = 1.0
 
 
 def prune(
@@ -58,7 +59,8 @@ def prune(
     :param batch_size: how many sessions are found at once, and archived before any of them is deleted; 1 to 1000.
     :param archive: a file that each session is written to, synced, and read back from, before it is deleted: see
         `ArchiveWriter`. Once that fails, nothing more is deleted.
-    :param pause: seconds to wait after each batch, for the others; 0 for none.
+    :param pause: how long to leave the database to the others after each deletion, as a multiple of the time that it
+        took; 0 for not at all. SQLite has one writer at a time and no queue: without pauses, others would wait long.
     :raises InvalidSessionError: the filter names no phases, or an argument is out of range.
     :raises ArchiveError: the archive cannot be written: not opened, full, or it gives back something else.
     """
@@ -106,7 +108,7 @@ def _pruning(
     if values.check_integer(batch_size, "batch_size", least=1) > MAX_PAGE:
         raise InvalidSessionError(f"must be an integer from 1 to {MAX_PAGE}", "batch_size")
     if not 0 <= pause < math.inf:
-        raise InvalidSessionError("must be seconds, 0 or more", "pause")
+        raise InvalidSessionError("must be a number, 0 or more", "pause")
     try:
         before = values.utc_now() - older_than
     except OverflowError:  # nothing is so old
@@ -152,7 +154,6 @@ class _Pruning:
             cursor = page.next_cursor
             if cursor is None:
                 return self.report
-            await self.calls.sleep(self.pause)
 
     async def _untouched(self, item: SessionSummary) -> Record:
         """Return the record of a session that was found, if it may be deleted still."""
@@ -178,20 +179,27 @@ class _Pruning:
         return records
 
     async def _delete(self, record: Record) -> None:
-        if not self.report.dry_run and not await self.calls.delete(record):
+        if not self.report.dry_run and not await self._has_deleted(record):
             stored = await self.calls.get(record.session_id)
             if stored is None:
                 raise SessionNotFoundError(record.session_id)
             if stored.held_at is not None:
                 raise _HeldError
             raise StaleSessionError(record.session_id, record.version, stored.version)
-        report, phase, time = self.report, record.content.phase, record.updated_at
+        report, phase, touched = self.report, record.content.phase, record.updated_at
         report.phases[phase] = report.phases.get(phase, 0) + 1
-        report.oldest = min(report.oldest or time, time)
-        report.newest = max(report.newest or time, time)
+        report.oldest = min(report.oldest or touched, touched)
+        report.newest = max(report.newest or touched, touched)
         report.document_bytes += sum(len(text) for text in record.content.documents.values() if text is not None)
         report.errors += record.error_count
         report.logs += record.log_count
+
+    async def _has_deleted(self, record: Record) -> bool:
+        """Delete a session, and leave the database to the others for some of the time that it took."""
+        began = time.perf_counter()
+        done = await self.calls.delete(record)
+        await self.calls.sleep(self.pause * (time.perf_counter() - began))
+        return done
 
     @contextlib.contextmanager
     def _explained(self, session_id: str) -> Iterator[None]:
