@@ -42,6 +42,7 @@ def put(
     *,
     held: bool = False,
     errors: int = 1,
+    message: str = "x" * 50,
 ) -> Record:
     """Store a session that was last touched so long ago."""
     record, [entry], logs = TEMPLATE
@@ -55,7 +56,7 @@ def put(
         held_at=now if held else None,
         error_count=errors,
     )
-    entries = [ErrorEntry(entry.timestamp, "t", f"{number} {'x' * 50}", phase, number + 1) for number in range(errors)]
+    entries = [ErrorEntry(entry.timestamp, "t", f"{number} {message}", phase, number + 1) for number in range(errors)]
     repository.restore_record(record, entries, logs)
     return record
 
