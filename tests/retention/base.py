@@ -118,8 +118,8 @@ COUNTED = {name: name if name == "gone" else "touched" for name in TOUCHES} | {"
 class Busy(ForwardingSessionRepository[Session]):
     """Somebody else is busy at the repository, at a certain moment of each session.
 
-    :param moment: ``found``: after it was listed; ``read``: after its record was read; ``delete``: before it is
-        deleted, when an archive has it already.
+    :param moment: ``found``: after it was listed; ``read``: after its record was read; ``archive``: while its
+        histories are read for an archive; ``delete``: before it is deleted, when an archive has it already.
     """
 
     def __init__(self, repository: SessionRepository[Session], moment: str, hook: Hook) -> None:
@@ -154,6 +154,10 @@ class Busy(ForwardingSessionRepository[Session]):
         record = super().get_record(session_id)
         self._at("read", [session_id])
         return record
+
+    def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
+        self._at("archive", [session_id])
+        return super().list_logs(session_id, after=after, limit=limit)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         self._at("delete", [session_id])
