@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 
-from tests.retention.base import pruned
-from vibeforge_sessions import open_repository
-from vibeforge_sessions.retention import PruneReport
+from vibeforge_sessions import SessionFilter, open_repository
+from vibeforge_sessions.retention import PruneReport, prune
 
 
 def say(line: str) -> None:
@@ -28,7 +28,13 @@ if __name__ == "__main__":
     with open_repository(url) as repository:
         say("ready")
         sys.stdin.readline()
-        report = pruned(
-            repository, batch_size=int(batch_size), archive=None if archive == "-" else archive, on_batch=batch
+        report = prune(
+            repository,
+            SessionFilter(phases=["COMPLETE"]),
+            older_than=timedelta(days=30),
+            batch_size=int(batch_size),
+            archive=None if archive == "-" else archive,
+            pause=0,
+            on_batch=batch,
         )
     say(json.dumps(asdict(report), default=str))
