@@ -179,13 +179,22 @@ class _Pruning:
         return records
 
     async def _delete(self, record: Record) -> None:
-        if not self.report.dry_run and not await self._has_deleted(record):
+        if self.report.dry_run:
+            self._count(record)
+            return
+        began = time.perf_counter()
+        if not await self.calls.delete(record):
             stored = await self.calls.get(record.session_id)
             if stored is None:
                 raise SessionNotFoundError(record.session_id)
             if stored.held_at is not None:
                 raise _HeldError
             raise StaleSessionError(record.session_id, record.version, stored.version)
+        took = time.perf_counter() - began
+        self._count(record)
+        await self.calls.sleep(self.pause * took)
+
+    def _count(self, record: Record) -> None:
         report, phase, touched = self.report, record.content.phase, record.updated_at
         report.phases[phase] = report.phases.get(phase, 0) + 1
         report.oldest = min(report.oldest or touched, touched)
@@ -193,13 +202,6 @@ class _Pruning:
         report.document_bytes += sum(len(text) for text in record.content.documents.values() if text is not None)
         report.errors += record.error_count
         report.logs += record.log_count
-
-    async def _has_deleted(self, record: Record) -> bool:
-        """Delete a session, and leave the database to the others for some of the time that it took."""
-        began = time.perf_counter()
-        done = await self.calls.delete(record)
-        await self.calls.sleep(self.pause * (time.perf_counter() - began))
-        return done
 
     @contextlib.contextmanager
     def _explained(self, session_id: str) -> Iterator[None]:
