@@ -352,6 +352,23 @@ def test_one_that_is_cancelled_is_begun_again(moment: str, number: int, tmp_path
     assert ids_of(imported(path)) == ids
 
 
+def test_one_that_is_cancelled_while_it_opens_its_archive(tmp_path: Path) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    ids = put_many(repository, 2)
+
+    async def main() -> None:
+        pruning = prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=tmp_path / "archive")
+        task = asyncio.ensure_future(pruning)
+        await asyncio.sleep(0)  # a thread opens the file now
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ArchiveWriter(tmp_path / "archive").close()  # while the task, and what it has returned, is still there
+
+    asyncio.run(main())
+    assert ids_of(repository) == ids
+
+
 def test_an_archive_that_is_full_ends_it_on_an_event_loop(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 5, errors=50)

@@ -130,11 +130,12 @@ class _Pruning:
     async def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
         if archive is None or self.report.dry_run:
             return await self._pages(None)
-        writer = await self.calls.on_disk(lambda: ArchiveWriter(archive))
+        opened = contextlib.ExitStack()  # it knows the file even where opening it was cancelled
         try:
+            writer = await self.calls.on_disk(lambda: opened.enter_context(ArchiveWriter(archive)))
             return await self._pages(_Archive(writer, Path(archive)))
         finally:
-            await self.calls.on_disk(writer.close)
+            await self.calls.on_disk(opened.close)
 
     async def _pages(self, archive: _Archive | None) -> PruneReport:
         cursor = None
