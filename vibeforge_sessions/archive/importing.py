@@ -153,17 +153,21 @@ def _check_clocks(record: Record) -> None:
 @contextmanager
 def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[io.BufferedReader, datetime]]:
     """Give the file for reading, and when it was written."""
-    if not isinstance(source, (str, os.PathLike)):
-        with reading.opened(source) as file:
-            yield file, values.utc_now()
-        return
-    with disk_errors():
-        file = Path(source).open("rb")  # noqa: SIM115 (closed below)
-    with file:
+    if isinstance(source, (str, os.PathLike)):
         with disk_errors():
-            written_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-        with reading.opened(file) as lines_of_it:
-            yield lines_of_it, written_at
+            file = Path(source).open("rb")  # noqa: SIM115 (closed below)
+        with file, reading.opened(file) as lines_of_it:
+            yield lines_of_it, _written_at(file)
+    else:
+        with reading.opened(source) as lines_of_it:
+            yield lines_of_it, _written_at(source)
+
+
+def _written_at(file: IO[bytes]) -> datetime:
+    try:
+        return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
+    except (OSError, AttributeError, ValueError):  # it is in memory, say
+        return values.utc_now()
 
 
 def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Parcel | Problem, None, None]:

@@ -156,7 +156,7 @@ class _Reader:
         try:
             self._parcel = Parcel(lines.record_from(data), number)
         except DamagedLineError as error:
-            yield self.lose(number, str(error), _id_of(data))
+            yield self.lose(number, str(error), shown_id(data.get("session_id")))
         else:
             self._lost = False
 
@@ -205,7 +205,8 @@ class _Reader:
         return Problem(number, session_id, reason)
 
 
-def _id_of(data: dict[str, Any]) -> str | None:
+def shown_id(value: object) -> str | None:
+    """Return an id that may be shown: what breaks the rule of ids could be anything."""
     with contextlib.suppress(InvalidSessionError):
-        return values.check_session_id(data.get("session_id"))
+        return values.check_session_id(value)
     return None
