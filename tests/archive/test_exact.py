@@ -169,7 +169,7 @@ def test_fields_of_a_subclass_are_moved(new_repository: NewRepository) -> None:
     deep: object = 1
     for _ in range(200):
         deep = [deep]
-    source.create_session(Extended(session_id="s", is_aborted=True, deep=deep))  # type: ignore[type-var]
+    source.create_session(Extended(session_id="s", is_aborted=True, deep=deep))
     archive = exported(source)
     assert imported(archive, target).created == 1
     assert target.get_session("s") == source.get_session("s")

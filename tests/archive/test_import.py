@@ -169,7 +169,7 @@ def test_one_that_never_stands_still_is_told() -> None:
     def restore_record(record: Record, *_: object, **__: object) -> None:
         raise StaleSessionError(record.session_id, 1, 2)
 
-    repository.restore_record = restore_record  # type: ignore[assignment]
+    repository.restore_record = restore_record  # type: ignore[method-assign]
     report = imported(archive, repository, on_conflict="replace")
     assert (report.failed, report.problems[0].session_id) == (1, "s")
 
@@ -185,7 +185,7 @@ def test_clocks_in_the_future(repository: SessionRepository, field: str) -> None
     source = InMemorySessionRepository()
     for session_id, ahead in (("soon", timedelta(hours=23)), ("never", timedelta(hours=25))):
         source.create_session(session_id=session_id)
-        change(source, session_id, **{field: now + ahead})
+        change(source, session_id, None, **{field: now + ahead})
     report = imported(exported(source), repository)
     assert repository.list_sessions() == ["soon"]
     (problem,) = report.problems

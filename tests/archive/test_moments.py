@@ -55,12 +55,12 @@ def while_reading(repository: SessionRepository, touch: Touch, *, times: int, af
             touch(repository)
         return honest(session_id, **asked)
 
-    repository.list_logs = list_logs  # type: ignore[method-assign, assignment]
+    repository.list_logs = list_logs  # type: ignore[method-assign]
     return repository
 
 
 def life_of(archive: bytes) -> tuple[str, set[str], int]:
-    """Return what an archive's only session says it is: in its answers, in its logs, and how many of these there are."""
+    """Return what an archive's only session says it is: in its answers, in its logs, and their number."""
     lines = [json.loads(line) for line in archive.splitlines()]
     (header,) = [line for line in lines if line["kind"] == "session"]
     logs = [entry for line in lines if line["kind"] == "logs" for entry in line["entries"]]

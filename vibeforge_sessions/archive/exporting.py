@@ -145,5 +145,7 @@ def _perhaps_compressed(out: IO[bytes], *, compress: bool) -> Iterator[IO[bytes]
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    if not overwrite and path.exists():
+    with disk_errors():
+        taken = path.exists() and not overwrite
+    if taken:
         raise ArchiveError("there is a file of this name already: choose another, or ask for it to be overwritten")

@@ -155,7 +155,7 @@ def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[io.Buf
     """Give the file for reading, and when it was written."""
     if isinstance(source, (str, os.PathLike)):
         with disk_errors():
-            file = Path(source).open("rb")  # noqa: SIM115 (closed below)
+            file = Path(source).open("rb", buffering=reading.BUFFER)  # noqa: SIM115 (closed below)
         with file, reading.opened(file) as lines_of_it:
             yield lines_of_it, _written_at(file)
     else:
@@ -172,19 +172,26 @@ def _written_at(file: IO[bytes]) -> datetime:
 
 def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Parcel | Problem, None, None]:
     """Give what an archive holds, or a file of the application's own, which has to be read whole to be told apart."""
-    with disk_errors():
-        head = file.peek(_HEAD).lstrip(_BLANK)
-        if head.startswith(lines.BEGINNING) or not head.startswith((b"{", b"[")):
-            return reading.parcels(file, longest)
-        start = file.tell() if file.seekable() else None
-        whole = file.read(longest + 1)
+    try:
+        with disk_errors():
+            head = file.peek(_HEAD).lstrip(_BLANK)
+            if head.startswith(lines.BEGINNING) or not head.startswith((b"{", b"[")):
+                return reading.parcels(file, longest)
+            start = file.tell() if file.seekable() else None
+            whole = file.read(longest + 1)
+    except ArchiveError as error:
+        return _nothing(error.reason)
     if len(whole) <= longest:
         sessions = application.sessions_in(whole)
         if sessions is not None:
             return application.parcels(sessions, written_at)
         return reading.parcels(io.BufferedReader(io.BytesIO(whole)), longest)
     if start is None:
-        raise ArchiveError(f"this is no archive, and a file of the application's own has at most {longest} bytes")
+        return _nothing(f"this is no archive, and longer than {longest} bytes, as no file of the application's may be")
     with disk_errors():
         file.seek(start)
     return reading.parcels(file, longest)
+
+
+def _nothing(reason: str) -> Generator[Parcel | Problem, None, None]:
+    yield Problem(1, None, reason)

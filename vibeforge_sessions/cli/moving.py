@@ -235,7 +235,7 @@ class _Moving:
             yield sys.stdin.buffer
             return
         try:
-            file = Path(name).open("rb")  # noqa: SIM115 (closed below)
+            file = Path(name).open("rb", buffering=0)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise ArchiveError(f"the file cannot be read: {error.strerror}") from error
         with file:
