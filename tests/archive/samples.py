@@ -43,7 +43,7 @@ def change(repository: SessionRepository, session_id: str, phase: str | None = N
     repository.restore_record(changed, *histories(repository, session_id), replacing=record)
 
 
-def record_of(repository: SessionRepository, session_id: str) -> Record:
+def record_of(repository: SessionRepository[Any], session_id: str) -> Record:
     """Return what is stored; it must be there."""
     record = repository.get_record(session_id)
     assert record is not None
@@ -55,7 +55,7 @@ def histories(repository: SessionRepository, session_id: str) -> tuple[list[Erro
     return repository.list_errors(session_id, limit=100_000), repository.list_logs(session_id, limit=100_000)
 
 
-def exported(repository: SessionRepository, **options: Any) -> bytes:
+def exported(repository: SessionRepository[Any], **options: Any) -> bytes:
     """Return all sessions as an archive; each must have been exported."""
     file = io.BytesIO()
     report = export_sessions(repository, file, **options)
@@ -63,7 +63,7 @@ def exported(repository: SessionRepository, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def imported(archive: bytes, repository: SessionRepository | None = None, **options: Any) -> Report:
+def imported(archive: bytes, repository: SessionRepository[Any] | None = None, **options: Any) -> Report:
     """Import an archive, into memory by default."""
     target = InMemorySessionRepository() if repository is None else repository
     return import_sessions(target, io.BytesIO(archive), **options)

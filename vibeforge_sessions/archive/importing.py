@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Final, Literal, TypeAlias, get_args
+from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
 from vibeforge_sessions import values
 from vibeforge_sessions.archive import application, lines, reading
@@ -48,7 +48,7 @@ _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 
 
 def import_sessions(
-    repository: SessionRepository,
+    repository: SessionRepository[Any],
     source: str | os.PathLike[str] | IO[bytes],
     *,
     on_conflict: OnConflict = "fail",
@@ -89,7 +89,7 @@ def import_sessions(
     return report
 
 
-def _import(repository: SessionRepository, parcel: Parcel, on_conflict: OnConflict, seen: set[str]) -> Result:
+def _import(repository: SessionRepository[Any], parcel: Parcel, on_conflict: OnConflict, seen: set[str]) -> Result:
     record = parcel.record
 
     def may_replace(stored: Record) -> bool:
@@ -111,7 +111,7 @@ def _import(repository: SessionRepository, parcel: Parcel, on_conflict: OnConfli
 
 
 def store(
-    repository: SessionRepository, parcel: Parcel, may_replace: Callable[[Record], bool]
+    repository: SessionRepository[Any], parcel: Parcel, may_replace: Callable[[Record], bool]
 ) -> Literal["created", "replaced", "unchanged", "skipped"]:
     """Store a session, in the place of another one only if that may be."""
     session_id = parcel.record.session_id
@@ -131,7 +131,7 @@ def store(
     raise AssertionError("unreachable")
 
 
-def is_equal(repository: SessionRepository, stored: Record, parcel: Parcel) -> bool:
+def is_equal(repository: SessionRepository[Any], stored: Record, parcel: Parcel) -> bool:
     """Tell whether a stored session is that of a parcel: by the digest, where the heads are the same."""
     try:
         return is_same_head(stored, parcel.record) and digest_of(repository, stored) == parcel.digest
