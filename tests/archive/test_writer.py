@@ -359,7 +359,7 @@ def test_repositories_of_asyncio(source: SessionRepository, path: Path, sqlite_f
 
 # --- full ---
 
-SMALL = 'mount -t tmpfs -o size=400k tmpfs "$0" && exec "$@"'
+SMALL = 'mount -t tmpfs -o size=200k tmpfs "$0" && exec "$@"'
 FULL = """
 import secrets
 import sys
