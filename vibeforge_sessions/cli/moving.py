@@ -255,7 +255,7 @@ def _progress() -> Iterator[_Moving]:
 
 
 def _show(reports: list[Report], value: Any, *, as_json: bool, err: bool = False) -> None:
-    """Print what was done, and exit with 1 if something was not."""
+    """Print what was done, and exit with another code than 0 if something was left out."""
     if as_json:
         typer.echo(safe_json(value, indent=2), err=err)
     else:
@@ -267,4 +267,4 @@ def _show(reports: list[Report], value: Any, *, as_json: bool, err: bool = False
         errors, logs = (sum(getattr(report, name) for report in reports) for name in ("errors", "logs"))
         typer.echo(f"sessions: {told}; with {errors:,} errors and {logs:,} log lines", err=err)
     if any(report.failed for report in reports):
-        raise typer.Exit(1)
+        raise typer.Exit(UNREADABLE)
