@@ -26,6 +26,7 @@ from vibeforge_sessions.cli.options import (
     UpdatedFrom,
     Url,
 )
+from vibeforge_sessions.cli.output import UNREADABLE
 from vibeforge_sessions.cli.sessions import repository_on, sessions
 from vibeforge_sessions.cli.terminal import safe, safe_json
 from vibeforge_sessions.errors import ArchiveError
