@@ -96,6 +96,17 @@ def test_the_commands_for_mariadb(mariadb_server: AvailableServer, tmp_path: Pat
         shell(script, tmp_path, url, MYSQL_DATABASE=url.database or "")
 
 
+def test_the_way_from_sqlite_to_postgresql(postgresql_server: AvailableServer, tmp_path: Path) -> None:
+    old = filled(make_url(f"sqlite:///{tmp_path}/sessions.db"))
+    new = postgresql_server.databases.create(migrated=False)
+    urls = {"VIBEFORGE_SESSIONS_COPY_FROM": text_of(old), "VIBEFORGE_SESSIONS_COPY_TO": text_of(new)}
+    (script,) = blocks("moving.md", "sh postgresql")
+    shell(script, tmp_path, old, **urls)
+    engine = create_engine(new)
+    assert SQLAlchemySessionRepository(engine).list_sessions() == [session.session_id for session in sessions()]
+    engine.dispose()
+
+
 def test_the_queries(url: URL) -> None:
     kind = {"mysql": "mariadb"}.get(url.get_backend_name(), url.get_backend_name())
     scripts = [*blocks("dba-guide.md", kind), *blocks("dba-guide.md", "sql")]

@@ -45,7 +45,7 @@ def fresh(code: str, folder: Path, **environment: str) -> Any:
 
 def test_the_public_modules() -> None:
     rooms = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
-    rooms |= {"implementing", "lost_writes"}
+    rooms |= {"archive", "implementing", "lost_writes"}
     assert {OURS, *(f"{OURS}.{room}" for room in rooms)} <= set(PUBLIC)
 
 
@@ -101,7 +101,9 @@ def _is_test(name: str) -> bool:
 # --- imports ---
 
 
-@pytest.mark.parametrize("name", [OURS, *(f"{OURS}.{room}" for room in ("model", "codec", "memory", "settings"))])
+@pytest.mark.parametrize(
+    "name", [OURS, *(f"{OURS}.{room}" for room in ("model", "codec", "memory", "settings", "archive"))]
+)
 def test_importing_it_imports_no_database(name: str, tmp_path: Path) -> None:
     loaded = fresh(f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))", tmp_path)
     assert name in loaded
@@ -188,13 +190,14 @@ def room_of(path: Path) -> str:
 
 def rooms_used(room: str) -> set[str]:
     """Return the rooms of ours that a room imports, at once or later."""
-    names = [found.name for found in imports_of(PACKAGE / f"{room}.py")]
+    paths = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+    names = [found.name for path in paths for found in imports_of(path)]
     used = {name.split(".")[1] for name in names if name.startswith(f"{OURS}.")}
     assert used <= {name.split(".")[0] for name in map(room_of, SOURCES)}, "names are imported from where they are made"
     return used
 
 
-ON_TOP = {"compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
+ON_TOP = {"archive", "compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
 ABOVE_THE_MODEL = {
     "codec",
     "changes",
@@ -235,6 +238,7 @@ def test_the_lowest_rooms_import_nothing_of_ours() -> None:
             "retention/pruning",
             ABOVE_THE_MODEL - {"codec", "query", "stored", "repository", "aio"},
         ),
+        ("archive", {"memory", "sql", "settings"} | ON_TOP - {"archive"}),
     ],
 )
 def test_no_room_imports_one_above_it(room: str, above: set[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from vibeforge_sessions import changes, values
 from vibeforge_sessions.archive.lines import canonical, chunk_lines
 from vibeforge_sessions.archive.parcel import Parcel
-from vibeforge_sessions.archive.reading import Problem
+from vibeforge_sessions.archive.reading import Problem, shown_id
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import STORED, Session
 
@@ -51,7 +51,9 @@ def parcels(data: list[tuple[str | None, Any]], written_at: datetime) -> Generat
         try:
             yield _parcel(session_id, fields, number, written_at)
         except InvalidSessionError as error:
-            yield Problem(number, session_id, f"is no session that can be kept: {error}")
+            yield Problem(
+                number, shown_id(session_id or fields.get("session_id")), f"is no session that can be kept: {error}"
+            )
 
 
 def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Parcel:

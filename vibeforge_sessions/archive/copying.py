@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from vibeforge_sessions.archive.exporting import session_ids
 from vibeforge_sessions.archive.importing import PER_SESSION, OnConflict, store
@@ -15,8 +15,8 @@ from vibeforge_sessions.repository import SessionRepository
 
 
 def copy_sessions(
-    source: SessionRepository,
-    target: SessionRepository,
+    source: SessionRepository[Any],
+    target: SessionRepository[Any],
     filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
     *,
     on_conflict: OnConflict = "fail",
@@ -57,7 +57,12 @@ def copy_sessions(
 
 
 def _copy(
-    source: SessionRepository, target: SessionRepository, session_id: str, on_conflict: OnConflict, *, thorough: bool
+    source: SessionRepository[Any],
+    target: SessionRepository[Any],
+    session_id: str,
+    on_conflict: OnConflict,
+    *,
+    thorough: bool,
 ) -> Result:
     if not thorough and _looks_copied(source, target, session_id):
         return Result("unchanged", session_id)
@@ -82,13 +87,13 @@ def _copy(
         return Result(outcome, session_id, *parcel.record.counts)
 
 
-def _looks_copied(source: SessionRepository, target: SessionRepository, session_id: str) -> bool:
+def _looks_copied(source: SessionRepository[Any], target: SessionRepository[Any], session_id: str) -> bool:
     there = target.get_record(session_id)
     here = None if there is None else source.get_record(session_id)
     return there is not None and here is not None and is_same_head(here, there)
 
 
-def _is_earlier(target: SessionRepository, stored: Record, parcel: Parcel) -> bool:
+def _is_earlier(target: SessionRepository[Any], stored: Record, parcel: Parcel) -> bool:
     """Tell whether what the target has is what the source had before: the same session, and nothing more in it."""
     record = parcel.record
     if stored.created_at != record.created_at or stored.updated_at > record.updated_at:
@@ -106,7 +111,7 @@ def _equal(one: object, other: object) -> bool:
     return one == other
 
 
-def _check_stored(target: SessionRepository, parcel: Parcel) -> None:
+def _check_stored(target: SessionRepository[Any], parcel: Parcel) -> None:
     session_id = parcel.record.session_id
     stored = target.get_record(session_id)
     if stored is None or digest_of(target, stored) != parcel.digest:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vibeforge_sessions.archive import lines
 from vibeforge_sessions.archive.files import (
@@ -34,7 +34,7 @@ _PAGE = 500
 
 
 def export_sessions(
-    repository: SessionRepository,
+    repository: SessionRepository[Any],
     target: str | os.PathLike[str] | IO[bytes],
     filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
     *,
@@ -75,7 +75,7 @@ def export_sessions(
     return report
 
 
-def session_ids(repository: SessionRepository, asked: SessionFilter | None) -> Iterator[str]:
+def session_ids(repository: SessionRepository[Any], asked: SessionFilter | None) -> Iterator[str]:
     """Give the ids of sessions, oldest first, a page at a time."""
     cursor: str | None = None
     while True:
@@ -87,7 +87,7 @@ def session_ids(repository: SessionRepository, asked: SessionFilter | None) -> I
             return
 
 
-def _export(repository: SessionRepository, session_id: str, file: IO[bytes], longest: int) -> Result:
+def _export(repository: SessionRepository[Any], session_id: str, file: IO[bytes], longest: int) -> Result:
     parcel = pack(repository, session_id, longest)
     if parcel is None:
         return Result("gone", session_id)
@@ -145,5 +145,7 @@ def _perhaps_compressed(out: IO[bytes], *, compress: bool) -> Iterator[IO[bytes]
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    if not overwrite and path.exists():
+    with disk_errors():
+        taken = path.exists() and not overwrite
+    if taken:
         raise ArchiveError("there is a file of this name already: choose another, or ask for it to be overwritten")

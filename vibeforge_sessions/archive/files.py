@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, cast
@@ -23,6 +24,9 @@ except ImportError:  # Windows
 GZIP: Final = b"\x1f\x8b"
 """What each gzip begins with."""
 _LEVEL: Final = 6
+_GZIP_ONLY: Final = zlib.MAX_WBITS | 16
+_PIECE: Final = 64 * 1024
+_DAMAGED: Final = "the gzip is damaged or ends early: nothing behind this can be read"
 
 
 @contextlib.contextmanager
@@ -31,8 +35,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else "the file ends early, or is damaged"
-        raise ArchiveError(f"a file cannot be read or written: {why}") from error
+        raise ArchiveError(f"a file cannot be read or written: {os.strerror(error.errno or 0)}") from error
 
 
 def is_compressed(path: Path, compress: bool | None) -> bool:  # noqa: FBT001 (an option that is handed on)
@@ -46,6 +49,57 @@ def compressing(file: IO[bytes] | Unbuffered) -> IO[bytes]:
         "IO[bytes]",
         gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0),
     )
+
+
+class Decompressing(io.RawIOBase):
+    """What a gzip holds, or several one behind the other; all of it that can be read comes before the error.
+
+    (`gzip.GzipFile` forgets up to a buffer of what stands before the place where a file was cut off.)
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._stream = zlib.decompressobj(_GZIP_ONLY)
+        self._input = b""
+        self._between = True
+        """Whether the next byte begins a gzip."""
+
+    def readable(self) -> bool:
+        """Say that it is for reading."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read some bytes.
+
+        :raises ArchiveError: the gzip is damaged or ends early.
+        """
+        view = memoryview(buffer).cast("B")
+        while len(view):
+            if self._stream.eof:
+                self._input, self._between = self._stream.unused_data, True
+                self._stream = zlib.decompressobj(_GZIP_ONLY)
+            ended = not self._input and not self._fill()
+            if self._between:
+                self._input = self._input.lstrip(b"\0")  # some tools pad with zeros
+                if ended:
+                    break
+                if not self._input:
+                    continue
+            try:
+                data = self._stream.decompress(self._input, len(view))
+            except zlib.error:
+                raise ArchiveError(_DAMAGED) from None
+            self._input, self._between = self._stream.unconsumed_tail, False
+            if data:
+                view[: len(data)] = data
+                return len(data)
+            if ended and not self._stream.eof:
+                raise ArchiveError(_DAMAGED)
+        return 0
+
+    def _fill(self) -> bool:
+        self._input = self._file.read(_PIECE)
+        return bool(self._input)
 
 
 class Unbuffered(io.FileIO):

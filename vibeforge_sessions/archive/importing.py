@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Final, Literal, TypeAlias, get_args
+from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
 from vibeforge_sessions import values
 from vibeforge_sessions.archive import application, lines, reading
@@ -48,7 +48,7 @@ _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 
 
 def import_sessions(
-    repository: SessionRepository,
+    repository: SessionRepository[Any],
     source: str | os.PathLike[str] | IO[bytes],
     *,
     on_conflict: OnConflict = "fail",
@@ -89,7 +89,7 @@ def import_sessions(
     return report
 
 
-def _import(repository: SessionRepository, parcel: Parcel, on_conflict: OnConflict, seen: set[str]) -> Result:
+def _import(repository: SessionRepository[Any], parcel: Parcel, on_conflict: OnConflict, seen: set[str]) -> Result:
     record = parcel.record
 
     def may_replace(stored: Record) -> bool:
@@ -111,7 +111,7 @@ def _import(repository: SessionRepository, parcel: Parcel, on_conflict: OnConfli
 
 
 def store(
-    repository: SessionRepository, parcel: Parcel, may_replace: Callable[[Record], bool]
+    repository: SessionRepository[Any], parcel: Parcel, may_replace: Callable[[Record], bool]
 ) -> Literal["created", "replaced", "unchanged", "skipped"]:
     """Store a session, in the place of another one only if that may be."""
     session_id = parcel.record.session_id
@@ -131,7 +131,7 @@ def store(
     raise AssertionError("unreachable")
 
 
-def is_equal(repository: SessionRepository, stored: Record, parcel: Parcel) -> bool:
+def is_equal(repository: SessionRepository[Any], stored: Record, parcel: Parcel) -> bool:
     """Tell whether a stored session is that of a parcel: by the digest, where the heads are the same."""
     try:
         return is_same_head(stored, parcel.record) and digest_of(repository, stored) == parcel.digest
@@ -153,34 +153,45 @@ def _check_clocks(record: Record) -> None:
 @contextmanager
 def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[io.BufferedReader, datetime]]:
     """Give the file for reading, and when it was written."""
-    if not isinstance(source, (str, os.PathLike)):
-        with reading.opened(source) as file:
-            yield file, values.utc_now()
-        return
-    with disk_errors():
-        file = Path(source).open("rb")  # noqa: SIM115 (closed below)
-    with file:
+    if isinstance(source, (str, os.PathLike)):
         with disk_errors():
-            written_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-        with reading.opened(file) as lines_of_it:
-            yield lines_of_it, written_at
+            file = Path(source).open("rb", buffering=reading.BUFFER)  # noqa: SIM115 (closed below)
+        with file, reading.opened(file) as lines_of_it:
+            yield lines_of_it, _written_at(file)
+    else:
+        with reading.opened(source) as lines_of_it:
+            yield lines_of_it, _written_at(source)
+
+
+def _written_at(file: IO[bytes]) -> datetime:
+    try:
+        return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
+    except (OSError, AttributeError, ValueError):  # it is in memory, say
+        return values.utc_now()
 
 
 def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Parcel | Problem, None, None]:
     """Give what an archive holds, or a file of the application's own, which has to be read whole to be told apart."""
-    with disk_errors():
-        head = file.peek(_HEAD).lstrip(_BLANK)
-        if head.startswith(lines.BEGINNING) or not head.startswith((b"{", b"[")):
-            return reading.parcels(file, longest)
-        start = file.tell() if file.seekable() else None
-        whole = file.read(longest + 1)
+    try:
+        with disk_errors():
+            head = file.peek(_HEAD).lstrip(_BLANK)
+            if head.startswith(lines.BEGINNING) or not head.startswith((b"{", b"[")):
+                return reading.parcels(file, longest)
+            start = file.tell() if file.seekable() else None
+            whole = file.read(longest + 1)
+    except ArchiveError as error:
+        return _nothing(error.reason)
     if len(whole) <= longest:
         sessions = application.sessions_in(whole)
         if sessions is not None:
             return application.parcels(sessions, written_at)
         return reading.parcels(io.BufferedReader(io.BytesIO(whole)), longest)
     if start is None:
-        raise ArchiveError(f"this is no archive, and a file of the application's own has at most {longest} bytes")
+        return _nothing(f"this is no archive, and longer than {longest} bytes, as no file of the application's may be")
     with disk_errors():
         file.seek(start)
     return reading.parcels(file, longest)
+
+
+def _nothing(reason: str) -> Generator[Parcel | Problem, None, None]:
+    yield Problem(1, None, reason)

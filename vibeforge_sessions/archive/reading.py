@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import io
 import itertools
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import IO, Any, Final, NamedTuple, cast
 
 from vibeforge_sessions import values
 from vibeforge_sessions.archive import lines
-from vibeforge_sessions.archive.files import GZIP, disk_errors
+from vibeforge_sessions.archive.files import GZIP, Decompressing, disk_errors
 from vibeforge_sessions.archive.lines import DamagedLineError
 from vibeforge_sessions.archive.parcel import Parcel
 from vibeforge_sessions.errors import ArchiveError, InvalidSessionError
 
-_SKIPPED_AT_ONCE: Final = 1024 * 1024
+BUFFER: Final = 1024 * 1024
+"""How many bytes are read at once: a long line in few pieces."""
 _CUT_OFF: Final = "what should follow is missing"
 
 
@@ -42,11 +41,11 @@ class Problem(NamedTuple):
 @contextlib.contextmanager
 def opened(file: IO[bytes]) -> Iterator[io.BufferedReader]:
     """Give a file to read lines of, whether it is compressed or not; it is left open."""
-    plain = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", file))
+    plain = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", file), BUFFER)
     try:
         with disk_errors():
             compressed = plain.peek(len(GZIP))[: len(GZIP)] == GZIP
-        yield io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=plain))) if compressed else plain
+        yield io.BufferedReader(Decompressing(plain), BUFFER) if compressed else plain
     finally:
         if plain is not file:
             plain.detach()  # it would close the file with itself
@@ -68,7 +67,7 @@ def numbered_lines(file: io.BufferedReader, longest: int) -> Iterator[tuple[int,
         line = None  # nobody needs it, and it is as long as lines may be
         yield number, None
         while not ended:
-            piece = _read(file, _SKIPPED_AT_ONCE, number)
+            piece = _read(file, BUFFER, number)
             ended = not piece or piece.endswith(b"\n")
 
 
@@ -76,8 +75,6 @@ def _read(file: io.BufferedReader, size: int, number: int) -> bytes:
     try:
         with disk_errors():
             return file.readline(size)
-    except (EOFError, zlib.error) as error:
-        raise ArchiveError("the gzip is damaged or ends early: nothing behind this can be read", number) from error
     except ArchiveError as error:
         raise ArchiveError(error.reason, number) from error.__cause__
 
@@ -146,7 +143,7 @@ class _Reader:
     def finish(self, number: int) -> Iterator[Problem]:
         """Take the end of the file."""
         yield from self._cut_off(number)
-        if self._export is not None:
+        if self._export is not None and not self._lost:
             yield Problem(
                 number, None, f"{_CUT_OFF}: the last line of the export that begins at line {self._export.line}"
             )
@@ -156,7 +153,7 @@ class _Reader:
         try:
             self._parcel = Parcel(lines.record_from(data), number)
         except DamagedLineError as error:
-            yield self.lose(number, str(error), _id_of(data))
+            yield self.lose(number, str(error), shown_id(data.get("session_id")))
         else:
             self._lost = False
 
@@ -205,7 +202,8 @@ class _Reader:
         return Problem(number, session_id, reason)
 
 
-def _id_of(data: dict[str, Any]) -> str | None:
+def shown_id(value: object) -> str | None:
+    """Return an id that may be shown: what breaks the rule of ids could be anything."""
     with contextlib.suppress(InvalidSessionError):
-        return values.check_session_id(data.get("session_id"))
+        return values.check_session_id(value)
     return None

@@ -59,6 +59,7 @@ def _end_of_lines(file: Unbuffered, size: int, longest: int) -> int:
         file.seek(place + 1)
         line, newline, _ = file.read(_LONGEST_CLOSING).partition(b"\n")
         if newline:
+            _kind_of(line)
             end = place + 1 + len(line) + 1
             break
     file.seek(end)
@@ -73,10 +74,14 @@ def _is_of_a_session(line: bytes | None) -> bool:
     """Tell whether a line is one of a session that has no closing line, or the beginning of one."""
     if line is None or not line.endswith(b"\n"):
         return line is not None and _is_beginning(line)
+    return _kind_of(line) in {"archive", "session", lines.ERRORS, lines.LOGS}
+
+
+def _kind_of(line: bytes) -> str:
     try:
-        return lines.parse(line)["kind"] in {"archive", "session", lines.ERRORS, lines.LOGS}
+        return str(lines.parse(line)["kind"])
     except DamagedLineError:
-        return False
+        raise _refused("its end is damaged") from None
 
 
 # --- gzip --------------------------------------------------------------------------------------------------

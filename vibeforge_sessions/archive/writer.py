@@ -94,7 +94,7 @@ class ArchiveWriter:
                 raise
             self._added.append((record, parcel.digest))
 
-    async def add_async(self, repository: AsyncSessionRepository, record: Record) -> None:
+    async def add_async(self, repository: AsyncSessionRepository[Any], record: Record) -> None:
         """Do the same for a repository of asyncio; the file is written in a thread."""
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.add, _OnLoop(repository, loop), record)
@@ -177,7 +177,7 @@ def _identity(item: Parcel | reading.Problem) -> tuple[str | None, str]:
 class _OnLoop:
     """A repository of asyncio, for a thread beside its event loop."""
 
-    def __init__(self, repository: AsyncSessionRepository, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, repository: AsyncSessionRepository[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._repository = repository
         self._loop = loop
 

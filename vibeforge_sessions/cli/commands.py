@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vibeforge_sessions.cli import keeping  # noqa: F401 (its commands)
+from vibeforge_sessions.cli import keeping, moving  # noqa: F401 (they add their commands to the group)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,
