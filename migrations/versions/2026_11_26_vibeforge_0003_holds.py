@@ -4,7 +4,7 @@ Revision: vibeforge_0003, after vibeforge_0002
 
 A column and not a table of its own: whoever prunes says ``held_at IS NULL`` in the deletion itself, and a new table
 would need new rights. It has no index: nobody looks for held sessions but an operator. No row is written anew on any
-database; PostgreSQL's lock lasts for the change of its catalogue.
+database. PostgreSQL's lock lasts for the change of its catalogue, once it has it: who comes after waits with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ locks: dict[str, dict[str, str]] = {
     "sqlite": {"the file": "for writers"},
 }
 rewrites: tuple[str, ...] = ()
-online = ("postgresql", "mariadb")
+online = ("mariadb",)
 loses = "which sessions are held"
 
 FLOOR = "vibeforge_0001"  # nothing that older code uses is changed
@@ -35,7 +35,7 @@ TIME = sa.DateTime().with_variant(postgresql.TIMESTAMP(timezone=True), "postgres
 def upgrade() -> None:
     """Add the column."""
     if op.get_context().dialect.name in {"mysql", "mariadb"}:  # a try that was interrupted can be repeated
-        op.execute("ALTER TABLE vibeforge_sessions ADD COLUMN IF NOT EXISTS held_at DATETIME(6) NULL, LOCK=NONE")
+        alter("ADD COLUMN IF NOT EXISTS held_at DATETIME(6) NULL")
     else:
         op.add_column("vibeforge_sessions", sa.Column("held_at", TIME, nullable=True))
     set_floor(revision)
@@ -44,7 +44,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop it."""
     if op.get_context().dialect.name in {"mysql", "mariadb"}:
-        op.execute("ALTER TABLE vibeforge_sessions DROP COLUMN IF EXISTS held_at, LOCK=NONE")
+        alter("DROP COLUMN IF EXISTS held_at")
     else:
         op.drop_column("vibeforge_sessions", "held_at")
     set_floor(down_revision)
@@ -52,6 +52,16 @@ def downgrade() -> None:
 
 def set_floor(current: str) -> None:
     """Say which code may go on with the schema of a revision."""
-    compatibility = sa.table("vibeforge_sessions_compatibility", sa.column("revision"), sa.column("floor"))
+    compatibility = sa.table(
+        "vibeforge_sessions_compatibility", sa.column("revision", sa.String), sa.column("floor", sa.String)
+    )
     op.execute(compatibility.delete())
     op.execute(compatibility.insert().values(revision=current, floor=FLOOR))
+
+
+def alter(change: str) -> None:
+    """Change the table while others write; on a Galera cluster, where nobody can meanwhile, alone."""
+    context = op.get_context()
+    alone = not context.as_sql and op.get_bind().execute(sa.text("SHOW VARIABLES LIKE 'wsrep_on'")).first()
+    lock = "EXCLUSIVE" if alone and alone[1] == "ON" else "NONE"
+    op.execute(f"ALTER TABLE vibeforge_sessions {change}, LOCK={lock}")

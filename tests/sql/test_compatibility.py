@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 
 from tests.repositories import text_of
 from tests.servers import AvailableServer
+from tests.sql.older import OlderClient
 from tests.sql.test_migrate import HEAD, chain
 from vibeforge_sessions import SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.sql import create_engine, migrate
@@ -70,14 +71,11 @@ def engine(url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """A copy of the checkout that knows nothing of the revisions after the first one."""
+    """The code as it was at revision vibeforge_0002, which knows nothing even of that one: as that of the first."""
     folder = tmp_path / "older"
-    for name in ("vibeforge_sessions", "migrations"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("alembic.ini", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    for script in chain()[1:]:
-        (folder / "migrations" / "versions" / Path(script.path).name).unlink()
+    with tarfile.open(ROOT / "tests" / "data" / "vibeforge_0002_code.tar.xz") as code:
+        code.extractall(folder, filter="data")
+    (folder / "migrations" / "versions" / Path(chain()[1].path).name).unlink()
     return folder
 
 
@@ -136,16 +134,19 @@ def test_each_revision_says_who_may_go_on(engine: Engine) -> None:
 
 
 def test_data_stay_as_they_are_on_the_way_up_and_down(engine: Engine) -> None:
-    migrate.upgrade(engine, FIRST)
+    migrate.upgrade(engine)
     repository = SQLAlchemySessionRepository(engine)
     session = repository.create_session(full_session())
     repository.append_error(session.session_id, "t", "it broke")
     before = stored(repository)
     for _ in range(2):
+        migrate.downgrade(engine, FIRST)
+        at_the_first = OlderClient(engine).everything()
         migrate.upgrade(engine)
         assert stored(repository) == before
         migrate.downgrade(engine, FIRST)
-        assert stored(repository) == before
+        assert OlderClient(engine).everything() == at_the_first
+        migrate.upgrade(engine)
 
 
 # As an interrupted CREATE INDEX CONCURRENTLY does: the index stays, every write pays for it, and no query uses it.
@@ -153,13 +154,13 @@ def test_an_invalid_index_is_made_anew(postgresql_server: AvailableServer) -> No
     url = text_of(postgresql_server.databases.create(migrated=False))
     engine, other = create_engine(url), create_engine(url)
     migrate.upgrade(engine, FIRST)
-    SQLAlchemySessionRepository(engine).create_session(full_session())
+    OlderClient(engine).create()
     with other.begin() as writer:
         writer.execute(text("UPDATE vibeforge_sessions SET version = version"))
         with pytest.raises(StorageError, match="57014"):
             migrate.upgrade(engine, statement_timeout=0.3)
         assert validity(other) == [False]
-        assert migrate.status(engine).pending == (HEAD,)
+        assert HEAD in migrate.status(engine).pending
     migrate.upgrade(engine)
     assert validity(other) == [True]
     migrate.check_schema(engine, exact=True)

@@ -18,10 +18,9 @@ from tests.repositories import text_of
 from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer, ServerUnavailable
 from tests.servers.fixtures import skipping
 from tests.servers.machine import free_port
-from vibeforge_sessions import SQLAlchemySessionRepository
+from tests.sql.older import OlderClient
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.databases import Timeouts
-from vibeforge_sessions.testing.base import full_session, stored
 
 REVISIONS = migrate.history()
 AFTER_THE_FIRST = REVISIONS[1:]
@@ -62,13 +61,13 @@ def new_engine(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Callab
         engine.dispose()
 
 
-def at_the_one_before(engine: Engine, revision: migrate.Revision) -> SQLAlchemySessionRepository:
+def at_the_one_before(engine: Engine, revision: migrate.Revision) -> OlderClient:
     """Bring the database to where the revision begins, with a session in it if there are tables."""
-    repository = SQLAlchemySessionRepository(engine)
+    older = OlderClient(engine)
     if revision.after is not None:
         migrate.upgrade(engine, revision.after)
-        repository.create_session(full_session())
-    return repository
+        older.create()
+    return older
 
 
 @each_revision
@@ -168,12 +167,15 @@ def test_what_is_rewritten_on_postgresql(revision: migrate.Revision, new_engine:
 @each_later
 def test_what_a_downgrade_loses(revision: migrate.Revision, kind: str, new_engine: Callable[[str], Engine]) -> None:
     engine = new_engine(kind)
-    repository = at_the_one_before(engine, revision)
+    older = at_the_one_before(engine, revision)
+    before = older.everything()
     migrate.upgrade(engine, revision.revision)
-    before = stored(repository)
+    older.fill()
+    between = older.everything()
     assert revision.after is not None
     migrate.downgrade(engine, revision.after)
-    assert (stored(repository) == before) == (revision.loses is None)
+    assert older.everything() == before
+    assert (between == before) == (revision.loses is None)
 
 
 @each_later
@@ -181,16 +183,16 @@ def test_others_write_meanwhile(revision: migrate.Revision, new_engine: Callable
     """While it waits for somebody's open transaction, too: there an ordinary lock would keep everybody out."""
     for kind in revision.online:
         engine = new_engine(kind)
-        repository = at_the_one_before(engine, revision)
+        older = at_the_one_before(engine, revision)
         other = create_engine(engine.url)
         with ThreadPoolExecutor(1) as pool:
             migration = pool.submit(migrate.upgrade, other, revision.revision)
             written = 0
             while not migration.done() or not written:
-                repository.append_log("session-1", "meanwhile")
+                older.append_log()
                 written += 1
             migration.result()
-        assert len(stored(repository).logs) == written + 1
+        assert older.count_logs() == written
         other.dispose()
 
 
@@ -201,8 +203,8 @@ def test_an_open_transaction_of_a_writer_keeps_nobody_out_on_postgresql(
     if "postgresql" not in revision.online:
         pytest.skip("it says that it keeps others out")
     engine = new_engine("postgresql")
-    repository = at_the_one_before(engine, revision)
-    repository.create_session(session_id="other")
+    older = at_the_one_before(engine, revision)
+    older.create("other")
     migrating = create_engine(engine.url)
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as writer:
@@ -212,9 +214,9 @@ def test_an_open_transaction_of_a_writer_keeps_nobody_out_on_postgresql(
                 while not asking.execute(_WAITING).scalars().all() and not migration.done():
                     asking.rollback()
                     time.sleep(0.01)
-            repository.append_log("other", "meanwhile")
+            older.append_log("other")
         migration.result()
-    assert len(stored(repository, "other").logs) == 1
+    assert older.count_logs("other") == 1
     migrating.dispose()
 
 
@@ -258,13 +260,13 @@ def test_on_galera_a_table_is_altered_alone(revision: migrate.Revision) -> None:
 
     with MariaDBServer(args=[*args, "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2"]) as server:
         engine = create_engine(MariaDBDatabases(server.url).create(migrated=False))
-        repository = at_the_one_before(engine, revision)
+        older = at_the_one_before(engine, revision)
         event.listen(engine, "before_cursor_execute", before)
         migrate.upgrade(engine)
         migrate.check_schema(engine, exact=True)
         assert revision.after is not None
         migrate.downgrade(engine, revision.after)
-        stored(repository)
+        older.append_log()
         engine.dispose()
     assert set(altered) <= {"LOCK=EXCLUSIVE"}
 
