@@ -156,12 +156,12 @@ class SQLite(Database):
             driver.set_progress_handler(None, 0)
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
-        if connection.exec_driver_sql(_TELLS_SIZES).first() is not None:
-            try:
+        try:
+            if connection.exec_driver_sql(_TELLS_SIZES).first() is not None:
                 return connection.execute(_SIZES, {"names": list(tables)}).all()
-            except OperationalError as error:
-                if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
-                    raise
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
+                raise
         pages, size = (
             _driver(connection).execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
         )
