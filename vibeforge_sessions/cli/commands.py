@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from vibeforge_sessions.cli import counting, looking, watching  # noqa: F401 (their commands)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,

@@ -162,6 +162,7 @@ class SQLite(Database):
         except OperationalError as error:
             if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
                 raise
+            _driver(connection).set_progress_handler(None, 0)
         pages, size = (
             _driver(connection).execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
         )
