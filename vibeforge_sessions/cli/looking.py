@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import typer
@@ -247,6 +247,7 @@ def _slices(read: Callable[[int, int], list[tuple[int, T]]], after: int) -> Iter
             return
 
 
-def _print_lines(values: Any) -> None:
-    for value in values:
-        typer.echo(safe_json(value))
+def _print_lines(values: Iterable[Any]) -> None:
+    text = "".join([f"{safe_json(value)}\n" for value in values])
+    if text:
+        typer.echo(text, nl=False)

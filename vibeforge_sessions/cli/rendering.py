@@ -27,8 +27,8 @@ _BAR: Final = 20
 LISTED: Final = (
     Column("session"),
     Column("phase"),
-    Column("updated"),
-    Column("errors", right=True),
+    Column("updated", needed=False),
+    Column("errors", right=True, needed=False),
     Column("held", needed=False),
     Column("task", needed=False),
     Column("made", needed=False),

@@ -83,12 +83,12 @@ class Listing:
         if first:
             self._widths = self._chosen(texts)
         table = Table(box=box.SIMPLE_HEAD, show_header=first, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for index, width in self._widths.items():
-            column = self._columns[index]
-            if not column.folds:
-                self._widths[index] = width = max(width, _widest(texts, index))  # noqa: PLW2901 (grown)
+        for index in self._widths:
+            column, widest = self._columns[index], _widest(texts, index)
+            room = self._out.width - _room(self._widths) + self._widths[index] if column.folds else widest
+            self._widths[index] = max(self._widths[index], min(widest, room))
             align: Literal["left", "right"] = "right" if column.right else "left"
-            table.add_column(column.title, justify=align, width=width, overflow="fold")
+            table.add_column(column.title, justify=align, width=self._widths[index], overflow="fold")
         for row in texts:
             table.add_row(*(row[index] for index in self._widths))
         self._out.print(table)
@@ -103,8 +103,6 @@ class Listing:
         for index in reversed(columns):
             if _room(widths) > self._out.width and not columns[index].needed:
                 del widths[index]
-        for index in [each for each in widths if columns[each].folds]:
-            widths[index] = min(wanted[index], widths[index] + max(0, self._out.width - _room(widths)))
         return widths
 
 
