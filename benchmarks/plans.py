@@ -43,6 +43,8 @@ def plans_of(engine: Engine, call: Any) -> list[Plan]:
 
 def _of_sqlite(driver: Any, statement: str, parameters: Any) -> Plan:
     steps = [row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()]
+    sorts = any(step.startswith("USE TEMP B-TREE FOR ORDER BY") for step in steps)
+    ends = "LIMIT" in statement and not sorts
     used, whole = [], []
     for step in steps:
         match = re.match(r"(SEARCH|SCAN) (vibeforge_session\w*)(.*)", step)
@@ -50,10 +52,15 @@ def _of_sqlite(driver: Any, statement: str, parameters: Any) -> Plan:
             continue
         kind, table, rest = match.groups()
         index = re.search(r"INDEX (\w+)", rest)
-        used.append(f"{'all of ' if kind == 'SCAN' else ''}{_short(index[1]) if index else _short(table)}")
-        if kind == "SCAN":
+        name = _short(index[1] if index else table)
+        if kind == "SEARCH" or "VIRTUAL TABLE" in rest:
+            used.append(name)
+        elif ends and index:
+            used.append(f"{name} in order")
+        else:
+            used.append(f"all of {name}")
             whole.append(table)
-    return Plan(", ".join(dict.fromkeys(used)), whole, statement)
+    return Plan(", ".join(dict.fromkeys([*used, *(["sorted"] if sorts else [])])), whole, statement)
 
 
 def _of_postgresql(driver: Any, statement: str, parameters: Any) -> Plan:
@@ -61,19 +68,23 @@ def _of_postgresql(driver: Any, statement: str, parameters: Any) -> Plan:
     cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
     (tree,) = cursor.fetchone()[0]
     driver.rollback()
+    nodes = list(_nodes(tree["Plan"]))
+    sorts = any(node["Node Type"] in {"Sort", "Incremental Sort"} for node in nodes)
+    ends = any(node["Node Type"] == "Limit" for node in nodes) and not sorts
     used, whole = [], []
-    for node in _nodes(tree["Plan"]):
-        table = node.get("Relation Name", "")
-        index = node.get("Index Name")
+    for node in nodes:
+        table, index = node.get("Relation Name", ""), node.get("Index Name")
         if node["Node Type"] == "Seq Scan" and _OURS.match(table):
             used.append(f"all of {_short(table)}")
             whole.append(table)
+        elif index is not None and "Index Cond" in node:
+            used.append(_short(index))
+        elif index is not None and ends:
+            used.append(f"{_short(index)} in order")
         elif index is not None:
-            all_of = "Index Cond" not in node and "Limit" not in {each["Node Type"] for each in _nodes(tree["Plan"])}
-            used.append(f"{'all of ' if all_of else ''}{_short(index)}")
-            if all_of:
-                whole.append(table)
-    return Plan(", ".join(dict.fromkeys(used)), whole, statement)
+            used.append(f"all of {_short(index)}")
+            whole.append(table or index)
+    return Plan(", ".join(dict.fromkeys([*used, *(["sorted"] if sorts else [])])), whole, statement)
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -188,8 +188,16 @@ def test_long_texts_are_cut_unless_asked_for(on_sqlite: Place) -> None:
 # --- errors and logs ---
 
 
-@pytest.mark.parametrize("slice_", [1, 4, 200])
-def test_parts_of_a_history(place: Place, monkeypatch: pytest.MonkeyPatch, slice_: int) -> None:
+def test_parts_of_a_history(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_at_parts(place, monkeypatch, 4)
+
+
+@pytest.mark.parametrize("slice_", [1, 200])
+def test_parts_however_much_is_read_at_once(on_sqlite: Place, monkeypatch: pytest.MonkeyPatch, slice_: int) -> None:
+    look_at_parts(on_sqlite, monkeypatch, slice_)
+
+
+def look_at_parts(place: Place, monkeypatch: pytest.MonkeyPatch, slice_: int) -> None:
     errors, lines = errors_of(11), [f"line {number}" for number in range(1, 12)]
     restore(place.repository, Session(session_id="s"), errors, lines)
     monkeypatch.setattr(looking, "_SLICE", slice_)
