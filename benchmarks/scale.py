@@ -40,6 +40,7 @@ ROUNDS: Final = 11
 TURN: Final = 20
 """Calls in a turn, of those that take less than `QUICK` seconds."""
 QUICK: Final = 0.02
+TURNS: Final = 5
 SLOW: Final = 2.0
 """Of a call that takes longer there are three turns."""
 SETTINGS: Final = ("shared_buffers=1GB", "max_wal_size=8GB", "maintenance_work_mem=512MB")
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured"
     )
+    parser.add_argument("--quick", action="store_true", help="little of everything: whether it runs, not how fast")
     parser.add_argument("--keep", type=Path, help="SQLite only: an empty folder, in which the files stay")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args()
@@ -110,10 +112,11 @@ def main() -> None:
         ]
         filled = [_filled(url, *size) for url, size in zip(urls, sizes, strict=True)]
         places = [Place(url, number) for url, (number, _) in zip(urls, sizes, strict=True)]
-        calls = {name: measure(call, places) for name, call in CALLS.items()}
+        calls = {name: measure(call, places, rounds=1 if options.quick else ROUNDS) for name, call in CALLS.items()}
         for name, measured in calls.items():
             measured.plans = plans_of(places[1].engine, CALLS[name](places[1]))
-        commands = {command: measure_command(command, places) for command in COMMANDS}
+        turns, asked = (1, COMMANDS[:2]) if options.quick else (TURNS, COMMANDS)
+        commands = {command: measure_command(command, places, turns) for command in asked}
         for place in places:
             place.close()
     results = {
@@ -189,7 +192,7 @@ def _filled(url: str, number: int, total: int) -> dict[str, float]:
         engine.dispose()
 
 
-def measure(call: Callable[[Place], Callable[[], object]], places: list[Place]) -> Measured:
+def measure(call: Callable[[Place], Callable[[], object]], places: list[Place], *, rounds: int) -> Measured:
     """Let both databases take turns at a call; what it needs is made ready before the clock starts."""
     measured = Measured()
     taken = (measured.small, measured.large)
@@ -199,7 +202,7 @@ def measure(call: Callable[[Place], Callable[[], object]], places: list[Place]) 
     slow = max(*measured.small, *measured.large) > SLOW
     for times in taken if not slow else ():
         times.clear()
-    for _ in range(2 if slow else ROUNDS):
+    for _ in range(min(2, rounds) if slow else rounds):
         for times, place in zip(taken, places, strict=True):
             times += [_timed(call(place)) for _ in range(TURN if quick else 1)]
     return measured
@@ -211,11 +214,11 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def measure_command(command: str, places: list[Place]) -> Measured:
+def measure_command(command: str, places: list[Place], turns: int) -> Measured:
     """Run a command as a process; its greatest size counts, too."""
     measured = Measured()
     taken = (measured.small, measured.large)
-    for turn in range(5):
+    for turn in range(turns):
         for index, (times, place) in enumerate(zip(taken, places, strict=True)):
             if turn and max(times) > 10 * SLOW:
                 continue

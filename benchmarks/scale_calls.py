@@ -17,9 +17,9 @@ _TIMEOUT: Final = 900.0
 class Place:
     """A database that was filled with so many sessions."""
 
-    def __init__(self, url: str, number: int) -> None:
+    def __init__(self, url: str, number: int, **options: Any) -> None:
         self.url = url
-        self.engine = create_engine(url)
+        self.engine = create_engine(url, **options)
         # what takes long is to be seen, and not ended
         self.repository = SQLAlchemySessionRepository(self.engine, retry=RetryPolicy(deadline=4 * _TIMEOUT))
         self._ids = session_ids(number)
