@@ -23,13 +23,12 @@ from vibeforge_sessions.cli import main
 from vibeforge_sessions.codec import Record, encode_content
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
-COMMANDS = {
-    "list": "list --limit 8",
-    "show": "show forge-0042",
-    "stats": "stats",
-    "errors": "errors forge-0042 --task run_tests",
-}
-"""Of which each is shown, by name."""
+COMMANDS = (
+    "list --phase EXECUTION --limit 5",
+    "show forge-0042 --last 2",
+    "errors forge-0042 --task compile_module",
+    "stats",
+)
 WIDTH = 100
 SESSIONS = 180
 PHASES = {
@@ -153,5 +152,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite:///{(arguments.keep or Path(folder) / 'sessions.db').absolute()}"
         fill(database)
-        for each in COMMANDS.values():
+        for each in COMMANDS:
             print(f"$ vibeforge-sessions sessions {each}\n{shown(each, database)}")
