@@ -281,7 +281,8 @@ def test_delete_asks(place: Place) -> None:
     assert [(each["session_id"], each["deleted"]) for each in done.lines] == [
         ("s-02", True), ("nobody", False), ("s-03", True)
     ]  # fmt: skip
-    assert place("delete", "nobody").code == 1
+    unknown = place("delete", "nobody")
+    assert (unknown.code, unknown.errors) == (1, "there is no session 'nobody'\n")
     assert place("delete", "nobody", "--yes").errors == "there is no session 'nobody'\n"
     assert place("delete", "no/id", "--yes").code == 1
     assert place("delete").code == 2

@@ -175,16 +175,19 @@ def logs(
 @sessions.command()
 def delete(url: Url, session_ids: SessionIds, yes: Yes = False, schema: Schema = None, as_json: Json = False) -> None:
     """Delete sessions with their histories; shows them, and asks. Also those that are held."""
-    missing = 0
     with repository_on(url, schema) as repository:
+        shown = set(session_ids)
         if not yes:
-            found = [record for session_id in session_ids if (record := repository.get_record(session_id)) is not None]
-            err = console(stderr=True)
-            Listing(err, *rendering.RECORDS).add([rendering.record_row(record) for record in found])
-            if not found or not confirmed():
+            records = [repository.get_record(session_id) for session_id in session_ids]
+            found = {record.session_id: record for record in records if record is not None}
+            shown = set(found)
+            if found:
+                Listing(console(stderr=True), *rendering.RECORDS).add(map(rendering.record_row, found.values()))
+            if found and not confirmed():
                 raise typer.Exit(1)
+        missing = 0
         for session_id in session_ids:
-            deleted = repository.delete_session(session_id)
+            deleted = session_id in shown and repository.delete_session(session_id)
             missing += not deleted
             if as_json:
                 typer.echo(safe_json({"session_id": session_id, "deleted": deleted}))
