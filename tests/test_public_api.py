@@ -45,7 +45,7 @@ def fresh(code: str, folder: Path, **environment: str) -> Any:
 
 def test_the_public_modules() -> None:
     rooms = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
-    rooms |= {"archive", "implementing", "lost_writes"}
+    rooms |= {"archive", "retention", "implementing", "lost_writes"}
     assert {OURS, *(f"{OURS}.{room}" for room in rooms)} <= set(PUBLIC)
 
 
@@ -102,7 +102,7 @@ def _is_test(name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", [OURS, *(f"{OURS}.{room}" for room in ("model", "codec", "memory", "settings", "archive"))]
+    "name", [OURS, *(f"{OURS}.{room}" for room in ("model", "codec", "memory", "settings", "archive", "retention"))]
 )
 def test_importing_it_imports_no_database(name: str, tmp_path: Path) -> None:
     loaded = fresh(f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))", tmp_path)
@@ -197,7 +197,7 @@ def rooms_used(room: str) -> set[str]:
     return used
 
 
-ON_TOP = {"archive", "compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
+ON_TOP = {"archive", "retention", "compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
 ABOVE_THE_MODEL = {
     "codec",
     "changes",
@@ -234,10 +234,7 @@ def test_the_lowest_rooms_import_nothing_of_ours() -> None:
         ("implementing", ABOVE_THE_MODEL - {"codec", "changes", "query", "stored"}),
         ("lost_writes", ABOVE_THE_MODEL - {"codec", "repository", "aio", "forwarding"}),
         ("settings", ON_TOP),
-        (
-            "retention/pruning",
-            ABOVE_THE_MODEL - {"codec", "query", "stored", "repository", "aio"},
-        ),
+        ("retention", {"memory", "sql", "settings"} | ON_TOP - {"archive", "retention"}),
         ("archive", {"memory", "sql", "settings"} | ON_TOP - {"archive"}),
     ],
 )

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vibeforge_sessions.cli import keeping, moving  # noqa: F401 (they add their commands to the group)
+from vibeforge_sessions.cli import counting, keeping, looking, moving, watching  # noqa: F401 (their commands)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,
