@@ -1,7 +1,8 @@
 """How fast sessions are moved, and in how much memory: ``python -m tests.archive.scale --sessions 100000``.
 
 Each step is a process of its own, whose peak of memory (of Linux) is its own, too. It prints a line for each: what was
-done, sessions a second, the processor's time, and the peak. It fails if a step needs more than 200 MB, or if what comes out is not the same.
+done, sessions a second, the processor's time, and the peak. It fails if a step needs more than 200 MB, or if what comes
+out is not the same.
 """
 
 from __future__ import annotations
