@@ -1,18 +1,22 @@
-"""The floor of the benchmarks does what ours does: it would be none otherwise."""
+"""The floor of the benchmarks does what ours does: it would be none otherwise. And calls find by indexes."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import ours
+from benchmarks import filling, ours, scale
 from benchmarks.contender import DOCUMENTS, RECENT
 from benchmarks.floor import Floor
 from benchmarks.floor.postgresql import PostgreSQL
 from benchmarks.floor.sqlite import SQLite
 from benchmarks.ours import Ours
+from benchmarks.plans import plans_of
+from benchmarks.scale_calls import CALLS, Place
 from tests.databases import Storage
 from vibeforge_sessions import Session, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
@@ -99,3 +103,67 @@ def test_ours_is_measured_on_what_it_says(pair: tuple[Floor, Ours]) -> None:
     assert our.count(session_id) == 32
     our.fill(40)
     assert len(our.repository.list_sessions()) == 40
+
+
+# --- scale ---
+
+
+WHOLE = {
+    "list_sessions",
+    "find_sessions, 1,000 newest",  # there are fewer here
+    "statistics.count_phases",
+    "statistics.count_ages, updated_at",
+    "statistics.count_ages, created_at",
+    "statistics.count_errors, of all time",
+}
+"""What is about all sessions, or all errors."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A database as `benchmarks.scale` fills it, of 400 sessions and the one with long histories."""
+    storage: Storage = request.getfixturevalue(request.param)
+    assert storage.new_url is not None
+    url = storage.new_url()
+    options = {"connect_args": {"options": "-c enable_seqscan=off"}} if request.param == "postgresql" else {}
+    engine = create_engine(url)
+    filled = filling.fill(engine, 400, 4_000)
+    assert filled["rows"] == 400 + 400 + 4_000 + 800 + 2 + 2 * filling.PROBED
+    engine.dispose()
+    place = Place(url, 400, **options)
+    yield place
+    place.close()
+
+
+def test_what_is_filled_in_is_ours(place: Place) -> None:
+    sessions = [stored(place.repository, session_id) for session_id in place.repository.list_sessions()]
+    assert len(sessions) == 401
+    assert [session.session_id for session in sessions if session.session_id != filling.PROBE] == filling.session_ids(
+        400
+    )
+    for index, session_id in enumerate(filling.session_ids(400)):
+        session = stored(place.repository, session_id)
+        assert len(session.error_history) == filling.error_count(index, 400, 4_000)
+        assert all(entry.timestamp <= session.updated_at for entry in session.error_history)
+    assert len(stored(place.repository, filling.PROBE).error_history) == filling.PROBED
+
+
+def test_every_call_uses_an_index(place: Place) -> None:
+    """On PostgreSQL, which would rather read so small a table whole, there is one that it can use."""
+    whole = {name for name, call in CALLS.items() if any(plan.whole for plan in plans_of(place.engine, call(place)))}
+    assert whole <= WHOLE
+    assert "list_sessions" in whole
+
+
+def test_the_scale_is_measured(tmp_path: Path) -> None:
+    asked = ["--database", "sqlite", "--sessions", "1000", "--errors", "2000", "--directory", str(tmp_path), "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scale", *asked, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in (*CALLS, *scale.COMMANDS[:2]):
+        assert f"| {name} |" in done.stdout or f"| `{name}` |" in done.stdout
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "scale-sqlite.json", "scale-sqlite.md"}

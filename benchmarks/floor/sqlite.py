@@ -26,7 +26,11 @@ from benchmarks.floor import (
 from vibeforge_sessions import ErrorEntry, Session
 from vibeforge_sessions.query import SessionSummary
 
-_INSERT: Final = {table: f"INSERT INTO {table} VALUES ({', '.join('?' * count)})" for table, count in COLUMNS.items()}
+_INSERT: Final = {
+    table: f"INSERT INTO {table} VALUES ({', '.join('?' * count)}{', NULL' if table == 'vibeforge_sessions' else ''})"
+    for table, count in COLUMNS.items()
+}
+"""A session that is inserted is not held."""
 _COUNT: Final = (
     "UPDATE vibeforge_sessions SET error_count = error_count + 1, updated_at = max(updated_at, ?)"
     " WHERE session_id = ? RETURNING error_count, phase"

@@ -37,7 +37,7 @@ def upgrade() -> None:
     if op.get_context().dialect.name in {"mysql", "mariadb"}:  # a try that was interrupted can be repeated
         alter("ADD COLUMN IF NOT EXISTS held_at DATETIME(6) NULL")
     else:
-        op.add_column("vibeforge_sessions", sa.Column("held_at", TIME, nullable=True))
+        op.add_column("vibeforge_sessions", sa.Column("held_at", TIME, nullable=True), schema=schema())
     set_floor(revision)
 
 
@@ -46,7 +46,7 @@ def downgrade() -> None:
     if op.get_context().dialect.name in {"mysql", "mariadb"}:
         alter("DROP COLUMN IF EXISTS held_at")
     else:
-        op.drop_column("vibeforge_sessions", "held_at")
+        op.drop_column("vibeforge_sessions", "held_at", schema=schema())
     set_floor(down_revision)
 
 
@@ -57,6 +57,14 @@ def set_floor(current: str) -> None:
     )
     op.execute(compatibility.delete())
     op.execute(compatibility.insert().values(revision=current, floor=FLOOR))
+
+
+def schema() -> str | None:
+    """Return the schema that statements are sent to: Alembic does not send a new column there by itself."""
+    connection = op.get_context().connection  # none offline, where a search path is set
+    options = {} if connection is None else connection.get_execution_options()
+    found: str | None = options.get("schema_translate_map", {}).get(None)
+    return found
 
 
 def alter(change: str) -> None:

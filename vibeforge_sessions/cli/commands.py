@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vibeforge_sessions.cli import moving  # noqa: F401 (it adds its commands to the group)
+from vibeforge_sessions.cli import counting, looking, moving, watching  # noqa: F401 (their commands)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,

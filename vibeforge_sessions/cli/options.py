@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Final
+from datetime import datetime, timedelta
+from typing import Annotated, Final, Literal
 
 import typer
 
-from vibeforge_sessions.cli.times import moment
+from vibeforge_sessions.cli.times import age, moment
 from vibeforge_sessions.query import SessionOrder
 
 _PREFIX: Final = "VIBEFORGE_SESSIONS_"
@@ -98,10 +98,53 @@ HasErrors = Annotated[
     bool | None,
     typer.Option("--has-errors/--no-errors", envvar=f"{_PREFIX}HAS_ERRORS", help="With errors, or without any."),
 ]
+Limit = Annotated[
+    int, typer.Option(envvar=f"{_PREFIX}LIMIT", min=1, help="How many to show; on stderr it says where to go on.")
+]
+All = Annotated[bool, typer.Option("--all", envvar=f"{_PREFIX}ALL", help="Show all, page by page, without a limit.")]
+Cursor = Annotated[
+    str | None, typer.Option(envvar=f"{_PREFIX}CURSOR", help="Where the page before has said that this one begins.")
+]
 Order = Annotated[
     SessionOrder,
     typer.Option(
         envvar=f"{_PREFIX}ORDER",
         help="By which time: oldest first, or with a minus newest first.",
     ),
+]
+
+# --- what of a session ---
+
+SessionId = Annotated[str, typer.Argument(metavar="ID", help="Of the session.")]
+SessionIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Of the sessions.")]
+After = Annotated[
+    int, typer.Option(envvar=f"{_PREFIX}AFTER", min=0, help="Only entries after this position; 0 for the beginning.")
+]
+Last = Annotated[int | None, typer.Option(envvar=f"{_PREFIX}LAST", min=1, max=100_000, help="Only the last so many.")]
+Task = Annotated[str | None, typer.Option(envvar=f"{_PREFIX}TASK", help="Only of this task.")]
+OfPhase = Annotated[
+    str | None, typer.Option("--phase", envvar=f"{_PREFIX}PHASE", help="Only of what happened in this phase.")
+]
+Full = Annotated[
+    bool, typer.Option("--full", envvar=f"{_PREFIX}FULL", help="Show long texts whole; --json always does.")
+]
+Every = Annotated[float, typer.Option(envvar=f"{_PREFIX}EVERY", min=0.05, max=3_600, help="Seconds between two looks.")]
+
+# --- in numbers ---
+
+Window = Annotated[
+    timedelta,
+    typer.Option(
+        "--window", envvar=f"{_PREFIX}WINDOW", parser=age, metavar="AGE", help="Errors of how long: 24h, 7d, 4w."
+    ),
+]
+Unit = Annotated[
+    Literal["hour", "day"], typer.Option("--by", envvar=f"{_PREFIX}BY", help="Errors by the hour or by the day.")
+]
+Top = Annotated[
+    int, typer.Option(envvar=f"{_PREFIX}TOP", min=1, max=100, help="How many tasks with the most errors are shown.")
+]
+QueryTimeout = Annotated[
+    float,
+    typer.Option("--timeout", envvar=f"{_PREFIX}QUERY_TIMEOUT", min=0.001, max=86_400, help="Seconds for each query."),
 ]

@@ -8,13 +8,17 @@ from typing import Final
 
 import typer
 
+from vibeforge_sessions import values
+
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGE: Final = re.compile(r"(\d{1,9})([smhdw])")
 _SPOKEN: Final = (("d", 86_400), ("h", 3_600), ("m", 60))
 
 
-def age(text: str) -> timedelta:
-    """Return how long: ``90s``, ``15m``, ``6h``, ``2d`` or ``3w``. A parser of options."""
+def age(text: str | timedelta) -> timedelta:
+    """Return how long: ``90s``, ``15m``, ``6h``, ``2d`` or ``3w``. A parser of options, and of their defaults."""
+    if isinstance(text, timedelta):
+        return text
     found = age_of(text)
     if found is None:
         raise typer.BadParameter(f"{text!r} is no age: 90s, 15m, 6h, 2d or 3w")
@@ -25,7 +29,7 @@ def moment(text: str) -> datetime:
     """Return when: ISO 8601, in UTC where it names no zone; or an age, which is so long ago. A parser of options."""
     try:
         found = age_of(text)
-        time = datetime.fromisoformat(text) if found is None else datetime.now(UTC) - found
+        time = datetime.fromisoformat(text) if found is None else values.utc_now() - found
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter(
@@ -46,11 +50,19 @@ def age_of(text: str) -> timedelta | None:
 
 def ago(time: datetime, now: datetime) -> str:
     """Return how long ago something was, in one unit."""
-    seconds = int((now - time).total_seconds())
-    for unit, length in _SPOKEN:
-        if abs(seconds) >= length:
-            return f"in {-seconds // length}{unit}" if seconds < 0 else f"{seconds // length}{unit} ago"
-    return "now" if seconds <= 0 else f"{seconds}s ago"
+    length = now - time
+    if abs(length) < timedelta(seconds=1):
+        return "now"
+    return f"in {spoken(-length)}" if length < timedelta() else f"{spoken(length)} ago"
+
+
+def spoken(length: timedelta) -> str:
+    """Return a length of time in one unit."""
+    seconds = int(length.total_seconds())
+    for unit, size in _SPOKEN:
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
 
 
 def clock(time: datetime) -> str:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from sqlalchemy import (
     BindParameter,
-    ColumnElement,
     Engine,
     Executable,
     Integer,
@@ -206,24 +205,31 @@ def table_sizes(engine: Engine, *, timeout: float = 30.0) -> list[TableSize]:
 class _Begin(FunctionElement[Any]):
     """The beginning of the hour or day, in UTC, of a time: a naive datetime, or its text as far as it goes."""
 
-    name = "begin_of"
+    inherit_cache = True
+    unit: ClassVar[str]
+    length: ClassVar[int]
+
+
+class _Hour(_Begin):
+    name, unit, length = "hour_of", "hour", 13
     inherit_cache = True
 
-    def __init__(self, every: Period, time: ColumnElement[datetime]) -> None:
-        super().__init__(time)
-        self.every = every
+
+class _Day(_Begin):
+    name, unit, length = "day_of", "day", 10
+    inherit_cache = True
 
 
 @compiles(_Begin)
 def _cut(element: _Begin, compiler: SQLCompiler, **options: Any) -> str:
     # ISO text on SQLite, and what MariaDB makes of its DATETIME
-    return f"substr({compiler.process(element.clauses, **options)}, 1, {10 if element.every == 'day' else 13})"
+    return f"substr({compiler.process(element.clauses, **options)}, 1, {element.length})"
 
 
 @compiles(_Begin, "postgresql")
 def _truncated(element: _Begin, compiler: SQLCompiler, **options: Any) -> str:
     # its texts are as the connection's DateStyle has them
-    return f"date_trunc('{element.every}', timezone('UTC', {compiler.process(element.clauses, **options)}))"
+    return f"date_trunc('{element.unit}', timezone('UTC', {compiler.process(element.clauses, **options)}))"
 
 
 _phases: Final = (
@@ -244,12 +250,13 @@ _phases: Final = (
 
 @functools.cache
 def _errors(every: Period, given: tuple[str, ...]) -> Select[Any]:
-    begins = _Begin(every, errors.c.timestamp)
+    begins = (_Day if every == "day" else _Hour)(errors.c.timestamp)
     found = select(begins.label("begins"), errors.c.task_id, errors.c.phase, func.count().label("errors"))
     if "since" in given:
         since: BindParameter[Any] = bindparam("since", type_=errors.c.timestamp.type)
-        found = found.join_from(errors, sessions, sessions.c.session_id == errors.c.session_id)
-        found = found.where(sessions.c.updated_at >= since, errors.c.timestamp >= since)
+        # not a join: SQLite, which knows nothing of how many there are, would read all errors first
+        touched = select(sessions.c.session_id).where(sessions.c.updated_at >= since)
+        found = found.where(errors.c.session_id.in_(touched), errors.c.timestamp >= since)
     if "before" in given:
         found = found.where(errors.c.timestamp < bindparam("before", type_=errors.c.timestamp.type))
     counted = found.group_by(begins, errors.c.task_id, errors.c.phase).subquery()

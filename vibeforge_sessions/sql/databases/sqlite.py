@@ -156,12 +156,13 @@ class SQLite(Database):
             driver.set_progress_handler(None, 0)
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
-        if connection.exec_driver_sql(_TELLS_SIZES).first() is not None:
-            try:
+        try:
+            if connection.exec_driver_sql(_TELLS_SIZES).first() is not None:
                 return connection.execute(_SIZES, {"names": list(tables)}).all()
-            except OperationalError as error:
-                if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
-                    raise
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
+                raise
+            _driver(connection).set_progress_handler(None, 0)
         pages, size = (
             _driver(connection).execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
         )
@@ -258,7 +259,10 @@ def _use_wal(cursor: Any, busy_timeout: float) -> None:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            code = error.sqlite_errorcode & 0xFF
+            if code == sqlite3.SQLITE_READONLY:  # whoever may only read needs none
+                return
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
         else:
