@@ -56,6 +56,7 @@ def test_a_gzip_is_the_same_at_every_time(tmp_path: Path) -> None:
     imported(exported(repository), other := InMemorySessionRepository())
     export_sessions(other, tmp_path / "two", compress=True)
     assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two").read_bytes()
+    assert (tmp_path / "two").read_bytes()[3:8] == bytes(5)  # neither a name nor a time
     assert gzip.decompress((tmp_path / "two").read_bytes()) == exported(repository)
     assert import_sessions(InMemorySessionRepository(), tmp_path / "two").created == 4  # whatever its name is
     export_sessions(repository, tmp_path / "plain.gz", compress=False)
