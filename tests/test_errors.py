@@ -15,6 +15,7 @@ import pytest
 import vibeforge_sessions
 from vibeforge_sessions import errors
 from vibeforge_sessions.errors import (
+    ArchiveError,
     CorruptSessionError,
     InvalidSessionError,
     OutcomeUnknownError,
@@ -42,6 +43,7 @@ BASES = {
     "StorageError": (SessionRepositoryError,),
     "OutcomeUnknownError": (StorageError,),
     "SchemaError": (SessionRepositoryError,),
+    "ArchiveError": (SessionRepositoryError,),
 }
 # each error, its attributes, its text
 EXAMPLES = [
@@ -80,6 +82,8 @@ EXAMPLES = [
     (OutcomeUnknownError("why"), {"reason": "why", "transaction_lost": False}, "why"),
     (SchemaError("why"), {"reason": "why", "state": None}, "why"),
     *((SchemaError("why", state), {"reason": "why", "state": state}, "why") for state in get_args(SchemaState)),
+    (ArchiveError("why"), {"reason": "why", "line": None}, "why"),
+    (ArchiveError("why", 7), {"reason": "why", "line": 7}, "line 7: why"),
 ]
 
 

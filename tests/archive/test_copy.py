@@ -85,6 +85,12 @@ def of_one_version(source: SessionRepository, target: SessionRepository) -> None
     source.modify_session("s", lambda session: session.add_answer("here", 1))
 
 
+def later_in_the_target(source: SessionRepository, target: SessionRepository) -> None:
+    for number in range(2):
+        source.modify_session("s", lambda session, number=number: session.add_answer("here", number))  # type: ignore[misc]
+    target.modify_session("s", lambda session: session.add_answer("there", 1))
+
+
 @pytest.mark.parametrize(
     "touch",
     [
@@ -94,8 +100,9 @@ def of_one_version(source: SessionRepository, target: SessionRepository) -> None
         ahead,
         ahead_by_an_update,
         of_one_version,
+        later_in_the_target,
     ],
-    ids=["another log", "another error", "made anew", "ahead", "ahead by an update", "of one version"],
+    ids=["another log", "another error", "made anew", "ahead", "ahead by an update", "of one version", "later"],
 )
 @pytest.mark.parametrize("on_conflict", ["fail", "skip", "replace"])
 def test_what_was_written_in_the_target_is_not_lost_unasked(

@@ -20,10 +20,10 @@ from vibeforge_sessions.testing import NewRepository
 
 def test_out_and_in_and_out_again(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
-    fill(source, entries=2_500)
+    fill(source, 2, entries=1_100)
     archive = exported(source)
     report = imported(archive, target)
-    assert (report.created, report.failed, report.errors, report.logs) == (4, 0, 7503, 7503)
+    assert (report.created, report.failed, report.errors, report.logs) == (3, 0, 2202, 2202)
     assert exported(target) == archive
     for session_id in source.list_sessions():
         before, after = record_of(source, session_id), record_of(target, session_id)
@@ -38,7 +38,7 @@ def test_out_and_in_and_out_again(new_repository: NewRepository) -> None:
         assert before.write_id.encode() not in archive
         assert target.get_session(session_id) == source.get_session(session_id)
     target.modify_session("s1", lambda session: session.add_error("t", "more"))
-    assert record_of(target, "s1").counts == (2502, 2501)
+    assert record_of(target, "s1").counts == (1102, 1101)
 
 
 def test_every_database_gives_the_same_bytes(repository: SessionRepository) -> None:
@@ -56,6 +56,7 @@ def test_a_gzip_is_the_same_at_every_time(tmp_path: Path) -> None:
     imported(exported(repository), other := InMemorySessionRepository())
     export_sessions(other, tmp_path / "two", compress=True)
     assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two").read_bytes()
+    assert (tmp_path / "two").read_bytes()[3:8] == bytes(5)  # neither a name nor a time
     assert gzip.decompress((tmp_path / "two").read_bytes()) == exported(repository)
     assert import_sessions(InMemorySessionRepository(), tmp_path / "two").created == 4  # whatever its name is
     export_sessions(repository, tmp_path / "plain.gz", compress=False)
@@ -142,7 +143,7 @@ def test_long_entries_are_read_a_few_at_a_time() -> None:
     repository = Watched()
     repository.create_session(Session(session_id="long", logs=["x" * 1_000_000] * 100))
     exported(repository)
-    assert max(asked[1:]) <= 4
+    assert max(asked[1:]) <= 5  # of which one is read again
     asked.clear()
     repository.delete_session("long")
     repository.create_session(Session(session_id="short", logs=["x"] * 5_000))

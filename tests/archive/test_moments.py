@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from tests.archive.samples import LONG_AGO, change, exported, histories, imported, record_of
-from vibeforge_sessions import InMemorySessionRepository, Session, SessionRepository
+from tests.databases import Storage
+from vibeforge_sessions import (
+    ErrorEntry,
+    InMemorySessionRepository,
+    Session,
+    SessionRepository,
+    SQLAlchemySessionRepository,
+)
 from vibeforge_sessions.archive import Result, copy_sessions, export_sessions
 from vibeforge_sessions.archive.parcel import _ATTEMPTS
 from vibeforge_sessions.testing import NewRepository
@@ -144,3 +151,24 @@ def test_a_copy_is_of_one_moment(new_repository: NewRepository, touch: Touch) ->
     assert session.answers == {"life": "new"}
     assert set(session.logs) == {"new"}
     assert exported(target) == exported(source)
+
+
+# --- rows that somebody has deleted by hand ---
+
+
+@pytest.mark.parametrize("position", [1, 5, 64, 65, 70, 150])
+@pytest.mark.parametrize("history", ["errors", "logs"])
+def test_a_history_with_a_gap_is_left_out_and_told(sqlite: Storage, history: str, position: int) -> None:
+    engine = sqlite.new_engine()
+    repository = SQLAlchemySessionRepository(engine)
+    errors = [ErrorEntry(LONG_AGO, "t", f"{number}", "IDEA") for number in range(150)]
+    logs = [f"{number}" for number in range(150)]
+    repository.create_session(Session(session_id="s", error_history=errors, logs=logs))
+    repository.create_session(session_id="other")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DELETE FROM vibeforge_session_{history} WHERE position = {position}")
+    file = io.BytesIO()
+    report = export_sessions(repository, file)
+    assert (report.exported, report.failed, report.problems[0].session_id) == (1, 1, "s")
+    assert "its histories are not what its row says" in str(report.problems[0].reason)
+    engine.dispose()

@@ -13,8 +13,8 @@ from tests.databases import fast_folder
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
 def test_many_messages(tmp_path: Path) -> None:
-    """A step needs 95 MB for itself, and would need 70 more if it held them all."""
-    sizes = ["--sessions=20", "--errors=10000", "--message=7000", "--limit=140", "--steps", "export", "import", "copy"]
+    """A step needs 95 MB for itself, and would need 60 more if it held them all."""
+    sizes = ["--sessions=20", "--errors=5000", "--message=12000", "--limit=140", "--steps", "export", "import", "copy"]
     command = [sys.executable, "-m", "tests.archive.scale", f"--folder={fast_folder() or tmp_path}", *sizes]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -209,16 +209,31 @@ def _chunks(source: Source, record: Record) -> Iterator[tuple[str, bytes, list[A
 
 
 def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> Iterator[Any]:
-    """Give the first entries of a history, read in slices that are short where the entries are long."""
+    """Give the first entries of a history, read in slices that are short where the entries are long.
+
+    Where somebody has deleted rows by hand they are fewer than that.
+    """
     after, limit = 0, _SLICE
+    last: list[Any] = []
     while after < count:
-        entries = fetch(session_id, after=after, limit=min(limit, count - after))
-        if not entries:
+        # a log line does not tell where it stands: so the one before is read again
+        asked = min(limit, count - after) + len(last)
+        entries = fetch(session_id, after=after - len(last), limit=asked)
+        if (
+            len(entries) < asked
+            or entries[: len(last)] != last
+            or _is_elsewhere(entries[-1], after - len(last) + asked)
+        ):
             return
-        yield from entries
-        after += len(entries)
+        yield from entries[len(last) :]
+        after += asked - len(last)
+        last = entries[-1:]
         size = sum(len(entry if isinstance(entry, str) else entry.error_message) for entry in entries)
         limit = max(1, min(lines.CHUNK, _SLICE_SIZE * len(entries) // (size + 1)))
+
+
+def _is_elsewhere(entry: ErrorEntry | str, position: int) -> bool:
+    return isinstance(entry, ErrorEntry) and entry.position != position
 
 
 def _check_read(source: Source, record: Record, counted: Mapping[str, int]) -> None:

@@ -58,10 +58,14 @@ def _end_of_lines(file: Unbuffered, size: int, longest: int) -> int:
     for place in _found_backwards(file, size, _CLOSING):
         file.seek(place + 1)
         line, newline, _ = file.read(_LONGEST_CLOSING).partition(b"\n")
-        if newline:
-            _kind_of(line)
-            end = place + 1 + len(line) + 1
-            break
+        if not newline and not _is_whole(line):
+            continue
+        _kind_of(line)
+        end = place + 1 + len(line) + 1
+        if not newline:  # nothing else is missing
+            file.seek(end - 1)
+            file.write(b"\n")
+        break
     file.seek(end)
     with os.fdopen(os.dup(file.fileno()), "rb") as rest:
         for _, line in numbered_lines(rest, longest):
@@ -75,6 +79,13 @@ def _is_of_a_session(line: bytes | None) -> bool:
     if line is None or not line.endswith(b"\n"):
         return line is not None and _is_beginning(line)
     return _kind_of(line) in {"archive", "session", lines.ERRORS, lines.LOGS}
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return bool(lines.parse(line))
+    except DamagedLineError:
+        return False
 
 
 def _kind_of(line: bytes) -> str:

@@ -79,15 +79,15 @@ def export_(
     as_json: Json = False,
 ) -> None:
     """Write sessions to a file, oldest first, while the database is in use; the file is there when it is whole."""
-    asked = SessionFilter(
-        phases=phase,
-        created_from=created_from,
-        created_before=created_before,
-        updated_from=updated_from,
-        updated_before=updated_before,
-        has_errors=has_errors,
-    )
     with repository_on(url, schema) as repository, _progress() as moving:
+        asked = SessionFilter(
+            phases=phase or None,
+            created_from=created_from,
+            created_before=created_before,
+            updated_from=updated_from,
+            updated_before=updated_before,
+            has_errors=has_errors,
+        )
         report = export_sessions(
             repository,
             sys.stdout.buffer if file == _STANDARD else file,
@@ -181,15 +181,15 @@ def copy_(
     """Copy sessions as they are, read each back and compare it; run again, it takes what has changed since."""
     if (source, from_schema) == (target, to_schema):
         raise typer.BadParameter("these are the same database", param_hint="--to")
-    asked = SessionFilter(
-        phases=phase,
-        created_from=created_from,
-        created_before=created_before,
-        updated_from=updated_from,
-        updated_before=updated_before,
-        has_errors=has_errors,
-    )
     with repository_on(source, from_schema) as old, repository_on(target, to_schema) as new, _progress() as moving:
+        asked = SessionFilter(
+            phases=phase or None,
+            created_from=created_from,
+            created_before=created_before,
+            updated_from=updated_from,
+            updated_before=updated_before,
+            has_errors=has_errors,
+        )
         report = copy_sessions(
             old,
             new,

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from vibeforge_sessions.cli.terminal import safe
 
-_PIPE: Final = 200
-"""The width where there is no terminal: nothing should be folded that a program reads."""
+_PIPE: Final = 2_200
+"""The width where there is no terminal: nothing that is shown of a text is folded, for `grep` and the like."""
 _GAP: Final = 2
 _FOLDED: Final = 24
 """The least width of a column that is folded."""
