@@ -177,7 +177,7 @@ def test_long_texts_are_cut_unless_asked_for(on_sqlite: Place) -> None:
     cut = on_sqlite("errors", "s").out
     assert f"line 11… ({len(message) - len(message.split(chr(10) + 'line 12')[0]):,} characters more)" in cut
     assert "line 12" not in cut
-    assert "(3,000 characters more)" in cut
+    assert "(3,000charactersmore)" in "".join(cut.split())  # folded, somewhere
     full = on_sqlite("errors", "s", "--full").out
     assert full.count("line ") == 1_000
     assert full.count("x") >= 5_000

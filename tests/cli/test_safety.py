@@ -76,13 +76,10 @@ def hostile(place: Place) -> None:
     )
 
 
-@pytest.mark.parametrize("phase", ["COMPLETE", "hostile"])
 @pytest.mark.parametrize("command", READING, ids=" ".join)
-def test_no_output_is_obeyed(on_sqlite: Place, command: tuple[str, ...], phase: str) -> None:
+def test_no_output_is_obeyed(on_sqlite: Place, command: tuple[str, ...]) -> None:
     hostile(on_sqlite)
-    if phase == "hostile":
-        if command[0] == "watch":
-            pytest.skip("such a session never ends")
+    if command[0] != "watch":  # which ends with the phase
         on_sqlite.change("UPDATE vibeforge_sessions SET phase = :phase", phase=HOSTILE[:60])
     done = on_sqlite(*command)
     assert done.code == 0
