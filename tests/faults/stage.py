@@ -1,0 +1,217 @@
+"""A database, a repository that reaches it through a proxy, and another one that goes past it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.databases import Storage
+from tests.faults.calls import CALLS, Begun, Call, Repository, State, check_answer, state_of
+from tests.faults.proxy import Cut, Proxy, Seen
+from tests.servers.machine import wait_for
+from vibeforge_sessions import (
+    AsyncSQLAlchemySessionRepository,
+    OutcomeUnknownError,
+    RetryPolicy,
+    SQLAlchemySessionRepository,
+    StorageError,
+)
+from vibeforge_sessions.sql import create_async_engine, create_engine
+from vibeforge_sessions.testing.base import full_session
+
+
+class Way(NamedTuple):
+    """A way to a server."""
+
+    server: str
+    """The name of the fixture of its `Storage`."""
+    driver: str
+    fast_path: bool = True
+    asynchronous: bool = False
+
+
+WAYS: Final = {
+    "psycopg": Way("postgresql", "postgresql+psycopg"),
+    "psycopg through SQLAlchemy": Way("postgresql", "postgresql+psycopg", fast_path=False),
+    "pymysql": Way("mariadb", "mariadb+pymysql"),
+    "pymysql through SQLAlchemy": Way("mariadb", "mariadb+pymysql", fast_path=False),
+}
+ASYNC_WAYS: Final = {
+    "async psycopg": Way("postgresql", "postgresql+psycopg", asynchronous=True),
+    "asyncpg": Way("postgresql", "postgresql+asyncpg", asynchronous=True),
+    "asyncmy": Way("mariadb", "mariadb+asyncmy", asynchronous=True),
+}
+_UNENCRYPTED: Final = {"postgresql+psycopg": {"sslmode": "disable"}, "postgresql+asyncpg": {"ssl": "disable"}}
+"""A server that is not ours may offer encryption, into which a proxy cannot look."""
+_COUNT: Final = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
+    "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE()",
+}
+QUICK: Final = RetryPolicy(first_delay=0.001)
+
+
+class Undisturbed(NamedTuple):
+    """What a call does when nothing disturbs it."""
+
+    before: State | None
+    after: State | None
+    messages: list[Seen]
+
+    def count(self, side: str) -> int:
+        return sum(seen.side == side for seen in self.messages)
+
+    def size(self, side: str) -> int:
+        return sum(seen.size for seen in self.messages if seen.side == side)
+
+    def number(self, side: str, name: str) -> int:
+        """Return the number of the last message of a side whose name begins so."""
+        names = [seen.name for seen in self.messages if seen.side == side]
+        return max(number for number, each in enumerate(names, 1) if each.startswith(name))
+
+
+Kind = Literal["answered", "failed", "unknown", "refused"]
+
+
+class Outcome(NamedTuple):
+    """How a call ended, and whether it was done."""
+
+    kind: Kind
+    """answered; failed: StorageError; unknown: OutcomeUnknownError; refused: whatever else it raised."""
+    answer: Any
+    """What it returned or raised."""
+    applied: bool
+    session_id: str
+
+
+class OnALoop:
+    """An asynchronous repository for those who cannot wait: each call runs the event loop until it is done."""
+
+    def __init__(self, repository: AsyncSQLAlchemySessionRepository, runner: asyncio.Runner) -> None:
+        self._repository = repository
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await getattr(self._repository, name)(*args, **kwargs)
+
+        return lambda *args, **kwargs: self._runner.run(call(*args, **kwargs))
+
+
+class Stage:
+    """Where calls are made and disturbed, each on a session of its own."""
+
+    def __init__(self, way: Way, proxy: Proxy, repository: Repository, engine: Engine) -> None:
+        self.way = way
+        self.proxy = proxy
+        self.repository = repository
+        self.engine = engine
+        """Past the proxy."""
+        self.direct = SQLAlchemySessionRepository(engine)
+        self._numbers = itertools.count(1)
+        self._undisturbed: dict[str, Undisturbed] = {}
+
+    def begin(self, call: Call) -> tuple[str, Begun]:
+        """Return the id of a session, and the call on it; the proxied connection is open and warm."""
+        session_id = f"session-{next(self._numbers)}"
+        if call.exists:
+            self.direct.create_session(full_session(session_id))
+        self.repository.get_session(session_id)
+        return session_id, call.begin(self.repository, session_id)
+
+    def undisturbed(self, name: str) -> Undisturbed:
+        """Make a call and tell what it did."""
+        if name not in self._undisturbed:
+            self.begin(CALLS[name])[1].make()  # what is done at the first time only
+            session_id, begun = self.begin(CALLS[name])
+            before = self.state(session_id)
+            self.proxy.forget()
+            answer = begun.make()
+            self._undisturbed[name] = Undisturbed(before, self.state(session_id), list(self.proxy.messages))
+            check_answer(begun, answer, self.direct, session_id)
+        return self._undisturbed[name]
+
+    def disturbed(self, name: str, *cuts: Cut) -> Outcome:
+        """Make a call and cut connections; its answer agrees with the database, or this fails."""
+        expected = self.undisturbed(name)
+        session_id, begun = self.begin(CALLS[name])
+        self.proxy.arm(*cuts)
+        kind, answer = made(begun)
+        self.settle()
+        state = self.state(session_id)
+        assert state in (expected.before, expected.after), f"neither done nor not done: {state}"
+        applied = state == expected.after
+        if kind == "answered":
+            assert applied, f"it returned {answer!r}, and is not there"
+            check_answer(begun, answer, self.direct, session_id)
+        elif kind != "unknown":
+            assert not applied, f"it raised {answer!r}, and is there"
+        return Outcome(kind, answer, applied, session_id)
+
+    def state(self, session_id: str) -> State | None:
+        """Return what is stored, see `state_of`."""
+        return state_of(self.engine, session_id)
+
+    def settle(self) -> None:
+        """Wait until nothing that was cut off goes on within the server."""
+        self.proxy.settle()
+        wait_for(lambda: self.connections() <= self.proxy.connections + 1, 30, "what was cut off to end")
+
+    def connections(self) -> int:
+        """Return how many connections the server has to this database, this one included."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(text(_COUNT[self.way.server])).scalar_one())
+
+
+def made(begun: Begun) -> tuple[Kind, Any]:
+    """Make the call; return how it ended, and what it returned or raised."""
+    try:
+        return "answered", begun.make()
+    except OutcomeUnknownError as error:
+        return "unknown", error
+    except StorageError as error:
+        return "failed", error
+    except Exception as error:  # noqa: BLE001 (the caller looks at it)
+        return "refused", error
+
+
+@contextmanager
+def staged(storage: Storage, way: Way, *, retry: RetryPolicy = QUICK, **options: Any) -> Iterator[Stage]:
+    """Give a stage on a new database; at the end, no connection was kept.
+
+    :param options: for `create_engine`, of the repository that goes through the proxy.
+    """
+    url = make_url(storage.url_with(way.driver)).update_query_dict(_UNENCRYPTED.get(way.driver, {}))
+    past = create_engine(make_url(url).set(drivername=WAYS_PAST[way.server], query={}), pool_size=1, max_overflow=0)
+    with Proxy(url) as proxy, asyncio.Runner() as runner:
+        engine: Engine | AsyncEngine
+        if way.asynchronous:
+            engine = create_async_engine(proxy.url, **options)
+            shell = AsyncSQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
+            repository: Any = OnALoop(shell, runner)
+            pool = engine.sync_engine.pool
+        else:
+            engine = create_engine(proxy.url, **options)
+            repository = SQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
+            pool = engine.pool
+        try:
+            yield Stage(way, proxy, repository, past)
+            assert pool.checkedout() == 0, "a connection was left checked out"  # type: ignore[attr-defined]
+        finally:
+            proxy.let("reset")
+            proxy.cut_all()
+            if isinstance(engine, AsyncEngine):
+                runner.run(engine.dispose())
+            else:
+                engine.dispose()
+            past.dispose()
+            if storage.drop is not None:
+                storage.drop(url)
+
+
+WAYS_PAST: Final = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
