@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.databases import Storage
 from tests.faults.calls import CALLS, Begun, Call, Repository, State, check_answer, state_of
+from tests.faults.framing import Side
 from tests.faults.proxy import Cut, Proxy, Seen
 from tests.servers.machine import wait_for
 from vibeforge_sessions import (
@@ -47,8 +49,13 @@ ASYNC_WAYS: Final = {
     "asyncpg": Way("postgresql", "postgresql+asyncpg", asynchronous=True),
     "asyncmy": Way("mariadb", "mariadb+asyncmy", asynchronous=True),
 }
-_UNENCRYPTED: Final = {"postgresql+psycopg": {"sslmode": "disable"}, "postgresql+asyncpg": {"ssl": "disable"}}
+_UNENCRYPTED: Final = {
+    "postgresql+psycopg": {"sslmode": "disable"},
+    "postgresql+asyncpg": {"ssl": "disable"},
+    "mariadb+pymysql": {"ssl_disabled": "true"},  # it would also take 27 ms for each connection, to get ready for it
+}
 """A server that is not ours may offer encryption, into which a proxy cannot look."""
+_DIRECT: Final = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
 _COUNT: Final = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
     "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE()",
@@ -63,16 +70,35 @@ class Undisturbed(NamedTuple):
     after: State | None
     messages: list[Seen]
 
-    def count(self, side: str) -> int:
+    def count(self, side: Side) -> int:
         return sum(seen.side == side for seen in self.messages)
 
-    def size(self, side: str) -> int:
+    def size(self, side: Side) -> int:
         return sum(seen.size for seen in self.messages if seen.side == side)
 
-    def number(self, side: str, name: str) -> int:
-        """Return the number of the last message of a side whose name begins so."""
+    def number(self, side: Side, name: str) -> int:
+        """Return the number of the last message of a side whose name begins so; 0 for none."""
         names = [seen.name for seen in self.messages if seen.side == side]
-        return max(number for number, each in enumerate(names, 1) if each.startswith(name))
+        return max((number for number, each in enumerate(names, 1) if each.startswith(name)), default=0)
+
+    @property
+    def commit(self) -> int:
+        """The number of the client's message that has the server commit: COMMIT, or a single statement's Sync."""
+        return max(self.number("client", name) for name in ("COMMIT", "Query COMMIT", "Sync"))
+
+    def before_commit(self) -> Cut:
+        """Return the cut after which the server will not commit, which the client cannot know."""
+        return Cut("client", self.commit, how="close")
+
+    def once_committed(self) -> Cut:
+        """Return the cut after which the server has committed, which the client cannot know."""
+        clients = servers = 0
+        for seen in self.messages:
+            clients += seen.side == "client"
+            servers += seen.side == "server"
+            if clients >= self.commit and seen.side == "server" and seen.name in {"OK", "ReadyForQuery"}:
+                return Cut("server", servers, how="close")
+        raise AssertionError("it did not commit")
 
 
 Kind = Literal["answered", "failed", "unknown", "refused"]
@@ -85,8 +111,11 @@ class Outcome(NamedTuple):
     """answered; failed: StorageError; unknown: OutcomeUnknownError; refused: whatever else it raised."""
     answer: Any
     """What it returned or raised."""
-    applied: bool
     session_id: str
+    begun: Begun
+    cut: bool
+    """Whether all cuts were made while it was."""
+    applied: bool | None = None
 
 
 class OnALoop:
@@ -142,16 +171,32 @@ class Stage:
         session_id, begun = self.begin(CALLS[name])
         self.proxy.arm(*cuts)
         kind, answer = made(begun)
+        cut = not self.proxy.to_come
         self.settle()
-        state = self.state(session_id)
+        return self.judged(expected, Outcome(kind, answer, session_id, begun, cut))
+
+    def judged(self, expected: Undisturbed, outcome: Outcome) -> Outcome:
+        """Return the outcome with whether the call was done, or fail where its answer does not agree with that."""
+        state = self.state(outcome.session_id)
         assert state in (expected.before, expected.after), f"neither done nor not done: {state}"
         applied = state == expected.after
-        if kind == "answered":
-            assert applied, f"it returned {answer!r}, and is not there"
-            check_answer(begun, answer, self.direct, session_id)
-        elif kind != "unknown":
-            assert not applied, f"it raised {answer!r}, and is there"
-        return Outcome(kind, answer, applied, session_id)
+        if outcome.kind == "answered":
+            assert applied, f"it returned {outcome.answer!r}, and is not there"
+            check_answer(outcome.begun, outcome.answer, self.direct, outcome.session_id)
+        elif outcome.kind != "unknown":
+            assert not applied, f"it raised {outcome.answer!r}, and is there"
+        return outcome._replace(applied=applied)
+
+    def beside(self, name: str, other: Callable[[Repository, str], object], *, done: bool) -> Outcome:
+        """Cut a call at its commit, done or not; another one writes before the call can look what has become of it."""
+        expected = self.undisturbed(name)
+        session_id, begun = self.begin(CALLS[name])
+        cut = expected.once_committed() if done else expected.before_commit()
+        self.proxy.arm(dataclasses.replace(cut, then=lambda: other(self.direct, session_id)))
+        kind, answer = made(begun)
+        was_cut = not self.proxy.to_come
+        self.settle()
+        return Outcome(kind, answer, session_id, begun, was_cut)
 
     def state(self, session_id: str) -> State | None:
         """Return what is stored, see `state_of`."""
@@ -186,8 +231,12 @@ def staged(storage: Storage, way: Way, *, retry: RetryPolicy = QUICK, **options:
 
     :param options: for `create_engine`, of the repository that goes through the proxy.
     """
-    url = make_url(storage.url_with(way.driver)).update_query_dict(_UNENCRYPTED.get(way.driver, {}))
-    past = create_engine(make_url(url).set(drivername=WAYS_PAST[way.server], query={}), pool_size=1, max_overflow=0)
+    direct, url = (
+        make_url(url).set(drivername=driver).update_query_dict(_UNENCRYPTED.get(driver, {}))
+        for url in [storage.url_with(way.driver)]
+        for driver in (_DIRECT[way.server], way.driver)
+    )
+    past = create_engine(direct, pool_size=1, max_overflow=0)
     with Proxy(url) as proxy, asyncio.Runner() as runner:
         engine: Engine | AsyncEngine
         if way.asynchronous:
@@ -212,6 +261,3 @@ def staged(storage: Storage, way: Way, *, retry: RetryPolicy = QUICK, **options:
             past.dispose()
             if storage.drop is not None:
                 storage.drop(url)
-
-
-WAYS_PAST: Final = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
