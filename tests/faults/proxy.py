@@ -159,27 +159,23 @@ class Proxy:
         """Cut every connection, on both of its sides."""
         self._do(lambda: self._cut(self._links, how))
 
-    def blackhole(self, *, on: bool) -> None:
-        """Swallow all that comes, from now on, on all connections, new ones too; or go on, with new connections."""
-        if on:
-            self.let("mute")
-            self._do(lambda: self._cut(self._links, "mute"))
-        else:
-            self._do(lambda: self._cut({link for link in self._links if link.silent}, "reset"))
-            self.let("open")
+    def blackhole(self) -> None:
+        """Swallow all that comes, from now on, on all connections, new ones too."""
+        self.let("mute")
+        self._do(lambda: self._cut(self._links, "mute"))
 
     def release(self) -> None:
         """Let the server have what is held; return when it is done with it."""
         self._do(lambda: self._deliver(math.inf))
-        self.settle()
-
-    def settle(self) -> None:
-        """Wait until the server has closed its side of each connection that was cut."""
         wait_for(
-            lambda: not any(link.client is None and not link.silent for link in tuple(self._links)),
-            _PATIENCE,
-            "the server to close what was cut",
+            lambda: not any(link.is_ending for link in tuple(self._links)), _PATIENCE, "the server to end its side"
         )
+
+    def heal(self) -> None:
+        """Let new connections through; end those that are mute, and all that was cut, on the server's side, too."""
+        self.let("open")
+        self._do(lambda: self._cut({link for link in self._links if link.silent}, "reset"))
+        self.release()
 
     # --- its thread ---
 
@@ -321,6 +317,11 @@ class _Link:
             sock = self._socket(side)
             if sock is not None:
                 proxy.watch(sock, lambda side=side: self._read(side))  # type: ignore[misc]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its client has gone, and the server not yet."""
+        return self.client is None and not self.silent
 
     def _socket(self, side: Side) -> socket.socket | None:
         return self.client if side == "client" else self.server

@@ -203,8 +203,8 @@ class Stage:
         return state_of(self.engine, session_id)
 
     def settle(self) -> None:
-        """Wait until nothing that was cut off goes on within the server."""
-        self.proxy.settle()
+        """Let all connections through, and wait until nothing that was cut off goes on within the server."""
+        self.proxy.heal()
         wait_for(lambda: self.connections() <= self.proxy.connections + 1, 30, "what was cut off to end")
 
     def connections(self) -> int:
