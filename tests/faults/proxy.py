@@ -64,6 +64,15 @@ class Cut:
     then: Callable[[], object] | None = None
     """Is called between the end of the server's side and that of the client's, who only then begins to wonder."""
 
+    def __str__(self) -> str:
+        where = (
+            f"the {self.side}'s message {self.message}"
+            if self.byte is None
+            else f"{self.byte} bytes of the {self.side}"
+        )
+        when = "after" if self.forwarded or self.byte is not None else "before"
+        return f"{self.how} {when} {where}" + ("" if self.hold is None else ", which is held")
+
 
 class Seen(NamedTuple):
     """A message that went by, or was cut off."""

@@ -113,8 +113,8 @@ class Outcome(NamedTuple):
     """What it returned or raised."""
     session_id: str
     begun: Begun
-    cut: bool
-    """Whether all cuts were made while it was."""
+    cuts: int
+    """How many cuts were made while it was."""
     applied: bool | None = None
 
 
@@ -135,21 +135,30 @@ class OnALoop:
 class Stage:
     """Where calls are made and disturbed, each on a session of its own."""
 
-    def __init__(self, way: Way, proxy: Proxy, repository: Repository, engine: Engine) -> None:
+    def __init__(
+        self, way: Way, proxy: Proxy, repository: Repository, engine: Engine, disconnect: Callable[[], None]
+    ) -> None:
         self.way = way
         self.proxy = proxy
         self.repository = repository
+        """Through the proxy."""
         self.engine = engine
         """Past the proxy."""
+        self.disconnect = disconnect
+        """Closes the connections through the proxy that the repository's pool has."""
         self.direct = SQLAlchemySessionRepository(engine)
         self._numbers = itertools.count(1)
         self._undisturbed: dict[str, Undisturbed] = {}
 
     def begin(self, call: Call) -> tuple[str, Begun]:
-        """Return the id of a session, and the call on it; the proxied connection is open and warm."""
+        """Return the id of a session, and the call on it.
+
+        It will be made on a connection that is open, and new: drivers say less where they have prepared a statement.
+        """
         session_id = f"session-{next(self._numbers)}"
         if call.exists:
             self.direct.create_session(full_session(session_id))
+        self.disconnect()
         self.repository.get_session(session_id)
         return session_id, call.begin(self.repository, session_id)
 
@@ -171,9 +180,9 @@ class Stage:
         session_id, begun = self.begin(CALLS[name])
         self.proxy.arm(*cuts)
         kind, answer = made(begun)
-        cut = not self.proxy.to_come
+        made_cuts = len(cuts) - self.proxy.to_come
         self.settle()
-        return self.judged(expected, Outcome(kind, answer, session_id, begun, cut))
+        return self.judged(expected, Outcome(kind, answer, session_id, begun, made_cuts))
 
     def judged(self, expected: Undisturbed, outcome: Outcome) -> Outcome:
         """Return the outcome with whether the call was done, or fail where its answer does not agree with that."""
@@ -194,9 +203,9 @@ class Stage:
         cut = expected.once_committed() if done else expected.before_commit()
         self.proxy.arm(dataclasses.replace(cut, then=lambda: other(self.direct, session_id)))
         kind, answer = made(begun)
-        was_cut = not self.proxy.to_come
+        made_cuts = 1 - self.proxy.to_come
         self.settle()
-        return Outcome(kind, answer, session_id, begun, was_cut)
+        return Outcome(kind, answer, session_id, begun, made_cuts)
 
     def state(self, session_id: str) -> State | None:
         """Return what is stored, see `state_of`."""
@@ -239,25 +248,27 @@ def staged(storage: Storage, way: Way, *, retry: RetryPolicy = QUICK, **options:
     past = create_engine(direct, pool_size=1, max_overflow=0)
     with Proxy(url) as proxy, asyncio.Runner() as runner:
         engine: Engine | AsyncEngine
+        repository: Any
         if way.asynchronous:
             engine = create_async_engine(proxy.url, **options)
             shell = AsyncSQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
-            repository: Any = OnALoop(shell, runner)
-            pool = engine.sync_engine.pool
+            repository = OnALoop(shell, runner)
         else:
             engine = create_engine(proxy.url, **options)
             repository = SQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
-            pool = engine.pool
-        try:
-            yield Stage(way, proxy, repository, past)
-            assert pool.checkedout() == 0, "a connection was left checked out"  # type: ignore[attr-defined]
-        finally:
-            proxy.let("reset")
-            proxy.cut_all()
+
+        def disconnect() -> None:
             if isinstance(engine, AsyncEngine):
                 runner.run(engine.dispose())
             else:
                 engine.dispose()
+
+        try:
+            yield Stage(way, proxy, repository, past, disconnect)
+            pool: Any = engine.pool
+            assert pool.checkedout() == 0, "a connection was left checked out"
+        finally:
+            disconnect()
             past.dispose()
             if storage.drop is not None:
                 storage.drop(url)

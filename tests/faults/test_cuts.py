@@ -68,7 +68,7 @@ def check(stage: Stage, name: str, cuts: Iterable[tuple[Cut, ...]]) -> None:
             continue
         if outcome.kind != "answered":
             failures.append(f"{where}: {type(outcome.answer).__name__}: {outcome.answer}")
-        elif not outcome.cut:
+        elif outcome.cuts < min(2, len(each)):  # a second one at the very end leaves nothing for a third
             failures.append(f"{where}: was not made")
     assert number, "nothing was cut"
     if failures:
@@ -112,7 +112,7 @@ def test_on_an_event_loop(async_stage: Stage, name: str) -> None:
     cuts = [
         undisturbed.before_commit(),
         undisturbed.once_committed(),
-        *chance.sample(boundaries(undisturbed.messages), 2 * AGAIN),
+        *chance.choices(boundaries(undisturbed.messages), k=2 * AGAIN),
         *offsets(undisturbed.messages, chance, OFFSETS),
     ]
     check(async_stage, name, [(cut,) for cut in cuts])
