@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import Engine, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.databases import Storage
 from tests.faults.calls import CALLS, Begun, Call, Repository, State, check_answer, state_of
@@ -86,6 +85,17 @@ class Undisturbed(NamedTuple):
         """The number of the client's message that has the server commit: COMMIT, or a single statement's Sync."""
         return max(self.number("client", name) for name in ("COMMIT", "Query COMMIT", "Sync"))
 
+    @property
+    def write(self) -> int:
+        """The number of the client's message with which the writing begins; none of it has reached the server before.
+
+        A driver may have asked the server to prepare the statement before.
+        """
+        names = [seen.name for seen in self.messages if seen.side == "client"][: self.commit]
+        if names[-1] != "Sync":
+            return 1
+        return max((number for number, name in enumerate(names[:-1], 1) if name == "Sync"), default=0) + 1
+
     def before_commit(self) -> Cut:
         """Return the cut after which the server will not commit, which the client cannot know."""
         return Cut("client", self.commit, how="close")
@@ -136,21 +146,27 @@ class Stage:
     """Where calls are made and disturbed, each on a session of its own."""
 
     def __init__(
-        self, way: Way, proxy: Proxy, repository: Repository, engine: Engine, disconnect: Callable[[], None]
+        self,
+        way: Way,
+        proxy: Proxy,
+        engine: Engine,
+        new_repository: Callable[[RetryPolicy], Repository],
+        disconnect: Callable[[], None],
     ) -> None:
         self.way = way
         self.proxy = proxy
-        self.repository = repository
-        """Through the proxy."""
         self.engine = engine
         """Past the proxy."""
+        self.new_repository = new_repository
+        """Makes a repository that goes through the proxy."""
         self.disconnect = disconnect
-        """Closes the connections through the proxy that the repository's pool has."""
+        """Closes the connections through the proxy that are in the pool of these repositories."""
+        self.repository = new_repository(QUICK)
         self.direct = SQLAlchemySessionRepository(engine)
         self._numbers = itertools.count(1)
         self._undisturbed: dict[str, Undisturbed] = {}
 
-    def begin(self, call: Call) -> tuple[str, Begun]:
+    def begin(self, call: Call, retry: RetryPolicy = QUICK) -> tuple[str, Begun]:
         """Return the id of a session, and the call on it.
 
         It will be made on a connection that is open, and new: drivers say less where they have prepared a statement.
@@ -160,7 +176,7 @@ class Stage:
             self.direct.create_session(full_session(session_id))
         self.disconnect()
         self.repository.get_session(session_id)
-        return session_id, call.begin(self.repository, session_id)
+        return session_id, call.begin(self.new_repository(retry), session_id)
 
     def undisturbed(self, name: str) -> Undisturbed:
         """Make a call and tell what it did."""
@@ -174,10 +190,10 @@ class Stage:
             check_answer(begun, answer, self.direct, session_id)
         return self._undisturbed[name]
 
-    def disturbed(self, name: str, *cuts: Cut) -> Outcome:
+    def disturbed(self, name: str, *cuts: Cut, retry: RetryPolicy = QUICK) -> Outcome:
         """Make a call and cut connections; its answer agrees with the database, or this fails."""
         expected = self.undisturbed(name)
-        session_id, begun = self.begin(CALLS[name])
+        session_id, begun = self.begin(CALLS[name], retry)
         self.proxy.arm(*cuts)
         kind, answer = made(begun)
         made_cuts = len(cuts) - self.proxy.to_come
@@ -235,10 +251,10 @@ def made(begun: Begun) -> tuple[Kind, Any]:
 
 
 @contextmanager
-def staged(storage: Storage, way: Way, *, retry: RetryPolicy = QUICK, **options: Any) -> Iterator[Stage]:
+def staged(storage: Storage, way: Way, **options: Any) -> Iterator[Stage]:
     """Give a stage on a new database; at the end, no connection was kept.
 
-    :param options: for `create_engine`, of the repository that goes through the proxy.
+    :param options: for `create_engine`, of the repositories that go through the proxy.
     """
     direct, url = (
         make_url(url).set(drivername=driver).update_query_dict(_UNENCRYPTED.get(driver, {}))
@@ -247,28 +263,23 @@ def staged(storage: Storage, way: Way, *, retry: RetryPolicy = QUICK, **options:
     )
     past = create_engine(direct, pool_size=1, max_overflow=0)
     with Proxy(url) as proxy, asyncio.Runner() as runner:
-        engine: Engine | AsyncEngine
-        repository: Any
-        if way.asynchronous:
-            engine = create_async_engine(proxy.url, **options)
-            shell = AsyncSQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
-            repository = OnALoop(shell, runner)
-        else:
-            engine = create_engine(proxy.url, **options)
-            repository = SQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
+        engine: Any = (create_async_engine if way.asynchronous else create_engine)(proxy.url, **options)
+
+        def new_repository(retry: RetryPolicy) -> Any:
+            if not way.asynchronous:
+                return SQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry)
+            return OnALoop(AsyncSQLAlchemySessionRepository(engine, fast_path=way.fast_path, retry=retry), runner)
 
         def disconnect() -> None:
-            if isinstance(engine, AsyncEngine):
-                runner.run(engine.dispose())
-            else:
-                engine.dispose()
+            disposing = engine.dispose()
+            if way.asynchronous:
+                runner.run(disposing)
 
         try:
-            yield Stage(way, proxy, repository, past, disconnect)
-            pool: Any = engine.pool
-            assert pool.checkedout() == 0, "a connection was left checked out"
+            yield Stage(way, proxy, past, new_repository, disconnect)
+            assert engine.pool.checkedout() == 0, "a connection was left checked out"
         finally:
             disconnect()
             past.dispose()
             if storage.drop is not None:
-                storage.drop(url)
+                storage.drop(direct)
