@@ -94,7 +94,7 @@ class Undisturbed(NamedTuple):
         names = [seen.name for seen in self.messages if seen.side == "client"][: self.commit]
         if names[-1] != "Sync":
             return 1
-        return max((number for number, name in enumerate(names[:-1], 1) if name == "Sync"), default=0) + 1
+        return max((number for number, name in enumerate(names[:-1], 1) if name in {"Sync", "Flush"}), default=0) + 1
 
     def before_commit(self) -> Cut:
         """Return the cut after which the server will not commit, which the client cannot know."""
