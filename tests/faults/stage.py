@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import URL, Engine, make_url, text
 
 from tests.databases import Storage
 from tests.faults.calls import CALLS, Begun, Call, Repository, State, check_answer, state_of
@@ -251,9 +251,12 @@ def made(begun: Begun) -> tuple[Kind, Any]:
 
 
 @contextmanager
-def staged(storage: Storage, way: Way, **options: Any) -> Iterator[Stage]:
+def staged(
+    storage: Storage, way: Way, *, through: Callable[[URL], URL] = lambda url: url, **options: Any
+) -> Iterator[Stage]:
     """Give a stage on a new database; at the end, no connection was kept.
 
+    :param through: returns the URL to which the proxy leads.
     :param options: for `create_engine`, of the repositories that go through the proxy.
     """
     direct, url = (
@@ -262,7 +265,7 @@ def staged(storage: Storage, way: Way, **options: Any) -> Iterator[Stage]:
         for driver in (_DIRECT[way.server], way.driver)
     )
     past = create_engine(direct, pool_size=1, max_overflow=0)
-    with Proxy(url) as proxy, asyncio.Runner() as runner:
+    with Proxy(through(url)) as proxy, asyncio.Runner() as runner:
         engine: Any = (create_async_engine if way.asynchronous else create_engine)(proxy.url, **options)
 
         def new_repository(retry: RetryPolicy) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ SYNC = ("psycopg", "pymysql")
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     way = (WAYS | ASYNC_WAYS)[request.param]
     # a call may exceed its deadline by the time that connecting takes: the least that libpq knows
-    options = {"connect_args": {"connect_timeout": 2}} if way.driver == "postgresql+psycopg" else {}
+    options: dict[str, Any] = {"connect_args": {"connect_timeout": 2}} if way.driver == "postgresql+psycopg" else {}
     with staged(request.getfixturevalue(way.server), way, **options) as stage:
         yield stage
 
