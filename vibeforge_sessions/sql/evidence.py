@@ -51,9 +51,9 @@ def create(executor: ThroughSQLAlchemy, write: Write, *, may_come: bool) -> Reco
         except SessionExistsError:
             raise LookAgain("the session was stored meanwhile") from None
     if row.write_id == write.write_id or _last_positions(executor, write):
-        _make_safe(executor, write.session_id, row)
+        updated_at = _make_safe(executor, write.session_id, row)
         return changes.record_of(
-            write, version=1, updated_at=write.updated_at, error_count=len(write.errors), log_count=len(write.logs)
+            write, version=1, updated_at=updated_at, error_count=len(write.errors), log_count=len(write.logs)
         )
     raise CannotTell("a session of this id is stored, and nobody can tell whether another one was before")
 
