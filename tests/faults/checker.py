@@ -9,10 +9,10 @@ What makes it quick: versions and positions are given once, and each write is kn
 
 - A call that changes nothing and fits now may come now: putting it first takes nothing from the others.
 - An entry that was read, or acknowledged, at a position may come at that position only.
-- Entries that nobody ever read are all alike.
+- Writes that nobody ever saw are all alike, and of those that nobody answered the first comes first.
 
-`Outcome.NOT_DONE` is a promise, too: nothing was written. Such calls are left out, so that whoever reads what they wrote
-cannot be explained. `Outcome.UNKNOWN` may come at any moment after it was begun, or not at all.
+`Outcome.NOT_DONE` is a promise, too: nothing was written. Such calls are left out, so that nothing explains how
+somebody could read what they wrote. `Outcome.UNKNOWN` may come at any moment after it was begun, or not at all.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from tests.faults.history import Operation, Outcome, by_session
+from tests.faults.history import Crash, Operation, Outcome, by_session, without_glimpses
 
-MOST_STEPS: Final = 200_000
-"""A history that takes more cannot be judged, and that is a failure: those of the tests take some thousand at the most."""
+MOST_STEPS: Final = 20_000
+"""A history that takes more cannot be judged, and that is a failure: those of the tests take some thousand."""
 _SHOWN: Final = 12
+UNSEEN: Final = "somebody"
 
 
 class State(NamedTuple):
-    """A session: its version, who wrote its row and its documents last, and its entries (None: one that nobody read)."""
+    """A session: its version, who wrote its row and its documents last, its entries (None for what nobody read)."""
 
     version: int
     hot: str
@@ -60,15 +61,18 @@ class Violation:
         return "\n  ".join([f"session {self.session_id!r}: {self.reason}", *self.details])
 
 
-def check(operations: Iterable[Operation]) -> list[Violation]:
-    """Return what is wrong with a history: nothing, if it is linearizable for each session."""
+def check(operations: Iterable[Operation], *, glimpses: Iterable[Crash] = ()) -> list[Violation]:
+    """Return what is wrong with a history: nothing, if it is linearizable for each session.
+
+    :param glimpses: crashes that may take back what somebody has read (see `history.without_glimpses`).
+    """
     violations = []
     for session_id, own in sorted(by_session(operations).items()):
         unexpected = [each for each in own if each.outcome is Outcome.UNEXPECTED]
         if unexpected:
             violations.append(Violation(session_id, "unexpected errors", tuple(map(str, unexpected[:_SHOWN]))))
             continue
-        violations += filter(None, [_Search(session_id, own).violation()])
+        violations += filter(None, [_Search(session_id, without_glimpses(own, glimpses)).violation()])
     return violations
 
 
@@ -81,29 +85,18 @@ def _expect(true: bool) -> None:
         raise _Impossible
 
 
-_IS_LEFT_OUT: Final = {Outcome.NOT_DONE}
-_WRITES: Final = ("create_session", "update_session", "append_error", "append_log", "delete_session")
-
-
-def _changes(operation: Operation) -> bool:
-    return operation.call in _WRITES and (
-        operation.outcome is Outcome.UNKNOWN
-        or (operation.outcome is Outcome.DONE and operation.answer is not False)  # False: there was nothing to delete
-    )
-
-
 class _Search:
     """The search of one session's order."""
 
     def __init__(self, session_id: str, operations: list[Operation]) -> None:
         self._session_id = session_id
-        self._left_out = [each for each in operations if each.outcome in _IS_LEFT_OUT]
+        self._left_out = [each for each in operations if each.outcome is Outcome.NOT_DONE]
         self._operations = sorted(
             (
                 each
                 for each in operations
                 # what an unanswered read would have said, nobody knows
-                if each.outcome not in _IS_LEFT_OUT and (each.outcome is not Outcome.UNKNOWN or each.call in _WRITES)
+                if each.outcome is not Outcome.NOT_DONE and (each.outcome is not Outcome.UNKNOWN or each.changes)
             ),
             key=lambda each: each.began,
         )
@@ -111,6 +104,11 @@ class _Search:
         for each in self._operations:
             for kind, token, position in _seen(each):
                 self._positions.setdefault((kind, token), set()).add(position)
+        self._seen = {token for _, token in self._positions}
+        for each in self._operations:
+            self._seen.update(_writers(each))
+        self._operations = [self._without_unseen(each) for each in self._operations]
+        self._before = self._first_of_their_kind()
         self._required = sum(
             1 << index for index, each in enumerate(self._operations) if each.outcome is not Outcome.UNKNOWN
         )
@@ -178,7 +176,7 @@ class _Search:
             before = mask
             for index in self._window(mask):
                 operation = self._operations[index]
-                if not _changes(operation) and self._after(state, operation) is not _impossible:
+                if not operation.changes and self._after(state, operation) is not _impossible:
                     mask |= 1 << index
         return mask, state
 
@@ -187,11 +185,39 @@ class _Search:
         ways = []
         for index in sorted(window, key=self._urgency):
             operation = self._operations[index]
-            if _changes(operation):
+            if operation.changes and self._may_come(mask, index):
                 after = self._after(state, operation)
                 if not isinstance(after, _Nothing):
                     ways.append((mask | 1 << index, after))
         return ways
+
+    def _without_unseen(self, operation: Operation) -> Operation:
+        """Return the operation without the tokens that nobody has seen: they tell nothing apart."""
+        asked = dict(operation.asked)
+        for name in ("hot", "documents"):
+            if name in asked and asked[name] not in self._seen:
+                asked[name] = UNSEEN
+        return dataclasses.replace(operation, asked=asked)
+
+    def _first_of_their_kind(self) -> dict[int, int]:
+        """Return for calls without an answer the one before that does the same, if there is one.
+
+        Both may come at any time after they were begun, so that one will do as well as the other.
+        """
+        before: dict[int, int] = {}
+        last: dict[tuple[Any, ...], int] = {}
+        for index, operation in enumerate(self._operations):
+            if operation.outcome is Outcome.UNKNOWN and self._seen.isdisjoint(_entries(operation)):
+                asked = operation.asked
+                counts = [len(asked.get(name, ())) for name in ("errors", "logs")]
+                kind = (operation.call, *asked.get("base", ()), asked.get("hot"), asked.get("documents"), *counts)
+                if kind in last:
+                    before[index] = last[kind]
+                last[kind] = index
+        return before
+
+    def _may_come(self, mask: int, index: int) -> bool:
+        return index not in self._before or bool(mask >> self._before[index] & 1)
 
     def _urgency(self, index: int) -> tuple[bool, int]:
         operation = self._operations[index]
@@ -227,10 +253,8 @@ class _Search:
         yield "before them, in the order in which they ended:"
         for operation in sorted(placed, key=lambda each: each.ended or each.began)[-_SHOWN:]:
             yield str(operation)
-        seen = {token for _, token in self._positions}
-        seen |= {token for each in self._operations for token in _base(each)[1:]}
         for operation in self._left_out:
-            if not seen.isdisjoint(_tokens(operation)):
+            if not self._seen.isdisjoint([operation.asked.get("token"), *_entries(operation)]):
                 yield f"said not to be done, and seen: {operation}"
 
 
@@ -242,15 +266,20 @@ _impossible: Final = _Nothing()
 Place = Callable[[str, tuple[str | None, ...], Iterable[str]], tuple[str | None, ...]]
 
 
-def _tokens(operation: Operation) -> list[str]:
+def _entries(operation: Operation) -> list[str]:
+    """Return the tokens of the entries that a call adds."""
     asked = operation.asked
-    return [*asked.get("errors", ()), *asked.get("logs", ()), *filter(None, [asked.get("token")])]
+    if operation.call in {"append_error", "append_log"}:
+        return [asked["token"]]
+    return [*asked.get("errors", ()), *asked.get("logs", ())]
 
 
-def _base(operation: Operation) -> list[Any]:
-    """Return which version of the session a client had before it."""
+def _writers(operation: Operation) -> list[Any]:
+    """Return who was seen to have written the session before this call."""
+    if operation.call == "find_sessions":
+        return [operation.answer[1]] if operation.answer else []
     read = operation.answer if operation.call == "get_session" else operation.asked
-    return (read or {}).get("base", [])
+    return list((read or {}).get("base", []))[1:]
 
 
 def _seen(operation: Operation) -> Iterator[tuple[str, str, int]]:
@@ -305,7 +334,9 @@ def _update(place: Place, state: Stored, operation: Operation) -> Stored:
         place("error", state.errors, asked["errors"]),
         place("log", state.logs, asked["logs"]),
     )
-    _expect(operation.outcome is Outcome.UNKNOWN or answer["version"] == after.version)
+    if operation.outcome is not Outcome.UNKNOWN:
+        positions = list(range(len(state.errors) + 1, len(after.errors) + 1))
+        _expect(answer == {"version": after.version, "positions": positions})
     return after
 
 
@@ -317,6 +348,7 @@ def _append(place: Place, state: Stored, operation: Operation) -> Stored:
         raise _Impossible
     token = operation.asked["token"]
     if operation.call == "append_error":
+        _expect(operation.outcome is Outcome.UNKNOWN or operation.answer == len(state.errors) + 1)
         return state._replace(errors=place("error", state.errors, [token]))
     return state._replace(logs=place("log", state.logs, [token]))
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, Self, cast
 
 from tests.faults.history import Journal, Outcome, Told
 from tests.servers.machine import wait_for
@@ -30,8 +30,8 @@ _PAUSE: Final = 0.02
 """Seconds after a call that was not done: a server that is away is not asked thousands of times."""
 _HELD: Final = 0.6
 """How often a client updates the session as it has it, instead of reading it first."""
-_AGAIN: Final = 3
-"""How often an update is tried that was not done, or may not have been."""
+_AGAIN: Final = 2
+"""How often an update is tried again that was not done, or may not have been."""
 
 
 class Counter(Protocol):
@@ -125,8 +125,9 @@ class Client:
         asked = {"token": token, "base": _base(session)}
         asked |= self._fill(session, token, hot=hot, documents=documents, least=0 if hot or documents else 1)
         before = len(session.error_history) - len(asked["errors"])
-        for _ in range(_AGAIN):
-            told = self._journal.record(
+
+        def store() -> Told:
+            return self._journal.record(
                 "update_session",
                 session_id,
                 asked,
@@ -136,9 +137,12 @@ class Client:
                     "positions": [entry.position for entry in session.error_history[before:]],
                 },
             )
-            if told.outcome not in {Outcome.NOT_DONE, Outcome.UNKNOWN}:
-                break
-            time.sleep(_PAUSE)  # and once more: it is stale if it was done
+
+        told = store()
+        for _ in range(_AGAIN):
+            if told.outcome in {Outcome.NOT_DONE, Outcome.UNKNOWN}:
+                time.sleep(_PAUSE)  # and once more: it is stale if it was done
+                told = store()
         if told.outcome is not Outcome.DONE:
             del self._held[session_id]
         return told
@@ -160,23 +164,23 @@ class Client:
         )
 
     def list_errors(self, session_id: str) -> Told:
-        asked = {"after": self._random.randrange(30), "limit": self._random.choice([1, 10, 1000])}
+        after, limit = self._random.randrange(30), self._random.choice([1, 10, 1000])
         return self._journal.record(
             "list_errors",
             session_id,
-            asked,
-            lambda: self._repository.list_errors(session_id, **asked),
+            {"after": after, "limit": limit},
+            lambda: self._repository.list_errors(session_id, after=after, limit=limit),
             lambda found: [[entry.position, entry.error_message] for entry in found],
         )
 
     def list_logs(self, session_id: str) -> Told:
-        asked = {"after": self._random.randrange(30), "limit": self._random.choice([1, 10, 1000])}
+        after, limit = self._random.randrange(30), self._random.choice([1, 10, 1000])
         return self._journal.record(
             "list_logs",
             session_id,
-            asked,
-            lambda: self._repository.list_logs(session_id, **asked),
-            lambda found: [[place, _token_of(line)] for place, line in enumerate(found, asked["after"] + 1)],
+            {"after": after, "limit": limit},
+            lambda: self._repository.list_logs(session_id, after=after, limit=limit),
+            lambda found: [[position, _token_of(line)] for position, line in enumerate(found, after + 1)],
         )
 
     def find(self, _: str) -> Told:
@@ -254,7 +258,7 @@ def _token_of(line: str) -> str:
 
 
 def _base(session: Session) -> list[Any]:
-    """Return a session's version, and who wrote its row and its documents; more than one write in either is no write."""
+    """Return a session's version, and who wrote its row and its documents: nobody, if it was more than one."""
     row, concept, answer = session.active_task_id, (session.concept or {}).get("write"), session.answers.get("write")
     if row is None or _number(row) != session.current_question_index:
         row = f"{row} and {session.current_question_index}"
@@ -341,7 +345,7 @@ class Threads(Clients):
     def are_working(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
-    def __enter__(self) -> Threads:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -389,7 +393,7 @@ class Processes(Clients):
         process.kill()
         process.join()
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> Self:
         for _ in range(self._count):
             self.start()
         return self

@@ -12,22 +12,32 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tests.faults.clients import PATIENCE, Clients, Processes
+from tests.faults.framing import Side
+from tests.faults.history import Crash
+from tests.faults.proxy import Cut, How, Proxy
 from tests.servers import PrivateServer, connected
+from tests.servers.machine import wait_for
 
 _BETWEEN: Final = 12
 """Answers between two connections that are killed, or two transactions that are deadlocked."""
+_SIDES: Final[tuple[Side, ...]] = ("client", "server", "server")
+_HOWS: Final[tuple[How, ...]] = ("reset", "reset", "reset", "close", "close", "close", "mute")
 _MEET: Final = 0.01
 """Seconds in which somebody else comes to wait for what is locked."""
 
 
-def crash(server: PrivateServer, clients: Clients, *, times: int, answers: int) -> None:
-    """Kill the server with all its processes at any moment, and start it again."""
+def crash(server: PrivateServer, clients: Clients, *, times: int, answers: int) -> list[Crash]:
+    """Kill the server with all its processes at any moment, and start it again; return when."""
+    crashes = []
     for _ in range(times):
         clients.wait_for(answers)
         time.sleep(random.uniform(0, 0.01))  # not always right after an answer
+        killed = time.monotonic_ns()
         server.kill9()
+        crashes.append(Crash(killed, time.monotonic_ns()))
         server.restart()
     clients.wait_for(answers)
+    return crashes
 
 
 def kill_clients(clients: Processes, *, times: int, answers: int) -> None:
@@ -61,6 +71,17 @@ def kill_connections(url: sa.URL, clients: Clients, *, times: int) -> None:
                 except sa.exc.DBAPIError as error:
                     if "Unknown thread id" not in str(error):  # it has just gone by itself
                         raise
+    clients.wait_for(10 * _BETWEEN)
+
+
+def cut_connections(proxy: Proxy, clients: Clients, *, times: int) -> None:
+    """Cut connections at any message, rather at one of the server: then nobody hears of what was done."""
+    for _ in range(times):
+        clients.wait_for(_BETWEEN)
+        side = random.choice(_SIDES)
+        how = random.choice(_HOWS)
+        proxy.arm(Cut(side, message=random.randint(1, 8), forwarded=random.random() < 0.3, how=how))
+        wait_for(lambda: not proxy.to_come, PATIENCE, "a message to cut a connection at")
     clients.wait_for(10 * _BETWEEN)
 
 

@@ -8,6 +8,7 @@ nobody has heard the answer. Times are of the system's monotonic clock, which is
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 EVERYWHERE: Final = ("find_sessions", "list_sessions")
 """Calls that see every session at one moment; ``asked["ids"]`` tells which ones we look for in their answer."""
+WRITES: Final = ("create_session", "update_session", "append_error", "append_log", "delete_session")
 
 
 class Outcome(StrEnum):
@@ -60,6 +62,14 @@ class Operation:
     outcome: Outcome
     asked: dict[str, Any]
     answer: Any = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may have changed something."""
+        return self.call in WRITES and (
+            self.outcome is Outcome.UNKNOWN
+            or (self.outcome is Outcome.DONE and self.answer is not False)  # False: there was nothing to delete
+        )
 
     def __str__(self) -> str:
         asked = ", ".join(f"{name}={value}" for name, value in self.asked.items())
@@ -167,7 +177,40 @@ def _on_each(operation: Operation) -> Iterable[Operation]:
         yield dataclasses.replace(operation, session_id=session_id, asked={}, answer=answer)
 
 
+class Crash(NamedTuple):
+    """A server's: when it was killed, and when it was started again, by the clock of the operations."""
+
+    killed: int
+    restarted: int
+
+
+def without_glimpses(operations: list[Operation], crashes: Iterable[Crash]) -> list[Operation]:
+    """Return one session's operations without those whose answer a crash may have taken back.
+
+    MariaDB without a binary log shows a commit to others before it is safe: only the writer waits for that. So what was
+    answered by the server that was then killed is left out if it changed nothing and was not over when a write began
+    that nobody was told the end of.
+    """
+    found = operations
+    for crash in crashes:
+        open_writes = [
+            each.began
+            for each in operations
+            if each.call in WRITES and each.began < crash.killed and (each.ended is None or each.ended > crash.killed)
+        ]
+        since = min(open_writes, default=crash.restarted)
+        found = [
+            each
+            for each in found
+            if each.changes
+            or each.ended is None
+            or not (since < each.ended and each.began < crash.killed)
+            or each.ended > crash.restarted
+        ]
+    return found
+
+
 def longest_gap(operations: Iterable[Operation]) -> float:
     """Return for how many seconds at the most nobody was acknowledged anything."""
     ends = sorted(each.ended for each in operations if each.outcome is Outcome.DONE and each.ended is not None)
-    return max((after - before for before, after in zip(ends, ends[1:], strict=False)), default=0) / 1e9
+    return max((after - before for before, after in itertools.pairwise(ends)), default=0) / 1e9
