@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pymysql  # type: ignore[import-untyped]
 import sqlalchemy as sa
@@ -55,7 +55,7 @@ class GaleraNode(MariaDBServer):
 
     def status(self) -> Mapping[str, str]:
         """What the node says of itself: ``ready``, ``cluster_status``, ``cluster_size``, ``local_state_comment`` …"""
-        rows = self._query("SHOW STATUS LIKE 'wsrep%'")
+        rows = self.query("SHOW STATUS LIKE 'wsrep%'")
         return {name.removeprefix("wsrep_"): value for name, value in rows}
 
     def isolate(self) -> None:
@@ -168,13 +168,15 @@ class GaleraNode(MariaDBServer):
         return found[-1] if found else None
 
     def _set_isolated(self, isolated: int) -> None:
-        self._query(f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={isolated}'")
+        self.query(f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={isolated}'")
 
-    def _query(self, statement: str) -> Sequence[Sequence[str]]:
+    def query(self, *statements: str) -> Sequence[Sequence[Any]]:
+        """Run statements as the administrator, on this node, ready or not; return the last one's rows."""
         # Not by SQLAlchemy, whose first ROLLBACK a node that is not ready refuses.
         connection = pymysql.connect(host="127.0.0.1", port=self.port, user=self.url.username, password=self.password)
         with contextlib.closing(connection), connection.cursor() as cursor:
-            cursor.execute(statement)
+            for statement in statements:
+                cursor.execute(statement)
             return list(cursor.fetchall())
 
 
