@@ -153,7 +153,13 @@ class ThroughSQLAlchemy(Executor):
             self.connection.invalidate()
 
     def close(self) -> None:
-        self.connection.close()
+        try:
+            self.connection.close()
+        except BaseException as error:  # lost at the ROLLBACK: what happened before is what the caller must hear
+            self.give_up()
+            self.connection.close()
+            if not isinstance(error, Exception):
+                raise
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         return self.connection.execute(statement, parameters).all()
