@@ -38,10 +38,9 @@ HOW: Final = {
 
 def one_round(
     pair: PostgresPair,
-    number: int,
+    how: str,
     *,
-    how: str = "promote",
-    calls: int = 500,
+    calls: int,
     pause: float = 1.0,
     drivers: tuple[str, ...] = DRIVERS,
 ) -> Findings:
@@ -50,7 +49,7 @@ def one_round(
     :param calls: how many must be acknowledged before what happens, and after it.
     :param pause: seconds until somebody has noticed that the primary is gone.
     """
-    database = f"round_{number}"
+    database = f"round_{time.monotonic_ns()}"
     with connected(pair.primary.url, isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {database}")
     with tempfile.TemporaryDirectory(prefix="vfs-failover-") as folder:
@@ -110,12 +109,11 @@ def main() -> None:
     results: dict[str, Any] = {"machine": report.machine(), "options": {**vars(options), "out": None}, "rounds": []}
     with PostgresPair(synchronous=options.how != "lag", durable=True) as pair:
         results["server"] = ".".join(map(str, pair.primary.version))
-        for number in range(1, options.rounds + 1):
+        for _ in range(options.rounds):
             port = pair.primary.port
             found = one_round(
                 pair,
-                number,
-                how=options.how,
+                options.how,
                 calls=options.calls,
                 pause=options.pause,
                 drivers=tuple(options.drivers.split(",")),
