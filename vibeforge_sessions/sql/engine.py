@@ -45,7 +45,7 @@ def create_engine(
         crash of the process, and an append takes 37 µs instead of 209.
     :param busy_timeout: SQLite only; seconds to wait for another writer.
     :param pgbouncer: PostgreSQL only; for PgBouncer in transaction mode, where no statement may be prepared and
-        nothing set at connect.
+        nothing set at connect. An append is a transaction there, and takes BEGIN and COMMIT.
     :param schema: PostgreSQL only; the schema in which our tables stand. It is written into each statement, and not
         set as a path at connect: that would leak through PgBouncer. A host's own engine gets the same by
         ``engine.execution_options(schema_translate_map={None: schema})``.

@@ -17,6 +17,7 @@ from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
+    POOLER,
     Database,
     Rows,
     Settings,
@@ -95,6 +96,8 @@ class PostgreSQL(Database):
                 "options": f"-c TimeZone=UTC -c lock_timeout={LOCK_TIMEOUT}s "
                 f"{theirs if isinstance(theirs, str) else ' '.join(theirs)}"
             }
+        if settings.pgbouncer:
+            options["execution_options"] = {POOLER: True}
         if url.get_driver_name() == "psycopg" and "connect_timeout" not in url.query:
             options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT
         return options
@@ -142,20 +145,20 @@ class PostgreSQL(Database):
         # libpq tells no code; in another language than English the wrong password is tried until the deadline
         return not any(words in str(error.orig) for words in _REFUSALS)
 
-    def cut(self, driver: Any) -> None:
+    def cut(self, connection: Any) -> None:
         with contextlib.suppress(Exception):  # closed meanwhile
-            shut_down(driver.fileno())
+            terminate = getattr(connection, "terminate", None)  # asyncpg's
+            shut_down(connection.fileno()) if terminate is None else terminate()
 
     def server_session(self, connection: Any) -> Any:
-        get_server_pid = getattr(connection, "get_server_pid", None)
+        get_server_pid = getattr(connection, "get_server_pid", None)  # asyncpg's
         return connection.info.backend_pid if get_server_pid is None else get_server_pid()
 
     def end_session(self, connection: Connection, session: Any) -> bool:
         driver = connection.connection.driver_connection
         if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != self.server_session(driver):
             return False  # a pooler is in between, and the session one of its own
-        ended = connection.execute(_END_SESSION, {"pid": session}).scalars().all()
-        return all(ended)
+        return all(connection.execute(_END_SESSION, {"pid": session}).scalars().all())
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         texts = [value for row in rows for value in row.values() if isinstance(value, str)]
