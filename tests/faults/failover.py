@@ -30,7 +30,7 @@ DRIVERS: Final = ("psycopg", "psycopg async", "asyncpg")
 HOW: Final = {
     "promote": "the primary is killed, its synchronous standby promoted",
     "restart": "the primary is killed and started again, without its standby's help",
-    "stall": "the synchronous standby is cut off for longer than calls may take (4 s), and then the primary is killed",
+    "stall": "the synchronous standby is cut off for longer than calls may take (2 s), and then the primary is killed",
     "lag": "the standby is asynchronous and cut off before the primary is killed: acknowledged writes must be missing",
 }
 """What can happen in a round; the last shows that the examination is not blind."""
@@ -64,7 +64,7 @@ def one_round(
                 histories=histories,
                 states=states,
                 asynchronous=driver != "psycopg",
-                deadline=4.0 if how == "stall" else 30.0,
+                deadline=2.0 if how == "stall" else 30.0,
             )
             for index, driver in enumerate(drivers)
         ]
@@ -76,7 +76,7 @@ def one_round(
             if how == "lag":
                 writers.wait_for(calls)
             elif how == "stall":
-                time.sleep(9)
+                time.sleep(5)
             pair.primary.kill9()
             time.sleep(pause)
             if how == "restart":

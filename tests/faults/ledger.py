@@ -222,9 +222,9 @@ def _history(session: Session, told: Sequence[Call]) -> Iterator[str]:
     yield from _times(errors, Counter(entry.error_message for entry in session.error_history), what)
     logs = [call for call in told if call["call"] == "append_log"]
     yield from _times(logs, Counter(_message(line) for line in session.logs), what)
-    places = {entry.error_message: entry.position for entry in session.error_history}
-    if list(places.values()) != list(range(1, len(session.error_history) + 1)):
+    if [entry.position for entry in session.error_history] != list(range(1, len(session.error_history) + 1)):
         yield f"GAPS {what}: the positions are not 1, 2, 3 …"
+    places = {entry.error_message: entry.position for entry in session.error_history}
     for call in errors:
         if call["outcome"] == OK and call["token"] in places and call["place"] != places[call["token"]]:
             yield f"WRONG {what}: {call['token']} is at {places[call['token']]}, told {call['place']}"

@@ -42,6 +42,14 @@ def test_a_primary_is_killed_under_load(how: str, pair: PostgresPair) -> None:
     assert any("Stale" not in reason for reason in findings.retries), "nobody has noticed"
 
 
+def test_nothing_is_told_that_a_standby_does_not_have_though_calls_run_out_of_time(pair: PostgresPair) -> None:
+    if pair.standby is None:
+        pair.add_standby()
+    findings = failover.one_round(pair, "stall", calls=CALLS)
+    assert findings.violations == []
+    assert unknown(findings), "no call was in the midst of its commit"
+
+
 def test_the_script_sees_what_an_asynchronous_standby_has_lost() -> None:
     with skipping():
         PostgresPair()
