@@ -1,4 +1,7 @@
-"""Servers that hold the same data as another, and one that stands before another, do what the tests of faults need."""
+"""Servers that hold the same data as another, and one that stands before another, do what the tests of faults need.
+
+(What becomes of the nodes of a Galera cluster is seen in ``tests/faults/test_galera.py``.)
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pymysql  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy as sa
 
@@ -18,11 +20,9 @@ from tests.servers import (
     GaleraCluster,
     PgBouncer,
     PostgresPair,
-    PrivateServer,
     connected,
 )
 from tests.servers.fixtures import skipping
-from tests.servers.galera import QUICK
 from tests.servers.machine import is_running, wait_for
 from tests.servers.test_servers import ROOT, processes_of
 
@@ -127,48 +127,6 @@ def test_pgbouncer_gives_each_transaction_a_connection_and_comes_back(postgresql
             run(url, "SELECT 1")
         bouncer.restart()
         assert numbers(url) == []
-
-
-# -- Galera
-
-
-def refusal(node: PrivateServer) -> int:
-    """The error that a node gives to an application."""
-    with pytest.raises(pymysql.err.OperationalError) as caught:
-        pymysql.connect(host="127.0.0.1", port=node.port, user=node.url.username, password=node.password).rollback()
-    return int(caught.value.args[0])
-
-
-@pytest.mark.cluster
-def test_galera_loses_a_node_and_gets_it_back() -> None:
-    with skipping(), GaleraCluster(provider_options=QUICK) as cluster:
-        one, two, three = cluster.nodes
-        run(one.url, "CREATE DATABASE d", "CREATE TABLE d.numbers (n int PRIMARY KEY)")
-        urls = [
-            node.url.set(database="d", query={"init_command": "SET SESSION wsrep_sync_wait=1"})
-            for node in cluster.nodes
-        ]
-        run(urls[2], "INSERT INTO numbers VALUES (1)")
-        assert [numbers(url) for url in urls] == [[1]] * 3
-
-        three.kill9()
-        assert not is_running(three.pid)
-        run(urls[0], "INSERT INTO numbers VALUES (2)")
-        three.rejoin()
-        assert numbers(urls[2]) == [1, 2]
-
-        two.isolate()
-        assert (two.status()["cluster_status"], refusal(two)) == ("non-Primary", 1047)
-        run(urls[0], "INSERT INTO numbers VALUES (3)")
-        two.reunite()
-        assert numbers(urls[1]) == [1, 2, 3]
-
-        one.freeze()
-        run(urls[1], "INSERT INTO numbers VALUES (4)")
-        one.thaw()
-        cluster.wait_until_whole()
-        assert [numbers(url) for url in urls] == [[1, 2, 3, 4]] * 3
-        assert {node.status()["cluster_size"] for node in cluster.nodes} == {"3"}
 
 
 # -- all of them
