@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self
@@ -200,12 +202,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-def limited(dialect: Dialect, seconds: float) -> Limit:
-    """Return a limit for an attempt on an engine of this dialect."""
+def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
+    """Return what makes a limit of so many seconds for an attempt on an engine of this dialect."""
     database = database_of(dialect)
     if not database.is_server:
-        return _None(seconds)
-    return (_OnTheLoop if dialect.is_async else _InThreads)(seconds, database)
+        return _None
+    return functools.partial(_OnTheLoop if dialect.is_async else _InThreads, database=database)
 
 
 def watch_new(connection: Any, _record: object) -> None:

@@ -36,6 +36,7 @@ _dialects_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_pa
 _SCHEMAS: Final = "schema_translate_map"
 _UNDERSTOOD: Final = {OURS, POOLER, _SCHEMAS}
 """The execution options of an engine that the driver's way knows how to follow."""
+_SESSION: Final = "vibeforge_sessions_server_session"
 _MOST: Final = 1_000
 """Compiled statements that are kept for an engine."""
 
@@ -80,6 +81,19 @@ class Executor(ABC):
     @abstractmethod
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         """Run a statement; return its rows."""
+
+    @property
+    @abstractmethod
+    def info(self) -> dict[Any, Any]:
+        """What is to be remembered of this connection as long as it lasts."""
+
+    @property
+    def server_session(self) -> Any:
+        """What `Database.end_session` needs once this connection is lost; a lost one does not tell."""
+        session = self.info.get(_SESSION)
+        if session is None:
+            session = self.info[_SESSION] = self.database.server_session(self.own_connection)
+        return session
 
     def columns(self, statement: Executable, parameters: Parameters) -> Rows:
         """Run a statement; return its rows by column, nothing for no row: what is made of many is made so."""
@@ -128,6 +142,10 @@ class ThroughSQLAlchemy(Executor):
     @property
     def own_connection(self) -> Any:
         return self.driver
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        return self.connection.info
 
     def end_session(self, session: Any) -> bool:
         """End another connection's session, which that one has lost; tell whether it is certain (see `Database`)."""
@@ -207,6 +225,10 @@ class OnTheDriver(Executor):
     @property
     def own_connection(self) -> Any:
         return self.dialect.get_driver_connection(self._driver)
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        return self._pooled.info
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=at_once)

@@ -18,7 +18,7 @@ from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.retry import RetryPolicy
 from vibeforge_sessions.sql.databases import database_of
-from vibeforge_sessions.sql.deadline import limited
+from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
 from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, is_lost, reach
@@ -113,6 +113,7 @@ class OwnTransactions(Transactions):
         self._engine = engine
         self._known: Known | None = {} if fast_path else None
         self._retry = retry
+        self._limited = limits_of(engine.dialect)
 
     def __str__(self) -> str:
         return self._engine.dialect.name
@@ -158,14 +159,14 @@ class OwnTransactions(Transactions):
         seconds: float,
     ) -> T:
         """Commit a write at the end; roll back otherwise."""
-        with limited(self._engine.dialect, seconds) as limit:
+        with self._limited(seconds) as limit:
             executor, session, doing, unknown = None, None, "reach", False
             try:
                 executor = executor_of(self._engine, known)
                 limit.watch(executor.own_connection)
                 doing = "use"
                 lost.end_sessions(executor)
-                session = executor.database.server_session(executor.own_connection) if write else None
+                session = executor.server_session if write else None
                 begun = executor.begin(write=write, at_once=at_once)
                 unknown = write and not begun
                 result = work(executor)
@@ -247,7 +248,7 @@ class HostsTransaction(Transactions):
 
     def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
         executor = ThroughSQLAlchemy(reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
-        with limited(executor.dialect, self._deadline) as limit:
+        with limits_of(executor.dialect)(self._deadline) as limit:
             savepoint = None
             try:
                 executor.join()

@@ -158,7 +158,11 @@ class PostgreSQL(Database):
         driver = connection.connection.driver_connection
         if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != self.server_session(driver):
             return False  # a pooler is in between, and the session one of its own
-        return all(connection.execute(_END_SESSION, {"pid": session}).scalars().all())
+        for _ in range(2):  # one that ends by itself meanwhile is reported like one that does not end
+            if all(connection.execute(_END_SESSION, {"pid": session}).scalars().all()):
+                return True
+            connection.rollback()  # the list of sessions is that of the transaction's beginning
+        return False
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         texts = [value for row in rows for value in row.values() if isinstance(value, str)]
