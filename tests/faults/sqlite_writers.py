@@ -21,6 +21,7 @@ from sqlalchemy import event
 
 from vibeforge_sessions import Session, SessionRepository, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.testing.base import stored
 
 WRITERS = 4
 SHARED = "shared"
@@ -62,13 +63,6 @@ def add(session: Session, token: str) -> None:
     session.add_answer(token, len(session.answers))
     session.add_error(token, "updated with it")
     session.add_log(token)
-
-
-def stored(repository: SessionRepository, session_id: str) -> Session:
-    """Return a session that must be there."""
-    session = repository.get_session(session_id)
-    assert session is not None
-    return session
 
 
 def _deletes(number: int) -> bool:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.sqlite_writers import OPERATIONS, SHARED, Written, state_after, stored
+from tests.faults.sqlite_writers import OPERATIONS, SHARED, Written, state_after
 from tests.repositories import SQLiteFiles
 from vibeforge_sessions import Session, SessionRepository, open_repository
+from vibeforge_sessions.testing.base import stored
 
 ROUNDS = int(os.environ.get("VIBEFORGE_SESSIONS_TEST_KILLS", "200"))
 FILES = 8
