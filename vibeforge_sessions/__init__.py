@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
     from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
     from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
+    from vibeforge_sessions.retry import RetryPolicy
     from vibeforge_sessions.settings import open_async_repository, open_repository
     from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
@@ -37,6 +38,7 @@ __all__ = [
     "InMemorySessionRepository",
     "InvalidSessionError",
     "OutcomeUnknownError",
+    "RetryPolicy",
     "SQLAlchemySessionRepository",
     "SchemaError",
     "Session",
@@ -73,6 +75,7 @@ _ROOMS = {
     "model": ("ErrorEntry", "Session", "SessionPhase"),
     "query": ("SessionFilter", "SessionOrder", "SessionPage", "SessionSummary"),
     "repository": ("AsyncSessionRepository", "SessionRepository"),
+    "retry": ("RetryPolicy",),
     "settings": ("open_async_repository", "open_repository"),
     "sql.aio": ("AsyncSQLAlchemySessionRepository",),
     "sql.repository": ("SQLAlchemySessionRepository",),

@@ -149,7 +149,20 @@ class StorageError(SessionRepositoryError):
 
 
 class OutcomeUnknownError(StorageError):
-    """The connection broke while the write was being committed: it is stored wholly, or not at all."""
+    """The connection broke while the write was being committed: it is stored wholly, or not at all.
+
+    The repository has looked for it and could not tell: the database was away for longer than the call's deadline, or
+    somebody else has deleted or stored the session since. (In a host's own transaction it is the host's commit that
+    may end so.) What a caller may do:
+
+    - after `update_session` or `modify_session`: read the session, and decide from what it holds;
+    - after `create_session` with an id of one's own: read it; after one with a new id: create another;
+    - after `delete_session`: delete again; False says that the first one, or somebody else, has done it;
+    - after `append_error` and `append_log`: look at the last entries, or append again and accept that one may be there
+      twice.
+
+    A moment later is better than at once: a server that was cut off may still finish what it was told.
+    """
 
 
 class SchemaError(SessionRepositoryError):

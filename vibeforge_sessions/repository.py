@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -16,8 +15,12 @@ from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import ErrorEntry, S
 from vibeforge_sessions.observe import Observed
 from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage
+from vibeforge_sessions.retry import RetryPolicy
 
 __all__ = ["AsyncSessionRepository", "SessionRepository"]
+
+_STALE = RetryPolicy(longest_delay=0.064)
+"""The pauses of `modify_session`."""
 
 
 class SessionRepository(Observed, ABC, Generic[S]):
@@ -57,6 +60,10 @@ class SessionRepository(Observed, ABC, Generic[S]):
     **Errors.** All are `SessionRepositoryError`. An id that breaks the rule of ids, a limit out of range, a filter
     or cursor that cannot be understood is `InvalidSessionError` in every call. A stored session that this code
     cannot read is `CorruptSessionError`; a database that fails, `StorageError`.
+
+    **Faults.** A call that fails for a passing reason is tried again, as a whole, until its deadline (`RetryPolicy`).
+    What was acknowledged is there once; what raised is not there, and where nobody can tell, `OutcomeUnknownError` says
+    so.
 
     **Each call is told** as a record of the logger ``vibeforge_sessions``: see `vibeforge_sessions.observe`. An
     implementation need do nothing for that.
@@ -130,7 +137,7 @@ class SessionRepository(Observed, ABC, Generic[S]):
                 if attempt == attempts:
                     raise
                 observe.again("StaleSessionError")
-                time.sleep(pause(attempt))
+                time.sleep(_STALE.delay(attempt))
             else:
                 return session
         raise AssertionError("unreachable")
@@ -275,7 +282,7 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
                 if attempt == attempts:
                     raise
                 observe.again("StaleSessionError")
-                await asyncio.sleep(pause(attempt))
+                await asyncio.sleep(_STALE.delay(attempt))
             else:
                 return session
         raise AssertionError("unreachable")
@@ -337,11 +344,3 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def pause(attempt: int) -> float:
-    """Return for how many seconds to wait before the next attempt: at most 2 ms, later more, and never over 64 ms.
-
-    Full jitter: writers that have collided spread out instead of colliding again.
-    """
-    return random.uniform(0, 0.001 * 2 ** min(attempt, 6))  # noqa: S311 (no secret)

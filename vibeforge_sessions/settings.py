@@ -11,6 +11,7 @@ from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
 from vibeforge_sessions.model import S, Session
 from vibeforge_sessions.repository import AsyncSessionRepository, SessionRepository
+from vibeforge_sessions.retry import RetryPolicy
 
 __all__ = ["MEMORY_URL", "Settings", "open_async_repository", "open_repository"]
 
@@ -51,6 +52,7 @@ def open_repository(
     migrate: bool | None = None,
     session_type: type[S] = Session,  # type: ignore[assignment]
     schema: str | None = None,
+    retry: RetryPolicy | None = None,
 ) -> SessionRepository[S]:
     """Return the repository that `url`, or else the environment, asks for; close it at the end.
 
@@ -62,6 +64,7 @@ def open_repository(
     :param session_type: the class of session it stores, `Session` or a subclass.
     :param schema: PostgreSQL's, in which the tables stand; by default ``VIBEFORGE_SESSIONS_SCHEMA``, and without that
         the database's own default.
+    :param retry: how long a call may take, and how it is tried again; None for the defaults. (Opening is not.)
     :raises SchemaError: the schema is empty, behind, foreign or drifted, or ahead without letting this version go on;
         the error names the command to run.
     :raises StorageError: the database is not supported, its driver is not installed (the error names the extra),
@@ -73,7 +76,7 @@ def open_repository(
         return InMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return open_database(asked.url, migrate=asked.migrate, session_type=session_type, schema=asked.schema)
+    return open_database(asked.url, migrate=asked.migrate, session_type=session_type, schema=asked.schema, retry=retry)
 
 
 async def open_async_repository(
@@ -82,6 +85,7 @@ async def open_async_repository(
     migrate: bool | None = None,
     session_type: type[S] = Session,  # type: ignore[assignment]
     schema: str | None = None,
+    retry: RetryPolicy | None = None,
 ) -> AsyncSessionRepository[S]:
     """Return the asynchronous repository that `url`, or else the environment, asks for; see `open_repository`.
 
@@ -95,7 +99,9 @@ async def open_async_repository(
         return AsyncInMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.aio import open_async_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return await open_async_database(asked.url, migrate=asked.migrate, session_type=session_type, schema=asked.schema)
+    return await open_async_database(
+        asked.url, migrate=asked.migrate, session_type=session_type, schema=asked.schema, retry=retry
+    )
 
 
 class _Asked(NamedTuple):

@@ -15,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from vibeforge_sessions.aio import AsyncShell
 from vibeforge_sessions.model import S, Session
+from vibeforge_sessions.retry import RetryPolicy
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine, is_asynchronous
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
@@ -29,6 +30,7 @@ except ImportError as error:
 
 __all__ = ["AsyncSQLAlchemySessionRepository", "open_async_database"]
 
+_DEFAULT: Final = RetryPolicy()
 _THREADS: Final = 5
 """How many for an engine whose pool has no size."""
 
@@ -46,6 +48,7 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
         Or an `AsyncConnection` or an `AsyncSession`, whose transaction it joins.
     :param session_type: the class of session it stores, `Session` or a subclass.
     :param fast_path: see `SQLAlchemySessionRepository`.
+    :param retry: see `SQLAlchemySessionRepository`.
     """
 
     def __init__(
@@ -54,8 +57,11 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
         *,
         session_type: type[S] = Session,  # type: ignore[assignment]
         fast_path: bool = True,
+        retry: RetryPolicy = _DEFAULT,
     ) -> None:
-        super().__init__(SQLAlchemySessionRepository(_sync(bind), session_type=session_type, fast_path=fast_path))
+        super().__init__(
+            SQLAlchemySessionRepository(_sync(bind), session_type=session_type, fast_path=fast_path, retry=retry)
+        )
         self._threads_of: Engine | None = bind if isinstance(bind, Engine) else None
         self._threads: ThreadPoolExecutor | None = None
         self._owned: AsyncEngine | Engine | None = None
@@ -112,12 +118,12 @@ def _size(engine: Engine | None) -> int:
 
 
 async def open_async_database(
-    url: str, *, migrate: bool, session_type: type[S], schema: str | None = None
+    url: str, *, migrate: bool, session_type: type[S], schema: str | None = None, retry: RetryPolicy | None = None
 ) -> AsyncSQLAlchemySessionRepository[S]:
     """Return a repository with an engine of its own, once the schema is found right (see `open_async_repository`)."""
     check = migrations.upgrade if migrate else migrations.check  # upgraded is checked, too
     engine = create_async_engine(url, schema=schema) if is_asynchronous(url) else create_engine(url, schema=schema)
-    repository = AsyncSQLAlchemySessionRepository(engine, session_type=session_type)
+    repository = AsyncSQLAlchemySessionRepository(engine, session_type=session_type, retry=retry or _DEFAULT)
     repository._owned = engine  # noqa: SLF001 (its maker)
     try:
         await repository._run(check, _sync(engine))  # noqa: SLF001 (as its calls are)

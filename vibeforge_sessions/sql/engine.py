@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy
-from sqlalchemy import URL, Engine, make_url
+from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases import DATABASES, Database, Settings, database_named
 from vibeforge_sessions.sql.databases.base import OURS
+from vibeforge_sessions.sql.deadline import watch_new
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -34,11 +35,12 @@ def create_engine(
     SQLite gets WAL, foreign keys, real transactions (Python's driver does not begin any for reads or DDL), and
     BEGIN IMMEDIATE for this package's writes: a transaction that begins by reading and then writes is refused
     with "database is locked" in half of the attempts. A database in memory is shared by all threads.
-    PostgreSQL gets READ COMMITTED, MariaDB REPEATABLE READ, strict SQL mode and utf8mb4, both UTC: see the classes
-    in `vibeforge_sessions.sql.databases` for the reasons.
+    PostgreSQL gets READ COMMITTED, MariaDB REPEATABLE READ, strict SQL mode and utf8mb4, both UTC, at most 5 s for
+    connecting and 10 s for a row's lock: see the classes in `vibeforge_sessions.sql.databases` for the reasons.
 
     :param url: ``sqlite:///file.db``, ``sqlite://`` for memory, ``postgresql+psycopg://…``, ``mariadb+pymysql://…``
-        or ``mysql+pymysql://…``.
+        or ``mysql+pymysql://…``. With several servers ``…://user@/database?host=a:3306&host=b:3306``: the first that
+        can be used is (on PostgreSQL add ``&target_session_attrs=read-write``), and others when it is lost.
     :param synchronous: SQLite only. FULL: what was acknowledged survives a power loss; NORMAL: it survives a
         crash of the process, and an append takes 37 µs instead of 209.
     :param busy_timeout: SQLite only; seconds to wait for another writer.
@@ -57,9 +59,12 @@ def create_engine(
         raise StorageError(f"{parsed.drivername}:// is an asynchronous driver: use create_async_engine")
     with _driver_explained(parsed):
         engine = sqlalchemy.create_engine(
-            parsed, **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options)
+            database.engine_url(parsed),
+            **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options),
         )
     database.prepare(engine, parsed, settings)
+    if database.is_server:
+        event.listen(engine, "connect", watch_new, insert=True)  # before SQLAlchemy asks the server this and that
     return engine
 
 
@@ -84,7 +89,8 @@ def create_async_engine(
         raise StorageError("asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'") from None
     with _driver_explained(parsed):
         engine = create(
-            parsed, **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options)
+            database.engine_url(parsed),
+            **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options),
         )
     database.prepare(engine.sync_engine, parsed, settings)
     return engine

@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Dialect, Engine, Executable, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.types import NullType
 
+from vibeforge_sessions.sql.compiled import Compiled, Parameters, Rows
 from vibeforge_sessions.sql.databases import Database, database_of
 from vibeforge_sessions.sql.databases.base import OURS
 
-Parameters = Mapping[str, Any]
-Rows = Sequence[Sequence[Any]]
-Known = dict[object, "Compiled"]
+Known = dict[object, Compiled]
 
 _listeners: Final = operator.attrgetter(
     "after_cursor_execute",
@@ -86,6 +84,15 @@ class Executor(ABC):
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
         """Run a statement that returns nothing, once for each set of parameters; return how many rows it hit."""
 
+    @abstractmethod
+    def give_up(self) -> None:
+        """Take the connection for one that is of no more use to anybody."""
+
+    @property
+    def server_session(self) -> Any:
+        """What `Database.end_session` needs, for when this connection is lost."""
+        return self.database.server_session(self.driver)
+
     def failed(self, error: BaseException) -> BaseException:
         """Return what a method has raised as SQLAlchemy would; the connection is given up where it is lost."""
         return error
@@ -137,9 +144,13 @@ class ThroughSQLAlchemy(Executor):
         try:  # SQLAlchemy takes the transaction for ended; SQLite's may go on
             self.connection.connection.rollback()
         except BaseException as error:  # whatever it is, this connection is of no more use
-            self.connection.invalidate()
+            self.give_up()
             if not isinstance(error, Exception):
                 raise
+
+    def give_up(self) -> None:
+        if not self.connection.invalidated:
+            self.connection.invalidate()
 
     def close(self) -> None:
         self.connection.close()
@@ -171,6 +182,10 @@ class OnTheDriver(Executor):
     def driver(self) -> Any:
         return self._driver
 
+    @property
+    def server_session(self) -> Any:
+        return self.database.server_session(self.dialect.get_driver_connection(self._driver))
+
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=at_once)
 
@@ -181,11 +196,11 @@ class OnTheDriver(Executor):
         try:
             self._driver.rollback()
         except BaseException as error:  # whatever it is, this connection is of no more use
-            self._give_up()
+            self.give_up()
             if not isinstance(error, Exception):
                 raise
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         if self._pooled.is_valid:
             self._pooled.invalidate()
 
@@ -194,9 +209,9 @@ class OnTheDriver(Executor):
             if self._pooled.is_valid:
                 self.database.end_on_driver(self.dialect, self._driver)
         except Exception:  # noqa: BLE001 (what happened before is what the caller must hear)
-            self._give_up()
+            self.give_up()
         except BaseException:  # cancelled, say: nobody knows in what state the driver is
-            self._give_up()
+            self.give_up()
             raise
         finally:
             self._pooled.close()
@@ -238,10 +253,10 @@ class OnTheDriver(Executor):
         if isinstance(error, self.dialect.loaded_dbapi.Error):
             lost = self.dialect.is_disconnect(error, self._driver, None)
             if lost:
-                self._give_up()
+                self.give_up()
             return _as_sqlalchemys(error, self.dialect, lost=lost)
         if not isinstance(error, Exception):  # interrupted in the middle of the driver's protocol
-            self._give_up()
+            self.give_up()
         return error
 
     def _compiled(self, statement: Executable, *, has_rows: bool) -> Compiled:
@@ -284,68 +299,6 @@ def _is_watched(engine: Engine) -> bool:
     if not options.get(OURS) or options.keys() - _UNDERSTOOD or engine.logger.isEnabledFor(logging.INFO):
         return True
     return any(_listeners(engine.dispatch)) or any(_dialects_listeners(engine.dialect.dispatch))
-
-
-Processor = Callable[[Any], Any]
-
-
-def _picking(names: Sequence[str]) -> Callable[[Parameters], tuple[Any, ...]]:
-    if len(names) > 1:
-        return operator.itemgetter(*names)
-    return lambda values: tuple(values[name] for name in names)  # of a single one, itemgetter makes no tuple
-
-
-class Compiled:
-    """A statement as the driver takes it, and what its types do with values on their way in and out."""
-
-    __slots__ = ("_constants", "_in", "_out", "_pick", "text")
-
-    def __init__(self, statement: Any, dialect: Dialect, schemas: Any, *, has_rows: bool) -> None:
-        compiled = statement.compile(
-            dialect=dialect, schema_translate_map=schemas, render_schema_translate=schemas is not None
-        )
-        self.text = str(compiled)
-        names: Sequence[str] = compiled.positiontup or list(compiled.bind_names.values())
-        self._pick = _picking(names) if compiled.positional else None
-        binds = {name: compiled.binds[name] for name in names}
-        if untyped := [name for name, bind in binds.items() if isinstance(bind.type, NullType)]:
-            raise AssertionError(f"parameters without a type would be stored as the driver likes: {', '.join(untyped)}")
-        self._constants = {name: bind.value for name, bind in binds.items() if not bind.required}
-        into = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in binds.items()}
-        self._in: list[tuple[str, Processor]] = [(name, each) for name, each in into.items() if each is not None]
-        # not asked of a statement without rows: it would remember, and one made from it with RETURNING believe it
-        columns = statement.exported_columns if has_rows else ()
-        out = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-        self._out: list[tuple[int, Processor]] = [(index, each) for index, each in enumerate(out) if each is not None]
-
-    def given(self, parameters: Parameters) -> Any:
-        """Return the parameters in the driver's order and types."""
-        values = {**self._constants, **parameters}
-        for name, process in self._in:
-            values[name] = process(values[name])
-        return values if self._pick is None else self._pick(values)
-
-    @property
-    def converts(self) -> bool:
-        """Tell whether the rows need anything done to them."""
-        return bool(self._out)
-
-    def one(self, row: Sequence[Any]) -> Sequence[Any]:
-        """Return a row in Python's types."""
-        if not self._out:
-            return row
-        values = list(row)
-        for index, process in self._out:
-            values[index] = process(values[index])
-        return values
-
-    def taken(self, rows: Rows) -> list[Sequence[Any]]:
-        """Return the rows by column, in Python's types; nothing for no rows."""
-        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-        if columns:
-            for index, process in self._out:
-                columns[index] = list(map(process, columns[index]))
-        return columns
 
 
 def failure_code(error: DBAPIError) -> Any:

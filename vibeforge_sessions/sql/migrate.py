@@ -22,10 +22,10 @@ from sqlalchemy import URL, Connection, Engine
 from vibeforge_sessions.errors import SchemaError
 from vibeforge_sessions.sql import scripts
 from vibeforge_sessions.sql.databases import Timeouts, database_named, database_of
+from vibeforge_sessions.sql.failures import connected, translated
 from vibeforge_sessions.sql.scripts import Revision, history, render, script_folder
 from vibeforge_sessions.sql.states import UPGRADE, SchemaStatus, comparison, inspect_schema, reading, revision_of
 from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata_in, schema_of
-from vibeforge_sessions.sql.transaction import connected, translated
 
 __all__ = [
     "Revision",

@@ -16,7 +16,8 @@ from vibeforge_sessions.model import Content
 from vibeforge_sessions.query import Query, SessionFilter, SessionSummary
 from vibeforge_sessions.sql import at_once
 from vibeforge_sessions.sql import statements as sql
-from vibeforge_sessions.sql.execution import Executor, Rows
+from vibeforge_sessions.sql.compiled import Rows
+from vibeforge_sessions.sql.execution import Executor
 
 _BY_PLACE: Final = operator.itemgetter(0, 1)
 _READS: Final = 100

@@ -20,13 +20,17 @@ from vibeforge_sessions.query import (
     check_recent,
 )
 from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.retry import RetryPolicy
+from vibeforge_sessions.sql import evidence, reads, writes
 from vibeforge_sessions.sql import migrate as migrations
-from vibeforge_sessions.sql import reads, writes
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.execution import Executor
-from vibeforge_sessions.sql.transaction import has_wrong_schema, transactions_of
+from vibeforge_sessions.sql.execution import Executor, ThroughSQLAlchemy
+from vibeforge_sessions.sql.failures import has_wrong_schema
+from vibeforge_sessions.sql.transaction import transactions_of
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
+
+_DEFAULT = RetryPolicy()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +51,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     :param fast_path: with an engine of `create_engine` that nobody watches (no listeners to its events, no logging of
         its statements), run the statements, compiled once, on the driver's connection, in a quarter of the time. False
         sends every statement through SQLAlchemy's `Connection` all the same.
+    :param retry: how long a call may take, and how it is tried again. In a host's transaction nothing is tried again,
+        and a call may take as long.
     """
 
     def __init__(
@@ -55,8 +61,9 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         *,
         session_type: type[S] = Session,  # type: ignore[assignment]
         fast_path: bool = True,
+        retry: RetryPolicy = _DEFAULT,
     ) -> None:
-        self._transactions = transactions_of(bind, fast_path=fast_path)
+        self._transactions = transactions_of(bind, fast_path=fast_path, retry=retry)
         self._session_type = session_type
         self._owned: Engine | None = None
         self._phases: dict[str, str] = {
@@ -104,7 +111,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             changes.mark_stored(session, write, self._write(writes.update, write))
 
     def delete_session(self, session_id: str) -> bool:
-        return self._write(writes.delete, values.check_session_id(session_id))
+        return self._write(writes.delete, writes.Deletion(values.check_session_id(session_id)))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         query = Query.of(filter, "created_at", 1, None)
@@ -182,8 +189,12 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         def work(executor: Executor) -> T:
             return unit(executor, *args, **kwargs)
 
+        def settle(executor: ThroughSQLAlchemy, session: Any) -> T:
+            settled: T = evidence.SETTLING[unit](executor, *args, **kwargs, session=session)
+            return settled
+
         try:
-            return self._transactions.run(work, write=write, at_once=at_once)
+            return self._transactions.run(work, write=write, at_once=at_once, settle=settle if write else None)
         except StorageError as error:
             if not error.transaction_lost and has_wrong_schema(error):
                 migrations.check(self._transactions.bind)  # raises what is missing, and the command to run
@@ -197,7 +208,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
 
 def _session_id_of(argument: object) -> str | None:
-    if isinstance(argument, changes.Write):
+    if isinstance(argument, (changes.Write, writes.Deletion)):
         return argument.session_id
     if isinstance(argument, dict):
         return str(argument["session_id"])
@@ -205,7 +216,7 @@ def _session_id_of(argument: object) -> str | None:
 
 
 def open_database(
-    url: str, *, migrate: bool, session_type: type[S], schema: str | None = None
+    url: str, *, migrate: bool, session_type: type[S], schema: str | None = None, retry: RetryPolicy | None = None
 ) -> SQLAlchemySessionRepository[S]:
     """Return a repository with an engine of its own, once the schema is found to be right (see `open_repository`)."""
     engine = create_engine(url, schema=schema)
@@ -214,6 +225,6 @@ def open_database(
     except BaseException:
         engine.dispose()
         raise
-    repository = SQLAlchemySessionRepository(engine, session_type=session_type)
+    repository = SQLAlchemySessionRepository(engine, session_type=session_type, retry=retry or _DEFAULT)
     repository._owned = engine  # noqa: SLF001 (its maker)
     return repository

@@ -78,6 +78,15 @@ counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.upda
 """What each of the three updates has to tell afterwards."""
 select_counters: Final[Select[Any]] = select(*counters).where(_this)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(_this)
+_identity: Final = (sessions.c.version, sessions.c.write_id, sessions.c.created_at)
+deleted: Final = delete_session.returning(*_identity)
+"""The deletion, which tells whom it has hit."""
+select_for_update: Final[Select[Any]] = (
+    select(*_identity, sessions.c.updated_at, sessions.c.error_count, sessions.c.log_count)
+    .where(_this)
+    .with_for_update()
+)
+"""What is committed, once nobody else is about to change it."""
 select_version_now: Final[Select[Any]] = select_version.with_for_update(read=True)
 """What is committed, whatever snapshot a transaction has."""
 
@@ -91,6 +100,15 @@ def returning_counters(statement: Update) -> Any:
 # --- histories ---
 
 
+def _inline(limit: int) -> ColumnElement[int]:
+    """Return the number as part of the statement.
+
+    PostgreSQL takes a parameter there for a tenth of the table, finds that plan too dear, and plans anew at each call:
+    twice the time.
+    """
+    return literal_column(str(int(limit)), Integer)
+
+
 class History(NamedTuple):
     """The statements of one history."""
 
@@ -100,11 +118,19 @@ class History(NamedTuple):
     counting: Update
     """Counts one entry more; its position is the count afterwards."""
     insert: Insert
+    of_write: Select[Any]
+    """The last entry of a write: its position, and its phase if there is one."""
 
 
 def _history(table: Table, counter: str) -> History:
     count = update(sessions).where(_this).values({"updated_at": _updated_at, counter: sessions.c[counter] + 1})
-    return History(table, counter, count, insert(table))
+    of_write = (
+        select(*(table.c[name] for name in ("position", "phase") if name in table.c))
+        .where(table.c.session_id == bindparam(ID), table.c.write_id == bindparam(WRITE_ID))
+        .order_by(table.c.position.desc())
+        .limit(_inline(1))
+    )
+    return History(table, counter, count, insert(table), of_write)
 
 
 ERRORS: Final = _history(errors, "error_count")
@@ -171,15 +197,6 @@ def list_entries(history: str, limit: int, *, of_task: bool = False, of_phase: b
         entries = entries.where(table.c.phase == bindparam("phase"))
     cut = entries.subquery()
     return select(*(cut.c[name] for name in names)).select_from(sessions.outerjoin(cut, true())).where(_this)
-
-
-def _inline(limit: int) -> ColumnElement[int]:
-    """Return the number as part of the statement.
-
-    PostgreSQL takes a parameter there for a tenth of the table, finds that plan too dear, and plans anew at each call:
-    twice the time.
-    """
-    return literal_column(str(int(limit)), Integer)
 
 
 # --- find ---

@@ -14,6 +14,7 @@ from sqlalchemy import Column, Connection, Engine, Inspector, Table, column, sel
 
 from vibeforge_sessions.errors import SchemaError, SchemaState
 from vibeforge_sessions.sql.databases import database_of
+from vibeforge_sessions.sql.failures import connected, translated
 from vibeforge_sessions.sql.scripts import PREFIX, head, history, script_folder
 from vibeforge_sessions.sql.tables import (
     HOSTS_VERSION_TABLE,
@@ -23,7 +24,6 @@ from vibeforge_sessions.sql.tables import (
     metadata_in,
     schema_of,
 )
-from vibeforge_sessions.sql.transaction import connected, translated
 
 __all__ = ["SchemaStatus", "inspect_schema"]
 

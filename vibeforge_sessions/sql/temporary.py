@@ -16,8 +16,8 @@ from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql import migrate
 from vibeforge_sessions.sql.databases import Database, database_named
 from vibeforge_sessions.sql.engine import engine_on, parse_url
+from vibeforge_sessions.sql.failures import connected
 from vibeforge_sessions.sql.tables import sessions
-from vibeforge_sessions.sql.transaction import connected
 
 NAME: Final = "vibeforge_sessions_test_"
 """What the names of databases on a server begin with; the rest is random."""

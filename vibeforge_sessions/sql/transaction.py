@@ -1,29 +1,31 @@
-"""The transactions of units of work: their own, or a host's; and the translation of what fails."""
+"""The transactions of units of work: their own, which are tried again, or a host's, which are not."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine, NestedTransaction, orm
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
+from sqlalchemy import Connection, Engine, NestedTransaction, orm
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
 from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
-from vibeforge_sessions.repository import pause
-from vibeforge_sessions.sql.databases import DATABASES, database_of
+from vibeforge_sessions.retry import RetryPolicy
+from vibeforge_sessions.sql.databases import database_of
+from vibeforge_sessions.sql.deadline import limited
+from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
+from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, is_lost, reach
 
-ATTEMPTS: Final = 20
-"""How often a unit of work is tried that the database rolls back in favour of another, as in a deadlock."""
-_LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
+Settle = Callable[..., Any]
+"""Finds out what has become of a unit of work, and does it if it was not done (see `evidence`)."""
 
 T = TypeVar("T")
 
@@ -52,26 +54,48 @@ class Transactions(ABC):
         """What the state of the schema can be asked of."""
 
     @abstractmethod
-    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
+    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
         """Do the work, wholly or not at all.
 
         :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
+        :param settle: for a write of which nobody knows whether it was committed: called with an executor in a
+            transaction, and with what `Database.end_session` needs for the connection that was lost.
         :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
         """
+
+
+class _Failed(Exception):  # noqa: N818 (never leaves this room)
+    """What has become of one attempt."""
+
+    def __init__(self, error: StorageError, *, again: bool, unknown: bool, name: str = "") -> None:
+        super().__init__()
+        self.error = error
+        self._name = name
+        self.again = again
+        """Whether another attempt may do better."""
+        self.unknown = unknown
+        """Whether something may have been written."""
+        self.session: Any = None
+        """What `Database.end_session` needs, where a statement that commits itself may be on its way still."""
+
+    @property
+    def reason(self) -> str:
+        """The name of what happened, for logs."""
+        cause = self.error.__cause__
+        return failure_name(cause) if isinstance(cause, SQLAlchemyError) else self._name
 
 
 class OwnTransactions(Transactions):
     """Each unit of work has a connection of the engine, and a transaction, to itself.
 
-    One that the database rolls back in favour of another is done again.
-
     :param fast_path: may go past SQLAlchemy's `Connection` (see `execution`).
     """
 
-    def __init__(self, engine: Engine, *, fast_path: bool) -> None:
+    def __init__(self, engine: Engine, *, fast_path: bool, retry: RetryPolicy) -> None:
         make_ready_for_threads(engine)
         self._engine = engine
         self._known: Known | None = {} if fast_path else None
+        self._retry = retry
 
     def __str__(self) -> str:
         return self._engine.dialect.name
@@ -80,44 +104,94 @@ class OwnTransactions(Transactions):
     def bind(self) -> Engine:
         return self._engine
 
-    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
-        known = self._known
+    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
+        retry, known = self._retry, self._known
+        until = time.monotonic() + retry.deadline
+        longest = retry.deadline if retry.attempts == 1 else retry.deadline / 2
+        doubt: _Failed | None = None
         for attempt in itertools.count(1):
+            seconds = min(longest, max(0.0, until - time.monotonic()))
             try:
-                return self._once(work, write=write, at_once=at_once, known=known)
-            except StorageError as error:
-                cause = transient_cause(error, self._engine.dialect)
-                if not write or attempt == ATTEMPTS or cause is None:
-                    raise
-                observe.again(failure_name(cause))
+                return self._once(work, write=write, at_once=at_once, known=known, seconds=seconds)
+            except CannotTell as reason:
+                text = f"{reason}, after this: {doubt.error}" if doubt else str(reason)
+                raise OutcomeUnknownError(text) from (doubt.error.__cause__ if doubt else None)
+            except _Failed as failed:
+                doubt = doubt or (failed if failed.unknown else None)
+                delay = retry.delay(attempt)
+                may = failed.again or (failed.unknown and settle is not None)
+                if not may or attempt >= retry.attempts or time.monotonic() + delay >= until:
+                    error = (doubt or failed).error
+                    raise error from error.__cause__
+                observe.again(failed.reason)
+            self._wait(delay)
             known = None  # the long way also knows what to do about the other connections of a pool
-            self._wait(pause(attempt))
+            if doubt is not None and settle is not None:
+                work, at_once = functools.partial(settle, session=doubt.session), False
         raise AssertionError("unreachable")
 
-    def _once(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, known: Known | None) -> T:
+    def _once(
+        self, work: Callable[[Executor], T], *, write: bool, at_once: bool, known: Known | None, seconds: float
+    ) -> T:
         """Commit a write at the end; roll back otherwise."""
-        executor = _reach(lambda: executor_of(self._engine, known))
-        doing, unknown = "use", False
-        try:
-            begun = executor.begin(write=write, at_once=at_once)
-            unknown = write and not begun
-            result = work(executor)
-            if write and begun:
-                doing = "commit"
-                executor.commit()
-        except BaseException as raised:
-            error = executor.failed(raised)
-            if doing == "commit":
-                executor.rollback()
-                unknown = executor.database.unknown_commits
-            elif unknown:  # a statement that commits itself may have done so when the connection was lost
-                unknown = _is_lost(error)
-            if isinstance(error, SQLAlchemyError):
-                raise _ours(error, doing, unknown=unknown) from error
-            raise
-        finally:
-            executor.close()
-        return result
+        with limited(self._engine.dialect, seconds) as limit:
+            executor, session, doing, unknown = None, None, "reach", False
+            try:
+                executor = executor_of(self._engine, known)
+                limit.watch(executor.driver)
+                doing = "use"
+                begun = executor.begin(write=write, at_once=at_once)
+                if write and not begun:
+                    unknown, session = True, executor.server_session
+                result = work(executor)
+                if write and begun:
+                    doing = "commit"
+                    executor.commit()
+            except BaseException as raised:
+                late = limit.ended(raised)
+                error = raised if executor is None else executor.failed(raised)
+                if executor is not None and doing == "commit":
+                    executor.rollback()
+                failed = self._failed(executor, error, doing, late=late, unknown=unknown)
+                if failed is None:
+                    raise
+                failed.session = session
+                raise failed from error
+            finally:
+                if executor is not None:
+                    executor.close()
+            return result
+
+    def _failed(
+        self, executor: Executor | None, error: BaseException, doing: str, *, late: bool, unknown: bool
+    ) -> _Failed | None:
+        """Return what an attempt's error means; None for one that is not the database's.
+
+        :param unknown: the attempt was a statement that commits itself, and may have done so when it was lost.
+        """
+        if isinstance(error, LookAgain):
+            return _Failed(StorageError(str(error)), again=True, unknown=False, name="LookAgain")
+        database = database_of(self._engine.dialect)
+        code = failure_code(error) if isinstance(error, DBAPIError) and error.orig is not None else None
+        lost = late or is_lost(error) or database.is_unavailable(code)
+        if doing == "commit":
+            unknown = late or database.may_have_committed(code)
+        else:
+            unknown = unknown and (late or is_lost(error))
+        if late:
+            failure = (OutcomeUnknownError if unknown else StorageError)(f"could not {doing} the database: no answer")
+            return _Failed(failure, again=True, unknown=unknown, name="TimeoutError")
+        if not isinstance(error, SQLAlchemyError) and not (executor is None and isinstance(error, FAILURES)):
+            return None
+        again = lost or code in database.transient
+        if executor is None:
+            again = isinstance(error, OSError) or (
+                isinstance(error, DBAPIError) and database.is_unreachable(error, code)
+            )
+        elif lost or code in database.lasting:
+            executor.give_up()
+        failure = failure_of(error, doing, unknown=unknown)
+        return _Failed(failure, again=again, unknown=unknown, name=type(error).__name__)
 
     def _wait(self, seconds: float) -> None:
         if self._engine.dialect.is_async:  # within a greenlet, whose event loop must go on
@@ -129,11 +203,14 @@ class OwnTransactions(Transactions):
 class HostsTransaction(Transactions):
     """Each unit of work is a savepoint in the transaction of a host, who alone commits it or rolls it back.
 
+    Nothing is tried again.
+
     :param host: a `Connection` or an `orm.Session`; its transaction begins with the first call, if it has not yet.
     """
 
-    def __init__(self, host: Connection | orm.Session) -> None:
+    def __init__(self, host: Connection | orm.Session, *, retry: RetryPolicy) -> None:
         self._host = host
+        self._deadline = retry.deadline
 
     def __str__(self) -> str:
         return f"{type(self._host).__name__} of the host"
@@ -142,32 +219,39 @@ class HostsTransaction(Transactions):
     def bind(self) -> Connection:
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
-    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool) -> T:
-        executor = ThroughSQLAlchemy(_reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
-        try:
-            executor.join()
-            savepoint = executor.connection.begin_nested()
-        except SQLAlchemyError as error:
-            raise _ours(error, "use", lost=_is_lost(error)) from error
-        try:
-            result = work(executor)
-            savepoint.commit()
-        except BaseException as raised:
-            lost = not _rolled_back(savepoint, executor.connection)
-            if isinstance(raised, SQLAlchemyError):
-                raise _ours(raised, "use", lost=lost) from raised
-            if lost and isinstance(raised, Exception):
-                raise StorageError(f"the call was not undone{_LOST}", transaction_lost=True) from raised
-            raise
-        return result
+    def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
+        executor = ThroughSQLAlchemy(reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
+        with limited(executor.dialect, self._deadline) as limit:
+            savepoint = None
+            try:
+                executor.join()
+                limit.watch(executor.driver)
+                savepoint = executor.connection.begin_nested()
+                result = work(executor)
+                savepoint.commit()
+            except BaseException as raised:
+                late = limit.ended(raised)
+                lost = late or (is_lost(raised) if savepoint is None else False)
+                if savepoint is not None and not _rolled_back(savepoint, executor.connection):
+                    lost = True
+                if late:
+                    raise StorageError(f"could not use the database: no answer{LOST}", transaction_lost=True) from None
+                if isinstance(raised, SQLAlchemyError):
+                    raise failure_of(raised, "use", lost=lost) from raised
+                if lost and isinstance(raised, Exception):
+                    raise StorageError(f"the call was not undone{LOST}", transaction_lost=True) from raised
+                raise
+            return result
 
 
-def transactions_of(bind: object, *, fast_path: bool) -> Transactions:
+def transactions_of(bind: object, *, fast_path: bool, retry: RetryPolicy) -> Transactions:
     """Return what a repository on an engine, or on something with a transaction of its own, runs in."""
+    if not isinstance(retry, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
     if isinstance(bind, Engine):
-        return OwnTransactions(bind, fast_path=fast_path)
+        return OwnTransactions(bind, fast_path=fast_path, retry=retry)
     if isinstance(bind, (Connection, orm.Session)):
-        return HostsTransaction(bind)
+        return HostsTransaction(bind, retry=retry)
     raise TypeError(f"must be an sqlalchemy Engine, Connection or orm.Session, not {type(bind).__name__}")
 
 
@@ -181,89 +265,3 @@ def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
         # SQLAlchemy, which has not heard of that, would let the host commit what comes after
         connection.invalidate()
     return False
-
-
-def _is_lost(error: BaseException) -> bool:
-    return isinstance(error, DBAPIError) and error.connection_invalidated
-
-
-@contextmanager
-def connected(engine: Engine) -> Iterator[Connection]:
-    """Give a connection of the engine."""
-    with _reach(engine.connect) as connection, translated("use"):
-        yield connection
-
-
-def _reach(connect: Callable[[], T]) -> T:
-    try:
-        return connect()
-    except SQLAlchemyError as error:
-        raise _ours(error, "reach") from error
-    except OSError as error:  # asyncpg's; it shows an address
-        raise StorageError(f"could not reach the database: {type(error).__name__}") from None
-    except (TypeError, ValueError) as error:  # a driver's own, for options that it does not know
-        raise StorageError(
-            f"could not reach the database: {type(error).__name__} of the driver; look at the URL's options"
-        ) from None
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn SQLAlchemy's errors into ours."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise _ours(error, doing) from error
-
-
-def _ours(error: SQLAlchemyError, doing: str, *, unknown: bool = False, lost: bool = False) -> StorageError:
-    _hide_values(error)
-    kind = OutcomeUnknownError if unknown else StorageError
-    lost = lost or isinstance(error, PendingRollbackError)
-    text = f"could not {doing} the database: {failure_name(error)}{_LOST if lost else ''}"
-    return kind(text, transaction_lost=lost)
-
-
-def _hide_values(error: SQLAlchemyError) -> None:
-    """Take values out of an error that is to be chained, and so ends up in logs, with a host's engine too."""
-    if not isinstance(error, StatementError):
-        return
-    error.hide_parameters = True
-    _keep_first_lines(error)
-    raised: Any = error.orig
-    while raised is not None:  # asyncpg's own error is the cause of what SQLAlchemy takes for the driver's
-        _keep_first_lines(raised)
-        if hasattr(raised, "detail"):
-            raised.detail = None
-        raised = raised.__cause__
-
-
-def _keep_first_lines(error: BaseException) -> None:
-    """Cut what PostgreSQL says in later lines: they quote whole rows."""
-    error.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
-
-
-def failure_name(error: SQLAlchemyError) -> str:
-    """Return what failed by class and code, such as ``OperationalError SQLITE_BUSY``; never the driver's text."""
-    name = type(error).__name__
-    if not isinstance(error, DBAPIError) or error.orig is None:
-        return name
-    code = failure_code(error)
-    return f"{name} {code}" if code else name
-
-
-def transient_cause(error: StorageError, dialect: Dialect) -> DBAPIError | None:
-    """Return the cause if the database has rolled the transaction back so that somebody else's could go on."""
-    cause = error.__cause__
-    if isinstance(error, OutcomeUnknownError) or not isinstance(cause, DBAPIError):
-        return None
-    return cause if failure_code(cause) in database_of(dialect).transient else None
-
-
-def has_wrong_schema(error: StorageError) -> bool:
-    """Tell whether a statement may have failed because the tables are not those that it was written for.
-
-    No two databases have a code in common, and to ask a host's session for its own could fail as well.
-    """
-    cause = error.__cause__
-    return isinstance(cause, DBAPIError) and any(failure_code(cause) in each.wrong_schema for each in DATABASES)

@@ -6,10 +6,11 @@ reader into a writer. Where a database can do each write as one statement, there
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Executable, Update
 
@@ -81,12 +82,35 @@ def update(executor: Executor, write: Write) -> Record:
     return record
 
 
-def delete(executor: Executor, session_id: str) -> bool:
+class Deleted(NamedTuple):
+    """The session that a deletion has hit."""
+
+    version: int
+    write_id: str
+    created_at: datetime
+
+
+@dataclasses.dataclass(slots=True)
+class Deletion:
+    """What is to be deleted; and what was, at the last attempt."""
+
+    session_id: str
+    deleted: Deleted | None = None
+
+
+def delete(executor: Executor, deletion: Deletion) -> bool:
     """Delete a session and its history, whether or not the database cascades."""
-    if not executor.write(sql.delete_session, [{sql.ID: session_id}]):
+    parameters = {sql.ID: deletion.session_id}
+    if executor.dialect.delete_returning:
+        row = executor.row(sql.deleted, parameters)
+    else:
+        row = executor.row(sql.select_for_update, parameters)
+        executor.write(sql.delete_session, [parameters])
+    deletion.deleted = None if row is None else Deleted(*row[:3])
+    if row is None:
         return False
     for statement in sql.delete_children:
-        executor.write(statement, [{sql.ID: session_id}])
+        executor.write(statement, [parameters])
     return True
 
 

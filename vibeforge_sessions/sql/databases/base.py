@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -9,12 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from sqlalchemy import URL, Connection, Dialect, Engine
-from sqlalchemy.exc import TimeoutError  # noqa: A004 (the pool's)
+from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
 from vibeforge_sessions.errors import InvalidSessionError, SchemaError, StorageError
 
 OURS: Final = "vibeforge_sessions_prepared"
 """The execution option of an engine that we have made: its connections need nothing more."""
+
+CONNECT_TIMEOUT: Final = 5
+"""How long an engine of ours waits for a server to take a connection, in seconds."""
+LOCK_TIMEOUT: Final = 10
+"""How long a connection of such an engine waits for another's lock on a row, in seconds."""
 
 Rows = list[dict[str, Any]]
 
@@ -33,10 +40,17 @@ class Database(ABC):
     """Whether tables may stand in a schema of their own within the database."""
     writes_at_once: ClassVar[bool] = False
     """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement: then a write needs no transaction."""
-    unknown_commits: ClassVar[bool] = True
-    """Whether a COMMIT that fails may have been done."""
+    is_server: ClassVar[bool] = True
+    """Whether it is on the other side of a connection, which may be lost, or say nothing for ever."""
     transient: ClassVar[frozenset[Any]] = frozenset()
-    """The codes with which a transaction is rolled back in favour of another: it may be tried again."""
+    """The codes of a transaction that was rolled back in favour of another, or did not get a lock: it may be tried
+    again, even after a COMMIT."""
+    unavailable: ClassVar[frozenset[Any]] = frozenset()
+    """The codes of a server that is not there or cannot be used now: another connection may do better."""
+    lasting: ClassVar[frozenset[Any]] = frozenset()
+    """The codes of failures that stay with the connection when their cause is gone."""
+    damaged: ClassVar[frozenset[Any]] = frozenset()
+    """The codes of a database that has found its own data spoilt."""
     duplicate: ClassVar[frozenset[Any]]
     """The codes of a primary key that is there already."""
     wrong_schema: ClassVar[frozenset[Any]] = frozenset()
@@ -51,6 +65,10 @@ class Database(ABC):
     @abstractmethod
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
         """Return options for `sqlalchemy.create_engine`; ``connect_args`` are merged with the caller's."""
+
+    def engine_url(self, url: URL) -> URL:
+        """Return the URL without what `prepare` sees to."""
+        return url
 
     def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:  # noqa: B027 (not all need it)
         """Listen to the events of an engine of ours."""
@@ -81,6 +99,40 @@ class Database(ABC):
 
     def end_on_driver(self, dialect: Dialect, driver: Any) -> None:  # noqa: B027 (not all need it)
         """Leave the driver's connection as `begin_on_driver` found it, apart from a transaction."""
+
+    def is_unavailable(self, code: Any) -> bool:
+        """Tell whether a code is one of a server that is not there, or cannot be used now."""
+        return code in self.unavailable
+
+    def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
+        """Tell whether a connection that could not be made may be made a moment later."""
+        return self.is_unavailable(code)
+
+    def may_have_committed(self, code: Any) -> bool:
+        """Tell whether what a COMMIT has failed with leaves open whether it was done."""
+        return code not in self.transient
+
+    def is_garbled(self, error: DBAPIError) -> bool:
+        """Tell whether the driver could not make sense of a stored value, which its error shows."""
+        return False
+
+    def cut(self, driver: Any) -> None:  # noqa: B027 (not all need it)
+        """Shut a synchronous driver's connection down, on which another thread is waiting for the server."""
+
+    def server_session(self, connection: Any) -> Any:
+        """Return what `end_session` needs to know about a connection of the driver's own."""
+        return None
+
+    def end_session(self, connection: Connection, session: Any) -> bool:
+        """See to it that a statement that a lost connection has sent will not be run any more; tell whether it is so.
+
+        Asked only where `writes_at_once`: in a transaction nothing counts until its COMMIT, and until then its locks
+        are held.
+        """
+        return True
+
+    def catch_up(self, connection: Connection) -> None:  # noqa: B027 (not all need it)
+        """Have what is read next show everything that any node of a cluster has committed."""
 
     @abstractmethod
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
@@ -180,6 +232,15 @@ def second_connection(connection: Connection) -> Iterator[Connection]:
         ) from None
     with second:
         yield second
+
+
+def shut_down(file_descriptor: int) -> None:
+    """Shut a socket down that belongs to somebody else, who is waiting on it."""
+    try:
+        with socket.socket(fileno=os.dup(file_descriptor)) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+    except OSError:  # closed meanwhile
+        pass
 
 
 def refuse_payload(size: int, limit: int, setting: str) -> None:

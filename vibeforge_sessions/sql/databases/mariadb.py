@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, Dialect, Engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
+    CONNECT_TIMEOUT,
+    LOCK_TIMEOUT,
     Database,
     Rows,
     Settings,
@@ -23,6 +27,7 @@ from vibeforge_sessions.sql.databases.base import (
     lock_error,
     refuse_payload,
     second_connection,
+    shut_down,
 )
 from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS
 
@@ -33,8 +38,13 @@ _ESCAPED: Final = "\\'\"\0\n\r\x1a"
 
 _SESSION: Final = (  # strict: what does not fit is an error, and not cut in silence
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
-    "NO_ZERO_DATE,NO_ZERO_IN_DATE'"
+    f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}"
 )
+
+_GREETING_TIMEOUT: Final = float(CONNECT_TIMEOUT)
+"""How long a server that has taken the connection may stay silent, until it is made; told apart by identity."""
+_UNKNOWN_VARIABLE: Final = 1193
+_PORT: Final = 3306
 
 _ASKED: Final = "SELECT @@max_allowed_packet, @@character_set_client"
 _packets: Final[weakref.WeakKeyDictionary[Dialect, int]] = weakref.WeakKeyDictionary()
@@ -55,7 +65,10 @@ class MariaDB(Database):
         "mariadb+asyncmy": "mariadb-asyncmy",
     }
     transactional_ddl = False  # each CREATE and ALTER commits
-    transient = frozenset({1213, 1020})  # deadlock; record has changed since last read
+    transient = frozenset({1213, 1205, 1020})  # deadlock; lock wait timeout; record has changed since last read
+    # too many connections, shutting down, not ready (Galera), killed; not there, gone, lost, closed for being idle
+    unavailable = frozenset({1040, 1053, 1047, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+    damaged = frozenset({1034, 1194, 1195, 1712, 1877})
     duplicate = frozenset({1062})
     wrong_schema = frozenset({1146, 1054})
     create_database = "CREATE DATABASE {name}"
@@ -63,15 +76,33 @@ class MariaDB(Database):
     wait_briefly = ("SET SESSION lock_wait_timeout = 10, innodb_lock_wait_timeout = 10",)
 
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+        connect_args: dict[str, Any] = {"charset": "utf8mb4"}
+        if "connect_timeout" not in url.query:
+            connect_args["connect_timeout"] = CONNECT_TIMEOUT
+        if "read_timeout" not in url.query and url.drivername in self.drivers:
+            connect_args["read_timeout"] = _GREETING_TIMEOUT
         return {
             "isolation_level": "REPEATABLE READ",
-            "connect_args": {"charset": "utf8mb4"},
+            "connect_args": connect_args,
             "pool_recycle": 3600,  # the server closes what has been idle for eight hours
         }
 
+    def engine_url(self, url: URL) -> URL:
+        hosts = _hosts(url)
+        if not hosts:
+            return url
+        host, port = hosts[0]
+        return url.difference_update_query(["host"]).set(host=host, port=port)
+
     def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+        hosts = _hosts(url)
+        if hosts:
+            event.listen(engine, "do_connect", _connecting_to_any(hosts))
+
         @event.listens_for(engine, "connect")
         def connect(connection: DBAPIConnection, _record: object) -> None:
+            if getattr(connection, "_read_timeout", None) is _GREETING_TIMEOUT:
+                connection._read_timeout = None  # noqa: SLF001 (PyMySQL has no other way; a migration takes long)
             cursor = connection.cursor()
             cursor.execute(_SESSION)
             cursor.close()
@@ -94,6 +125,17 @@ class MariaDB(Database):
         if dialect not in _packets:
             _packets[dialect] = _usable(ask(driver, _ASKED))
         return True  # the server begins at the first statement
+
+    def cut(self, driver: Any) -> None:
+        with contextlib.suppress(Exception):  # closed meanwhile
+            shut_down(driver._sock.fileno())  # noqa: SLF001 (PyMySQL does not show it)
+
+    def catch_up(self, connection: Connection) -> None:
+        try:  # the server waits only where no statement has begun the transaction yet
+            connection.exec_driver_sql("SET STATEMENT wsrep_sync_wait = 1 FOR SELECT 1")
+        except DBAPIError as error:
+            if error.orig is None or error.orig.args[0] != _UNKNOWN_VARIABLE:  # a server that was built without Galera
+                raise
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         limit = _packets[dialect]
@@ -172,6 +214,42 @@ class MariaDB(Database):
             "MariaDB has a tool for that, which others may write beside: mariadb-dump --single-transaction "
             f"--result-file={path} {connection.engine.url.database} {tables} and the server's address"
         )
+
+
+def _hosts(url: URL) -> list[tuple[str, int]]:
+    """Return the hosts of a URL like ``mariadb+pymysql://user@/database?host=a:3306&host=b``, with their ports."""
+    given = url.query.get("host", ())
+    hosts = []
+    for each in (given,) if isinstance(given, str) else given:
+        host, _, port = each.rpartition(":") if each.rpartition(":")[2].isdecimal() else (each, "", "")
+        hosts.append((host.strip("[]"), int(port or url.port or _PORT)))
+    return hosts
+
+
+def _connecting_to_any(hosts: Sequence[tuple[str, int]]) -> Callable[..., DBAPIConnection]:
+    """Return a listener that connects to the first host that is ready, beginning with the one that was so last."""
+    last_ready = 0
+
+    def connect(dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]) -> DBAPIConnection:
+        nonlocal last_ready
+        first, errors = last_ready, []
+        for number in range(first, first + len(hosts)):
+            host, port = hosts[number % len(hosts)]
+            try:
+                connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
+                try:
+                    connection.rollback()  # sent in any case; a node that is not ready refuses it, and no SELECT 1
+                except BaseException:
+                    connection.close()
+                    raise
+            except dialect.loaded_dbapi.Error as error:
+                errors.append(error)
+            else:
+                last_ready = number % len(hosts)
+                return connection
+        raise errors[-1]
+
+    return connect
 
 
 def _quoted(name: str) -> str:

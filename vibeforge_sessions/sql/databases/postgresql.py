@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, Dialect, text
+from sqlalchemy.exc import DBAPIError
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
+    CONNECT_TIMEOUT,
+    LOCK_TIMEOUT,
     Database,
     Rows,
     Settings,
@@ -21,6 +25,7 @@ from vibeforge_sessions.sql.databases.base import (
     lock_error,
     refuse_payload,
     second_connection,
+    shut_down,
 )
 from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS, schema_of
 
@@ -37,6 +42,11 @@ _HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
+_END_SESSION: Final = text(
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+    "WHERE pid = :pid AND pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()"
+)
+_REFUSALS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 _ASKED: Final = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
 _ENOUGH: Final = "read committed"
 _default_levels: Final[weakref.WeakKeyDictionary[Dialect, str]] = weakref.WeakKeyDictionary()
@@ -61,7 +71,10 @@ class PostgreSQL(Database):
     }
     has_schemas = True
     writes_at_once = True
-    transient = frozenset({"40001", "40P01"})
+    transient = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available in time
+    # shut down, crashed, starting up, idle for too long; not the primary (any more); no connection left
+    unavailable = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300"})
+    damaged = frozenset({"XX001", "XX002"})
     duplicate = frozenset({"23505"})
     wrong_schema = frozenset({"42P01", "42703", "3F000"})
     create_database = "CREATE DATABASE {name} TEMPLATE template0"  # which nobody can be connected to
@@ -71,7 +84,7 @@ class PostgreSQL(Database):
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
         options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
         if url.get_driver_name() == "asyncpg":
-            options["connect_args"] = {"server_settings": {"TimeZone": "UTC"}}
+            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", "lock_timeout": f"{LOCK_TIMEOUT}s"}}
             if settings.pgbouncer:
                 options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
         elif settings.pgbouncer:  # what one client has prepared or set, another would find: prepare and set nothing
@@ -79,8 +92,11 @@ class PostgreSQL(Database):
         else:
             theirs = url.query.get("options", "")  # later ones win
             options["connect_args"] = {
-                "options": f"-c TimeZone=UTC {theirs if isinstance(theirs, str) else ' '.join(theirs)}"
+                "options": f"-c TimeZone=UTC -c lock_timeout={LOCK_TIMEOUT}s "
+                f"{theirs if isinstance(theirs, str) else ' '.join(theirs)}"
             }
+        if url.get_driver_name() == "psycopg" and "connect_timeout" not in url.query:
+            options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT
         return options
 
     def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
@@ -116,6 +132,30 @@ class PostgreSQL(Database):
         if not driver.autocommit:
             driver.rollback()  # a level cannot be set within a transaction
         dialect.reset_isolation_level(driver)
+
+    def is_unavailable(self, code: Any) -> bool:
+        return super().is_unavailable(code) or str(code).startswith("08")
+
+    def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
+        if code is not None:
+            return self.is_unavailable(code)
+        # libpq tells no code; in another language than English the wrong password is tried until the deadline
+        return not any(words in str(error.orig) for words in _REFUSALS)
+
+    def cut(self, driver: Any) -> None:
+        with contextlib.suppress(Exception):  # closed meanwhile
+            shut_down(driver.fileno())
+
+    def server_session(self, connection: Any) -> Any:
+        get_server_pid = getattr(connection, "get_server_pid", None)
+        return connection.info.backend_pid if get_server_pid is None else get_server_pid()
+
+    def end_session(self, connection: Connection, session: Any) -> bool:
+        driver = connection.connection.driver_connection
+        if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != self.server_session(driver):
+            return False  # a pooler is in between, and the session one of its own
+        ended = connection.execute(_END_SESSION, {"pid": session}).scalars().all()
+        return all(ended)
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         texts = [value for row in rows for value in row.values() if isinstance(value, str)]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Dialect, Engine, QueuePool, event, inspect
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import SingletonThreadPool
 
 from vibeforge_sessions.errors import SchemaError, StorageError
@@ -41,7 +41,19 @@ class SQLite(Database):
     names = ("sqlite",)
     drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+pysqlite": None}
     async_drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+aiosqlite": "sqlite-aiosqlite"}
-    unknown_commits = False  # it is this process that commits, and it is told
+    is_server = False
+    transient = frozenset(
+        {
+            "SQLITE_BUSY",
+            "SQLITE_BUSY_RECOVERY",
+            "SQLITE_BUSY_SNAPSHOT",
+            "SQLITE_BUSY_TIMEOUT",
+            "SQLITE_LOCKED",
+            "SQLITE_LOCKED_SHAREDCACHE",
+        }
+    )
+    lasting = frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_READONLY_DIRECTORY"})
+    damaged = frozenset({"SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_CORRUPT_SEQUENCE", "SQLITE_NOTADB"})
     duplicate = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
     wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
 
@@ -95,6 +107,13 @@ class SQLite(Database):
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
+
+    def is_garbled(self, error: DBAPIError) -> bool:
+        return str(error.orig).startswith("Could not decode to UTF-8")
+
+    def may_have_committed(self, code: Any) -> bool:
+        # it is this process that commits, and it is told; but a commit that could not be synced may be found in the WAL
+        return str(code).startswith("SQLITE_IOERR")
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         # aiosqlite does not tell; one that a host has lowered shows as an error of the database then
