@@ -38,6 +38,10 @@ def main(kind: str, folder: Path) -> None:
         assert stored(repository, "create").answers == full("create").answers
     assert path.read_bytes() == before
     protected.chmod(mode)
+    for each in folder.iterdir():  # the files of the log are made with the rights of the file
+        each.chmod(0o600)
+    # what was opened to be read only stays so: a write is refused once more, and gives the connection up
+    refused(lambda: repository.append_log("create", "again"))
     for write in WRITES:
         write(repository, write.__name__)
         assert is_done(write, repository, write.__name__)

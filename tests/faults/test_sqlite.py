@@ -18,7 +18,13 @@ from tests.faults.writes import WRITES, Write, append_log, dump, full, is_done
 from tests.repositories import SQLiteFiles
 from tests.servers import ServerUnavailable
 from tests.servers.fixtures import skipping
-from vibeforge_sessions import OutcomeUnknownError, SQLAlchemySessionRepository, StorageError, open_repository
+from vibeforge_sessions import (
+    OutcomeUnknownError,
+    RetryPolicy,
+    SQLAlchemySessionRepository,
+    StorageError,
+    open_repository,
+)
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.testing.base import stored
 
@@ -70,9 +76,7 @@ def test_a_disk_that_fails(tmp_path: Path) -> None:
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"] if ROOT else []
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("file", marks=pytest.mark.xfail(reason="a connection stays read-only")), "folder"]
-)
+@pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_may_not_be_written(kind: str, tmp_path: Path) -> None:
     with skipping():
         if ROOT and shutil.which("setpriv") is None:
@@ -130,7 +134,7 @@ def release(holder: subprocess.Popen[str]) -> None:
 def test_a_lock_held_for_longer_than_the_timeout(path: Path) -> None:
     looking = create_engine(f"sqlite:///{path}")
     engine = create_engine(f"sqlite:///{path}", busy_timeout=0.05)
-    repository = SQLAlchemySessionRepository(engine)
+    repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=0.1))
     before = dump(looking)
     with held(path, "BEGIN IMMEDIATE"):
         for write in WRITES:
@@ -164,7 +168,7 @@ def test_a_file_that_is_locked_when_it_is_opened(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:  # a host's file, which is to become one with a log
         assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
     engine = create_engine(f"sqlite:///{path}", busy_timeout=0.05)
-    repository = SQLAlchemySessionRepository(engine)
+    repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=0.1))
     with held(path, "BEGIN EXCLUSIVE"):
         for call in (repository.list_sessions, lambda: repository.append_log("a", "new")):
             with pytest.raises(StorageError, match="SQLITE_BUSY"):
