@@ -1,0 +1,56 @@
+"""`RetryPolicy`: what it takes, and how long it waits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from vibeforge_sessions import InvalidSessionError, RetryPolicy, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_engine
+
+
+def test_pauses_double_up_to_the_longest_and_are_random() -> None:
+    policy = RetryPolicy(first_delay=0.01, longest_delay=0.1)
+    for attempt, longest in [(1, 0.01), (2, 0.02), (4, 0.08), (5, 0.1), (1_000_000, 0.1)]:
+        delays = {policy.delay(attempt) for _ in range(200)}
+        assert len(delays) > 1
+        assert 0 <= min(delays)
+        assert longest / 2 < max(delays) <= longest
+
+
+def test_no_pause_is_possible() -> None:
+    assert RetryPolicy(first_delay=0).delay(7) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("deadline", 0),
+        ("deadline", -1.0),
+        ("deadline", float("inf")),
+        ("deadline", float("nan")),
+        ("deadline", "30"),
+        ("deadline", True),
+        ("deadline", None),
+        ("attempts", 0),
+        ("attempts", 2.0),
+        ("first_delay", -0.1),
+        ("longest_delay", float("inf")),
+    ],
+)
+def test_what_it_does_not_take_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(InvalidSessionError) as caught:
+        RetryPolicy(**{name: value})
+    assert caught.value.path == name
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RetryPolicy().deadline = 1  # type: ignore[misc]
+
+
+def test_a_repository_takes_nothing_else() -> None:
+    with pytest.raises(TypeError, match="must be a RetryPolicy, not int"):
+        SQLAlchemySessionRepository(create_engine("sqlite://"), retry=30)  # type: ignore[arg-type]
