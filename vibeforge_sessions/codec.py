@@ -15,7 +15,8 @@ from pydantic_core import PydanticSerializationError
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phases_of, raise_invalid
+from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phase_of, phases_of, raise_invalid
+from vibeforge_sessions.plain import plain_list
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
 """The four artifacts, in the order in which a run makes them."""
@@ -69,10 +70,7 @@ def encode_content(session: Session, same: Mapping[str, str | None] | None = Non
     :param same: the texts of documents that are known not to have changed.
     """
     same = same or {}
-    try:
-        phase = phases_of(type(session))(session.phase).value
-    except ValueError:
-        raise InvalidSessionError(f"is no phase of {type(session).__name__}", "phase") from None
+    phase = phase_of(type(session), session.phase).value
     if values.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {values.MAX_PHASE} characters without control characters", "phase")
     active = session.active_task_id
@@ -152,12 +150,13 @@ def _encode_document(session: Session, name: str) -> str | None:
         return _encode_extension(session)
     value = getattr(session, name)
     if name in {"completed_task_ids", "failed_task_ids"}:
-        if not isinstance(value, (list, tuple)):
+        entries = plain_list(value)
+        if entries is None:
             raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-        value = [values.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(value)]
+        value = [values.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(entries)]
     elif name == "clarification_answer":
         pass  # any JSON value
-    elif not isinstance(value, dict) and (value is not None or name == "answers"):
+    elif not issubclass(type(value), dict) and (value is not None or name == "answers"):
         raise InvalidSessionError(f"must be a dict, not {type(value).__name__}", name)
     return None if value is None else values.encode_json(value, name)
 
