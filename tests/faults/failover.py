@@ -30,6 +30,7 @@ DRIVERS: Final = ("psycopg", "psycopg async", "asyncpg")
 HOW: Final = {
     "promote": "the primary is killed, its synchronous standby promoted",
     "restart": "the primary is killed and started again, without its standby's help",
+    "hang": "the primary says nothing any more and closes nothing, as a machine that hangs; its standby is promoted",
     "stall": "the synchronous standby is cut off for longer than calls may take (2 s), and then the primary is killed",
     "lag": "the standby is asynchronous and cut off before the primary is killed: acknowledged writes must be missing",
 }
@@ -77,9 +78,13 @@ def one_round(
                 writers.wait_for(calls)
             elif how == "stall":
                 time.sleep(5)
-            pair.primary.kill9()
+            (pair.primary.freeze if how == "hang" else pair.primary.kill9)()
             time.sleep(pause)
-            if how == "restart":
+            if how == "hang":
+                former = pair.fail_over()
+                writers.wait_for(calls)
+                former.stop()
+            elif how == "restart":
                 pair.primary.restart()
             else:
                 pair.fail_over().stop()
