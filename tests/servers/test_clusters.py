@@ -64,7 +64,8 @@ def test_a_standby_takes_over_and_is_replaced(pair: PostgresPair) -> None:
         assert not pair.replicates_synchronously()
         pair.add_standby(former.port)
         assert pair.replicates_synchronously()
-        assert {server.port for server in (pair.primary, pair.standby) if server} == ports
+        assert pair.standby is not None
+        assert {pair.primary.port, pair.standby.port} == ports
     run(url, "INSERT INTO numbers VALUES (3)")
     assert numbers(url) == [1, 2, 3]
     assert pair.standby is not None
