@@ -56,8 +56,8 @@ def test_the_script_sees_what_an_asynchronous_standby_has_lost(tmp_path: Path) -
     with skipping():
         PostgresPair()
     results = script("failover", "--how=lag", "--drivers=psycopg", f"--calls={CALLS}", folder=tmp_path)
-    assert results["rounds"][0]["lost"] > 0
-    assert "- LOST history-" in (tmp_path / "failover-lag.md").read_text()
+    assert results["lag"][0]["lost"] > 0
+    assert "- LOST history-" in (tmp_path / "failover.md").read_text()
 
 
 def test_pgbouncer_is_killed_under_load(tmp_path: Path) -> None:
