@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from tests.faults.clients import PATIENCE, Clients, Processes
+from tests.faults.at_work import PATIENCE, Clients, Processes
 from tests.faults.framing import Side
 from tests.faults.history import Crash
 from tests.faults.proxy import Cut, How, Proxy

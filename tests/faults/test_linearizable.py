@@ -6,15 +6,15 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import pytest
 from sqlalchemy import URL, make_url
 
 from tests.databases import Storage
 from tests.faults import broken, disturbances, history
+from tests.faults.at_work import Processes, Threads, last_reads, repositories
 from tests.faults.checker import check
-from tests.faults.clients import OnLoop, Processes, Threads, last_reads
 from tests.faults.history import Crash, Outcome
 from tests.faults.proxy import Proxy
 from tests.repositories import upgrade
@@ -28,38 +28,20 @@ from tests.servers import (
 )
 from tests.servers.fixtures import skipping
 from vibeforge_sessions import (
-    AsyncSQLAlchemySessionRepository,
     InMemorySessionRepository,
     RetryPolicy,
     SessionRepository,
     SQLAlchemySessionRepository,
 )
-from vibeforge_sessions.sql import create_async_engine, create_engine
+from vibeforge_sessions.sql import create_engine
 
 SESSIONS: Final = ["s1", "s2", "s3", "s4"]
 CLIENTS: Final = 6
-ASYNC_DRIVERS: Final = {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}
 CALLS: Final = 10
 """All that a client makes."""
 IMPATIENT: Final = RetryPolicy(deadline=4.0)
 """For servers that say nothing: an attempt is given up after two seconds."""
 ONCE: Final = RetryPolicy(attempts=1, deadline=2.0)
-
-
-@contextlib.contextmanager
-def repositories(url: URL, **options: Any) -> Iterator[list[SessionRepository]]:
-    """Give every client a repository on the same database: half of them the synchronous one, half the other."""
-    engine = create_engine(url)
-    driver = ASYNC_DRIVERS.get(url.get_backend_name())
-    async_engine = None if driver is None else create_async_engine(url.set(drivername=driver))
-    loop = OnLoop(lambda: AsyncSQLAlchemySessionRepository(engine if async_engine is None else async_engine, **options))
-    half = CLIENTS // 2
-    yield [SQLAlchemySessionRepository(engine, **options)] * half + [cast(SessionRepository, loop)] * half
-    loop.close()
-    if async_engine is not None:
-        loop.run(async_engine.dispose())
-    loop.stop()
-    engine.dispose()
 
 
 @contextlib.contextmanager
@@ -147,7 +129,7 @@ def test_in_memory(tmp_path: Path) -> None:
 
 def test_on_sqlite(sqlite: Storage, tmp_path: Path) -> None:
     assert sqlite.new_url is not None
-    with repositories(make_url(sqlite.new_url())) as those, clients_at_work(those, tmp_path) as clients:
+    with repositories(make_url(sqlite.new_url()), CLIENTS) as (those, _), clients_at_work(those, tmp_path) as clients:
         clients.wait_for(1000)
     judge(tmp_path)
 
@@ -170,14 +152,14 @@ def test_on_sqlite_while_writers_are_killed(sqlite: Storage, tmp_path: Path) -> 
 
 @on(*KINDS, "mariadb with a binary log")
 def test_while_the_server_is_killed(durable: Durable, tmp_path: Path) -> None:
-    with repositories(durable.url) as those, clients_at_work(those, tmp_path) as clients:
+    with repositories(durable.url, CLIENTS) as (those, _), clients_at_work(those, tmp_path) as clients:
         crashes = disturbances.crash(durable.server, clients, times=3, answers=300)
     judge(tmp_path, glimpses=crashes if durable.glimpses else ())
 
 
 @on(*KINDS)
 def test_while_the_server_ends_connections(durable: Durable, tmp_path: Path) -> None:
-    with repositories(durable.url) as those, clients_at_work(those, tmp_path) as clients:
+    with repositories(durable.url, CLIENTS) as (those, _), clients_at_work(those, tmp_path) as clients:
         disturbances.kill_connections(durable.url, clients, times=60)
     judge(tmp_path)
 
@@ -186,7 +168,7 @@ def test_while_the_server_ends_connections(durable: Durable, tmp_path: Path) -> 
 def test_while_connections_are_cut(durable: Durable, tmp_path: Path) -> None:
     with (
         Proxy(durable.url) as proxy,
-        repositories(proxy.url, retry=IMPATIENT) as those,
+        repositories(proxy.url, CLIENTS, retry=IMPATIENT) as (those, _),
         clients_at_work(those, tmp_path) as clients,
     ):
         disturbances.cut_connections(proxy, clients, times=60)
@@ -196,7 +178,7 @@ def test_while_connections_are_cut(durable: Durable, tmp_path: Path) -> None:
 
 @on(*KINDS)
 def test_while_transactions_are_deadlocked(durable: Durable, tmp_path: Path) -> None:
-    with repositories(durable.url) as those, clients_at_work(those, tmp_path) as clients:
+    with repositories(durable.url, CLIENTS) as (those, _), clients_at_work(those, tmp_path) as clients:
         disturbances.make_deadlocks(durable.url, clients, SESSIONS, times=5)
     judge(tmp_path)
 
