@@ -36,7 +36,8 @@ def create_engine(
     BEGIN IMMEDIATE for this package's writes: a transaction that begins by reading and then writes is refused
     with "database is locked" in half of the attempts. A database in memory is shared by all threads.
     PostgreSQL gets READ COMMITTED, MariaDB REPEATABLE READ, strict SQL mode and utf8mb4, both UTC, at most 5 s for
-    connecting and 10 s for a row's lock: see the classes in `vibeforge_sessions.sql.databases` for the reasons.
+    connecting, 10 s for a row's lock, and a minute for a transaction that does nothing: see the classes in
+    `vibeforge_sessions.sql.databases` for the reasons.
 
     :param url: ``sqlite:///file.db``, ``sqlite://`` for memory, ``postgresql+psycopg://…``, ``mariadb+pymysql://…``
         or ``mysql+pymysql://…``. With several servers ``…://user@/database?host=a:3306&host=b:3306``: the first that
