@@ -23,8 +23,8 @@ from typing import Any, Final, NamedTuple
 
 from tests.faults.history import Crash, Operation, Outcome, by_session, without_glimpses
 
-MOST_STEPS: Final = 20_000
-"""A history that takes more cannot be judged, and that is a failure: those of the tests take some thousand."""
+MOST_STEPS: Final = 100_000
+"""A history that takes more cannot be judged, and that is a failure: those of the tests take some hundred."""
 _SHOWN: Final = 12
 UNSEEN: Final = "somebody"
 

@@ -1,31 +1,19 @@
-"""Clients that use sessions as an application does, at random, and write down what they asked and were told.
+"""A client that uses sessions as an application does, at random, and writes down what it asked and was told.
 
-``Threads`` are clients of this process, of any repositories; ``Processes`` have one each and can be killed. Each write
-of a client carries a text that no other write has, its token: in the row (``active_task_id``), in the documents, in the
-messages of its entries. By it the checker knows each write wherever it is read.
+Each write of a client carries a text that no other write has, its token: in the row (``active_task_id``), in the
+documents, in the messages of its entries. By it the checker knows each write wherever it is read.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import multiprocessing
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.sharedctypes import RawValue
-from pathlib import Path
-from typing import Any, Final, Protocol, Self, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 from tests.faults.history import Journal, Outcome, Told
-from tests.servers.machine import wait_for
-from vibeforge_sessions import AsyncSessionRepository, Session, SessionRepository, open_repository
+from vibeforge_sessions import Session, SessionRepository
 
-PATIENCE: Final = 120.0
-"""Seconds for what must come about at some time."""
 _PAUSE: Final = 0.02
 """Seconds after a call that was not done: a server that is away is not asked thousands of times."""
 _HELD: Final = 0.6
@@ -274,156 +262,3 @@ def _described(session: Session) -> dict[str, Any]:
         "omitted_errors": session.omitted_errors,
         "omitted_logs": session.omitted_logs,
     }
-
-
-class OnLoop:
-    """An asynchronous repository for threads: each of its calls is a task on an event loop of its own."""
-
-    def __init__(self, new_repository: Callable[[], AsyncSessionRepository]) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._repository = new_repository()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._repository, name)
-
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self._loop).result()
-
-        return call
-
-    def run(self, awaited: Any) -> None:
-        """Wait for something on the same loop."""
-        asyncio.run_coroutine_threadsafe(awaited, self._loop).result()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-class Clients:
-    """Several clients at work; what they have been told so far is counted."""
-
-    def __init__(self) -> None:
-        self._counters: list[Counter] = []
-
-    @property
-    def acknowledged(self) -> int:
-        return sum(counter.value for counter in self._counters)
-
-    def wait_for(self, more: int) -> None:
-        """Return when so many more calls have been answered."""
-        until = self.acknowledged + more
-        wait_for(lambda: self.acknowledged >= until or not self.are_working(), PATIENCE, f"{more} more answers")
-        assert self.are_working(), "a client has given up"
-
-    def are_working(self) -> bool:
-        raise NotImplementedError
-
-
-class Threads(Clients):
-    """Clients in threads of this process, one of each repository given."""
-
-    def __init__(self, repositories: Sequence[SessionRepository], session_ids: Sequence[str], folder: Path) -> None:
-        super().__init__()
-        self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
-        for number, repository in enumerate(repositories):
-            journal, counter = Journal(folder, f"c{number}"), Count()
-            client = Client(repository, journal, session_ids, counter)
-            self._counters.append(counter)
-            self._threads.append(threading.Thread(target=self._work, args=(client, journal), daemon=True))
-
-    def _work(self, client: Client, journal: Journal) -> None:
-        while not self._stopping.is_set():
-            client.act()
-        journal.close()
-
-    def are_working(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(PATIENCE)
-            assert not thread.is_alive(), "a call never ends"
-
-
-@functools.cache
-def _context() -> ForkServerContext:
-    """Return what starts processes that have everything imported, and nothing of this process's threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "vibeforge_sessions.sql"])
-    return context
-
-
-class Processes(Clients):
-    """Clients in processes of their own, with a repository each; any of them can be killed, and another one started."""
-
-    def __init__(self, url: str, session_ids: Sequence[str], folder: Path, count: int) -> None:
-        super().__init__()
-        self._arguments = (url, session_ids, folder)
-        self._stopping = _context().Event()
-        self._count = count
-        self._running: list[ForkServerProcess] = []
-
-    def are_working(self) -> bool:
-        return all(process.is_alive() for process in self._running)
-
-    def start(self) -> None:
-        """Start one more."""
-        counter = RawValue("q", 0)  # without a lock, which one that is killed would keep
-        name = f"p{len(self._counters)}"
-        self._counters.append(cast(Counter, counter))
-        process = _context().Process(target=_work, args=(*self._arguments, name, counter, self._stopping), daemon=True)
-        process.start()
-        self._running.append(process)
-
-    def kill(self, index: int) -> None:
-        """Kill one of those that run, in the middle of whatever it does."""
-        process = self._running.pop(index)
-        process.kill()
-        process.join()
-
-    def __enter__(self) -> Self:
-        for _ in range(self._count):
-            self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for process in self._running:
-            process.join(PATIENCE)
-            assert process.exitcode == 0, "a client has failed, or a call never ends"
-
-
-def _work(
-    url: str, session_ids: Sequence[str], folder: Path, name: str, counter: Counter, stopping: threading.Event
-) -> None:
-    journal = Journal(folder, name)
-    with open_repository(url) as repository:
-        client = Client(repository, journal, session_ids, counter)
-        while not stopping.is_set():
-            client.act()
-    journal.close()
-
-
-@contextmanager
-def last_reads(repository: SessionRepository, session_ids: Sequence[str], folder: Path) -> Iterator[None]:
-    """Read every session once more at the end of the block, when nobody writes any more."""
-    yield
-    journal = Journal(folder, "last")
-    client = Client(repository, journal, session_ids, Count())
-    for session_id in session_ids:
-        for call in (client.get, client.list_errors, client.list_logs):
-            wait_for(lambda: call(session_id).outcome is not Outcome.NOT_DONE, PATIENCE, "the database to answer")  # noqa: B023
-    client.find("")
-    journal.close()
