@@ -53,7 +53,7 @@ _MORE += ["__lt__", "__le__", "__gt__", "__ge__", "__ne__", "__int__", "__index_
 def raising(base: type) -> type[Any]:
     """Return a subclass all of whose methods raise."""
     names = {name for name in dir(base) if callable(getattr(base, name, None))} | set(_MORE)
-    return type("Raising", (base,), {name: _raise for name in names - _KEPT} | {"__repr__": _shown})
+    return type("Raising", (base,), dict.fromkeys(names - _KEPT, _raise) | {"__repr__": _shown})
 
 
 class LyingText(str):
