@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from vibeforge_sessions.plain import plain_integer, plain_items, plain_list, plain_text
+from vibeforge_sessions.plain import plain_integer, plain_items, plain_list, plain_number, plain_text
 
 MAX_DEPTH: Final = 200
 """How deep a JSON value may be nested: ``[]`` is 1 deep, ``[[]]`` is 2."""
@@ -113,9 +113,9 @@ def _leaf(value: Any) -> Any:
         if not -INTEGER_BOUND < number < INTEGER_BOUND:
             raise RefusedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
         return number
-    if not issubclass(type(value), float):
+    size = plain_number(value)
+    if size is None:
         raise RefusedError(f"a {type(value).__name__} is no JSON value")
-    size = float.__float__(value)
     if not math.isfinite(size):
         raise RefusedError("NaN and infinities are no JSON values")
     return size

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-import re
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.databases import DATABASES, Storage
 from tests.faults.hostile import ENDLESS, HOSTILE, MARK, picks, value_of
+from tests.faults.shown import Records, check_shown, records_of
 from tests.faults.writes import dump
 from vibeforge_sessions import (
     AsyncSessionRepository,
@@ -33,32 +31,6 @@ from vibeforge_sessions.testing.aio import FromOtherThreads, event_loop
 from vibeforge_sessions.testing.base import exact, full_session, stored
 
 THERE = "there"
-STATEMENT = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)\s+\S")
-
-
-class Records(logging.Handler):
-    """Keeps what was logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(f"{record.getMessage()} {sorted(vars(record).items(), key=lambda item: item[0])!r}")
-
-
-@contextmanager
-def recorded(name: str | None) -> Iterator[Records]:
-    """Keep what a logger and those below it are told, at DEBUG."""
-    logger, handler = logging.getLogger(name), Records()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield handler
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 class Target:
@@ -69,7 +41,7 @@ class Target:
         self.contents = contents
         self.records = records
         self.is_shell = isinstance(repository, FromOtherThreads)
-        self.is_quick = name in {"memory", "sqlite"} and not self.is_shell
+        self.every = 8 if self.is_shell else 1 if name in {"memory", "sqlite"} else 4
         self.before: Any = None
         self.reset()
 
@@ -88,7 +60,7 @@ class Target:
             call()
         except SessionRepositoryError as error:
             refused = True
-            check_shown(error)
+            check_shown(error, MARK)
         for text in self.records.texts:
             assert MARK not in text
         self.records.texts.clear()
@@ -96,16 +68,6 @@ class Target:
             assert not refused
             self.reset()
         return refused
-
-
-def check_shown(error: BaseException | None) -> None:
-    """Look at all that a log would show of an error, its causes included."""
-    assert len(str(error)) < 20_000
-    while error is not None:
-        shown = f"{error} {error!r} {''.join(traceback.format_exception_only(error))}"
-        assert MARK not in shown
-        assert not STATEMENT.search(shown)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _of_memory(repository: Any) -> Callable[[], Any]:
@@ -130,7 +92,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     storage: Storage = request.getfixturevalue(name)
     with ExitStack() as stack:
         # everybody's records on the asynchronous side: with ours alone the engines are not watched
-        records = stack.enter_context(recorded(None if asynchronous else "vibeforge_sessions"))
+        records = stack.enter_context(records_of(None if asynchronous else "vibeforge_sessions"))
         if storage.new_url is None:
             repository = stack.enter_context(storage.repositories())()
             yield Target(name, repository, _of_memory(repository), records)
@@ -181,7 +143,7 @@ def hostile_for(target: Target, name: str) -> dict[str, Any]:
     """Return what to try: everything where that is quick, and a part of it on a server or through a shell."""
     left_out = (ENDLESS if name in DIAGNOSTICS else set()) | (_of_asyncpg if target.is_shell else set())
     found = [pick for pick in HOSTILE if pick not in left_out]
-    return {pick: HOSTILE[pick] for pick in (found if target.is_quick else found[len(name) % 4 :: 4])}
+    return {pick: HOSTILE[pick] for pick in found[len(name) % target.every :: target.every]}
 
 
 def test_every_call_of_the_contract_is_asked(target: Target) -> None:

@@ -101,6 +101,8 @@ def render(
         run(settings, f"{since}:{revision}", sql=True)
     except CommandError as error:
         raise SchemaError(str(error)) from error
+    except ValueError:  # a range within the range
+        raise SchemaError("a revision is an id, or head, base, or so many steps from one of them") from None
     return printed.getvalue()
 
 
