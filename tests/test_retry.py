@@ -16,7 +16,7 @@ def test_pauses_double_up_to_the_longest_and_are_random() -> None:
     for attempt, longest in [(1, 0.01), (2, 0.02), (4, 0.08), (5, 0.1), (1_000_000, 0.1)]:
         delays = {policy.delay(attempt) for _ in range(200)}
         assert len(delays) > 1
-        assert 0 <= min(delays)
+        assert min(delays) >= 0
         assert longest / 2 < max(delays) <= longest
 
 

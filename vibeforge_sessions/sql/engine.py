@@ -36,7 +36,8 @@ def create_engine(
     BEGIN IMMEDIATE for this package's writes: a transaction that begins by reading and then writes is refused
     with "database is locked" in half of the attempts. A database in memory is shared by all threads.
     PostgreSQL gets READ COMMITTED, MariaDB REPEATABLE READ, strict SQL mode and utf8mb4, both UTC, at most 5 s for
-    connecting and 10 s for a row's lock: see the classes in `vibeforge_sessions.sql.databases` for the reasons.
+    connecting, 10 s for a row's lock, and a minute for a transaction that does nothing: see the classes in
+    `vibeforge_sessions.sql.databases` for the reasons.
 
     :param url: ``sqlite:///file.db``, ``sqlite://`` for memory, ``postgresql+psycopg://…``, ``mariadb+pymysql://…``
         or ``mysql+pymysql://…``. With several servers ``…://user@/database?host=a:3306&host=b:3306``: the first that
@@ -45,7 +46,7 @@ def create_engine(
         crash of the process, and an append takes 37 µs instead of 209.
     :param busy_timeout: SQLite only; seconds to wait for another writer.
     :param pgbouncer: PostgreSQL only; for PgBouncer in transaction mode, where no statement may be prepared and
-        nothing set at connect.
+        nothing set at connect. An append is a transaction there, and takes BEGIN and COMMIT.
     :param schema: PostgreSQL only; the schema in which our tables stand. It is written into each statement, and not
         set as a path at connect: that would leak through PgBouncer. A host's own engine gets the same by
         ``engine.execution_options(schema_translate_map={None: schema})``.

@@ -2,8 +2,8 @@
 
 Each function is a unit of work in a transaction of its own, and begins with a lock on the session's row: a commit that
 is still on its way, or waits for its standby, holds that lock, and a plain read would miss it. While the lock is held
-nobody else can do the write. The transaction is committed whatever it has found: so what it answers from is as safe as
-what it would have written itself.
+nobody else can do the write. What is found is not yet safe: it may wait for its standby, and MariaDB shows a commit
+before its log is on the disk. So the transaction writes something itself, and its COMMIT waits for all that was before.
 
 Lives of a session are told apart by ``created_at``: one that was deleted and stored anew with the time of the old one
 is taken for the same.
@@ -12,16 +12,17 @@ is taken for the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from vibeforge_sessions import changes
+from vibeforge_sessions import changes, values
 from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import SessionExistsError, StaleSessionError
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql import writes
 from vibeforge_sessions.sql.execution import ThroughSQLAlchemy
+from vibeforge_sessions.sql.tables import sessions
 
 
 class CannotTell(Exception):  # noqa: N818 (a finding)
@@ -41,7 +42,7 @@ class _Row(NamedTuple):
     log_count: int
 
 
-def create(executor: ThroughSQLAlchemy, write: Write, *, session: Any) -> Record:  # noqa: ARG001 (one signature for all)
+def create(executor: ThroughSQLAlchemy, write: Write, *, may_come: bool) -> Record:  # noqa: ARG001 (one signature for all)
     """Settle a `writes.create`."""
     row = _locked(executor, write.session_id)
     if row is None:
@@ -50,13 +51,14 @@ def create(executor: ThroughSQLAlchemy, write: Write, *, session: Any) -> Record
         except SessionExistsError:
             raise LookAgain("the session was stored meanwhile") from None
     if row.write_id == write.write_id or _last_positions(executor, write):
+        updated_at = _make_safe(executor, write.session_id, row)
         return changes.record_of(
-            write, version=1, updated_at=write.updated_at, error_count=len(write.errors), log_count=len(write.logs)
+            write, version=1, updated_at=updated_at, error_count=len(write.errors), log_count=len(write.logs)
         )
     raise CannotTell("a session of this id is stored, and nobody can tell whether another one was before")
 
 
-def update(executor: ThroughSQLAlchemy, write: Write, *, session: Any) -> Record:  # noqa: ARG001 (one signature for all)
+def update(executor: ThroughSQLAlchemy, write: Write, *, may_come: bool) -> Record:  # noqa: ARG001 (one signature for all)
     """Settle a `writes.update`."""
     row = _locked(executor, write.session_id)
     if row is None:
@@ -68,7 +70,7 @@ def update(executor: ThroughSQLAlchemy, write: Write, *, session: Any) -> Record
         return changes.record_of(
             write,
             version=write.version + 1,
-            updated_at=row.updated_at,
+            updated_at=_make_safe(executor, write.session_id, row),
             error_count=positions.get(sql.ERRORS, row.error_count),
             log_count=positions.get(sql.LOGS, row.log_count),
         )
@@ -78,7 +80,7 @@ def update(executor: ThroughSQLAlchemy, write: Write, *, session: Any) -> Record
     raise CannotTell("the session was stored by somebody else since, and nobody can tell whether it was updated before")
 
 
-def delete(executor: ThroughSQLAlchemy, deletion: writes.Deletion, *, session: Any) -> bool:  # noqa: ARG001 (one signature for all)
+def delete(executor: ThroughSQLAlchemy, deletion: writes.Deletion, *, may_come: bool) -> bool:  # noqa: ARG001 (one signature for all)
     """Settle a `writes.delete`."""
     there = deletion.deleted
     if there is None:
@@ -87,18 +89,21 @@ def delete(executor: ThroughSQLAlchemy, deletion: writes.Deletion, *, session: A
     same_life = row is not None and (
         row.write_id == there.write_id or (row.created_at == there.created_at and row.version > there.version)
     )
-    return writes.delete(executor, deletion) if same_life else True
+    if same_life:
+        return writes.delete(executor, deletion)
+    _make_safe(executor, deletion.session_id, row)
+    return True
 
 
-def append_error(executor: ThroughSQLAlchemy, row: dict[str, Any], *, session: Any) -> tuple[int, str]:
+def append_error(executor: ThroughSQLAlchemy, row: dict[str, Any], *, may_come: bool) -> tuple[int, str]:
     """Settle a `writes.append_error`."""
-    found = _appended(executor, sql.ERRORS, row, session)
+    found = _appended(executor, sql.ERRORS, row, row["timestamp"], may_come=may_come)
     return writes.append_error(executor, row) if found is None else (found[0], str(found[1]))
 
 
-def append_log(executor: ThroughSQLAlchemy, row: dict[str, Any], now: datetime, *, session: Any) -> None:
+def append_log(executor: ThroughSQLAlchemy, row: dict[str, Any], now: datetime, *, may_come: bool) -> None:
     """Settle a `writes.append_log`."""
-    if _appended(executor, sql.LOGS, row, session) is None:
+    if _appended(executor, sql.LOGS, row, now, may_come=may_come) is None:
         writes.append_log(executor, row, now)
 
 
@@ -109,7 +114,7 @@ SETTLING: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
     writes.append_error: append_error,
     writes.append_log: append_log,
 }
-"""What settles each unit of work that writes; ``session`` is what `Database.end_session` needs, if anything."""
+"""What settles each unit of work that writes; ``may_come`` says that what was sent may still be run, after this."""
 
 
 def _locked(executor: ThroughSQLAlchemy, session_id: str) -> _Row | None:
@@ -129,15 +134,38 @@ def _last_positions(executor: ThroughSQLAlchemy, write: Write) -> dict[sql.Histo
     return found
 
 
-def _appended(executor: ThroughSQLAlchemy, history: sql.History, row: Mapping[str, Any], session: Any) -> Any:
+def _appended(
+    executor: ThroughSQLAlchemy, history: sql.History, row: Mapping[str, Any], called: datetime, *, may_come: bool
+) -> Any:
     """Return the position of an entry, and its phase if it has one; None if it is not there and will not be."""
-    parameters = {sql.ID: row["session_id"], sql.WRITE_ID: row["write_id"]}
-    if _locked(executor, row["session_id"]) is None:
+    stored = _locked(executor, row["session_id"])
+    if stored is None:
         raise CannotTell("the session is not there, and nobody can tell whether it was deleted since")
-    found = executor.row(history.of_write, parameters)
-    if found is None and session is not None:
-        # the statement that was sent may not have been read yet: it would append once more after us
-        if not executor.database.end_session(executor.connection, session):
-            raise CannotTell("it is not there, but may be on its way still")
-        found = executor.row(history.of_write, parameters)
+    found = executor.row(history.of_write, {sql.ID: row["session_id"], sql.WRITE_ID: row["write_id"]})
+    if found is not None:
+        _make_safe(executor, row["session_id"], stored)
+    elif stored.created_at >= called:
+        raise CannotTell("the session was made anew since, and nobody can tell what the one before it held")
+    elif may_come:  # it would append once more after us
+        raise CannotTell("it is not there, but may be on its way still")
     return found
+
+
+def _make_safe(executor: ThroughSQLAlchemy, session_id: str, row: _Row | None) -> datetime:
+    """Write something, so that the COMMIT waits for all that was before; return the session's time of change then."""
+    now = values.utc_now()
+    if row is not None:
+        now = max(now, row.updated_at + timedelta(microseconds=1))
+        executor.write(sql.touch, [{sql.ID: session_id, sql.NOW: now}])
+        return now
+    nobody = {**dict.fromkeys(column.name for column in sessions.columns), "session_id": session_id}
+    nobody |= {"phase": "-", "created_at": now, "updated_at": now, "write_id": values.new_write_id()}
+    nobody |= dict.fromkeys(("version", "current_question_index", "error_count", "log_count"), 0)
+    try:
+        executor.write(sql.insert_session, [nobody])
+    except Exception as error:
+        if executor.is_duplicate(error):
+            raise LookAgain("the session was stored meanwhile") from None
+        raise
+    executor.write(sql.delete_session, [{sql.ID: session_id}])
+    return now

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from vibeforge_sessions.sql.compiled import Compiled, Parameters, Rows
 from vibeforge_sessions.sql.databases import Database, database_of
-from vibeforge_sessions.sql.databases.base import OURS
+from vibeforge_sessions.sql.databases.base import OURS, POOLER
 
 Known = dict[object, Compiled]
 
@@ -34,8 +34,9 @@ _listeners: Final = operator.attrgetter(
 """The listeners to the events that the driver's way would not raise. ``begin`` is our own on SQLite, see there."""
 _dialects_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_params", "do_executemany", "handle_error")
 _SCHEMAS: Final = "schema_translate_map"
-_UNDERSTOOD: Final = {OURS, _SCHEMAS}
+_UNDERSTOOD: Final = {OURS, POOLER, _SCHEMAS}
 """The execution options of an engine that the driver's way knows how to follow."""
+_SESSION: Final = "vibeforge_sessions_server_session"
 _MOST: Final = 1_000
 """Compiled statements that are kept for an engine."""
 
@@ -54,7 +55,12 @@ class Executor(ABC):
     @property
     @abstractmethod
     def driver(self) -> Any:
-        """The driver's connection."""
+        """The driver's connection; an asynchronous driver's may come in SQLAlchemy's synchronous coat."""
+
+    @property
+    @abstractmethod
+    def own_connection(self) -> Any:
+        """The driver's own connection, without a coat."""
 
     @abstractmethod
     def begin(self, *, write: bool, at_once: bool) -> bool:
@@ -76,6 +82,19 @@ class Executor(ABC):
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         """Run a statement; return its rows."""
 
+    @property
+    @abstractmethod
+    def info(self) -> dict[Any, Any]:
+        """What is to be remembered of this connection as long as it lasts."""
+
+    @property
+    def server_session(self) -> Any:
+        """What `Database.end_session` needs once this connection is lost; a lost one does not tell."""
+        session = self.info.get(_SESSION)
+        if session is None:
+            session = self.info[_SESSION] = self.database.server_session(self.own_connection)
+        return session
+
     def columns(self, statement: Executable, parameters: Parameters) -> Rows:
         """Run a statement; return its rows by column, nothing for no row: what is made of many is made so."""
         return list(zip(*self.rows(statement, parameters), strict=True))
@@ -87,11 +106,6 @@ class Executor(ABC):
     @abstractmethod
     def give_up(self) -> None:
         """Take the connection for one that is of no more use to anybody."""
-
-    @property
-    def server_session(self) -> Any:
-        """What `Database.end_session` needs, for when this connection is lost."""
-        return self.database.server_session(self.driver)
 
     def failed(self, error: BaseException) -> BaseException:
         """Return what a method has raised as SQLAlchemy would; the connection is given up where it is lost."""
@@ -125,6 +139,26 @@ class ThroughSQLAlchemy(Executor):
     def driver(self) -> Any:
         return self.connection.connection.driver_connection
 
+    @property
+    def own_connection(self) -> Any:
+        return self.driver
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        return self.connection.info
+
+    def end_session(self, session: Any) -> bool:
+        """End another connection's session, which that one has lost; tell whether it is certain (see `Database`)."""
+        try:
+            return self.database.end_session(self.connection, session)
+        except DBAPIError as error:
+            if error.connection_invalidated or self.database.is_unavailable(failure_code(error)):
+                raise
+            return False
+        finally:
+            if not self.connection.closed:
+                self.connection.rollback()
+
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin(self.connection, write=write, at_once=at_once)
 
@@ -149,11 +183,17 @@ class ThroughSQLAlchemy(Executor):
                 raise
 
     def give_up(self) -> None:
-        if not self.connection.invalidated:
+        if not self.connection.closed:  # it is, once SQLAlchemy has met an error while it closed it
             self.connection.invalidate()
 
     def close(self) -> None:
-        self.connection.close()
+        try:
+            self.connection.close()
+        except BaseException as error:  # lost at the ROLLBACK: what happened before is what the caller must hear
+            self.give_up()
+            self.connection.close()
+            if not isinstance(error, Exception):
+                raise
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         return self.connection.execute(statement, parameters).all()
@@ -183,8 +223,12 @@ class OnTheDriver(Executor):
         return self._driver
 
     @property
-    def server_session(self) -> Any:
-        return self.database.server_session(self.dialect.get_driver_connection(self._driver))
+    def own_connection(self) -> Any:
+        return self.dialect.get_driver_connection(self._driver)
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        return self._pooled.info
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=at_once)

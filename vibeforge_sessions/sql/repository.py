@@ -23,6 +23,7 @@ from vibeforge_sessions.repository import SessionRepository
 from vibeforge_sessions.retry import RetryPolicy
 from vibeforge_sessions.sql import evidence, reads, writes
 from vibeforge_sessions.sql import migrate as migrations
+from vibeforge_sessions.sql.databases.base import POOLER
 from vibeforge_sessions.sql.engine import create_engine
 from vibeforge_sessions.sql.execution import Executor, ThroughSQLAlchemy
 from vibeforge_sessions.sql.failures import has_wrong_schema
@@ -65,6 +66,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     ) -> None:
         self._transactions = transactions_of(bind, fast_path=fast_path, retry=retry)
         self._session_type = session_type
+        self._behind_pooler = isinstance(bind, Engine) and POOLER in bind.get_execution_options()
         self._owned: Engine | None = None
         self._phases: dict[str, str] = {
             str(phase.value): phase for phase in phases_of(codec.check_session_type(session_type))
@@ -177,8 +179,11 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return self._phases.get(text, text)
 
     def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # a statement that deletes from the histories has to begin after the one that has locked the session's row
-        return self._run(unit, args, kwargs, write=True, at_once=unit is not writes.delete)
+        # a statement that deletes from the histories has to begin after the one that has locked the session's row; and
+        # an append that is lost behind a pooler can be told of only if it was a transaction
+        appends = unit in {writes.append_error, writes.append_log}
+        at_once = unit is not writes.delete and not (appends and self._behind_pooler)
+        return self._run(unit, args, kwargs, write=True, at_once=at_once)
 
     def _read(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         return self._run(unit, args, kwargs, write=False, at_once=True)
@@ -189,8 +194,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         def work(executor: Executor) -> T:
             return unit(executor, *args, **kwargs)
 
-        def settle(executor: ThroughSQLAlchemy, session: Any) -> T:
-            settled: T = evidence.SETTLING[unit](executor, *args, **kwargs, session=session)
+        def settle(executor: ThroughSQLAlchemy, *, may_come: bool) -> T:
+            settled: T = evidence.SETTLING[unit](executor, *args, **kwargs, may_come=may_come)
             return settled
 
         try:

@@ -78,6 +78,7 @@ counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.upda
 """What each of the three updates has to tell afterwards."""
 select_counters: Final[Select[Any]] = select(*counters).where(_this)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(_this)
+touch: Final[Update] = update(sessions).where(_this).values(updated_at=_now)
 _identity: Final = (sessions.c.version, sessions.c.write_id, sessions.c.created_at)
 deleted: Final = delete_session.returning(*_identity)
 """The deletion, which tells whom it has hit."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import threading
 import time
@@ -19,7 +18,7 @@ from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.retry import RetryPolicy
 from vibeforge_sessions.sql.databases import database_of
-from vibeforge_sessions.sql.deadline import limited
+from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
 from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, is_lost, reach
@@ -59,7 +58,7 @@ class Transactions(ABC):
 
         :param at_once: the work needs no transaction where each write is one statement (`Database.writes_at_once`).
         :param settle: for a write of which nobody knows whether it was committed: called with an executor in a
-            transaction, and with what `Database.end_session` needs for the connection that was lost.
+            transaction, and ``may_come=`` whether what was sent may be run after that still.
         :raises StorageError: SQLAlchemy or the driver raised; what it raised is chained, without parameters.
         """
 
@@ -75,14 +74,32 @@ class _Failed(Exception):  # noqa: N818 (never leaves this room)
         """Whether another attempt may do better."""
         self.unknown = unknown
         """Whether something may have been written."""
-        self.session: Any = None
-        """What `Database.end_session` needs, where a statement that commits itself may be on its way still."""
 
     @property
     def reason(self) -> str:
         """The name of what happened, for logs."""
         cause = self.error.__cause__
         return failure_name(cause) if isinstance(cause, SQLAlchemyError) else self._name
+
+
+class _Lost:
+    """What a call has left behind on the server, by connections that were lost."""
+
+    def __init__(self) -> None:
+        self.sessions: list[tuple[Any, bool]] = []
+        """What `Database.end_session` needs, and whether it was sent a statement that commits itself."""
+        self.may_come = False
+        """Whether such a statement may still be run."""
+
+    def end_sessions(self, executor: Executor) -> None:
+        while self.sessions and isinstance(executor, ThroughSQLAlchemy):  # as every attempt but the first
+            session, commits_itself = self.sessions[-1]
+            certain = executor.end_session(session)
+            self.may_come |= commits_itself and not certain
+            self.sessions.pop()
+
+    def settling(self, settle: Settle) -> Callable[[Executor], Any]:
+        return lambda executor: settle(executor, may_come=self.may_come)
 
 
 class OwnTransactions(Transactions):
@@ -96,6 +113,7 @@ class OwnTransactions(Transactions):
         self._engine = engine
         self._known: Known | None = {} if fast_path else None
         self._retry = retry
+        self._limited = limits_of(engine.dialect)
 
     def __str__(self) -> str:
         return self._engine.dialect.name
@@ -105,14 +123,14 @@ class OwnTransactions(Transactions):
         return self._engine
 
     def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
-        retry, known = self._retry, self._known
+        retry, known, lost = self._retry, self._known, _Lost()
         until = time.monotonic() + retry.deadline
         longest = retry.deadline if retry.attempts == 1 else retry.deadline / 2
         doubt: _Failed | None = None
         for attempt in itertools.count(1):
             seconds = min(longest, max(0.0, until - time.monotonic()))
             try:
-                return self._once(work, write=write, at_once=at_once, known=known, seconds=seconds)
+                return self._once(work, lost, write=write, at_once=at_once, known=known, seconds=seconds)
             except CannotTell as reason:
                 text = f"{reason}, after this: {doubt.error}" if doubt else str(reason)
                 raise OutcomeUnknownError(text) from (doubt.error.__cause__ if doubt else None)
@@ -127,22 +145,30 @@ class OwnTransactions(Transactions):
             self._wait(delay)
             known = None  # the long way also knows what to do about the other connections of a pool
             if doubt is not None and settle is not None:
-                work, at_once = functools.partial(settle, session=doubt.session), False
+                work, at_once = lost.settling(settle), False
         raise AssertionError("unreachable")
 
     def _once(
-        self, work: Callable[[Executor], T], *, write: bool, at_once: bool, known: Known | None, seconds: float
+        self,
+        work: Callable[[Executor], T],
+        lost: _Lost,
+        *,
+        write: bool,
+        at_once: bool,
+        known: Known | None,
+        seconds: float,
     ) -> T:
         """Commit a write at the end; roll back otherwise."""
-        with limited(self._engine.dialect, seconds) as limit:
+        with self._limited(seconds) as limit:
             executor, session, doing, unknown = None, None, "reach", False
             try:
                 executor = executor_of(self._engine, known)
-                limit.watch(executor.driver)
+                limit.watch(executor.own_connection)
                 doing = "use"
+                lost.end_sessions(executor)
+                session = executor.server_session if write else None
                 begun = executor.begin(write=write, at_once=at_once)
-                if write and not begun:
-                    unknown, session = True, executor.server_session
+                unknown = write and not begun
                 result = work(executor)
                 if write and begun:
                     doing = "commit"
@@ -155,7 +181,8 @@ class OwnTransactions(Transactions):
                 failed = self._failed(executor, error, doing, late=late, unknown=unknown)
                 if failed is None:
                     raise
-                failed.session = session
+                if session is not None and (late or is_lost(error)):
+                    lost.sessions.append((session, unknown))
                 raise failed from error
             finally:
                 if executor is not None:
@@ -221,11 +248,11 @@ class HostsTransaction(Transactions):
 
     def run(self, work: Callable[[Executor], T], *, write: bool, at_once: bool, settle: Settle | None = None) -> T:
         executor = ThroughSQLAlchemy(reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
-        with limited(executor.dialect, self._deadline) as limit:
+        with limits_of(executor.dialect)(self._deadline) as limit:
             savepoint = None
             try:
                 executor.join()
-                limit.watch(executor.driver)
+                limit.watch(executor.own_connection)
                 savepoint = executor.connection.begin_nested()
                 result = work(executor)
                 savepoint.commit()

@@ -17,11 +17,15 @@ from vibeforge_sessions.errors import InvalidSessionError, SchemaError, StorageE
 
 OURS: Final = "vibeforge_sessions_prepared"
 """The execution option of an engine that we have made: its connections need nothing more."""
+POOLER: Final = "vibeforge_sessions_pooler"
+"""The execution option of an engine of ours with a pooler in between, behind which no session can be ended."""
 
 CONNECT_TIMEOUT: Final = 5
 """How long an engine of ours waits for a server to take a connection, in seconds."""
 LOCK_TIMEOUT: Final = 10
 """How long a connection of such an engine waits for another's lock on a row, in seconds."""
+IDLE_TIMEOUT: Final = 60
+"""How long its transactions may do nothing: a client that has vanished would keep its locks for hours."""
 
 Rows = list[dict[str, Any]]
 
@@ -116,18 +120,18 @@ class Database(ABC):
         """Tell whether the driver could not make sense of a stored value, which its error shows."""
         return False
 
-    def cut(self, driver: Any) -> None:  # noqa: B027 (not all need it)
-        """Shut a synchronous driver's connection down, on which another thread is waiting for the server."""
+    def cut(self, connection: Any) -> None:  # noqa: B027 (not all need it)
+        """Cut a driver's own connection, on which a thread or a task is waiting for the server."""
 
     def server_session(self, connection: Any) -> Any:
-        """Return what `end_session` needs to know about a connection of the driver's own."""
+        """Return what `end_session` needs to know about a driver's own connection."""
         return None
 
     def end_session(self, connection: Connection, session: Any) -> bool:
-        """See to it that a statement that a lost connection has sent will not be run any more; tell whether it is so.
+        """End the server's side of a connection that was lost, on another one that is in no transaction.
 
-        Asked only where `writes_at_once`: in a transaction nothing counts until its COMMIT, and until then its locks
-        are held.
+        The server may not know that it is lost: it would hold its locks for hours, and run what was sent whenever that
+        arrives. Tell whether it is certain that nothing will be run any more.
         """
         return True
 

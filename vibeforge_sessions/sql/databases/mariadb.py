@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
     CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
     LOCK_TIMEOUT,
     Database,
     Rows,
@@ -39,11 +40,13 @@ _ESCAPED: Final = "\\'\"\0\n\r\x1a"
 _SESSION: Final = (  # strict: what does not fit is an error, and not cut in silence
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
     f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}"
+    f"/*M!, idle_transaction_timeout = {IDLE_TIMEOUT}*/"  # MySQL has none
 )
 
 _GREETING_TIMEOUT: Final = float(CONNECT_TIMEOUT)
 """How long a server that has taken the connection may stay silent, until it is made; told apart by identity."""
 _UNKNOWN_VARIABLE: Final = 1193
+_UNKNOWN_THREAD: Final = 1094
 _PORT: Final = 3306
 
 _ASKED: Final = "SELECT @@max_allowed_packet, @@character_set_client"
@@ -126,9 +129,26 @@ class MariaDB(Database):
             _packets[dialect] = _usable(ask(driver, _ASKED))
         return True  # the server begins at the first statement
 
-    def cut(self, driver: Any) -> None:
+    def cut(self, connection: Any) -> None:
         with contextlib.suppress(Exception):  # closed meanwhile
-            shut_down(driver._sock.fileno())  # noqa: SLF001 (PyMySQL does not show it)
+            transport = getattr(connection, "_transport", None)  # asyncmy's
+            shut_down(connection._sock.fileno()) if transport is None else transport.abort()  # noqa: SLF001
+
+    def server_session(self, connection: Any) -> Any:
+        return connection.get_host_info(), connection.thread_id()
+
+    def end_session(self, connection: Connection, session: Any) -> bool:
+        host, number = session
+        galera = connection.exec_driver_sql("SHOW VARIABLES LIKE 'wsrep_on'").first()
+        # the numbers are those of a node, and a cluster that is committing is not to be disturbed
+        elsewhere = host != connection.connection.driver_connection.get_host_info()  # type: ignore[union-attr]
+        if not elsewhere and (galera is None or galera[1] != "ON"):
+            try:
+                connection.exec_driver_sql(f"KILL CONNECTION {int(number)}")
+            except DBAPIError as error:
+                if error.orig is None or error.orig.args[0] != _UNKNOWN_THREAD:
+                    raise
+        return True  # nothing counts until its COMMIT, and until then its locks are held
 
     def catch_up(self, connection: Connection) -> None:
         try:  # the server waits only where no statement has begun the transaction yet
@@ -167,6 +187,7 @@ class MariaDB(Database):
     def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
         # apart: a lock that is waited for keeps no table locked
         with second_connection(connection) as lock, self.migrating_inside(lock, timeouts):
+            lock.rollback()  # the lock stays; a transaction that does nothing would be ended
             before = connection.execute(text("SELECT @@lock_wait_timeout, @@max_statement_time")).one()
             try:
                 for setting in self.migration_settings(timeouts, of_session=True):

@@ -16,7 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
     CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
     LOCK_TIMEOUT,
+    POOLER,
     Database,
     Rows,
     Settings,
@@ -42,6 +44,10 @@ _HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
+_TIMEOUTS: Final = {
+    "lock_timeout": f"{LOCK_TIMEOUT}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT}s",
+}
 _END_SESSION: Final = text(
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
     "WHERE pid = :pid AND pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()"
@@ -84,7 +90,7 @@ class PostgreSQL(Database):
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
         options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
         if url.get_driver_name() == "asyncpg":
-            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", "lock_timeout": f"{LOCK_TIMEOUT}s"}}
+            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", **_TIMEOUTS}}
             if settings.pgbouncer:
                 options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
         elif settings.pgbouncer:  # what one client has prepared or set, another would find: prepare and set nothing
@@ -92,9 +98,11 @@ class PostgreSQL(Database):
         else:
             theirs = url.query.get("options", "")  # later ones win
             options["connect_args"] = {
-                "options": f"-c TimeZone=UTC -c lock_timeout={LOCK_TIMEOUT}s "
+                "options": f"-c TimeZone=UTC {' '.join(f'-c {name}={value}' for name, value in _TIMEOUTS.items())} "
                 f"{theirs if isinstance(theirs, str) else ' '.join(theirs)}"
             }
+        if settings.pgbouncer:
+            options["execution_options"] = {POOLER: True}
         if url.get_driver_name() == "psycopg" and "connect_timeout" not in url.query:
             options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT
         return options
@@ -142,20 +150,24 @@ class PostgreSQL(Database):
         # libpq tells no code; in another language than English the wrong password is tried until the deadline
         return not any(words in str(error.orig) for words in _REFUSALS)
 
-    def cut(self, driver: Any) -> None:
+    def cut(self, connection: Any) -> None:
         with contextlib.suppress(Exception):  # closed meanwhile
-            shut_down(driver.fileno())
+            terminate = getattr(connection, "terminate", None)  # asyncpg's
+            shut_down(connection.fileno()) if terminate is None else terminate()
 
     def server_session(self, connection: Any) -> Any:
-        get_server_pid = getattr(connection, "get_server_pid", None)
+        get_server_pid = getattr(connection, "get_server_pid", None)  # asyncpg's
         return connection.info.backend_pid if get_server_pid is None else get_server_pid()
 
     def end_session(self, connection: Connection, session: Any) -> bool:
         driver = connection.connection.driver_connection
         if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != self.server_session(driver):
             return False  # a pooler is in between, and the session one of its own
-        ended = connection.execute(_END_SESSION, {"pid": session}).scalars().all()
-        return all(ended)
+        for _ in range(2):  # one that ends by itself meanwhile is reported like one that does not end
+            if all(connection.execute(_END_SESSION, {"pid": session}).scalars().all()):
+                return True
+            connection.rollback()  # the list of sessions is that of the transaction's beginning
+        return False
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         texts = [value for row in rows for value in row.values() if isinstance(value, str)]
@@ -185,6 +197,7 @@ class PostgreSQL(Database):
                 if time.monotonic() >= deadline:
                     raise lock_error(timeouts.migration, holder)
                 time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+            lock.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # it waits for the migration
             driver = connection.connection.driver_connection  # the server knows nothing of AUTOCOMMIT
             level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
             connection.connection.rollback()  # asking has begun a transaction
