@@ -69,4 +69,4 @@ SessionType = Annotated[
         envvar=f"{_PREFIX}SESSION_TYPE", help="The application's own class of session, as package.module:Class."
     ),
 ]
-Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, help="Ids that are read at once.")]
+Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, max=1_000_000, help="Ids that are read at once.")]

@@ -297,7 +297,7 @@ def _run(
             config.attributes.update(
                 connection=connection, upgrading=migrate is command.upgrade, timeouts=timeouts, report=report
             )
-            migrate(config, revision)
+            migrate(config, scripts.check_revision(revision))
     except CommandError as error:  # an unknown revision: the text names it, and nothing else
         raise SchemaError(str(error)) from error
 
