@@ -259,11 +259,11 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
     names = list(TOLERANCES)
     figure, axes = plt.subplots(len(names), 1, figsize=(7, 1.7 * len(names)), sharex=True)
     for axis, name in zip(axes, names, strict=True):
-        for each in found:
+        for number, each in enumerate(found):
             samples = [one for one in each["samples"] if name in one]
             if samples:
                 minutes = [one["seconds"] / 60 for one in samples]
-                axis.plot(minutes, [one[name] for one in samples], label=each["database"], linewidth=1)
+                axis.plot(minutes, [one[name] for one in samples], f"C{number}", label=each["database"], linewidth=1)
         axis.set_ylabel(name, fontsize=7)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7)
