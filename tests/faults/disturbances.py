@@ -77,8 +77,8 @@ def kill_connections(url: sa.URL, clients: Clients, *, times: int) -> None:
 def cut_connections(proxy: Proxy, clients: Clients, *, times: int, silence: bool = True) -> None:
     """Cut connections at any message, rather at one of the server: then nobody hears of what was done.
 
-    With ``silence``, each twentieth falls silent instead, and is ended on the server's side a little later: its transaction is there as
-    long, with its locks.
+    With ``silence``, each twentieth falls silent instead, and is ended on the server's side a little later: its
+    transaction is there as long, with its locks.
     """
     for number in range(times):
         clients.wait_for(_BETWEEN)
