@@ -171,13 +171,11 @@ URLS = [
 ]
 
 
-@pytest.mark.xfail(reason="SQLAlchemy asks it for its repr", strict=False)
 def test_a_hostile_url() -> None:
     for value in HOSTILE.values():
         refusal_of(lambda: create_engine(value).dispose(), StorageError)  # noqa: B023
 
 
-@pytest.mark.xfail(reason="an ArgumentError of SQLAlchemy's gets out", strict=False)
 @given(url=st.sampled_from(URLS), data=st.data())
 def test_a_url_that_somebody_has_changed(url: str, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
