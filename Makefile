@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test bench lint types wheel-test constraints clean
+.PHONY: help demo serve test faults bench lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ serve: $(STAMP) ## run the example service on http://127.0.0.1:8000, on SQLite o
 # loadgroup: tests that share something expensive (the installed wheel) stay on one worker.
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+faults: $(STAMP) ## kill, cut, fill up and damage: the part of the tests that docs/reliability.md is about
+	@$(BIN)/python -m pytest tests/faults -n $(WORKERS) --dist loadgroup $(ARGS)
 
 bench: $(VENV)/.bench ## measure every call beside the driver alone and beside other stores, into benchmarks/results
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)

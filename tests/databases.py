@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ from tests.servers import (
     AvailableServer,
     MariaDBDatabases,
     MariaDBServer,
+    PgBouncer,
     PostgresDatabases,
     PostgresServer,
     find_bindir,
@@ -91,6 +93,19 @@ def postgresql(postgresql_server: AvailableServer) -> Storage:
     """Databases on a PostgreSQL server."""
     databases = postgresql_server.databases.prepared_by(upgrade)
     return Storage("postgresql", lambda: text_of(databases.create()), drop=databases.drop)
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgresql_server: AvailableServer) -> Iterator[Storage]:
+    """Databases on a PostgreSQL server, by way of a PgBouncer in transaction mode."""
+    databases = postgresql_server.databases.prepared_by(upgrade)
+    with skipping(), PgBouncer(postgresql_server.url) as bouncer:
+        yield Storage(
+            "pgbouncer",
+            lambda: text_of(bouncer.url_of(databases.create())),
+            functools.partial(create_engine, pgbouncer=True),
+            databases.drop,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,15 @@ class TestPostgreSQL(SessionRepositoryContract):
             yield new_repository
 
 
+class TestPgBouncer(SessionRepositoryContract):
+    """Clients that take turns, transaction by transaction, on two connections to PostgreSQL."""
+
+    @pytest.fixture
+    def new_repository(self, pgbouncer: Storage) -> Iterator[NewRepository]:
+        with pgbouncer.repositories() as new_repository:
+            yield new_repository
+
+
 class TestMariaDB(SessionRepositoryContract):
     @pytest.fixture
     def new_repository(self, mariadb: Storage) -> Iterator[NewRepository]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,6 +90,16 @@ class TestPsycopgThroughSQLAlchemysConnection(OnAnAsyncEngine):
 
 class TestAsyncpg(OnAnAsyncEngine):
     storage, driver = "postgresql", "postgresql+asyncpg"
+
+
+class TestPsycopgThroughPgBouncer(OnAnAsyncEngine):
+    storage, driver = "pgbouncer", "postgresql+psycopg"
+    make = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
+
+
+class TestAsyncpgThroughPgBouncer(OnAnAsyncEngine):
+    storage, driver = "pgbouncer", "postgresql+asyncpg"
+    make = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
 
 
 class TestHostsPlainAsyncpgEngine(OnAnAsyncEngine):

@@ -57,7 +57,7 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
 
         :param change: what it returns is awaited if it can be.
         """
-        values.check_integer(attempts, "attempts", least=1)
+        attempts = values.check_integer(attempts, "attempts", least=1)
         for attempt in range(1, attempts + 1):
             session = await self.get_session(session_id)
             if session is None:

@@ -21,8 +21,9 @@ from vibeforge_sessions.errors import (
     SessionNotFoundError,
     StaleSessionError,
 )
-from vibeforge_sessions.history import ErrorEntry
+from vibeforge_sessions.history import ErrorEntry, clean_errors
 from vibeforge_sessions.model import Baseline, Content, S, Session, phases_of, raise_invalid
+from vibeforge_sessions.plain import plain_list
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,12 +62,19 @@ def new_session(session: S | None, session_id: str | None, session_type: type[S]
 
 def check_session(session: object, session_type: type[S]) -> S:
     """Return the session if it is of the very class that the repository stores, and its id keeps the rule."""
-    if not isinstance(session, Session) or type(session) is not session_type:
+    if type(session) is not session_type:
         raise InvalidSessionError(
             f"this repository stores {session_type.__name__}, not {type(session).__name__}: see its session_type"
         )
-    values.check_session_id(session.session_id)
-    values.check_integer(session.version, "version", least=0)
+    missing = session_type.model_fields.keys() - vars(session).keys()
+    if missing:
+        raise InvalidSessionError("is missing", min(missing))
+    for name, value in (
+        ("session_id", values.check_session_id(session.session_id)),
+        ("version", values.check_integer(session.version, "version", least=0)),
+    ):
+        if vars(session)[name] is not value:  # of a subclass, which may answer differently the next time
+            setattr(session, name, value)
     return session
 
 
@@ -84,7 +92,7 @@ def plan_create(session: Session) -> Write:
         updated_at=_time(session.updated_at, "updated_at"),
         content=content,
         documents=content.documents,
-        errors=_clean_errors(session, _list(session, "error_history"), 0),
+        errors=clean_errors(_list(session, "error_history"), phases_of(type(session))),
         logs=_clean_logs(_list(session, "logs")),
     )
 
@@ -123,7 +131,8 @@ def plan_update(session: Session) -> Write | None:
         if fingerprint is not None and fingerprint == baseline.fingerprints.get(name)
     }
     content = encode_content(session, same)
-    errors = _clean_errors(session, _added(session, "error_history", baseline.errors), len(baseline.errors or ()))
+    added = _added(session, "error_history", baseline.errors)
+    errors = clean_errors(added, phases_of(type(session)), len(baseline.errors or ()))
     logs = _clean_logs(_added(session, "logs", baseline.logs))
     updated_at = _time(session.updated_at, "updated_at")
     if updated_at == baseline.updated_at and not errors and not logs and content == baseline.content:
@@ -252,12 +261,12 @@ def mark_stored(session: Session, write: Write, stored: Record) -> None:
     """
     old: Baseline | None = session._baseline if write.version else None  # noqa: SLF001 (a repository's)
     errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
-    if write.errors:
+    if write.errors:  # what is written is stored by now: nothing of a caller's class is asked any more
         errors += place(write.errors, stored.error_count)
-        session.error_history[: len(errors)] = errors
+        list.__setitem__(session.error_history, slice(len(errors)), errors)
     if write.logs:
         logs += write.logs
-        session.logs[: len(logs)] = logs
+        list.__setitem__(session.logs, slice(len(logs)), logs)
     session.version = stored.version
     session.updated_at = stored.updated_at
     session._baseline = Baseline(  # noqa: SLF001 (a repository's)
@@ -280,37 +289,28 @@ def place(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:
 
 
 def _time(value: object, path: str) -> datetime:
-    try:
-        if isinstance(value, datetime):
-            return values.check_time(value)
-        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}")
-    except InvalidSessionError as error:
-        raise InvalidSessionError(error.reason, path) from None
+    if not issubclass(type(value), datetime):
+        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
+    return values.check_time(value, path=path)
 
 
 def _list(session: Session, name: str) -> list[Any]:
     value = getattr(session, name)
-    if not isinstance(value, list):
+    entries = plain_list(value)
+    if entries is None or not issubclass(type(value), list):  # which takes what is put into it
         raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-    return value
+    return entries
 
 
 def _added(session: Session, name: str, stored: tuple[Any, ...] | None) -> list[Any]:
     entries = _list(session, name)
-    # comparing lists is quick: entries that are the same objects are not looked into
-    if stored is None or entries[: len(stored)] != list(stored):
+    try:  # comparing lists is quick: entries that are the same objects are not looked into
+        changed = stored is None or entries[: len(stored)] != list(stored)
+    except Exception:  # noqa: BLE001 (whatever somebody else's class raises)
+        changed = True
+    if stored is None or changed:
         raise InvalidSessionError("entries that are stored already cannot be changed or removed", name)
     return entries[len(stored) :]
-
-
-def _clean_errors(session: Session, entries: Iterable[Any], start: int) -> tuple[ErrorEntry, ...]:
-    cleaned = []
-    for index, entry in enumerate(entries, start):
-        try:
-            cleaned.append(ErrorEntry.of(entry, phases_of(type(session))))
-        except InvalidSessionError as error:
-            raise InvalidSessionError(error.reason, f"error_history[{index}]") from None
-    return tuple(cleaned)
 
 
 def _clean_logs(lines: Iterable[Any]) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ from pydantic_core import PydanticSerializationError
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phases_of, raise_invalid
+from vibeforge_sessions.json_values import RefusedError, check_count
+from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phase_of, phases_of, raise_invalid
+from vibeforge_sessions.plain import plain_list
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
 """The four artifacts, in the order in which a run makes them."""
@@ -73,10 +75,7 @@ def encode_content(session: Session, same: Mapping[str, str | None] | None = Non
     :param same: the texts of documents that are known not to have changed.
     """
     same = same or {}
-    try:
-        phase = phases_of(type(session))(session.phase).value
-    except ValueError:
-        raise InvalidSessionError(f"is no phase of {type(session).__name__}", "phase") from None
+    phase = phase_of(type(session), session.phase).value
     if values.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {values.MAX_PHASE} characters without control characters", "phase")
     active = session.active_task_id
@@ -127,16 +126,16 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptSessionError(record.session_id, "a document is no JSON text of ours") from error
-    session.error_history = list(errors)
-    session.logs = list(logs)
+    session.error_history = plain_list(errors) or []
+    session.logs = plain_list(logs) or []
     session._baseline = Baseline(  # noqa: SLF001 (a repository's)
         write_id=record.write_id,
         created_at=record.created_at,
         updated_at=record.updated_at,
-        errors=tuple(errors),
-        logs=tuple(logs),
-        omitted_errors=record.error_count - len(errors),
-        omitted_logs=record.log_count - len(logs),
+        errors=tuple(session.error_history),
+        logs=tuple(session.logs),
+        omitted_errors=record.error_count - len(session.error_history),
+        omitted_logs=record.log_count - len(session.logs),
         content=content,
     )
     return session
@@ -187,12 +186,13 @@ def _encode_document(session: Session, name: str) -> str | None:
         return _encode_extension(session)
     value = getattr(session, name)
     if name in {"completed_task_ids", "failed_task_ids"}:
-        if not isinstance(value, (list, tuple)):
+        entries = plain_list(value)
+        if entries is None:
             raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-        value = [values.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(value)]
+        value = [values.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(entries)]
     elif name == "clarification_answer":
         pass  # any JSON value
-    elif not isinstance(value, dict) and (value is not None or name == "answers"):
+    elif not issubclass(type(value), dict) and (value is not None or name == "answers"):
         raise InvalidSessionError(f"must be a dict, not {type(value).__name__}", name)
     return None if value is None else values.encode_json(value, name)
 
@@ -214,13 +214,14 @@ def _encode_field(session: Session, name: str, value: Any) -> str:
     except InvalidSessionError:
         # a datetime, a model, a Decimal …: as pydantic writes it, if it reads the same from that
         try:
+            check_count(value)  # pydantic writes out whatever it is
             dumped = session.model_dump(mode="json", include={name}, warnings="error")[name]
             text = values.encode_json(dumped, name)
             field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
             if getattr(field, name) == value and type(getattr(field, name)) is type(value):
                 return text
         # a ValidationError is a ValueError, as is our own
-        except (PydanticSerializationError, ValueError, KeyError):
+        except (RefusedError, PydanticSerializationError, ValueError, KeyError):
             pass
         raise
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.plain import dict_of, plain_integer
 
 _KEYS: Final = ("timestamp", "task_id", "error_message", "phase")
 
@@ -63,21 +64,23 @@ class ErrorEntry(Mapping[str, str]):
 
         :raises InvalidSessionError: it is no mapping, has other keys, or no message.
         """
-        if isinstance(value, cls):
+        if issubclass(type(value), cls):
+            entry: Self = value  # type: ignore[assignment]
             return cls(
-                timestamp=values.check_time(value.timestamp),
-                task_id=values.storable_task_id(value.task_id),
-                error_message=values.storable_text(value.error_message),
-                phase=phase_or_text(value.phase, phases),
-                position=value.position,
+                timestamp=values.check_time(entry.timestamp),
+                task_id=values.storable_task_id(entry.task_id),
+                error_message=values.storable_text(entry.error_message),
+                phase=phase_or_text(entry.phase, phases),
+                position=plain_integer(entry.position),
             )
-        if not isinstance(value, Mapping) or "error_message" not in value or not set(value) <= set(_KEYS):
+        fields = dict_of(value)
+        if fields is None or "error_message" not in fields or not fields.keys() <= set(_KEYS):
             raise InvalidSessionError(f"must be an ErrorEntry, or a dict with the keys {', '.join(_KEYS)}")
         return cls(
-            timestamp=values.check_time(value.get("timestamp", values.utc_now())),
-            task_id=values.storable_task_id(value.get("task_id", "")),
-            error_message=values.storable_text(value["error_message"]),
-            phase=phase_or_text(value.get("phase", ""), phases),
+            timestamp=values.check_time(fields.get("timestamp", values.utc_now())),
+            task_id=values.storable_task_id(fields.get("task_id", "")),
+            error_message=values.storable_text(fields["error_message"]),
+            phase=phase_or_text(fields.get("phase", ""), phases),
         )
 
     def at(self, position: int) -> Self:
@@ -130,6 +133,21 @@ class ErrorEntry(Mapping[str, str]):
         properties = {key: text | {"title": key.replace("_", " ").title()} for key in _KEYS}
         properties["timestamp"] |= {"format": "date-time"}
         return {"title": cls.__name__, "type": "object", "properties": properties, "required": ["error_message"]}
+
+
+def clean_errors(entries: Iterable[object], phases: type[StrEnum], start: int = 0) -> tuple[ErrorEntry, ...]:
+    """Return what callers have put into a history as entries.
+
+    :param start: where in ``error_history`` the first one stands.
+    :raises InvalidSessionError: one is none; the error names its path.
+    """
+    cleaned = []
+    for index, entry in enumerate(entries, start):
+        try:
+            cleaned.append(ErrorEntry.of(entry, phases))
+        except InvalidSessionError as error:
+            raise InvalidSessionError(error.reason, f"error_history[{index}]") from None
+    return tuple(cleaned)
 
 
 def phase_or_text(value: object, phases: type[StrEnum]) -> str:

@@ -90,12 +90,13 @@ class InMemorySessionRepository(SessionRepository[S]):
         cursor: str | None = None,
     ) -> SessionPage:
         query = Query.of(filter, order, limit, cursor)
-        return query.page([summary_of(record) for record in select(query, self._records())[: limit + 1]])
+        return query.page([summary_of(record) for record in select(query, self._records())[: query.limit + 1]])
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         session_id = values.check_session_id(session_id)
         # a caller's own __str__ is not run while others wait
         task_id, error_message = values.storable_task_id(task_id), values.storable_text(error_message)
+        phase = None if phase is None else values.storable_phase(phase)
         with self._lock:
             return self._get(session_id).append_error(task_id, error_message, phase, self._session_type)
 
@@ -115,6 +116,8 @@ class InMemorySessionRepository(SessionRepository[S]):
     ) -> list[ErrorEntry]:
         session_id = values.check_session_id(session_id)
         after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
+        task_id = None if task_id is None else values.storable_task_id(task_id)
+        phase = None if phase is None else values.storable_phase(phase)
         with self._lock:
             return self._get(session_id).list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
 

@@ -5,27 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     PrivateAttr,
     ValidationError,
-    WithJsonSchema,
+    field_validator,
 )
 from pydantic_core import core_schema
 
-from vibeforge_sessions import values
+from vibeforge_sessions import fields, values
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.history import ErrorEntry, SessionPhase, log_line, phase_or_text
+from vibeforge_sessions.history import ErrorEntry, SessionPhase, clean_errors, log_line, phase_or_text
+from vibeforge_sessions.json_values import path_of
+from vibeforge_sessions.plain import dict_of, plain_text
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # with a default, which Python has from 3.13 on
@@ -67,53 +66,6 @@ class Baseline:
     """What the document fields held when they were stored, where that is known (see `values.fingerprint`)."""
 
 
-def _now() -> datetime:
-    return values.utc_now()  # looked up at each call: a test may set the clock
-
-
-def _fresh_id() -> str:
-    return str(uuid.uuid4())
-
-
-def _session_id(value: object) -> str:
-    return _fresh_id() if value is None else values.check_session_id(value)
-
-
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidSessionError(f"must be a dict, not {type(value).__name__}")
-    return dict(value)
-
-
-def _optional_object(value: object) -> dict[str, Any] | None:
-    return None if value is None else _object(value)
-
-
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidSessionError(f"must be a list, not {type(value).__name__}")
-    return list(value)
-
-
-def _task_id(value: object) -> str | None:
-    return None if value is None else values.check_task_id(value, "active_task_id")
-
-
-_JSON_OBJECT = {"type": "object", "additionalProperties": True}
-_JSON_TEXTS = {"type": "array", "items": {"type": "string"}}
-
-# Plain validators: pydantic's own for str refuses surrogates, and the JSON rules are checked when a session is
-# stored, since its dicts can change until then.
-_Time = Annotated[datetime, BeforeValidator(values.check_time)]
-_Document = Annotated[dict[str, Any], PlainValidator(_object), WithJsonSchema(_JSON_OBJECT)]
-_OptionalDocument = Annotated[
-    dict[str, Any] | None,
-    PlainValidator(_optional_object),
-    WithJsonSchema({"anyOf": [_JSON_OBJECT, {"type": "null"}]}),
-]
-_Texts = Annotated[list[str], PlainValidator(_texts), WithJsonSchema(_JSON_TEXTS)]
-
-
 class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     """One run of the application: where it stands, what it was told and made, and what went wrong.
 
@@ -126,41 +78,38 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    session_id: Annotated[
-        str,
-        PlainValidator(_session_id),
-        WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9._:~-]{1,64}$"}),
-    ] = Field(default_factory=_fresh_id)
+    session_id: fields.SessionId = Field(default_factory=fields.fresh_id)
     phase: SessionPhase = SessionPhase.QUESTIONNAIRE
-    created_at: _Time = Field(default_factory=_now)
-    updated_at: _Time = Field(default_factory=_now)
+    created_at: fields.Time = Field(default_factory=fields.now)
+    updated_at: fields.Time = Field(default_factory=fields.now)
 
-    current_question_index: int = Field(default=0, strict=True, ge=0, le=values.MAX_BIGINT)
-    answers: _Document = Field(default_factory=dict)
+    current_question_index: fields.Counter = 0
+    answers: fields.Document = Field(default_factory=dict)
 
-    intent_profile: _OptionalDocument = None
-    build_spec: _OptionalDocument = None
-    concept: _OptionalDocument = None
-    task_graph: _OptionalDocument = None
+    intent_profile: fields.OptionalDocument = None
+    build_spec: fields.OptionalDocument = None
+    concept: fields.OptionalDocument = None
+    task_graph: fields.OptionalDocument = None
 
-    completed_task_ids: _Texts = Field(default_factory=list)
-    failed_task_ids: _Texts = Field(default_factory=list)
-    active_task_id: Annotated[
-        str | None,
-        PlainValidator(_task_id),
-        WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 255}, {"type": "null"}]}),
-    ] = None
-    logs: _Texts = Field(default_factory=list)
+    completed_task_ids: fields.Texts = Field(default_factory=list)
+    failed_task_ids: fields.Texts = Field(default_factory=list)
+    active_task_id: fields.OptionalTaskId = None
+    logs: fields.Texts = Field(default_factory=list)
 
-    pending_clarification: _OptionalDocument = None
+    pending_clarification: fields.OptionalDocument = None
     clarification_answer: Any = None
 
-    error_history: list[ErrorEntry] = Field(default_factory=list)
+    error_history: fields.ErrorEntries = Field(default_factory=list)
 
-    version: int = Field(default=0, strict=True, ge=0, le=values.MAX_BIGINT)
+    version: fields.Counter = 0
     """Raised by each stored update; 0 = never stored. Only repositories write it."""
 
     _baseline: Baseline | None = PrivateAttr(default=None)
+
+    @field_validator("phase", mode="before")
+    @classmethod
+    def _plain_phase(cls, value: object) -> object:
+        return fields.check_text(value)
 
     # --- what the application does with it ---
 
@@ -169,20 +118,22 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
         :raises InvalidSessionError: this class of session has no such phase.
         """
-        try:
-            self.phase = cast("SessionPhase", phases_of(type(self))(phase))
-        except ValueError:
-            raise InvalidSessionError(f"is no phase of {type(self).__name__}", "phase") from None
+        self.phase = cast("SessionPhase", phase_of(type(self), phase))
         self._touch()
 
     def add_answer(self, question_id: str, answer: Any) -> None:
         """Keep the answer, a JSON value, to a question; moves ``updated_at``."""
-        self.answers[question_id] = answer
+        name = plain_text(question_id)
+        if name is None:
+            raise InvalidSessionError(f"keys must be texts, not {type(question_id).__name__}", "answers")
+        if not issubclass(type(self.answers), dict):
+            raise InvalidSessionError(f"must be a dict, not {type(self.answers).__name__}", "answers")
+        dict.__setitem__(self.answers, name, answer)
         self._touch()
 
     def add_log(self, message: str) -> None:
         """Add the line ``[<ISO time>] message``; NUL and surrogates are replaced visibly."""
-        self.logs.append(log_line(message))
+        list.append(self._history("logs"), log_line(message))
 
     def add_error(self, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         """Add an entry to the error history and return it; moves ``updated_at``.
@@ -195,7 +146,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
             error_message=values.storable_text(error_message),
             phase=phase_or_text(self.phase if phase is None else phase, phases_of(type(self))),
         )
-        self.error_history.append(entry)
+        list.append(self._history("error_history"), entry)
         self._touch()
         return entry
 
@@ -208,6 +159,12 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     def omitted_logs(self) -> int:
         """How many older log lines are stored and not in ``logs``."""
         return 0 if self._baseline is None else self._baseline.omitted_logs
+
+    def _history(self, name: str) -> list[Any]:
+        value = getattr(self, name)
+        if not issubclass(type(value), list):
+            raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
+        return cast("list[Any]", value)
 
     def _touch(self) -> None:
         self.updated_at = values.moved(self.updated_at)
@@ -229,9 +186,10 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         """
         data = {name: getattr(self, name) for name in type(self).model_fields}
         for name in ("created_at", "updated_at"):
-            data[name] = values.check_time(data[name]).isoformat()
-        data["error_history"] = [dict(ErrorEntry.of(entry, phases_of(type(self)))) for entry in self.error_history]
-        data["logs"] = [values.storable_text(line) for line in self.logs]
+            data[name] = values.check_time(data[name], path=name).isoformat()
+        entries = list.copy(self._history("error_history"))
+        data["error_history"] = list(map(dict, clean_errors(entries, phases_of(type(self)))))
+        data["logs"] = list(map(values.storable_text, list.copy(self._history("logs"))))
         baseline = self._baseline
         if baseline is not None:
             errors, logs = baseline.errors or (), baseline.logs or ()
@@ -254,12 +212,14 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
         :raises InvalidSessionError: it is no such dict; the error names the first path.
         """
-        if not isinstance(data, Mapping):
+        given = dict_of(data)
+        if given is None:
             raise InvalidSessionError(f"a session is made from a dict, not from a {type(data).__name__}")
-        fields = dict(data)
-        travelled, stored = STORED in fields, fields.pop(STORED, None)
+        if len(given) > 2 * len(cls.model_fields) + 1:  # pydantic tells each that it does not know
+            raise InvalidSessionError("has more keys than a session has fields")
+        travelled, stored = STORED in given, given.pop(STORED, None)
         try:
-            session = cls.model_validate(fields)
+            session = cls.model_validate(given)
         except ValidationError as error:
             raise_invalid(error)
         if travelled:
@@ -276,6 +236,17 @@ def phases_of(session_type: type[Session]) -> type[StrEnum]:
     return cast("type[StrEnum]", session_type.model_fields["phase"].annotation)
 
 
+def phase_of(session_type: type[Session], value: object) -> StrEnum:
+    """Return the phase that a text stands for.
+
+    :raises InvalidSessionError: this class of session has no such phase.
+    """
+    try:
+        return phases_of(session_type)(cast("str", plain_text(value)))
+    except ValueError:
+        raise InvalidSessionError(f"is no phase of {session_type.__name__}", "phase") from None
+
+
 _ERRORS_OF_PYDANTIC: Final = frozenset(get_args(core_schema.ErrorType))
 
 
@@ -285,12 +256,12 @@ def raise_invalid(error: ValidationError) -> NoReturn:
     reason = details[0]["msg"]
     if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:
         reason = "is refused by its validator"  # whose message may quote the value
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details[0]["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    raise InvalidSessionError(f"{reason}{more}", path.lstrip(".")) from None
+    raise InvalidSessionError(f"{reason}{more}", path_of(details[0]["loc"])) from None
 
 
-def _restore_baseline(session: Session, stored: Mapping[str, Any]) -> Baseline:
+def _restore_baseline(session: Session, given: object) -> Baseline:
+    stored = values.decode_json(values.encode_json(given, STORED))
     counts = {key: stored[key] for key in ("errors", "logs", "omitted_errors", "omitted_logs")}
     for key, count in counts.items():
         values.check_integer(count, key, least=0)

@@ -142,11 +142,12 @@ def _is_wanted() -> bool:
 
 @contextlib.contextmanager
 def _telling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
-    given = args[0] if args else kwargs.get("session") or kwargs.get("session_id")
+    given = args[0] if args else kwargs.get("session")
+    given = kwargs.get("session_id") if given is None else given
     call = Call(name, _id_of(given) or _id_of(kwargs.get("session_id")))
 
     def told(result: Any) -> Any:
-        session = next((each for each in (result, given) if isinstance(each, Session)), None)
+        session = next((each for each in (result, given) if issubclass(type(each), Session)), None)
         if session is not None:
             call.version = session.version
             call.session_id = _id_of(session)
@@ -195,7 +196,7 @@ def _extra(call: Call, duration: float | None, reason: str | None) -> dict[str, 
 
 def _id_of(given: Any) -> str | None:
     """Return an id that may be shown: what breaks the rule of ids could be anything."""
-    given = given.session_id if isinstance(given, Session) else given
+    given = getattr(given, "session_id", None) if issubclass(type(given), Session) else given
     try:
         return values.check_session_id(given)
     except InvalidSessionError:

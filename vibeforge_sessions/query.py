@@ -6,18 +6,21 @@ import base64
 import binascii
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime
 from typing import Final, Literal, cast, get_args
 
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.plain import plain_text
 
 SessionOrder = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
 """By which time, oldest first; newest first with a minus. Equal times are ordered by id, in the same direction."""
 
 MAX_PAGE: Final = 1000
 MAX_PHASES: Final = 1000
+_MAX_CURSOR: Final = 400
+"""Ours have less than 200 characters."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,25 +43,15 @@ class SessionFilter:
 
     def __post_init__(self) -> None:
         if self.phases is not None:
-            if isinstance(self.phases, (str, bytes)) or not isinstance(self.phases, Iterable):
-                raise InvalidSessionError("must be a collection of phases", "phases")
-            if not all(isinstance(phase, str) for phase in self.phases):
-                raise InvalidSessionError("must be texts", "phases")
-            phases = frozenset(str.__str__(phase) for phase in self.phases)
-            if len(phases) > MAX_PHASES:
-                raise InvalidSessionError(f"must be at most {MAX_PHASES}", "phases")
-            object.__setattr__(self, "phases", phases)
+            object.__setattr__(self, "phases", _phases(self.phases))
         for name in ("created_from", "created_before", "updated_from", "updated_before"):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isinstance(value, datetime):
+            if not issubclass(type(value), datetime):
                 raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", name)
-            try:
-                object.__setattr__(self, name, values.check_time(value))
-            except InvalidSessionError as error:
-                raise InvalidSessionError(error.reason, name) from None
-        if self.has_errors is not None and not isinstance(self.has_errors, bool):
+            object.__setattr__(self, name, values.check_time(value, path=name))
+        if self.has_errors is not None and type(self.has_errors) is not bool:
             raise InvalidSessionError("must be True, False or None", "has_errors")
 
 
@@ -115,12 +108,12 @@ class Query:
         """Check the arguments of `find_sessions`."""
         if filter is None:
             filter = SessionFilter()  # noqa: A001
-        elif not isinstance(filter, SessionFilter):
+        elif not issubclass(type(filter), SessionFilter):
             raise InvalidSessionError(f"must be a SessionFilter, not {type(filter).__name__}", "filter")
-        if order not in get_args(SessionOrder):
+        known = plain_text(order)
+        if known not in get_args(SessionOrder):
             raise InvalidSessionError(f"must be one of {', '.join(get_args(SessionOrder))}", "order")
-        check_limit(limit, most=MAX_PAGE)
-        query = cls(filter, cast("SessionOrder", order), limit, None)
+        query = cls(filter, cast("SessionOrder", known), check_limit(limit, most=MAX_PAGE), None)
         return query if cursor is None else dataclasses.replace(query, after=query._read_cursor(cursor))
 
     def page(self, found: list[SessionSummary]) -> SessionPage:
@@ -132,9 +125,12 @@ class Query:
         text = f"{self._signature()}|{getattr(last, self.column).isoformat()}|{last.session_id}"
         return base64.urlsafe_b64encode(f"{text}|{_digest(text)}".encode("ascii")).decode("ascii")
 
-    def _read_cursor(self, cursor: str) -> tuple[datetime, str]:
+    def _read_cursor(self, cursor: object) -> tuple[datetime, str]:
+        given = plain_text(cursor)
         try:
-            text, digest = base64.b64decode(cursor, b"-_", validate=True).decode("ascii").rsplit("|", 1)
+            if given is None or len(given) > _MAX_CURSOR:
+                raise ValueError("none of ours")
+            text, digest = base64.b64decode(given, b"-_", validate=True).decode("ascii").rsplit("|", 1)
             signature, time, session_id = text.split("|")
             after = values.check_time(time), values.check_session_id(session_id)
             if digest != _digest(text):
@@ -161,9 +157,27 @@ def _digest(text: str) -> str:
 
 def check_limit(limit: object, *, most: int = values.MAX_BIGINT) -> int:
     """Return `limit` if it is an integer from 1 to `most`."""
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= most:
-        raise InvalidSessionError(f"must be an integer from 1 to {most}", "limit")
-    return limit
+    return values.check_integer(limit, "limit", least=1, most=most)
+
+
+def _phases(given: object) -> frozenset[str]:
+    """Return the texts of phases; what gives out its phases but once is no collection, and could be without end."""
+    if issubclass(type(given), (str, bytes)) or not issubclass(type(given), Collection):
+        raise InvalidSessionError("must be a collection of phases", "phases")
+    phases: set[str] = set()
+    try:
+        for phase in cast("Collection[object]", given):
+            text = plain_text(phase)
+            if text is None:
+                raise InvalidSessionError("must be texts", "phases")
+            phases.add(text)
+            if len(phases) > MAX_PHASES:
+                raise InvalidSessionError(f"must be at most {MAX_PHASES}", "phases")
+    except InvalidSessionError:
+        raise
+    except Exception:  # noqa: BLE001 (whatever somebody else's collection raises)
+        raise InvalidSessionError("must be a collection of phases", "phases") from None
+    return frozenset(phases)
 
 
 def check_recent(recent: object) -> int | None:

@@ -128,7 +128,7 @@ class SessionRepository(Observed, ABC, Generic[S]):
         :raises SessionNotFoundError: there is none, or not any more.
         :raises StaleSessionError: it was stale at every attempt.
         """
-        values.check_integer(attempts, "attempts", least=1)
+        attempts = values.check_integer(attempts, "attempts", least=1)
         for attempt in range(1, attempts + 1):
             session = self.get_session(session_id)
             if session is None:

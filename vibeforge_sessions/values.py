@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import json
 import marshal
-import math
 import os
 import re
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.json_values import (
+    INTEGER_BOUND,
+    MANY,
+    MAX_DEPTH,
+    MAX_VALUES,
+    RefusedError,
+    check_count,
+    copy_of,
+)
+from vibeforge_sessions.plain import plain_integer, plain_text
 
-MAX_DEPTH: Final = 200
-"""How deep a JSON value may be nested: ``[]`` is 1 deep, ``[[]]`` is 2."""
-MAX_INTEGER_DIGITS: Final = 4300
-"""CPython's own default limit for reading an integer from text."""
 MAX_TASK_ID: Final = 255
 MAX_PHASE: Final = 64
 MAX_BIGINT: Final = 2**63 - 1
 
-_INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-_PATH_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 # --- times -----------------------------------------------------------------------------------------------
@@ -41,9 +42,13 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def moved(previous: datetime) -> datetime:
+def moved(previous: object) -> datetime:
     """Return the current time, or a microsecond after `previous` where the clock has not moved on."""
     now = utc_now()
+    try:
+        previous = check_time(previous)
+    except InvalidSessionError:  # somebody has put it there, and it is refused when it is to be stored
+        return now
     if now > previous:
         return now
     try:
@@ -52,23 +57,33 @@ def moved(previous: datetime) -> datetime:
         return previous
 
 
-def check_time(value: object) -> datetime:
+def check_time(value: object, *, path: str | None = None) -> datetime:
     """Return an aware datetime, or its ISO text, in UTC; refuse naive ones, whose moment nobody can tell."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise InvalidSessionError("is not a time in ISO 8601") from None
-    if not isinstance(value, datetime):
-        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}")
-    if value.tzinfo is UTC:
+    if type(value) is datetime and value.tzinfo is UTC:
         return value
-    if value.utcoffset() is None:
-        raise InvalidSessionError("must be an aware datetime: one without a time zone names no moment")
+    text = plain_text(value)
+    if text is not None:
+        try:
+            value = datetime.fromisoformat(text)
+        except ValueError:
+            raise InvalidSessionError("is not a time in ISO 8601", path) from None
+    if not issubclass(type(value), datetime):
+        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
     try:
-        return value.astimezone(UTC)
+        moment = _in_utc(cast("datetime", value))
     except OverflowError:
-        raise InvalidSessionError("is outside the years 1 to 9999 in UTC") from None
+        raise InvalidSessionError("is outside the years 1 to 9999 in UTC", path) from None
+    except Exception:  # noqa: BLE001 (whatever somebody else's time zone raises)
+        raise InvalidSessionError("has a time zone that does not tell its offset", path) from None
+    if moment is None:
+        raise InvalidSessionError("must be an aware datetime: one without a time zone names no moment", path)
+    return moment
+
+
+def _in_utc(value: datetime) -> datetime | None:
+    if type(value) is not datetime:
+        value = datetime.fromisoformat(datetime.isoformat(value))
+    return None if value.utcoffset() is None else value.astimezone(UTC)
 
 
 # --- ids and numbers -------------------------------------------------------------------------------------
@@ -76,29 +91,33 @@ def check_time(value: object) -> datetime:
 
 def check_session_id(value: object) -> str:
     """Return `value` if it is 1 to 64 of ``A-Z a-z 0-9 . _ : ~ -``; no database can mix two of these up."""
-    if not isinstance(value, str) or not _SESSION_ID.fullmatch(value):
+    text = plain_text(value)
+    if text is None or not _SESSION_ID.fullmatch(text):
         raise InvalidSessionError("must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -", "session_id")
-    return str(value)
+    return text
 
 
 def check_task_id(value: object, path: str) -> str:
     """Return `value` if it is 1 to 255 characters without control characters or surrogates."""
-    if not isinstance(value, str):
+    text = plain_text(value)
+    if text is None:
         raise InvalidSessionError(f"must be a text, not {type(value).__name__}", path)
-    if not 1 <= len(value) <= MAX_TASK_ID or _CONTROL.search(value) or _SURROGATE.search(value):
+    if not 1 <= len(text) <= MAX_TASK_ID or _CONTROL.search(text) or _SURROGATE.search(text):
         raise InvalidSessionError(
             f"must be 1 to {MAX_TASK_ID} characters without control characters or surrogates", path
         )
-    return str(value)
+    return text
 
 
-def check_integer(value: object, path: str, *, least: int) -> int:
-    """Return `value` if it is an integer from `least` to 2**63 - 1, what a BIGINT column holds."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def check_integer(value: object, path: str, *, least: int, most: int = MAX_BIGINT) -> int:
+    """Return `value` if it is an integer from `least` to `most`, at the most what a BIGINT column holds."""
+    number = plain_integer(value)
+    if number is None:
         raise InvalidSessionError(f"must be an integer, not {type(value).__name__}", path)
-    if not least <= value <= MAX_BIGINT:
-        raise InvalidSessionError(f"must be an integer from {least} to 2**63 - 1", path)
-    return int(value)
+    if not least <= number <= most:
+        limit = "2**63 - 1" if most == MAX_BIGINT else most
+        raise InvalidSessionError(f"must be an integer from {least} to {limit}", path)
+    return number
 
 
 def new_write_id() -> str:
@@ -133,10 +152,11 @@ def storable_phase(value: object) -> str:
 
 
 def _as_text(value: object) -> str:
-    if isinstance(value, str):
-        return str.__str__(value)  # an enum's value, whatever its class prints
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+    text = plain_text(value)  # an enum's value, whatever its class prints
+    if text is not None:
+        return text
+    if issubclass(type(value), bytes):
+        return bytes.decode(value, "utf-8", "replace")  # type: ignore[arg-type]
     try:
         return str.__str__(str(value))
     except Exception:  # noqa: BLE001 (a broken __str__ must not swallow the failure that it was to describe)
@@ -153,15 +173,6 @@ def _control_picture(match: re.Match[str]) -> str:
 # --- JSON values: exact or refused -----------------------------------------------------------------------
 
 
-class _RefusedError(Exception):
-    """A value inside a JSON value is refused; its path is collected while the stack unwinds."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.parts: list[str] = []
-
-
 def encode_json(value: object, path: str) -> str:
     """Return `value` as ASCII JSON text that `decode_json` reads back equal, of the same types, in key order.
 
@@ -173,11 +184,9 @@ def encode_json(value: object, path: str) -> str:
             text = _encode_plain(value)
             if text is not None:
                 return text
-        _check(value, 1)
-        return _encoder.encode(value)
-    except _RefusedError as refused:
-        where = path + "".join(reversed(refused.parts))
-        raise InvalidSessionError(refused.reason, where) from None
+        return _encoder.encode(copy_of(value))
+    except RefusedError as refused:
+        raise InvalidSessionError(refused.reason, path + refused.path) from None
     except RecursionError:
         raise InvalidSessionError("is nested deeper than what is left of this interpreter's stack", path) from None
     except ValueError:  # a host may have lowered sys.set_int_max_str_digits below our own limit
@@ -204,9 +213,10 @@ def decode_json(text: str) -> Any:
 _PLAIN: Final = frozenset({str, float, bool, type(None)})
 
 
-def _is_plain(value: object) -> bool:  # noqa: C901 (a loop that is run for every value, and so has no calls)
-    """Tell quickly whether all is of JSON's own types, and not too deep; what is not, `_check` looks at."""
+def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run for every value, and so has no calls)
+    """Tell quickly whether all is of JSON's own types, and not too deep; what is not, `copy_of` looks at."""
     level: list[Any] = [[value]]
+    count, counted = 1, MANY
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for container in level:
@@ -221,7 +231,7 @@ def _is_plain(value: object) -> bool:  # noqa: C901 (a loop that is run for ever
                 if kind in _PLAIN:
                     continue
                 if kind is int:
-                    if not -_INTEGER_BOUND < item < _INTEGER_BOUND:
+                    if not -INTEGER_BOUND < item < INTEGER_BOUND:
                         return False
                 elif kind is dict or kind is list:
                     below.append(item)
@@ -229,71 +239,21 @@ def _is_plain(value: object) -> bool:  # noqa: C901 (a loop that is run for ever
                     return False
         if not below:
             return True
+        count += sum(map(len, below))
+        if count > counted:
+            check_count(value)
+            counted = MAX_VALUES
         level = below
     return False
 
 
 def _encode_plain(value: object) -> str | None:
-    """Return the text of what is plain; None where `_check` has to look at it: NaN, infinities, surrogates."""
+    """Return the text of what is plain; None where `copy_of` has to look at it: NaN, infinities, surrogates."""
     try:
         text = _encoder.encode(value)
     except ValueError:
         return None
     return None if "\\ud" in text else text
-
-
-def _check(value: object, depth: int) -> None:
-    items: Iterable[tuple[object, object]]
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        _check_leaf(value)
-        return
-    if depth > MAX_DEPTH:  # also what ends the walk through a list that holds itself
-        raise _RefusedError(f"nested deeper than {MAX_DEPTH} levels")
-    keyed = isinstance(value, dict)
-    for key, item in items:
-        if keyed:
-            _check_key(key)
-        try:
-            _check(item, depth + 1)
-        except _RefusedError as refused:
-            refused.parts.append(_path_part(key))
-            raise
-
-
-def _check_leaf(value: object) -> None:
-    if isinstance(value, str):
-        _check_text(value)
-    elif isinstance(value, int):  # bool among them
-        if not -_INTEGER_BOUND < value < _INTEGER_BOUND:
-            raise _RefusedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise _RefusedError("NaN and infinities are no JSON values")
-    elif value is not None:
-        raise _RefusedError(f"a {type(value).__name__} is no JSON value")
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise _RefusedError(f"keys must be texts, not {type(key).__name__}")
-    _check_text(key)
-
-
-def _check_text(text: str) -> None:
-    # JSON text cannot tell such a pair from the one character that it would stand for
-    if not text.isascii() and _SURROGATE_PAIR.search(text):
-        raise _RefusedError("two surrogates side by side would come back as one character")
-
-
-def _path_part(key: object) -> str:
-    if isinstance(key, int):
-        return f"[{key}]"
-    name = str(key)
-    return f".{name}" if _PATH_NAME.fullmatch(name) else f"[{name[:64]!a}]"
 
 
 def _refuse_constant(_: str) -> NoReturn:

@@ -2,7 +2,8 @@
 
 `postgresql` and `mariadb` give a server for as long as a block runs: the one that an environment variable names, else a
 private one; ``fixtures.py`` makes pytest fixtures of them. `PostgresServer` and `MariaDBServer` are private servers
-with settings of their own, for tests that need those, or a crash. Nothing is started by importing this.
+with settings of their own, for tests that need those, or a crash; `PostgresPair` and `GaleraCluster` are several that
+hold the same data, `PgBouncer` stands before a PostgreSQL. Nothing is started by importing this.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from .databases import DatabaseFactory, MariaDBDatabases, PostgresDatabases
+from .galera import GaleraCluster, GaleraNode
 from .mariadb import MariaDBServer
+from .pgbouncer import PgBouncer
 from .postgres import PostgresServer, find_bindir
 from .process import PrivateServer, ServerUnavailable, connected
+from .standby import PostgresPair, PostgresStandby
 
 __all__ = [
     "MARIADB_URL",
     "POSTGRESQL_URL",
     "AvailableServer",
     "DatabaseFactory",
+    "GaleraCluster",
+    "GaleraNode",
     "MariaDBDatabases",
     "MariaDBServer",
+    "PgBouncer",
     "PostgresDatabases",
+    "PostgresPair",
     "PostgresServer",
+    "PostgresStandby",
     "PrivateServer",
     "ServerUnavailable",
     "connected",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import ClassVar
 
 import sqlalchemy as sa
 
-from .process import PrivateServer, ServerUnavailable
+from .process import PrivateServer, find_program
 
 _USER = "vibeforge"
 _INIT_FILE = "init.sql"
@@ -41,8 +40,8 @@ class MariaDBServer(PrivateServer):
         durable: bool = False,
     ) -> None:
         super().__init__(durable=durable)
-        self._server = _find("mariadbd")
-        self._installer = _find("mariadb-install-db")
+        self._server = find_program("mariadbd", of="MariaDB", package="mariadb-server")
+        self._installer = find_program("mariadb-install-db", of="MariaDB", package="mariadb-server")
         self._charset = charset
         self._collation = collation
         self._args = tuple(args)
@@ -124,11 +123,3 @@ class MariaDBServer(PrivateServer):
 _WITHOUT_SYNC = ("--debug-no-sync", "--innodb-flush-method=nosync")
 #: Less to write at the start than the default's 96 MB, and still ten times the largest row of the tests.
 _SMALL_LOG = "--innodb-log-file-size=64M"
-
-
-def _find(program: str) -> Path:
-    # An ordinary user's PATH often lacks the folders of servers.
-    found = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
-    if found is None:
-        raise ServerUnavailable(f"no MariaDB found: {program} is not installed (Debian: mariadb-server)")
-    return Path(found)

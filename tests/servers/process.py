@@ -77,6 +77,11 @@ class PrivateServer(ABC):
     def _command(self) -> list[str]:
         """The server's command line, for ``self.port``."""
 
+    def _is_ready(self) -> bool:
+        """Whether it does its work by now; an `OperationalError` is a no."""
+        self._scalar("SELECT 1")
+        return True
+
     # -- its life
 
     def start(self) -> Self:
@@ -128,6 +133,17 @@ class PrivateServer(ABC):
         self._wait_until_ended()
         wait_for(lambda: not any(map(is_running, family)), 10.0, "killed processes to vanish")
 
+    def freeze(self) -> None:
+        """Let it hang, as a machine does that has lost its disk: it answers nobody and closes nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        for pid in children_of(self.pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on after `freeze`."""
+        for pid in (*children_of(self.pid), self.pid):
+            os.kill(pid, signal.SIGCONT)
+
     def shut_down(self) -> None:
         """End properly and keep the data; see `restart`."""
         os.kill(self.pid, self.shutdown_signal)
@@ -135,7 +151,7 @@ class PrivateServer(ABC):
 
     def restart(self) -> None:
         """Start again on the same port with the same data; a running server is shut down properly first."""
-        if self._exit_code(self.pid) is None:
+        if self.is_running():
             self.shut_down()
         self._launch()
 
@@ -144,6 +160,10 @@ class PrivateServer(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._guard is not None and self._exit_code(self.pid) is None
 
     # -- for the kinds of servers
 
@@ -211,14 +231,16 @@ class PrivateServer(ABC):
         self.pid = self._spawn(self._command(), self.stop_signal)
         end = time.monotonic() + _START_TIMEOUT
         while True:
+            answer: object = "it is not ready"
             try:
-                self._scalar("SELECT 1")
-                return
+                if self._is_ready():
+                    return
             except sa.exc.OperationalError as error:
-                if self._exit_code(self.pid) is not None:
-                    raise ServerUnavailable(f"the server ended at its start: {self.log[-2000:]}") from error
-                if time.monotonic() > end:
-                    raise ServerUnavailable(f"the server does not answer: {error}; {self.log[-2000:]}") from error
+                answer = error
+            if self._exit_code(self.pid) is not None:
+                raise ServerUnavailable(f"the server ended at its start: {self.log[-2000:]}")
+            if time.monotonic() > end:
+                raise ServerUnavailable(f"the server does not answer: {answer}; {self.log[-2000:]}")
             time.sleep(_POLL_EVERY)
 
     def _spawn(self, argv: Sequence[str], stop_signal: signal.Signals) -> int:
@@ -256,6 +278,21 @@ class PrivateServer(ABC):
             raise RuntimeError("the server's guard has died")
         answer: Mapping[str, Any] = json.loads(line)
         return answer
+
+
+def find_program(name: str, *, of: str, package: str) -> Path:
+    """Where a program of the system's is."""
+    # An ordinary user's PATH often lacks the folders of servers.
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+    if found is None:
+        raise ServerUnavailable(f"no {of} found: {name} is not installed (Debian: {package})")
+    return Path(found)
+
+
+def several_hosts(url: sa.URL, hosts: Sequence[str], **query: str) -> sa.URL:
+    """The same URL for several hosts, of which the driver takes one that will do."""
+    pairs = [*(("host", host) for host in hosts), *query.items()]
+    return sa.URL.create(url.drivername, url.username, url.password, database=url.database).update_query_pairs(pairs)
 
 
 def connected(url: sa.URL, **options: Any) -> sa.Connection:

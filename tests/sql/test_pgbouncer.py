@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
-from tests.servers import AvailableServer
-from tests.servers.machine import free_port, wait_for
+from tests.servers import AvailableServer, PgBouncer
+from tests.servers.fixtures import skipping
 from vibeforge_sessions import SessionFilter, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import check_schema, create_engine, migrate
 from vibeforge_sessions.testing.base import full_session, stored
@@ -39,31 +33,8 @@ def direct(postgresql_server: AvailableServer) -> URL:
 
 @pytest.fixture
 def bouncer(direct: URL) -> Iterator[URL]:
-    program = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
-    if program is None:
-        pytest.skip("pgbouncer is not installed")
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="vfs-bouncer-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        config = folder / "pgbouncer.ini"
-        server = f"host={direct.host} port={direct.port} user={direct.username} password={direct.password}"
-        config.write_text(
-            f"[databases]\n{direct.database} = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-            "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
-        )
-        user = "nobody" if os.geteuid() == 0 else None  # it refuses to be root
-        with subprocess.Popen([program, "-q", str(config)], user=user, stderr=subprocess.DEVNULL) as process:
-            try:
-                wait_for(lambda: listens(port), 20, "PgBouncer to listen")
-                yield direct.set(port=port)
-            finally:
-                process.terminate()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    with skipping(), PgBouncer(direct) as server:
+        yield server.url
 
 
 def test_two_schemas_through_the_same_two_connections(bouncer: URL) -> None:

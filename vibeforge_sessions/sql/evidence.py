@@ -97,13 +97,13 @@ def delete(executor: ThroughSQLAlchemy, deletion: writes.Deletion, *, may_come: 
 
 def append_error(executor: ThroughSQLAlchemy, row: dict[str, Any], *, may_come: bool) -> tuple[int, str]:
     """Settle a `writes.append_error`."""
-    found = _appended(executor, sql.ERRORS, row, may_come=may_come)
+    found = _appended(executor, sql.ERRORS, row, row["timestamp"], may_come=may_come)
     return writes.append_error(executor, row) if found is None else (found[0], str(found[1]))
 
 
 def append_log(executor: ThroughSQLAlchemy, row: dict[str, Any], now: datetime, *, may_come: bool) -> None:
     """Settle a `writes.append_log`."""
-    if _appended(executor, sql.LOGS, row, may_come=may_come) is None:
+    if _appended(executor, sql.LOGS, row, now, may_come=may_come) is None:
         writes.append_log(executor, row, now)
 
 
@@ -152,15 +152,18 @@ def _last_positions(executor: ThroughSQLAlchemy, write: Write) -> dict[sql.Histo
     return found
 
 
-def _appended(executor: ThroughSQLAlchemy, history: sql.History, row: Mapping[str, Any], *, may_come: bool) -> Any:
+def _appended(
+    executor: ThroughSQLAlchemy, history: sql.History, row: Mapping[str, Any], called: datetime, *, may_come: bool
+) -> Any:
     """Return the position of an entry, and its phase if it has one; None if it is not there and will not be."""
-    parameters = {sql.ID: row["session_id"], sql.WRITE_ID: row["write_id"]}
     stored = _locked(executor, row["session_id"])
     if stored is None:
         raise CannotTell("the session is not there, and nobody can tell whether it was deleted since")
-    found = executor.row(history.of_write, parameters)
+    found = executor.row(history.of_write, {sql.ID: row["session_id"], sql.WRITE_ID: row["write_id"]})
     if found is not None:
         _make_safe(executor, row["session_id"], stored)
+    elif stored.created_at >= called:
+        raise CannotTell("the session was made anew since, and nobody can tell what the one before it held")
     elif may_come:  # it would append once more after us
         raise CannotTell("it is not there, but may be on its way still")
     return found

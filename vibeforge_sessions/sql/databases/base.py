@@ -24,6 +24,8 @@ CONNECT_TIMEOUT: Final = 5
 """How long an engine of ours waits for a server to take a connection, in seconds."""
 LOCK_TIMEOUT: Final = 10
 """How long a connection of such an engine waits for another's lock on a row, in seconds."""
+IDLE_TIMEOUT: Final = 60
+"""How long its transactions may do nothing: a client that has vanished would keep its locks for hours."""
 
 Rows = list[dict[str, Any]]
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
     CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
     LOCK_TIMEOUT,
     Database,
     Rows,
@@ -43,6 +44,7 @@ _SIZES: Final = text(
 _SESSION: Final = (  # strict: what does not fit is an error, and not cut in silence
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
     f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}"
+    f"/*M!, idle_transaction_timeout = {IDLE_TIMEOUT}*/"  # MySQL has none
 )
 
 _GREETING_TIMEOUT: Final = float(CONNECT_TIMEOUT)
@@ -204,6 +206,7 @@ class MariaDB(Database):
     def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
         # apart: a lock that is waited for keeps no table locked
         with second_connection(connection) as lock, self.migrating_inside(lock, timeouts):
+            lock.rollback()  # the lock stays; a transaction that does nothing would be ended
             before = connection.execute(text("SELECT @@lock_wait_timeout, @@max_statement_time")).one()
             try:
                 for setting in self.migration_settings(timeouts, of_session=True):

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
     CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
     LOCK_TIMEOUT,
     POOLER,
     Database,
@@ -43,6 +44,10 @@ _HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
+_TIMEOUTS: Final = {
+    "lock_timeout": f"{LOCK_TIMEOUT}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT}s",
+}
 _END_SESSION: Final = text(
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
     "WHERE pid = :pid AND pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()"
@@ -90,7 +95,7 @@ class PostgreSQL(Database):
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
         options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
         if url.get_driver_name() == "asyncpg":
-            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", "lock_timeout": f"{LOCK_TIMEOUT}s"}}
+            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", **_TIMEOUTS}}
             if settings.pgbouncer:
                 options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
         elif settings.pgbouncer:  # what one client has prepared or set, another would find: prepare and set nothing
@@ -98,7 +103,7 @@ class PostgreSQL(Database):
         else:
             theirs = url.query.get("options", "")  # later ones win
             options["connect_args"] = {
-                "options": f"-c TimeZone=UTC -c lock_timeout={LOCK_TIMEOUT}s "
+                "options": f"-c TimeZone=UTC {' '.join(f'-c {name}={value}' for name, value in _TIMEOUTS.items())} "
                 f"{theirs if isinstance(theirs, str) else ' '.join(theirs)}"
             }
         if settings.pgbouncer:
@@ -208,6 +213,7 @@ class PostgreSQL(Database):
                 if time.monotonic() >= deadline:
                     raise lock_error(timeouts.migration, holder)
                 time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+            lock.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # it waits for the migration
             driver = connection.connection.driver_connection  # the server knows nothing of AUTOCOMMIT
             level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
             connection.connection.rollback()  # asking has begun a transaction

@@ -134,7 +134,7 @@ class SQLite(Database):
 
     def may_have_committed(self, code: Any) -> bool:
         # it is this process that commits, and it is told; but a commit that could not be synced may be found in the WAL
-        return str(code).startswith("SQLITE_IOERR")
+        return code in {"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"}
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         # aiosqlite does not tell; one that a host has lowered shows as an error of the database then

@@ -1,0 +1,147 @@
+"""Clients at work while servers and processes are killed: what they were told can be put in one order, per session."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.databases import Storage
+from tests.faults import broken, disturbances, history, linearizable
+from tests.faults.at_work import Threads
+from tests.faults.checker import check
+from tests.faults.history import Crash
+from tests.faults.linearizable import CLIENTS, IMPATIENT, ROUNDS, SESSIONS, Database, Disturbed, clients_at_work
+from tests.faults.proxy import Proxy
+from tests.servers.fixtures import skipping
+from vibeforge_sessions import InMemorySessionRepository, RetryPolicy, SessionRepository, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_engine
+
+ONCE: Final = RetryPolicy(attempts=1, deadline=2.0)
+CALLS: Final = 10
+"""All that a client makes."""
+
+
+class Makers(dict[str, Callable[[], Database]]):
+    """What makes new databases, by their kind; a server is started when it is asked for."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __missing__(self, kind: str) -> Callable[[], Database]:
+        self[kind] = self._stack.enter_context(linearizable.databases(kind))
+        return self[kind]
+
+
+@pytest.fixture(scope="module")
+def makers() -> Iterator[Makers]:
+    with contextlib.ExitStack() as stack:
+        yield Makers(stack)
+
+
+def on_one_worker(kind: str, *values: Any, name: str) -> Any:
+    """Return a test's parameters; what is asked of one kind of server is asked by one worker."""
+    return pytest.param(kind, *values, id=name, marks=pytest.mark.xdist_group(f"faults on {kind}"))
+
+
+on_servers = pytest.mark.parametrize(
+    "durable", [on_one_worker(kind, name=kind) for kind in ("postgresql", "mariadb")], indirect=True
+)
+
+
+@pytest.fixture
+def durable(request: pytest.FixtureRequest, makers: Makers) -> Database:
+    """A new database on a server that can be killed."""
+    with skipping():
+        return makers[request.param]()
+
+
+def is_right(found: dict[str, Any]) -> None:
+    """Fail if a round is not linearizable; tell what there was."""
+    print(f"{found['calls']} calls: {found['outcomes']}; nobody was answered for {found['silence']:.2f} s at the most")
+    assert len(found["made"]) == CALLS, "some were never made"
+    assert "\n".join(found["violations"]) == ""
+
+
+def test_in_memory(tmp_path: Path) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    with clients_at_work([repository] * CLIENTS, tmp_path) as clients:
+        clients.wait_for(1000)
+    is_right(linearizable.judged(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "disturbed"),
+    [on_one_worker(kind, each, name=linearizable.name_of(kind, each)) for kind, each in ROUNDS],
+)
+def test_while(kind: str, disturbed: Disturbed, makers: Makers) -> None:
+    with skipping():
+        new_database = makers[kind]
+    is_right(linearizable.one_round(new_database, disturbed))
+
+
+# -- the repository is wrong
+
+
+def noticed(
+    wrong: Sequence[SessionRepository], folder: Path, disturb: Callable[[Threads], list[Crash]], *, rounds: int = 10
+) -> bool:
+    """Tell whether the checker cries in one of so many rounds: even what is wrong does not show every time.
+
+    :param disturb: returns the crashes that may have taken back what was read: that is not what is to be noticed.
+    """
+    for number in range(rounds):
+        own = folder / str(number)
+        own.mkdir()
+        with clients_at_work(wrong, own, [f"{number}.{session_id}" for session_id in SESSIONS]) as clients:
+            crashes = disturb(clients)
+        if check(history.read(own), glimpses=crashes):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("wrong", broken.ALWAYS_WRONG)
+def test_it_notices(wrong: type[SQLAlchemySessionRepository], sqlite: Storage, tmp_path: Path) -> None:
+    engine = sqlite.new_engine()
+
+    def let_them_work(clients: Threads) -> list[Crash]:
+        clients.wait_for(700)
+        return []
+
+    assert noticed([wrong(engine) for _ in range(CLIENTS)], tmp_path, let_them_work)
+    engine.dispose()
+
+
+@on_servers
+@pytest.mark.parametrize("wrong", [broken.LooksAtNoVersion, broken.TriesAgainBlindly])
+def test_it_notices_while_connections_are_cut(
+    wrong: type[SQLAlchemySessionRepository], durable: Database, tmp_path: Path
+) -> None:
+    with Proxy(durable.url) as proxy:
+        engine = create_engine(proxy.url)
+        repository = wrong(engine, retry=ONCE if wrong is broken.TriesAgainBlindly else IMPATIENT)
+
+        def disturb(clients: Threads) -> list[Crash]:
+            disturbances.cut_connections(proxy, clients, times=20, silence=False)
+            return []
+
+        assert noticed([repository] * CLIENTS, tmp_path, disturb)
+        engine.dispose()
+
+
+@on_servers
+def test_it_notices_what_is_tried_again_blindly_while_the_server_is_killed(durable: Database, tmp_path: Path) -> None:
+    engine = create_engine(durable.url)
+    repository = broken.TriesAgainBlindly(engine, retry=ONCE)
+
+    def disturb(clients: Threads) -> list[Crash]:
+        assert durable.server is not None
+        crashes = disturbances.crash(durable.server, clients, times=1, answers=100)
+        return crashes if durable.shows_glimpses else []
+
+    assert noticed([repository] * CLIENTS, tmp_path, disturb, rounds=20)
+    engine.dispose()

@@ -1,0 +1,89 @@
+"""The writing calls, what each is to leave behind, and all that stands in our tables: for tests of calls that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from vibeforge_sessions import Session, SessionRepository, StorageError
+from vibeforge_sessions.sql.tables import metadata
+from vibeforge_sessions.testing.base import stored
+
+LONG = "x" * 60_000
+Dump = dict[str, list[tuple[Any, ...]]]
+
+
+def dump(engine: Engine) -> Dump:
+    """Return every row of our tables, in the order of their keys."""
+    with engine.connect() as connection:
+        return {
+            table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
+            for table in metadata.sorted_tables
+        }
+
+
+def create(repository: SessionRepository, session_id: str) -> None:
+    """Create another session."""
+    repository.create_session(full(f"{session_id}.new"))
+
+
+def update(repository: SessionRepository, session_id: str) -> None:
+    """Update with documents and entries."""
+    session = stored(repository, session_id)
+    session.concept = {"new": LONG}
+    session.add_error("new", LONG)
+    session.add_log("new")
+    repository.update_session(session)
+
+
+def append_error(repository: SessionRepository, session_id: str) -> None:
+    """Append an error."""
+    repository.append_error(session_id, "new", LONG)
+
+
+def append_log(repository: SessionRepository, session_id: str) -> None:
+    """Append a log line."""
+    repository.append_log(session_id, f"new {LONG}")
+
+
+def delete(repository: SessionRepository, session_id: str) -> None:
+    """Delete the session."""
+    assert repository.delete_session(session_id)
+
+
+def refused(call: Callable[[], object]) -> StorageError | None:
+    """Make a call; return how the database has refused it, None where it was done."""
+    try:
+        call()
+    except StorageError as error:
+        return error
+    return None
+
+
+Write = Callable[[SessionRepository, str], None]
+WRITES: list[Write] = [create, update, append_error, append_log, delete]
+
+
+def is_done(call: Write, repository: SessionRepository, session_id: str) -> bool:
+    """Tell whether the call has been done wholly, and once."""
+    session = repository.get_session(session_id)
+    if call is create:
+        return stored(repository, f"{session_id}.new").answers == full(session_id).answers
+    if session is None:
+        return call is delete
+    errors = [entry.task_id for entry in session.error_history].count("new")
+    logs = sum("] new" in line for line in session.logs)
+    if call is update:
+        return (session.concept, errors, logs) == ({"new": LONG}, 1, 1)
+    return (errors, logs) == ((1, 0) if call is append_error else (0, 1))
+
+
+def full(session_id: str) -> Session:
+    """Return a session of many pages."""
+    session = Session(session_id=session_id, answers={"text": LONG})
+    for number in range(20):
+        session.add_error(f"t{number}", "x" * 2000)
+        session.add_log("x" * 2000)
+    return session

@@ -1,0 +1,58 @@
+"""A private PgBouncer in transaction mode, from the system's packages."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from typing import ClassVar
+
+import sqlalchemy as sa
+
+from .process import PrivateServer, find_program
+
+
+class PgBouncer(PrivateServer):
+    """``with PgBouncer(server.url) as bouncer: create_engine(bouncer.url_of(url), pgbouncer=True)``.
+
+    Every database of the server can be reached through it. ``connections`` is how many it opens to each of them;
+    clients may be many more, and take turns, transaction by transaction.
+    """
+
+    prefix: ClassVar[str] = "vfs-pb-"
+    users: ClassVar[tuple[str, ...]] = ("postgres", "nobody")
+    foreign_variables: ClassVar[tuple[str, ...]] = ("PG",)
+    shutdown_signal: ClassVar[signal.Signals] = signal.SIGINT
+    stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # nothing of it lives outside of its directory
+
+    def __init__(self, server: sa.URL, *, connections: int = 2) -> None:
+        super().__init__(durable=False)
+        self._program = find_program("pgbouncer", of="PgBouncer", package="pgbouncer")
+        self._server = server
+        self._connections = connections
+
+    @property
+    def url(self) -> sa.URL:
+        return self.url_of(self._server)
+
+    def url_of(self, url: sa.URL) -> sa.URL:
+        """A database of the server, by way of here."""
+        return url.set(host="127.0.0.1", port=self.port or None)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        told = subprocess.run([str(self._program), "--version"], check=True, capture_output=True, text=True).stdout
+        return tuple(map(int, re.findall(r"\d+", told.splitlines()[0])))
+
+    def _install(self) -> None:
+        pass
+
+    def _command(self) -> list[str]:
+        url = self._server
+        config = self._write_secret(
+            "pgbouncer.ini",
+            f"[databases]\n* = host={url.host} port={url.port} user={url.username} password={url.password}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\nauth_type = any\n"
+            f"pool_mode = transaction\ndefault_pool_size = {self._connections}\nmax_client_conn = 500\n",
+        )
+        return [str(self._program), "-q", str(config)]
