@@ -263,6 +263,8 @@ def stored_from(text: bytes, session_type: type[Session]) -> StoredSession:
         fields[name] = None if fields[name] is None else datetime.fromisoformat(fields[name])
     record = Record(**{**fields, "content": Content(**fields["content"])})
     errors = [ErrorEntry.of(entry, phases).at(position) for position, entry in enumerate(data["errors"], 1)]
+    if record.counts != (len(errors), len(data["logs"])):
+        raise ValueError("entries are missing")
     return StoredSession(record, errors, data["logs"])
 
 

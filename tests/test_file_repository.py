@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from examples.file_repository import FileSessionRepository
 from tests.databases import fast_folder
 from vibeforge_sessions import CorruptSessionError, Session, SessionRepository, StorageError
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+from vibeforge_sessions.testing.base import full_session
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +63,19 @@ def test_a_file_of_somebody_else(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(CorruptSessionError):
         repository.get_session("s")
+
+
+@pytest.mark.parametrize("history", ["errors", "logs"])
+def test_a_file_that_lacks_an_entry(tmp_path: Path, history: str) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(full_session("s"))
+    (file,) = tmp_path.glob("*.json")
+    data = json.loads(file.read_text())
+    del data[history][0]
+    file.write_text(json.dumps(data))
+    for read in (repository.get_session, repository.list_errors, repository.list_logs):
+        with pytest.raises(CorruptSessionError):
+            read("s")
 
 
 def test_a_disk_that_fails(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ class SessionRepository(Observed, ABC, Generic[S]):
         :param recent: only the last `recent` errors and the last `recent` logs, 0 for none of them;
             ``omitted_errors`` and ``omitted_logs`` of the session tell how many came before. All by default. Such a
             session can be changed and updated like any other.
-        :raises CorruptSessionError: this code does not know its phase, or cannot read it otherwise.
+        :raises CorruptSessionError: this code does not know its phase, entries are missing, or it cannot be read
+            otherwise.
         """
 
     @abstractmethod
@@ -208,6 +209,7 @@ class SessionRepository(Observed, ABC, Generic[S]):
         :param task_id: only entries of this task, as `append_error` would have kept its id.
         :param phase: only entries of this phase.
         :raises SessionNotFoundError: there is no such session.
+        :raises CorruptSessionError: entries are missing (without a filter, where that can be told), or cannot be read.
         """
 
     @abstractmethod
@@ -217,6 +219,7 @@ class SessionRepository(Observed, ABC, Generic[S]):
         Positions have no gaps: the first line returned is at ``after + 1``, the next at ``after + 2``.
 
         :raises SessionNotFoundError: there is no such session.
+        :raises CorruptSessionError: lines are missing, or cannot be read.
         """
 
     # --- keeping and moving ---

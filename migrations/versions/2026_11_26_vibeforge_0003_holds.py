@@ -61,9 +61,9 @@ def set_floor(current: str) -> None:
 
 def schema() -> str | None:
     """Return the schema that statements are sent to: Alembic does not send a new column there by itself."""
-    connection = op.get_context().connection  # none offline, where a search path is set
-    options = {} if connection is None else connection.get_execution_options()
-    found: str | None = options.get("schema_translate_map", {}).get(None)
+    if op.get_context().as_sql:
+        return None  # nobody is asked, and a search path is set
+    found: str | None = op.get_bind().get_execution_options().get("schema_translate_map", {}).get(None)
     return found
 
 

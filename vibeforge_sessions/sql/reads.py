@@ -40,7 +40,7 @@ def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record
             errors, logs = found
             for columns, (after, until) in zip(found, slices, strict=True):
                 if until < after or tuple(columns[0] if columns else ()) != tuple(range(after + 1, until + 1)):
-                    raise CorruptSessionError(session_id, "its histories are not what its row says")
+                    raise _not_whole(session_id)
             return record, errors, logs[1] if logs else ()
     raise StorageError("the session changes faster than it can be read")
 
@@ -82,15 +82,20 @@ def get_current_record(executor: Executor, session_id: str, version: int, write_
 def list_errors(
     executor: Executor, session_id: str, after: int, limit: int, task_id: str | None, phase: str | None
 ) -> Rows:
-    """Read a slice of the error history, in one statement."""
+    """Read a slice of the error history, in one statement; the last column is the length of the whole."""
     statement = sql.list_entries(sql.ERRORS.counter, limit, of_task=task_id is not None, of_phase=phase is not None)
-    return _listing(executor, statement, session_id, {sql.AFTER: after, "task_id": task_id, "phase": phase})
+    rows = _listing(executor, statement, session_id, {sql.AFTER: after, "task_id": task_id, "phase": phase})
+    if task_id is None and phase is None:
+        _check_whole(session_id, rows, after, limit)
+    return rows if rows[0][0] is not None else ()
 
 
 def list_logs(executor: Executor, session_id: str, after: int, limit: int) -> list[str]:
     """Read a slice of the logs, in one statement."""
     statement = sql.list_entries(sql.LOGS.counter, limit)
-    return [message for _, message in _listing(executor, statement, session_id, {sql.AFTER: after})]
+    rows = _listing(executor, statement, session_id, {sql.AFTER: after})
+    _check_whole(session_id, rows, after, limit)
+    return [message for position, message, _ in rows if position is not None]
 
 
 def list_ids(executor: Executor, asked: SessionFilter) -> list[str]:
@@ -172,7 +177,21 @@ def no_documents(session_id: str) -> CorruptSessionError:
 
 
 def _listing(executor: Executor, statement: Any, session_id: str, parameters: Mapping[str, Any]) -> Rows:
+    """Read a slice in order, or one row without an entry where there is none."""
     rows = executor.rows(statement, {**parameters, sql.ID: session_id})
     if not rows:
         raise SessionNotFoundError(session_id)
-    return sorted(rows, key=operator.itemgetter(0)) if rows[0][0] is not None else ()
+    return sorted(rows, key=operator.itemgetter(0)) if len(rows) > 1 else rows
+
+
+def _check_whole(session_id: str, rows: Rows, after: int, limit: int) -> None:
+    """Refuse a slice of a listing without filters in which entries are missing, or are too many."""
+    positions = [row[0] for row in rows]
+    until = min(after + limit, rows[0][-1])
+    if positions != list(range(after + 1, until + 1)) and (positions != [None] or after < until):
+        raise _not_whole(session_id)
+
+
+def _not_whole(session_id: str) -> CorruptSessionError:
+    """Return the error of a session some of whose entries somebody has deleted."""
+    return CorruptSessionError(session_id, "its histories are not what its row says")

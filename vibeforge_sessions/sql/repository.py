@@ -166,7 +166,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         phase = None if phase is None else values.storable_phase(phase)
         return [
             ErrorEntry(timestamp, task, message, self._known_phase(text), position)
-            for position, timestamp, task, message, text in self._read(
+            for position, timestamp, task, message, text, _ in self._read(
                 reads.list_errors, session_id, after, limit, task_id, phase
             )
         ]

@@ -207,8 +207,9 @@ _TABLES: Final = {"error_count": (errors, _READ), "log_count": (logs, ("position
 def list_entries(history: str, limit: int, *, of_task: bool = False, of_phase: bool = False) -> Select[Any]:
     """Return the listing of a history, by its counter; the filters take the parameters ``task_id`` and ``phase``.
 
-    One statement tells an unknown session (no row) from an empty slice (one row of NULLs). The slice is cut before it
-    is joined: a database that joins first sorts all that comes after it. The join has no order of its own.
+    The last column is the counter, of the same moment. One statement tells an unknown session (no row) from an empty
+    slice (one row of NULLs). The slice is cut before it is joined: a database that joins first sorts all that comes
+    after it. The join has no order of its own.
     """
     table, names = _TABLES[history]
     entries = (
@@ -222,7 +223,8 @@ def list_entries(history: str, limit: int, *, of_task: bool = False, of_phase: b
     if of_phase:
         entries = entries.where(table.c.phase == bindparam("phase"))
     cut = entries.subquery()
-    return select(*(cut.c[name] for name in names)).select_from(sessions.outerjoin(cut, true())).where(_this)
+    columns = (*(cut.c[name] for name in names), sessions.c[history])
+    return select(*columns).select_from(sessions.outerjoin(cut, true())).where(_this)
 
 
 # --- find ---
