@@ -7,20 +7,15 @@ refuses the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from vibeforge_sessions import values
-from vibeforge_sessions.codec import Record, check_documents, encode_content, fingerprints_of
-from vibeforge_sessions.errors import (
-    InvalidSessionError,
-    SessionExistsError,
-    SessionNotFoundError,
-    StaleSessionError,
-)
+from vibeforge_sessions.codec import Record, encode_content, fingerprints_of
+from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry, clean_errors
 from vibeforge_sessions.model import Baseline, Content, S, Session, phases_of, raise_invalid
 from vibeforge_sessions.plain import plain_list
@@ -88,8 +83,8 @@ def plan_create(session: Session) -> Write:
     content = encode_content(session)
     return Write(
         session_id=session.session_id,
-        created_at=_time(session.created_at, "created_at"),
-        updated_at=_time(session.updated_at, "updated_at"),
+        created_at=values.check_datetime(session.created_at, "created_at"),
+        updated_at=values.check_datetime(session.updated_at, "updated_at"),
         content=content,
         documents=content.documents,
         errors=clean_errors(_list(session, "error_history"), phases_of(type(session))),
@@ -121,7 +116,7 @@ def plan_update(session: Session) -> Write | None:
     baseline = baseline_of(session)
     if baseline.content is None:
         raise AssertionError("the caller has to read the stored content first")
-    if _time(session.created_at, "created_at") != baseline.created_at:
+    if values.check_datetime(session.created_at, "created_at") != baseline.created_at:
         raise InvalidSessionError("of a stored session cannot be changed", "created_at")
     # a fingerprint costs a tenth of the text that it saves; a session that was just read has none yet
     fingerprints = fingerprints_of(session)
@@ -134,7 +129,7 @@ def plan_update(session: Session) -> Write | None:
     added = _added(session, "error_history", baseline.errors)
     errors = clean_errors(added, phases_of(type(session)), len(baseline.errors or ()))
     logs = _clean_logs(_added(session, "logs", baseline.logs))
-    updated_at = _time(session.updated_at, "updated_at")
+    updated_at = values.check_datetime(session.updated_at, "updated_at")
     if updated_at == baseline.updated_at and not errors and not logs and content == baseline.content:
         return None
     stored = baseline.content.documents
@@ -173,87 +168,6 @@ def baseline_of(session: Session) -> Baseline:
     return baseline
 
 
-def is_same_state(stored: Record, seen: Record) -> bool:
-    """Tell whether nobody has written to a session since it was seen: neither to it nor to its histories."""
-    return (stored.version, stored.write_id, *stored.counts) == (seen.version, seen.write_id, *seen.counts)
-
-
-def check_replacing(session_id: str, stored: Record | None, replacing: Record | None) -> None:
-    """Refuse to restore a session over one that is not the one to be replaced.
-
-    :raises SessionExistsError: there is one, and none was to be replaced.
-    :raises StaleSessionError: somebody has written to the one to be replaced.
-    :raises SessionNotFoundError: it is gone.
-    """
-    if stored is None:
-        if replacing is not None:
-            raise SessionNotFoundError(session_id)
-    elif replacing is None:
-        raise SessionExistsError(session_id)
-    elif not is_same_state(stored, replacing):
-        raise StaleSessionError(session_id, replacing.version, stored.version)
-
-
-def plan_restore(record: Record) -> Record:
-    """Return the record with a write id of its own, if it can be stored as it is.
-
-    :raises InvalidSessionError: it cannot; the path says where.
-    """
-    if not isinstance(record, Record):
-        raise InvalidSessionError(f"must be a Record, not {type(record).__name__}", "record")
-    content = record.content
-    values.check_session_id(record.session_id)
-    values.check_integer(record.version, "version", least=1)
-    values.check_integer(record.error_count, "error_count", least=0)
-    values.check_integer(record.log_count, "log_count", least=0)
-    values.check_integer(content.current_question_index, "current_question_index", least=0)
-    if content.active_task_id is not None:
-        values.check_task_id(content.active_task_id, "active_task_id")
-    if values.storable_phase(content.phase) != content.phase:
-        raise InvalidSessionError(f"must be 1 to {values.MAX_PHASE} characters without control characters", "phase")
-    return dataclasses.replace(
-        record,
-        created_at=_time(record.created_at, "created_at"),
-        updated_at=_time(record.updated_at, "updated_at"),
-        held_at=None if record.held_at is None else _time(record.held_at, "held_at"),
-        content=dataclasses.replace(content, documents=check_documents(content.documents)),
-        write_id=values.new_write_id(),
-    )
-
-
-def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]:
-    """Give the entries of a history that is to be restored, one by one.
-
-    :raises InvalidSessionError: one cannot be kept, stands at another position, or there are more or fewer of them.
-    """
-    position = 0
-    for position, entry in enumerate(errors, 1):
-        path = f"error_history[{position - 1}]"
-        if not isinstance(entry, ErrorEntry) or entry.position != position or position > record.error_count:
-            raise InvalidSessionError("is not the next entry of this history", path)
-        values.check_task_id(entry.task_id, f"{path}.task_id")
-        if (
-            values.storable_text(entry.error_message) != entry.error_message
-            or values.storable_phase(entry["phase"]) != entry["phase"]
-        ):
-            raise InvalidSessionError("holds characters that no entry keeps", path)
-        _time(entry.timestamp, f"{path}.timestamp")
-        yield entry
-    if position != record.error_count:
-        raise InvalidSessionError(f"has {position} entries, and not {record.error_count}", "error_history")
-
-
-def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
-    """Give the lines that are to be restored, one by one; raises as `check_history` does."""
-    position = 0
-    for position, line in enumerate(logs, 1):
-        if not isinstance(line, str) or values.storable_text(line) != line or position > record.log_count:
-            raise InvalidSessionError("is not a line that these logs keep", f"logs[{position - 1}]")
-        yield line
-    if position != record.log_count:
-        raise InvalidSessionError(f"has {position} lines, and not {record.log_count}", "logs")
-
-
 def mark_stored(session: Session, write: Write, stored: Record) -> None:
     """Tell the caller's session what has been stored: its version, its time, and the positions of its entries.
 
@@ -286,12 +200,6 @@ def place(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:
     """Return the entries with the last positions of a history that is `count` long."""
     errors = tuple(errors)
     return tuple(entry.at(position) for position, entry in enumerate(errors, count - len(errors) + 1))
-
-
-def _time(value: object, path: str) -> datetime:
-    if not issubclass(type(value), datetime):
-        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
-    return values.check_time(value, path=path)
 
 
 def _list(session: Session, name: str) -> list[Any]:

@@ -17,7 +17,7 @@ from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
 from vibeforge_sessions.json_values import RefusedError, check_count
 from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phase_of, phases_of, raise_invalid
-from vibeforge_sessions.plain import plain_list
+from vibeforge_sessions.plain import dict_of, plain_list, plain_text
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
 """The four artifacts, in the order in which a run makes them."""
@@ -146,15 +146,16 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
 
     :raises InvalidSessionError: they are not the documents of a session, or hold what cannot be kept.
     """
-    if documents.keys() != set(DOCUMENTS):
+    given = dict_of(documents)
+    if given is None or given.keys() != set(DOCUMENTS):
         raise InvalidSessionError(f"must be {', '.join(DOCUMENTS)}", "documents")
     checked: dict[str, str | None] = {}
     for name in DOCUMENTS:
-        text = documents[name]
+        text = None if given[name] is None else plain_text(given[name])
         value: Any = None
-        if text is not None:
+        if given[name] is not None:
             try:
-                value = values.decode_json(text)
+                value = values.decode_json(text)  # type: ignore[arg-type]
             except (ValueError, TypeError, RecursionError):
                 raise InvalidSessionError("is no JSON text of ours", name) from None
         wanted: tuple[type, ...] = (list,) if name in {"completed_task_ids", "failed_task_ids"} else (dict,)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from vibeforge_sessions.changes import (
     Write,
     adopt_content,
-    check_replacing,
     check_session,
     mark_stored,
     needs_content,
@@ -29,6 +28,7 @@ from vibeforge_sessions.changes import (
 from vibeforge_sessions.codec import Record, check_session_type
 from vibeforge_sessions.model import Content, S, phases_of
 from vibeforge_sessions.query import Query, check_limit, check_recent
+from vibeforge_sessions.restoring import check_replacing
 from vibeforge_sessions.stored import StoredSession, select, summary_of
 from vibeforge_sessions.values import check_integer, check_session_id
 

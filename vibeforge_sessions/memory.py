@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from vibeforge_sessions import changes, codec, values
+from vibeforge_sessions import changes, codec, restoring, values
 from vibeforge_sessions.aio import AsyncShell
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
@@ -70,9 +70,10 @@ class InMemorySessionRepository(SessionRepository[S]):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = values.check_session_id(session_id)
+        seen = None if unchanged_since is None else restoring.check_seen(unchanged_since, "unchanged_since")
         with self._lock:
             stored = self._sessions.get(session_id)
-            if stored is None or (unchanged_since is not None and not stored.may_go(unchanged_since)):
+            if stored is None or (seen is not None and not stored.may_go(seen)):
                 return False
             del self._sessions[session_id]
             return True
@@ -155,7 +156,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         session_id = restored.record.session_id
         with self._lock:
             stored = self._sessions.get(session_id)
-            changes.check_replacing(session_id, None if stored is None else stored.record, replacing)
+            restoring.check_replacing(session_id, None if stored is None else stored.record, replacing)
             self._sessions[session_id] = restored
 
     def _get(self, session_id: str) -> StoredSession:

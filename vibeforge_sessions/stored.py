@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Self
 
-from vibeforge_sessions import changes, codec, values
+from vibeforge_sessions import changes, codec, restoring, values
 from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import StaleSessionError
@@ -44,9 +44,9 @@ class StoredSession:
 
         :raises InvalidSessionError: something cannot be kept, or the histories are not as long as the record says.
         """
-        record = changes.plan_restore(record)
-        history = changes.check_history(record, errors)
-        return cls(record, list(history), list(changes.check_logs(record, logs)))
+        record = restoring.plan_restore(record)
+        history = restoring.check_history(record, errors)
+        return cls(record, list(history), list(restoring.check_logs(record, logs)))
 
     def check_unchanged(self, session: Session) -> None:
         """Refuse an update of a session that was read from another state than this.
@@ -59,7 +59,8 @@ class StoredSession:
 
     def may_go(self, unchanged_since: Record) -> bool:
         """Tell whether `SessionRepository.delete_session` may delete it, asked for with this record."""
-        return changes.is_same_state(self.record, unchanged_since) and self.record.held_at is None
+        seen = restoring.check_seen(unchanged_since, "unchanged_since")
+        return restoring.is_same_state(self.record, seen) and self.record.held_at is None
 
     def hold(self, *, held: bool) -> None:
         """Do what `SessionRepository.hold_session` does, or `release_session`."""

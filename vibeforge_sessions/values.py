@@ -80,6 +80,13 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
     return moment
 
 
+def check_datetime(value: object, path: str) -> datetime:
+    """Return an aware datetime in UTC, and refuse texts, too."""
+    if not issubclass(type(value), datetime):
+        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
+    return check_time(value, path=path)
+
+
 def _in_utc(value: datetime) -> datetime | None:
     if type(value) is not datetime:
         value = datetime.fromisoformat(datetime.isoformat(value))

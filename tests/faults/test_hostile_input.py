@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,17 +22,21 @@ from tests.faults.writes import dump
 from vibeforge_sessions import (
     AsyncSessionRepository,
     AsyncSQLAlchemySessionRepository,
+    ErrorEntry,
     RetryPolicy,
     Session,
     SessionRepository,
     SessionRepositoryError,
     SQLAlchemySessionRepository,
 )
+from vibeforge_sessions.codec import DOCUMENTS, Record
+from vibeforge_sessions.model import Content
 from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.testing.aio import FromOtherThreads, event_loop
 from vibeforge_sessions.testing.base import exact, full_session, stored
 
 THERE = "there"
+LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
 
 
 class Target:
@@ -115,11 +121,24 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
 
 # --- every call of a repository ---
 
+ID_LISTS = {"completed_task_ids", "failed_task_ids"}
+ENTRY = ErrorEntry(LONG_AGO, "t", "m", "IDEA", 1)
+RECORD = Record(
+    session_id="restored",
+    created_at=LONG_AGO,
+    updated_at=LONG_AGO,
+    version=7,
+    write_id="0" * 32,
+    error_count=1,
+    log_count=1,
+    content=Content("IDEA", 0, "t", {name: "[]" if name in ID_LISTS else "{}" for name in DOCUMENTS}),
+)
+
 VALID: dict[str, dict[str, Any]] = {
     "create_session": {"session": None, "session_id": None},
     "get_session": {"session_id": THERE, "recent": None},
     "update_session": {"session": None},
-    "delete_session": {"session_id": THERE},
+    "delete_session": {"session_id": THERE, "unchanged_since": None},
     "modify_session": {"session_id": THERE, "change": lambda session: session.add_log("changed"), "attempts": 3},
     "list_sessions": {"filter": None},
     "find_sessions": {"filter": None, "order": "created_at", "limit": 10, "cursor": None},
@@ -127,6 +146,10 @@ VALID: dict[str, dict[str, Any]] = {
     "append_log": {"session_id": THERE, "message": "m"},
     "list_errors": {"session_id": THERE, "after": 0, "limit": 10, "task_id": None, "phase": None},
     "list_logs": {"session_id": THERE, "after": 0, "limit": 10},
+    "hold_session": {"session_id": THERE},
+    "release_session": {"session_id": THERE},
+    "get_record": {"session_id": THERE},
+    "restore_record": {"record": RECORD, "errors": [ENTRY], "logs": ["line"], "replacing": None},
 }
 ARGUMENTS = [(call, name) for call, arguments in VALID.items() for name in arguments if name != "change"]
 
@@ -160,7 +183,7 @@ def test_each_hostile_value_as_each_argument(target: Target, call: str, name: st
     for pick, value in hostile_for(target, name).items():
         if target.call(lambda: getattr(target.repository, call)(**VALID[call] | {name: value})):  # noqa: B023
             refused.add(pick)
-    assert bool(refused) == (name not in DIAGNOSTICS)
+    assert bool(refused) == (name not in DIAGNOSTICS or call == "restore_record")
 
 
 @given(picked=st.lists(st.tuples(st.sampled_from(ARGUMENTS), picks), min_size=1, max_size=4))
@@ -172,6 +195,56 @@ def test_hostile_values_together(target: Target, picked: list[tuple[tuple[str, s
         if of == call and (name not in DIAGNOSTICS or pick not in ENDLESS)
     }
     target.call(lambda: getattr(target.repository, call)(**VALID[call] | arguments))
+
+
+# --- records ---
+
+RECORD_FIELDS = [field.name for field in dataclasses.fields(Record)]
+CONTENT_FIELDS = [field.name for field in dataclasses.fields(Content)]
+ENTRY_FIELDS = [field.name for field in dataclasses.fields(ErrorEntry)]
+
+
+def restoring(field: str, value: Any) -> dict[str, Any]:
+    """Return what is given to `restore_record`, with one value of it another."""
+    place, _, name = field.partition(" ")
+    content = RECORD.content
+    if place == "record":
+        return {"record": dataclasses.replace(RECORD, **{name: value})}
+    if place == "content":
+        return {"record": dataclasses.replace(RECORD, content=dataclasses.replace(content, **{name: value}))}
+    if place == "document":
+        content = dataclasses.replace(content, documents={**content.documents, name: value})
+        return {"record": dataclasses.replace(RECORD, content=content)}
+    if place == "entry":
+        return {"errors": [dataclasses.replace(ENTRY, **{name: value})]}
+    if place == "replacing":
+        return {"replacing": dataclasses.replace(RECORD, **{name: value})}
+    return {place: [value]}
+
+
+RESTORED = [
+    *(f"record {name}" for name in RECORD_FIELDS if name not in {"write_id", "held_at"}),
+    *(f"content {name}" for name in CONTENT_FIELDS),
+    *(f"document {name}" for name in DOCUMENTS),
+    *(f"entry {name}" for name in ENTRY_FIELDS),
+    *(f"replacing {name}" for name in ("version", "write_id", "error_count", "log_count")),
+    "record held_at",
+    "errors",
+    "logs",
+]
+
+
+@pytest.mark.parametrize("field", RESTORED)
+def test_each_hostile_value_in_a_record(target: Target, field: str) -> None:
+    refused = set()
+    for pick, value in hostile_for(target, field).items():
+        arguments = VALID["restore_record"] | restoring(field, value)
+        if target.call(lambda: target.repository.restore_record(**arguments)):  # noqa: B023
+            refused.add(pick)
+        if "replacing" in arguments and arguments["replacing"] is not None:
+            seen = arguments["replacing"]
+            target.call(lambda: target.repository.delete_session(THERE, unchanged_since=seen))  # noqa: B023
+    assert refused
 
 
 # --- sessions ---

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
-from vibeforge_sessions import changes, values
+from vibeforge_sessions import restoring, values
 from vibeforge_sessions.codec import DOCUMENTS, Record
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
@@ -73,7 +73,7 @@ def canonical(record: Record) -> Record:
 
     :raises InvalidSessionError: it holds what no repository would keep.
     """
-    return dataclasses.replace(changes.plan_restore(record), write_id="")
+    return dataclasses.replace(restoring.plan_restore(record), write_id="")
 
 
 def header_line(record: Record) -> bytes:

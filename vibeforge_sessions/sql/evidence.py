@@ -108,14 +108,16 @@ def append_log(executor: ThroughSQLAlchemy, row: dict[str, Any], now: datetime, 
 
 
 def hold(executor: ThroughSQLAlchemy, session_id: str, now: datetime | None, *, may_come: bool) -> None:  # noqa: ARG001
-    """Settle a `writes.hold`: twice is as good as once."""
+    """Settle a `writes.hold`: twice is as good as once; but the second may have had nothing to write."""
     writes.hold(executor, session_id, now)
+    _make_safe(executor, values.new_write_id(), None)
 
 
 def restore(executor: ThroughSQLAlchemy, restoring: writes.Restoring, *, may_come: bool) -> None:  # noqa: ARG001
     """Settle a `writes.restore`."""
     row = _locked(executor, restoring.record.session_id)
     if row is not None and row.write_id == restoring.record.write_id:
+        _make_safe(executor, values.new_write_id(), None)  # what was restored keeps its time of change
         return
     try:
         writes.restore(executor, restoring)

@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, orm
 
-from vibeforge_sessions import changes, codec, values
+from vibeforge_sessions import changes, codec, restoring, values
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
 from vibeforge_sessions.history import log_line
@@ -33,6 +33,8 @@ from vibeforge_sessions.sql.transaction import transactions_of
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
 
 _DEFAULT = RetryPolicy()
+_LONGEST_EXTRA = 86_400.0
+"""How many seconds more a history may take to be restored, however long it says that it is."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,7 +116,9 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             changes.mark_stored(session, write, self._write(writes.update, write))
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        return self._write(writes.delete, writes.Deletion(values.check_session_id(session_id), unchanged_since))
+        session_id = values.check_session_id(session_id)
+        seen = None if unchanged_since is None else restoring.check_seen(unchanged_since, "unchanged_since")
+        return self._write(writes.delete, writes.Deletion(session_id, seen))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         query = Query.of(filter, "created_at", 1, None)
@@ -193,8 +197,11 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         *,
         replacing: Record | None = None,
     ) -> None:
-        restoring = writes.Restoring(changes.plan_restore(record), errors, logs, replacing)
-        self._run(writes.restore, (restoring,), {}, write=True, at_once=False, extra=sum(record.counts) / 1_000)
+        record = restoring.plan_restore(record)
+        seen = None if replacing is None else restoring.check_seen(replacing, "replacing")
+        whole = writes.Restoring(record, errors, logs, seen)
+        extra = min(_LONGEST_EXTRA, sum(record.counts) / 1_000)
+        self._run(writes.restore, (whole,), {}, write=True, at_once=False, extra=extra)
 
     def _known_phase(self, text: str) -> str:
         return self._phases.get(text, text)

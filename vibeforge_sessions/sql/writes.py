@@ -19,6 +19,7 @@ from vibeforge_sessions.changes import Write
 from vibeforge_sessions.codec import DOCUMENTS, Record
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.history import ErrorEntry
+from vibeforge_sessions.restoring import check_history, check_logs
 from vibeforge_sessions.sql import at_once
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql.execution import Executor
@@ -165,8 +166,8 @@ def restore(executor: Executor, restoring: Restoring) -> None:
             raise SessionExistsError(record.session_id) from None
         raise
     _store(executor, sql.insert_documents, [{"session_id": record.session_id, **record.content.documents}])
-    errors = _error_rows(record.session_id, changes.check_history(record, restoring.errors), record.write_id)
-    logs = _log_rows(record.session_id, changes.check_logs(record, restoring.logs), 1, record.write_id)
+    errors = _error_rows(record.session_id, check_history(record, restoring.errors), record.write_id)
+    logs = _log_rows(record.session_id, check_logs(record, restoring.logs), 1, record.write_id)
     for history, rows in ((sql.ERRORS, errors), (sql.LOGS, logs)):
         while batch := list(itertools.islice(rows, _BATCH)):
             _store(executor, history.insert, batch)
