@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from vibeforge_sessions import Session, SessionPhase, SessionRepository
+from vibeforge_sessions import InMemorySessionRepository, Session, SessionPhase, SessionRepository
 from vibeforge_sessions.model import ErrorEntry
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.testing.base import assert_same, full_session, stored
@@ -92,6 +93,27 @@ def _modify(repository: Repository, session_id: str) -> Begun:
     return Begun(lambda: repository.modify_session(session_id, change))
 
 
+def _delete_unchanged(repository: Repository, session_id: str) -> Begun:
+    record = repository.get_record(session_id)
+    return Begun(lambda: repository.delete_session(session_id, unchanged_since=record))
+
+
+def _hold(repository: Repository, session_id: str) -> Begun:
+    return Begun(lambda: repository.hold_session(session_id))
+
+
+def _restore(repository: Repository, session_id: str) -> Begun:
+    """Restore a session as it was elsewhere, in the place of what is there."""
+    elsewhere = InMemorySessionRepository()
+    # one entry of each: how a driver cuts up the message of several is not the same each time
+    elsewhere.create_session(full_session(session_id))
+    record, replaced = elsewhere.get_record(session_id), repository.get_record(session_id)
+    assert record is not None
+    record = dataclasses.replace(record, version=41)
+    errors, lines = elsewhere.list_errors(session_id), elsewhere.list_logs(session_id)
+    return Begun(lambda: repository.restore_record(record, errors, lines, replacing=replaced))
+
+
 CALLS = {
     "create": Call(_create, exists=False),
     "create with histories": Call(_create_whole, exists=False),
@@ -102,6 +124,10 @@ CALLS = {
     "append_log": Call(_append_log),
     "delete": Call(_delete),
     "modify": Call(_modify),
+    "delete if unchanged": Call(_delete_unchanged),
+    "hold": Call(_hold),
+    "restore": Call(_restore, exists=False),
+    "replace": Call(_restore),
 }
 
 
@@ -135,6 +161,7 @@ def state_of(engine: Engine, session_id: str) -> State | None:
         if "message" in row:
             row["message"] = re.sub(r"^\[[^]]*\] ", "", row["message"])
     del texts[0]["session_id"]
+    hot[0]["held_at"] = hot[0]["held_at"] is not None
     return {"session": hot[0], "documents": texts[0], "errors": error_rows, "logs": log_rows}
 
 

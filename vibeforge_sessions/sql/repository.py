@@ -207,10 +207,11 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return self._phases.get(text, text)
 
     def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # a statement that deletes from the histories has to begin after the one that has locked the session's row; and
-        # an append that is lost behind a pooler can be told of only if it was a transaction
+        # a statement that deletes from the histories has to begin after the one that has locked the session's row; a
+        # hold that came late would be one that somebody has released since; and an append that is lost behind a pooler
+        # can be told of only if it was a transaction
         appends = unit in {writes.append_error, writes.append_log}
-        at_once = unit is not writes.delete and not (appends and self._behind_pooler)
+        at_once = unit not in {writes.delete, writes.hold} and not (appends and self._behind_pooler)
         return self._run(unit, args, kwargs, write=True, at_once=at_once)
 
     def _read(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
