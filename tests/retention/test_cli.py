@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def test_when_it_is_interrupted_it_says_how_far_it_came(url: str, repository: SQ
     ) as process:
         while len(ids_of(repository)) == 3:
             assert process.poll() is None
+        time.sleep(1)  # until it has heard of that, too; now it pauses for minutes
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate()
     assert process.returncode != 0
