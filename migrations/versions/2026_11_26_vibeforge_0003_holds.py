@@ -53,17 +53,21 @@ def downgrade() -> None:
 def set_floor(current: str) -> None:
     """Say which code may go on with the schema of a revision."""
     compatibility = sa.table(
-        "vibeforge_sessions_compatibility", sa.column("revision", sa.String), sa.column("floor", sa.String)
+        "vibeforge_sessions_compatibility",
+        sa.column("revision", sa.String),
+        sa.column("floor", sa.String),
+        schema=schema(),
     )
     op.execute(compatibility.delete())
     op.execute(compatibility.insert().values(revision=current, floor=FLOOR))
 
 
 def schema() -> str | None:
-    """Return the schema that statements are sent to: Alembic does not send a new column there by itself."""
-    if op.get_context().as_sql:
+    """Return the schema that statements are sent to; new columns, and tables made up here, do not go there alone."""
+    context = op.get_context()
+    if context.as_sql or context.connection is None:
         return None  # nobody is asked, and a search path is set
-    found: str | None = op.get_bind().get_execution_options().get("schema_translate_map", {}).get(None)
+    found: str | None = context.connection.get_execution_options().get("schema_translate_map", {}).get(None)
     return found
 
 
