@@ -19,7 +19,7 @@ from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository, Storage
 from vibeforge_sessions.sql import check_schema, create_engine, hosting, metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
-from vibeforge_sessions.testing.base import full_session, stored
+from vibeforge_sessions.testing.base import assert_same, full_session, stored
 
 SCHEMA = 'Forge "x"'
 FIRST, *LATER = (str(script.revision) for script in chain())
@@ -108,9 +108,11 @@ def test_up_and_down_in_a_schema(url: str) -> None:
     assert tables_of(url, SCHEMA) == {*metadata.tables, VERSION_TABLE}
     assert tables_of(url, "public") == {"vibeforge_sessions"}
     repository = SQLAlchemySessionRepository(engine)
-    repository.create_session(full_session())
+    session = repository.create_session(full_session())
     migrate.downgrade(engine, FIRST)
-    stored(repository)
+    assert migrate.status(engine).pending == tuple(LATER)
+    migrate.upgrade(engine)
+    assert_same(stored(repository), session)
     migrate.downgrade(engine, "base")
     assert tables_of(url, SCHEMA) == {VERSION_TABLE}
     assert tables_of(url, "public") == {"vibeforge_sessions"}
