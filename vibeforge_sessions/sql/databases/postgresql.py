@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, Connection, Dialect, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
@@ -143,6 +143,12 @@ class PostgreSQL(Database):
 
     def is_unavailable(self, code: Any) -> bool:
         return super().is_unavailable(code) or str(code).startswith("08")
+
+    def is_lost(self, error: DBAPIError) -> bool:
+        # psycopg may find the socket closed before libpq does; what it says then has no code
+        raised: Any = error.orig
+        of_psycopg = isinstance(error, OperationalError) and type(raised).__module__.startswith("psycopg")
+        return super().is_lost(error) or (of_psycopg and raised.sqlstate is None)
 
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
         if code is not None:
