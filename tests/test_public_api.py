@@ -211,8 +211,9 @@ ABOVE_THE_MODEL = {
 def test_the_lowest_rooms_import_nothing_of_ours() -> None:
     assert rooms_used("errors") == set()
     assert rooms_used("plain") == set()
-    assert rooms_used("values") == {"errors", "plain"}
-    assert rooms_used("retry") == {"errors"}
+    assert rooms_used("json_values") == {"plain"}
+    assert rooms_used("values") == {"errors", "json_values", "plain"}
+    assert rooms_used("retry") == {"errors", "plain"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pydantic_core import PydanticSerializationError
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
+from vibeforge_sessions.json_values import RefusedError, check_count
 from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phase_of, phases_of, raise_invalid
 from vibeforge_sessions.plain import plain_list
 
@@ -121,16 +122,16 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptSessionError(record.session_id, "a document is no JSON text of ours") from error
-    session.error_history = list(errors)
-    session.logs = list(logs)
+    session.error_history = plain_list(errors) or []
+    session.logs = plain_list(logs) or []
     session._baseline = Baseline(  # noqa: SLF001 (a repository's)
         write_id=record.write_id,
         created_at=record.created_at,
         updated_at=record.updated_at,
-        errors=tuple(errors),
-        logs=tuple(logs),
-        omitted_errors=record.error_count - len(errors),
-        omitted_logs=record.log_count - len(logs),
+        errors=tuple(session.error_history),
+        logs=tuple(session.logs),
+        omitted_errors=record.error_count - len(session.error_history),
+        omitted_logs=record.log_count - len(session.logs),
         content=content,
     )
     return session
@@ -178,13 +179,14 @@ def _encode_field(session: Session, name: str, value: Any) -> str:
     except InvalidSessionError:
         # a datetime, a model, a Decimal …: as pydantic writes it, if it reads the same from that
         try:
+            check_count(value)  # pydantic writes out whatever it is
             dumped = session.model_dump(mode="json", include={name}, warnings="error")[name]
             text = values.encode_json(dumped, name)
             field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
             if getattr(field, name) == value and type(getattr(field, name)) is type(value):
                 return text
         # a ValidationError is a ValueError, as is our own
-        except (PydanticSerializationError, ValueError, KeyError):
+        except (RefusedError, PydanticSerializationError, ValueError, KeyError):
             pass
         raise
 

@@ -23,6 +23,7 @@ from pydantic_core import core_schema
 from vibeforge_sessions import fields, values
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry, SessionPhase, clean_errors, log_line, phase_or_text
+from vibeforge_sessions.json_values import path_of
 from vibeforge_sessions.plain import dict_of, plain_text
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def raise_invalid(error: ValidationError) -> NoReturn:
     if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:
         reason = "is refused by its validator"  # whose message may quote the value
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    raise InvalidSessionError(f"{reason}{more}", values.path_of(details[0]["loc"])) from None
+    raise InvalidSessionError(f"{reason}{more}", path_of(details[0]["loc"])) from None
 
 
 def _restore_baseline(session: Session, given: object) -> Baseline:

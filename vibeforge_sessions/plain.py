@@ -23,6 +23,11 @@ def plain_integer(value: Any) -> int | None:
     return int.__int__(value) if issubclass(kind, int) and kind is not bool else None
 
 
+def plain_number(value: Any) -> int | float | None:
+    """Return the integer or float that `value` is; None if it is neither."""
+    return float.__float__(value) if issubclass(type(value), float) else plain_integer(value)
+
+
 def plain_list(value: Any) -> list[Any] | None:
     """Return a copy of the list or tuple that `value` is; None if it is none."""
     if issubclass(type(value), list):

@@ -160,18 +160,22 @@ def check_limit(limit: object, *, most: int = values.MAX_BIGINT) -> int:
 
 def _phases(given: object) -> frozenset[str]:
     """Return the texts of phases; what gives out its phases but once is no collection, and could be without end."""
-    if isinstance(given, (str, bytes)) or not issubclass(type(given), Collection):
+    if issubclass(type(given), (str, bytes)) or not issubclass(type(given), Collection):
         raise InvalidSessionError("must be a collection of phases", "phases")
+    phases: set[str] = set()
     try:
-        texts = [plain_text(phase) for phase in cast("Collection[object]", given)]
+        for phase in cast("Collection[object]", given):
+            text = plain_text(phase)
+            if text is None:
+                raise InvalidSessionError("must be texts", "phases")
+            phases.add(text)
+            if len(phases) > MAX_PHASES:
+                raise InvalidSessionError(f"must be at most {MAX_PHASES}", "phases")
+    except InvalidSessionError:
+        raise
     except Exception:  # noqa: BLE001 (whatever somebody else's collection raises)
         raise InvalidSessionError("must be a collection of phases", "phases") from None
-    phases = frozenset(text for text in texts if text is not None)
-    if None in texts:
-        raise InvalidSessionError("must be texts", "phases")
-    if len(phases) > MAX_PHASES:
-        raise InvalidSessionError(f"must be at most {MAX_PHASES}", "phases")
-    return phases
+    return frozenset(phases)
 
 
 def check_recent(recent: object) -> int | None:

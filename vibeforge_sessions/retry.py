@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
+from typing import Final
 
 from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.plain import plain_integer, plain_number
 
 __all__ = ["RetryPolicy"]
+
+_MOST: Final = 1_000_000_000
+"""Seconds: 31 years. What is more, the system's clocks may not take."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,11 +43,14 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "attempts" else 0
-            kind = int if field.name == "attempts" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kind):
+            number = plain_integer(value) if field.name == "attempts" else plain_number(value)
+            if number is None:
                 raise InvalidSessionError(f"must be a number, not {type(value).__name__}", field.name)
-            if not (math.isfinite(value) and value >= least) or (field.name == "deadline" and not value):
-                raise InvalidSessionError(f"must be a number from {least}, and a deadline more than 0", field.name)
+            if not least <= number <= _MOST or (field.name == "deadline" and not number):
+                raise InvalidSessionError(
+                    f"must be a number from {least} to {_MOST:,}, and a deadline more than 0", field.name
+                )
+            object.__setattr__(self, field.name, number)
 
     def delay(self, attempt: int) -> float:
         """Return how long to wait after an attempt, counted from 1.

@@ -8,32 +8,30 @@ from __future__ import annotations
 
 import json
 import marshal
-import math
 import os
 import re
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn, cast
 
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.plain import plain_integer, plain_items, plain_list, plain_text
+from vibeforge_sessions.json_values import (
+    INTEGER_BOUND,
+    MANY,
+    MAX_DEPTH,
+    MAX_VALUES,
+    RefusedError,
+    check_count,
+    copy_of,
+)
+from vibeforge_sessions.plain import plain_integer, plain_text
 
-MAX_DEPTH: Final = 200
-"""How deep a JSON value may be nested: ``[]`` is 1 deep, ``[[]]`` is 2."""
-MAX_INTEGER_DIGITS: Final = 4300
-"""CPython's own default limit for reading an integer from text."""
-MAX_VALUES: Final = 10_000_000
-"""How many values a JSON value may hold, all in all. Lists that hold one another twice grow without bound as text."""
 MAX_TASK_ID: Final = 255
 MAX_PHASE: Final = 64
 MAX_BIGINT: Final = 2**63 - 1
 
-_INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-_PATH_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 # --- times -----------------------------------------------------------------------------------------------
@@ -175,18 +173,6 @@ def _control_picture(match: re.Match[str]) -> str:
 # --- JSON values: exact or refused -----------------------------------------------------------------------
 
 
-_TOO_MANY: Final = f"more than {MAX_VALUES:,} values"
-
-
-class _RefusedError(Exception):
-    """A value inside a JSON value is refused; its path is collected while the stack unwinds."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.parts: list[str] = []
-
-
 def encode_json(value: object, path: str) -> str:
     """Return `value` as ASCII JSON text that `decode_json` reads back equal, of the same types, in key order.
 
@@ -198,10 +184,9 @@ def encode_json(value: object, path: str) -> str:
             text = _encode_plain(value)
             if text is not None:
                 return text
-        return _encoder.encode(_Copying().copy(value, 1))
-    except _RefusedError as refused:
-        where = path + "".join(reversed(refused.parts))
-        raise InvalidSessionError(refused.reason, where) from None
+        return _encoder.encode(copy_of(value))
+    except RefusedError as refused:
+        raise InvalidSessionError(refused.reason, path + refused.path) from None
     except RecursionError:
         raise InvalidSessionError("is nested deeper than what is left of this interpreter's stack", path) from None
     except ValueError:  # a host may have lowered sys.set_int_max_str_digits below our own limit
@@ -229,9 +214,9 @@ _PLAIN: Final = frozenset({str, float, bool, type(None)})
 
 
 def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run for every value, and so has no calls)
-    """Tell quickly whether all is of JSON's own types, and not too deep; what is not, `_Copying` looks at."""
+    """Tell quickly whether all is of JSON's own types, and not too deep; what is not, `copy_of` looks at."""
     level: list[Any] = [[value]]
-    count = 1
+    count, counted = 1, MANY
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for container in level:
@@ -246,7 +231,7 @@ def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run
                 if kind in _PLAIN:
                     continue
                 if kind is int:
-                    if not -_INTEGER_BOUND < item < _INTEGER_BOUND:
+                    if not -INTEGER_BOUND < item < INTEGER_BOUND:
                         return False
                 elif kind is dict or kind is list:
                     below.append(item)
@@ -255,93 +240,20 @@ def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run
         if not below:
             return True
         count += sum(map(len, below))
-        if count > MAX_VALUES:
-            raise _RefusedError(_TOO_MANY)
+        if count > counted:
+            check_count(value)
+            counted = MAX_VALUES
         level = below
     return False
 
 
 def _encode_plain(value: object) -> str | None:
-    """Return the text of what is plain; None where `_check` has to look at it: NaN, infinities, surrogates."""
+    """Return the text of what is plain; None where `copy_of` has to look at it: NaN, infinities, surrogates."""
     try:
         text = _encoder.encode(value)
     except ValueError:
         return None
     return None if "\\ud" in text else text
-
-
-class _Copying:
-    """Makes a copy of JSON's own types of one value, or refuses it.
-
-    A copy, since a subclass may show one thing to whoever checks it, and another one to whoever writes it.
-    """
-
-    def __init__(self) -> None:
-        self._left = MAX_VALUES
-
-    def copy(self, value: object, depth: int) -> Any:
-        """Return a copy of what stands at this depth; one frame of the stack for each."""
-        items, entries = plain_items(value), plain_list(value)
-        if items is None and entries is None:
-            return _plain_leaf(value)
-        if depth > MAX_DEPTH:  # also what ends the walk through a list that holds itself
-            raise _RefusedError(f"nested deeper than {MAX_DEPTH} levels")
-        self._left -= len(items or entries or ())
-        if self._left < 0:
-            raise _RefusedError(_TOO_MANY)
-        copies: dict[str | int, Any] = {}
-        keyed = enumerate(entries or ()) if items is None else ((_plain_key(key), item) for key, item in items)
-        for key, item in keyed:
-            try:
-                copies[key] = self.copy(item, depth + 1)
-            except _RefusedError as refused:
-                refused.parts.append(_path_part(key))
-                raise
-        return list(copies.values()) if items is None else copies
-
-
-def _plain_leaf(value: Any) -> Any:
-    if value is None or value is True or value is False:
-        return value
-    text, number = plain_text(value), plain_integer(value)
-    if text is not None:
-        return _checked_text(text)
-    if number is not None:
-        if not -_INTEGER_BOUND < number < _INTEGER_BOUND:
-            raise _RefusedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
-        return number
-    if not issubclass(type(value), float):
-        raise _RefusedError(f"a {type(value).__name__} is no JSON value")
-    size = float.__float__(value)
-    if not math.isfinite(size):
-        raise _RefusedError("NaN and infinities are no JSON values")
-    return size
-
-
-def _plain_key(key: object) -> str:
-    text = plain_text(key)
-    if text is None:
-        raise _RefusedError(f"keys must be texts, not {type(key).__name__}")
-    return _checked_text(text)
-
-
-def _checked_text(text: str) -> str:
-    # JSON text cannot tell such a pair from the one character that it would stand for
-    if not text.isascii() and _SURROGATE_PAIR.search(text):
-        raise _RefusedError("two surrogates side by side would come back as one character")
-    return text
-
-
-def path_of(parts: Iterable[object]) -> str:
-    """Return a path of keys and indexes, in which no key can be mistaken for anything else."""
-    return "".join(map(_path_part, parts)).removeprefix(".")
-
-
-def _path_part(key: object) -> str:
-    if isinstance(key, int):
-        return f"[{key}]"
-    name = str(key)
-    return f".{name}" if _PATH_NAME.fullmatch(name) else f"[{name[:64]!a}]"
 
 
 def _refuse_constant(_: str) -> NoReturn:

@@ -29,9 +29,10 @@ from vibeforge_sessions.sql import create_engine, migrate
 DRIVERS: Final = ("psycopg", "psycopg async", "asyncpg")
 HOW: Final = {
     "promote": "the primary is killed, its synchronous standby promoted",
-    "restart": "the primary is killed and started again, without its standby's help",
+    "restart": "the primary is killed, and started again",
+    "hang": "the primary says nothing any more and closes nothing, as a machine that hangs; its standby is promoted",
     "stall": "the synchronous standby is cut off for longer than calls may take (2 s), and then the primary is killed",
-    "lag": "the standby is asynchronous and cut off before the primary is killed: acknowledged writes must be missing",
+    "lag": "the standby is asynchronous, and cut off before the primary is killed: what it lacks must be found missing",
 }
 """What can happen in a round; the last shows that the examination is not blind."""
 
@@ -77,9 +78,13 @@ def one_round(
                 writers.wait_for(calls)
             elif how == "stall":
                 time.sleep(5)
-            pair.primary.kill9()
+            (pair.primary.freeze if how == "hang" else pair.primary.kill9)()
             time.sleep(pause)
-            if how == "restart":
+            if how == "hang":
+                former = pair.fail_over()
+                writers.wait_for(calls)
+                former.stop()
+            elif how == "restart":
                 pair.primary.restart()
             else:
                 pair.fail_over().stop()
@@ -99,42 +104,42 @@ def repository_on(pair: PostgresPair, database: str) -> Iterator[tuple[Engine, S
 def main() -> None:
     """Run the rounds, and report."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.failover", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6, help="how often (6)")
-    parser.add_argument("--how", choices=HOW, default="promote", help="what happens (promote)")
-    parser.add_argument("--calls", type=int, default=3000, help="calls acknowledged before and after it (3000)")
+    parser.add_argument("--rounds", type=int, default=6, help="how often each happens (6)")
+    parser.add_argument("--how", default=",".join(HOW), help="what happens (all)")
+    parser.add_argument("--calls", type=int, default=2000, help="calls acknowledged before it, and after (2000)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds from the kill to the promotion (1.0)")
     parser.add_argument("--drivers", default=",".join(DRIVERS), help="of the writers' processes (all)")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results, such as benchmarks/results")
     options = parser.parse_args()
-    results: dict[str, Any] = {"machine": report.machine(), "options": {**vars(options), "out": None}, "rounds": []}
-    with PostgresPair(synchronous=options.how != "lag", durable=True) as pair:
-        results["server"] = ".".join(map(str, pair.primary.version))
-        for _ in range(options.rounds):
-            port = pair.primary.port
-            found = one_round(
-                pair,
-                options.how,
-                calls=options.calls,
-                pause=options.pause,
-                drivers=tuple(options.drivers.split(",")),
-            )
-            results["rounds"].append(found.as_figures())
-            if pair.standby is None:
-                pair.add_standby(port)
-    report.write(f"failover-{options.how}", results, _lines(results), options.out)
-    if any(each["violations"] for each in results["rounds"]) != (options.how == "lag"):
-        sys.exit(1)
+    results: dict[str, Any] = {"machine": report.machine(), "options": {**vars(options), "out": None}}
+    for how in options.how.split(","):
+        with PostgresPair(synchronous=how != "lag", durable=True) as pair:
+            results["server"] = ".".join(map(str, pair.primary.version))
+            results[how] = []
+            for _ in range(options.rounds):
+                port = pair.primary.port
+                drivers = tuple(options.drivers.split(","))
+                found = one_round(pair, how, calls=options.calls, pause=options.pause, drivers=drivers)
+                results[how].append(found.as_figures())
+                if pair.standby is None:
+                    pair.add_standby(port)
+    report.write("failover", results, _lines(results), options.out)
+    for how in options.how.split(","):
+        if any(each["violations"] for each in results[how]) != (how == "lag"):
+            sys.exit(1)
 
 
 def _lines(results: dict[str, Any]) -> Iterator[str]:
     options = results["options"]
     yield (
-        f"PostgreSQL {results['server']}: {HOW[options['how']]}, {options['pause']:g} s later. Processes of 4 clients"
-        f" each, one for each driver ({options['drivers']}); {options['calls']} calls are acknowledged before it,"
-        " and as many after."
+        f"PostgreSQL {results['server']}. Processes of 4 clients each, one for each driver ({options['drivers']});"
+        f" {options['calls']} calls are acknowledged before it, and as many after. The standby is promoted, or the"
+        f" primary started again, {options['pause']:g} s after it was lost."
     )
-    yield ""
-    yield from report.rounds(results["rounds"])
+    for how in options["how"].split(","):
+        what = HOW[how]
+        yield from ("", f"### {what[0].upper()}{what[1:]}", "")
+        yield from report.rounds(results[how])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tests.faults import report
 from tests.faults.ledger import Findings, Writers, examine, shared_sessions
-from tests.faults.writer import OK, Settings
+from tests.faults.writer import Settings
 from tests.repositories import text_of
 from tests.servers import GaleraCluster, GaleraNode
 from tests.servers.galera import QUICK
@@ -47,9 +47,13 @@ EVENTS: Final[Mapping[str, Event]] = {
 
 
 class Stage:
-    """A database of a cluster with our tables, and what writers need."""
+    """A database of a cluster with our tables, and what writers need.
 
-    def __init__(self, cluster: GaleraCluster, name: str, folder: str) -> None:
+    :param pause: seconds between two calls of a writer's client, on average.
+    """
+
+    def __init__(self, cluster: GaleraCluster, name: str, folder: str, *, pause: float = 0.0) -> None:
+        self._pause = pause
         self._cluster, self._name, self._folder = cluster, f"vf_{name}", folder
         cluster.nodes[0].query(f"CREATE DATABASE {self._name}")
         with self.repository() as repository:
@@ -75,6 +79,7 @@ class Stage:
                 histories=self._histories,
                 states=self._states,
                 asynchronous=driver == "asyncmy",
+                pause=self._pause,
             )
             for number, driver in enumerate(("pymysql", "pymysql", "asyncmy"))
         ]
@@ -132,12 +137,11 @@ def throughput(stage: Stage, cluster: GaleraCluster, nodes: int, seconds: float)
         work = _cpu(cluster) - work
     findings = stage.examine(settings)
     assert not findings.violations, findings.violations
-    acknowledged = findings.outcomes(OK)
-    conflicts = sum(number for reason, number in findings.retries.items() if reason.endswith(" 1213"))
+    figures = findings.as_figures()
     return {
         "calls/s": calls / took,
-        "conflicts per call": conflicts / acknowledged,
-        "stale per call": sum(n for reason, n in findings.retries.items() if "Stale" in reason) / acknowledged,
+        "conflicts per call": figures["conflicts"] / figures["acknowledged"],
+        "stale per call": figures["stale"] / figures["acknowledged"],
         "ms of the servers' CPU per call": 1000 * work / calls,
     }
 
@@ -186,37 +190,57 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="nodes that give each other up after 2 s instead of 5")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results, such as benchmarks/results")
     options = parser.parse_args()
-    results: dict[str, Any] = {"machine": report.machine(), "options": {**vars(options), "out": None}}
+    about = {"machine": report.machine(), "options": {**vars(options), "out": None}}
     parts = options.parts.split(",")
     with (
         tempfile.TemporaryDirectory(prefix="vfs-galera-") as folder,
         GaleraCluster(durable=True, provider_options=QUICK if options.quick else "") as cluster,
     ):
-        results["server"] = ".".join(map(str, cluster.nodes[0].version))
-        results["galera"] = cluster.nodes[0].status()["provider_version"]
-        for event in [each for each in EVENTS if each in parts]:
-            results[event] = []
-            for number in range(options.rounds):
-                stage = Stage(cluster, f"{event}_{number}", folder)
-                found = one_event(stage, cluster, event, cluster.nodes[number % 3], options.calls)
-                results[event].append(found.as_figures())
-        if "migrate" in parts:
-            stage = Stage(cluster, "migrate", folder)
-            results["migrate"] = [migrations(stage, options.rounds, options.calls // 2).as_figures()]
-        if "throughput" in parts:
-            stages = [(nodes, Stage(cluster, f"nodes_{nodes}", folder)) for nodes in (1, 2, 3)]
-            results["throughput"] = {n: throughput(stage, cluster, n, options.seconds) for n, stage in stages}
-        if "reads" in parts:
-            results["reads"] = reads_elsewhere(Stage(cluster, "reads", folder), options.reads)
-    report.write("galera", results, _lines(results), options.out)
+        results = about | run(cluster, folder, parts, options)
+    if "throughput" in parts:
+        for size in (2, 1):
+            with (
+                tempfile.TemporaryDirectory(prefix="vfs-galera-") as folder,
+                GaleraCluster(size, durable=True) as fewer,
+            ):
+                figures = throughput(Stage(fewer, "fewer", folder), fewer, size, options.seconds)
+                results["throughput"] = {f"{size} of {size}": figures, **results["throughput"]}
+    report.write("galera", results, lines(results), options.out)
     if any(each["violations"] for event in (*EVENTS, "migrate") for each in results.get(event, ())):
         sys.exit(1)
+
+
+def run(cluster: GaleraCluster, folder: str, parts: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Do these parts, and return what was found."""
+    one = cluster.nodes[0]
+    results: dict[str, Any] = {
+        "server": ".".join(map(str, one.version)),
+        "galera": one.status()["provider_version"].partition("(")[0],
+    }
+    for event in [each for each in EVENTS if each in parts]:
+        results[event] = []
+        for number in range(options.rounds):
+            stage = Stage(cluster, f"{event}_{number}", folder)
+            found = one_event(stage, cluster, event, cluster.nodes[number % 3], options.calls)
+            results[event].append(found.as_figures())
+    if "migrate" in parts:
+        stage = Stage(cluster, "migrate", folder)
+        results["migrate"] = [migrations(stage, options.rounds, options.calls // 2).as_figures()]
+    if "throughput" in parts:
+        results["throughput"] = {
+            f"{nodes} of 3": throughput(Stage(cluster, f"nodes_{nodes}", folder), cluster, nodes, options.seconds)
+            for nodes in (1, 2, 3)
+        }
+    if "reads" in parts:
+        results["reads"] = reads_elsewhere(Stage(cluster, "reads", folder), options.reads)
+    return results
 
 
 PARTS: Final = (*EVENTS, "migrate", "throughput", "reads")
 
 
-def _lines(results: dict[str, Any]) -> Iterator[str]:
+def lines(results: dict[str, Any]) -> Iterator[str]:
+    """Return the report's lines."""
     options = results["options"]
     patience = 2 if options["quick"] else 5
     yield (
@@ -234,8 +258,8 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
         yield from ("", "### Down to vibeforge_0001 and up again while all write", "")
         yield from report.rounds(results["migrate"])
     if "throughput" in results:
-        yield from ("", "### The same load on one, two and three nodes", "")
-        yield from _figures("nodes written to", results["throughput"])
+        yield from ("", "### The same load, written to so many nodes of so many", "")
+        yield from _figures("nodes", results["throughput"])
     if "reads" in results:
         yield from ("", "### Read on one node what another has just acknowledged, while all write", "")
         yield from _figures("session", results["reads"])

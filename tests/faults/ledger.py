@@ -125,6 +125,10 @@ class Findings:
         """Return how many calls ended so."""
         return sum(number for call, number in self.calls.items() if call.endswith(f" {outcome}"))
 
+    def tried_again(self, *reasons: str) -> int:
+        """Return how often something was tried again for one of these reasons."""
+        return sum(number for reason, number in self.retries.items() if reason.endswith(reasons))
+
     def as_figures(self) -> dict[str, Any]:
         """Return it for a report."""
         kinds = Counter(violation.split()[0] for violation in self.violations)
@@ -135,6 +139,8 @@ class Findings:
             "wrong": kinds.total(),
             "failed": self.outcomes(FAILED),
             "unknown": self.outcomes(UNKNOWN),
+            "stale": self.tried_again("StaleSessionError"),
+            "conflicts": self.tried_again(" 1213", " 40P01", " 40001"),
             "tried again": self.retries.total(),
             "silence": self.longest_silence,
             "longest call": self.longest_call,

@@ -39,8 +39,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def rounds(figures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Return the lines about rounds of writers, from `Findings.as_figures`."""
-    counted = ("acknowledged", "lost", "twice", "wrong", "failed", "unknown", "tried again")
+    """Return the lines about rounds of writers, from `Findings.as_figures`.
+
+    What was tried again includes what was stale, which is an answer to `modify_session` and no fault, and conflicts.
+    """
+    counted = ("acknowledged", "lost", "twice", "wrong", "failed", "unknown", "tried again", "stale", "conflicts")
     yield from table(
         ("round", *counted, "longest silence", "longest call"),
         [

@@ -67,11 +67,18 @@ def place(database: str) -> Iterator[Place]:
             yield Place(engine, folder, None)
             engine.dispose()
         return
-    with (PostgresServer if database == "postgresql" else MariaDBServer)(durable=True) as server:
+    with server_of(database) as server:
         factory = PostgresDatabases if database == "postgresql" else MariaDBDatabases
         engine = create_engine(factory(server.url, upgrade).create())
         yield Place(engine, server.directory, server)
         engine.dispose()
+
+
+def server_of(database: str) -> PrivateServer:
+    """Return a server that is soon as large as it will ever be: its buffers and its log fill within minutes."""
+    if database == "mariadb":
+        return MariaDBServer(durable=True)
+    return PostgresServer(durable=True, options=["shared_buffers=16MB", "max_wal_size=64MB", "min_wal_size=64MB"])
 
 
 # --- the work ---
@@ -133,12 +140,12 @@ def work(repository: SQLAlchemySessionRepository, number: int, rate: float, unti
 
 
 def memory_of(pid: int) -> float:
-    """Return the resident memory of a process, in MB."""
+    """Return the memory of a process, with its share of what it shares with others, in MB."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended
         return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
 
 
 def size_of(folder: Path) -> float:
@@ -252,11 +259,11 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
     names = list(TOLERANCES)
     figure, axes = plt.subplots(len(names), 1, figsize=(7, 1.7 * len(names)), sharex=True)
     for axis, name in zip(axes, names, strict=True):
-        for each in found:
+        for number, each in enumerate(found):
             samples = [one for one in each["samples"] if name in one]
             if samples:
                 minutes = [one["seconds"] / 60 for one in samples]
-                axis.plot(minutes, [one[name] for one in samples], label=each["database"], linewidth=1)
+                axis.plot(minutes, [one[name] for one in samples], f"C{number}", label=each["database"], linewidth=1)
         axis.set_ylabel(name, fontsize=7)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7)

@@ -168,3 +168,11 @@ def test_one_connection_falls_silent(stage: Stage, done: bool) -> None:
     outcome = stage.disturbed("append_error", replace(cut, how="mute"), retry=RetryPolicy(deadline=4))
     assert outcome.cuts == 1
     assert outcome.kind == "answered", outcome.answer
+
+
+@on(*SYNC)
+def test_one_connection_falls_silent_before_the_commit(stage: Stage) -> None:
+    """What was begun there holds the row, and is not what the next attempt has to wait for."""
+    outcome = stage.disturbed("delete", Cut("server", 1, how="mute"), retry=RetryPolicy(deadline=4))
+    assert outcome.cuts == 1
+    assert outcome.kind == "answered", outcome.answer

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults import failover, pgbouncer
+from tests.faults import failover
 from tests.faults.ledger import Findings
 from tests.faults.writer import FAILED, UNKNOWN
-from tests.repositories import upgrade
-from tests.servers import AvailableServer, PgBouncer, PostgresPair
+from tests.servers import PgBouncer, PostgresPair, PostgresServer
 from tests.servers.fixtures import skipping
 
 # One pair of servers for those that need one.
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("failover")]
 CALLS = 200
+ROOT = Path(__file__).parents[2]
 
 
 def unknown(findings: Findings) -> list[str]:
@@ -50,27 +52,27 @@ def test_nothing_is_told_that_a_standby_does_not_have_though_calls_run_out_of_ti
     assert unknown(findings), "no call was in the midst of its commit"
 
 
-def test_the_script_sees_what_an_asynchronous_standby_has_lost() -> None:
+def test_the_script_sees_what_an_asynchronous_standby_has_lost(tmp_path: Path) -> None:
     with skipping():
         PostgresPair()
-    command = [
-        sys.executable,
-        "-m",
-        "tests.faults.failover",
-        "--rounds=1",
-        f"--calls={CALLS}",
-        "--how=lag",
-        "--drivers=psycopg",
-    ]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "- LOST history-" in ended.stdout
+    results = script("failover", "--how=lag", "--drivers=psycopg", f"--calls={CALLS}", folder=tmp_path)
+    assert results["lag"][0]["lost"] > 0
+    assert "- LOST history-" in (tmp_path / "failover.md").read_text()
 
 
-def test_pgbouncer_is_killed_under_load(postgresql_server: AvailableServer) -> None:
+def test_pgbouncer_is_killed_under_load(tmp_path: Path) -> None:
     with skipping():
-        PgBouncer(postgresql_server.url)
-    findings = pgbouncer.one_round(postgresql_server.databases.prepared_by(upgrade), calls=CALLS, pause=0.2, times=3)
-    assert findings.violations == []
-    assert findings.outcomes(FAILED) == 0, findings.texts
-    assert unknown(findings) == []
+        PgBouncer(PostgresServer().url)
+    results = script("pgbouncer", "--times=3", "--pause=0.2", f"--calls={CALLS}", folder=tmp_path)
+    (figures,) = results["rounds"]
+    assert figures["violations"] == []
+    assert (figures["failed"], figures["unknown"]) == (0, 0), figures["texts"]
+
+
+def script(name: str, *words: str, folder: Path) -> Any:
+    """What a script has found, which says itself whether all is well."""
+    command = [sys.executable, "-m", f"tests.faults.{name}", "--rounds=1", f"--out={folder}", *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (figures,) = folder.glob("*.json")
+    return json.loads(figures.read_text())

@@ -35,11 +35,14 @@ def test_statements_that_come_while_it_is_found_out(stage: Stage, name: str) -> 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_statements_that_come_after_the_answer(stage: Stage, name: str) -> None:
-    before = stage.proxy.happened.copy()
-    outcome = stage.disturbed(name, Cut("client", stage.undisturbed(name).write, hold=LONG))
-    assert outcome.cuts == 1
-    assert outcome.kind == "answered", outcome.answer
-    assert sum((stage.proxy.happened - before)[end] for end in ("delivered", "undeliverable")) == 1
+    """Until then the old transaction holds its locks, if it has begun."""
+    undisturbed = stage.undisturbed(name)
+    for message in {undisturbed.write, undisturbed.commit}:
+        before = stage.proxy.happened.copy()
+        outcome = stage.disturbed(name, Cut("client", message, hold=LONG))
+        assert outcome.cuts == 1
+        assert outcome.kind == "answered", (message, outcome.answer)
+        assert sum((stage.proxy.happened - before)[end] for end in ("delivered", "undeliverable")) == 1
 
 
 def test_what_was_created_and_deleted_stays_away(stage: Stage) -> None:

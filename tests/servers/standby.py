@@ -106,9 +106,9 @@ class PostgresPair:
         self.stop()
 
     def url(self, database: str | None = None, drivername: str = "postgresql+psycopg") -> sa.URL:
-        """Both of them; the driver takes the one that is primary."""
+        """Both of them, the present primary first; the driver takes the one that is primary then."""
         assert self.standby is not None
-        hosts = [f"127.0.0.1:{server.port}" for server in sorted((self.primary, self.standby), key=lambda s: s.port)]
+        hosts = [f"127.0.0.1:{server.port}" for server in (self.primary, self.standby)]
         url = self.primary.url.set(drivername=drivername, database=database or "postgres")
         return several_hosts(url, hosts, target_session_attrs="read-write")
 

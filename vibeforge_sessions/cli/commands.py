@@ -236,7 +236,7 @@ def _class(name: str | None) -> type[Session]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, TypeError, ValueError):
         raise typer.BadParameter(f"there is no {name} (package.module:Class)", param_hint="--session-type") from None
     if not isinstance(found, type) or not issubclass(found, Session):
         raise typer.BadParameter(f"{name} is no class of session", param_hint="--session-type")

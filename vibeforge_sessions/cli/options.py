@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final
 
 import typer
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):  # neither of which is less than any least value
+        raise typer.BadParameter("must be a number of seconds")
+    return value
+
 
 _PREFIX: Final = "VIBEFORGE_SESSIONS_"
 
@@ -32,6 +40,7 @@ LockTimeout = Annotated[
     typer.Option(
         envvar=f"{_PREFIX}LOCK_TIMEOUT",
         min=0,
+        callback=_finite,
         help="Seconds to wait for another migration (60), and for a table's lock (10).",
     ),
 ]
@@ -40,12 +49,14 @@ StatementTimeout = Annotated[
     typer.Option(
         envvar=f"{_PREFIX}STATEMENT_TIMEOUT",
         min=0,
+        callback=_finite,
         help="Seconds that a statement may take, 0 for no limit; not on SQLite.",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", envvar=f"{_PREFIX}YES", help="Do not ask.")]
 WaitTimeout = Annotated[
-    float, typer.Option("--timeout", envvar=f"{_PREFIX}WAIT_TIMEOUT", min=0, help="Seconds to wait.")
+    float,
+    typer.Option("--timeout", envvar=f"{_PREFIX}WAIT_TIMEOUT", min=0, callback=_finite, help="Seconds to wait."),
 ]
 Role = Annotated[
     str | None,
@@ -58,4 +69,4 @@ SessionType = Annotated[
         envvar=f"{_PREFIX}SESSION_TYPE", help="The application's own class of session, as package.module:Class."
     ),
 ]
-Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, help="Ids that are read at once.")]
+Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, max=1_000_000, help="Ids that are read at once.")]

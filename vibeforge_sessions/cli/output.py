@@ -37,6 +37,9 @@ def explained() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         state = error.state if isinstance(error, SchemaError) else None
         raise typer.Exit(1 if state is None else EXIT_CODES[state] or 1) from None
+    except UnicodeError:  # bytes that are no text in the system's encoding reach Python as surrogates
+        typer.echo("error: an argument is no text", err=True)
+        raise typer.Exit(2) from None
 
 
 def show(value: Any) -> None:

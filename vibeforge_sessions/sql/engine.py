@@ -11,6 +11,7 @@ from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.plain import plain_text
 from vibeforge_sessions.sql.databases import DATABASES, Database, Settings, database_named
 from vibeforge_sessions.sql.databases.base import OURS
 from vibeforge_sessions.sql.deadline import watch_new
@@ -122,7 +123,10 @@ def parse_url(url: str | URL) -> URL:
     :raises StorageError: it is no URL, or of a database that is not supported; its password is not shown.
     """
     try:
-        parsed = make_url(url)
+        given = url if issubclass(type(url), URL) else plain_text(url)
+        if given is None:  # SQLAlchemy would ask it for its repr
+            raise TypeError
+        parsed = make_url(given)
     except (ArgumentError, ValueError, TypeError):
         raise StorageError("the database URL cannot be understood: it looks like sqlite:///sessions.db") from None
     if parsed.drivername in _DEFAULT_DRIVERS:
@@ -188,5 +192,5 @@ def _driver_explained(url: URL) -> Iterator[None]:
             f"the driver for {url.drivername}:// is not installed: pip install "
             f"'vibeforge-sessions[{_EXTRAS[url.drivername]}]'"
         ) from None
-    except ValueError:  # the dialect's own, of an option in the URL
+    except (ValueError, ArgumentError):  # the dialect's own, of an option in the URL
         raise StorageError("the database URL has an option whose value cannot be understood") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, Engine, func, select
 
-from vibeforge_sessions.errors import CorruptSessionError
+from vibeforge_sessions.errors import CorruptSessionError, StorageError
 from vibeforge_sessions.model import Session
 from vibeforge_sessions.sql.databases import database_named, database_of
 from vibeforge_sessions.sql.engine import parse_url
@@ -77,7 +77,10 @@ def backup(engine: Engine, path: Path) -> None:
         tool of its own: the error names the command.
     """
     with reading(engine) as connection:
-        database_of(engine.dialect).backup(connection, path)
+        try:
+            database_of(engine.dialect).backup(connection, path)
+        except (OSError, ValueError):  # a name that is too long, or is no text
+            raise StorageError("could not write the copy: no file can have this name") from None
 
 
 def _ids(engine: Engine, after: str, limit: int) -> list[str]:

@@ -7,6 +7,7 @@ so does ``alembic`` with the shipped ``alembic.ini``.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -173,7 +174,7 @@ def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
     there = known.index(at) + 1 if at in known else 0
     if revision == "base":
         to = 0
-    elif re.fullmatch(r"-\d+", revision):
+    elif re.fullmatch(r"-[0-9]{1,9}", revision):
         to = there - int(revision[1:])
     else:
         to = known.index(revision) + 1 if revision in known else -1
@@ -189,6 +190,8 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
 
     :raises SchemaError: it cannot after `timeout` seconds, or it is ahead, for which no waiting helps.
     """
+    if math.isnan(timeout):
+        raise SchemaError("the timeout is not a number")
     deadline = time.monotonic() + timeout
     while True:
         with reading(bind) as connection:
@@ -252,7 +255,8 @@ def run_in_environment(
         options = {"url": bind, "literal_binds": True}
         settings = database.migration_settings(timeouts, of_session=True)
         if schema is not None:  # SQL that somebody feeds to the database's client: the path is its session's
-            settings += (f'SET search_path = "{schema}"',)
+            quoted = schema.replace('"', '""')
+            settings += (f'SET search_path = "{quoted}"',)
     else:
         database, schema = database_of(bind.dialect), schema_of(bind)
         options = {"connection": bind, "version_table_schema": schema, **comparison(schema)}
@@ -293,7 +297,7 @@ def _run(
             config.attributes.update(
                 connection=connection, upgrading=migrate is command.upgrade, timeouts=timeouts, report=report
             )
-            migrate(config, revision)
+            migrate(config, scripts.check_revision(revision))
     except CommandError as error:  # an unknown revision: the text names it, and nothing else
         raise SchemaError(str(error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ __all__ = ["PREFIX", "Revision", "history", "render", "script_folder"]
 
 PREFIX: Final = "vibeforge_"
 """What the ids of our revisions begin with, so that they cannot be those of a host whose Alembic runs them too."""
+
+_REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_@]{0,99}([+-][0-9]{1,9})?|[+-][0-9]{1,9}")
 
 Locks = Mapping[str, Mapping[str, str]]
 
@@ -96,12 +99,22 @@ def render(
         upgrading=not downgrade,
     )
     run = command.downgrade if downgrade else command.upgrade
-    since = since or ("head" if downgrade else "base")
+    since = check_revision(since or ("head" if downgrade else "base"))
     try:
-        run(settings, f"{since}:{revision}", sql=True)
+        run(settings, f"{since}:{check_revision(revision)}", sql=True)
     except CommandError as error:
         raise SchemaError(str(error)) from error
     return printed.getvalue()
+
+
+def check_revision(revision: str) -> str:
+    """Return what may be a revision: of anything else Alembic says what it likes.
+
+    :raises SchemaError: it cannot be one.
+    """
+    if not _REVISION.fullmatch(revision):
+        raise SchemaError("a revision is an id, head or base, or so many steps from one of them, such as head or -1")
+    return revision
 
 
 def config(printed: io.StringIO | None = None) -> Config:

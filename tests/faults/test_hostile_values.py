@@ -1,0 +1,235 @@
+"""Hostile values where no repository is in the way: sessions, filters, cursors, policies, URLs, the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from tests.faults.hostile import ENDLESS, HOSTILE, MARK, TEXTS, picks, value_of
+from tests.faults.shown import check_shown
+from tests.strategies import sessions
+from vibeforge_sessions import (
+    InMemorySessionRepository,
+    InvalidSessionError,
+    RetryPolicy,
+    Session,
+    SessionFilter,
+    StorageError,
+)
+from vibeforge_sessions.cli.commands import app
+from vibeforge_sessions.sql import create_engine, migrate
+from vibeforge_sessions.testing.base import exact, full_session
+
+FIELDS = sorted(Session.model_fields)
+
+
+def refusal_of(call: Callable[[], Any], kind: type[Exception] = InvalidSessionError) -> Exception | None:
+    """Make a call; return how it was refused, if it was."""
+    try:
+        call()
+    except kind as error:
+        check_shown(error, MARK)
+        return error
+    return None
+
+
+# --- sessions ---
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_session_made_of_a_hostile_value(field: str) -> None:
+    for pick, value in HOSTILE.items():
+        if field in {"logs", "error_history"} and pick in ENDLESS:
+            continue
+        refused = refusal_of(lambda: Session.from_dict({field: value})) is not None  # noqa: B023
+        assert refused == (refusal_of(lambda: Session(**{field: value}), ValidationError) is not None)  # noqa: B023
+        assert refused == (
+            refusal_of(lambda: Session.model_validate({field: value}), ValidationError) is not None  # noqa: B023
+        )
+        if not refused:
+            refusal_of(Session(**{field: value}).to_dict)
+
+
+def test_what_a_session_is_made_of() -> None:
+    for value in HOSTILE.values():
+        refusal_of(lambda: Session.from_dict(value))  # noqa: B023
+    for text in (*TEXTS.values(), "_baseline", "__class__", "model_config", "stored"):
+        name = text.replace(MARK, "!").replace("SELECT", "select")  # a key is shown, as its path
+        for value in (None, MARK, {MARK: MARK}):
+            refusal_of(lambda: Session.from_dict({name: value}))  # noqa: B023
+    many = {f"{number}": MARK for number in range(1_000_000)}
+    assert refusal_of(lambda: Session.from_dict(many)) is not None
+
+
+@pytest.mark.parametrize("field", ["no_such_field", MARK, f"{MARK}\n\x1b[31m", "x" * 10**6])
+def test_a_field_that_no_session_has(field: str) -> None:
+    error = refusal_of(lambda: Session.from_dict({field.replace(MARK, "!"): MARK}))
+    assert error is not None
+    assert str(error).isprintable()
+    assert len(str(error)) < 200
+
+
+@given(session=sessions, picked=st.lists(st.tuples(st.sampled_from(FIELDS), picks), max_size=3), data=st.data())
+def test_a_journey_that_somebody_has_tampered_with(
+    session: Session, picked: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    InMemorySessionRepository().create_session(session)
+    travelled: dict[str, Any] = session.to_dict()
+    for key in data.draw(st.lists(st.sampled_from(sorted(travelled["stored"])), max_size=3)):
+        pick = data.draw(picks)
+        travelled["stored"][key] = value_of(pick)
+    for field, pick in picked:
+        if field not in {"logs", "error_history"} or pick not in ENDLESS:
+            travelled[field] = value_of(pick)
+    refusal_of(lambda: Session.from_dict(travelled).to_dict())
+
+
+def test_what_an_application_does_with_a_session() -> None:
+    for pick, value in HOSTILE.items():
+        session = full_session()
+        refusal_of(lambda: session.update_phase(value))  # noqa: B023
+        refusal_of(lambda: session.add_answer(value, value))  # noqa: B023
+        if pick not in ENDLESS:
+            session.add_log(value)
+            session.add_error(value, value, value)
+            assert exact(session.error_history[-1].error_message) == exact(str(session.error_history[-1].error_message))
+        refusal_of(session.to_dict)
+        for field in FIELDS if pick not in ENDLESS else ():
+            broken = full_session()
+            setattr(broken, field, value)
+            for change in (
+                lambda: broken.add_answer("q", 1),  # noqa: B023
+                lambda: broken.add_log("m"),  # noqa: B023
+                lambda: broken.add_error("t", "m"),  # noqa: B023
+                lambda: broken.update_phase("IDEA"),  # noqa: B023
+            ):
+                refusal_of(change)
+
+
+def test_a_session_that_is_not_all_there() -> None:
+    repository = InMemorySessionRepository()
+    empty = Session.__new__(Session)
+    assert refusal_of(lambda: repository.create_session(empty)) is not None
+    for field in FIELDS:
+        session = full_session()
+        delattr(session, field)
+        assert refusal_of(lambda: repository.update_session(session)) is not None  # noqa: B023
+    assert repository.list_sessions() == []
+
+
+# --- filters, cursors, policies ---
+
+
+@pytest.mark.parametrize("cls", [SessionFilter, RetryPolicy])
+def test_a_hostile_value_for_each_setting(cls: Any) -> None:
+    for field in dataclasses.fields(cls):
+        for value in HOSTILE.values():
+            for given_ in (value, [value], {"a": value}):
+                refusal_of(lambda: cls(**{field.name: given_}))  # noqa: B023
+
+
+def test_phases_are_asked_for_once() -> None:
+    assert refusal_of(lambda: SessionFilter(phases=(phase for phase in ["IDEA"]))) is not None  # type: ignore[arg-type]
+    assert SessionFilter(phases=dict.fromkeys(["IDEA"])).phases == {"IDEA"}
+
+
+@pytest.fixture(scope="module")
+def listed() -> InMemorySessionRepository:
+    repository: InMemorySessionRepository = InMemorySessionRepository()
+    for number in range(3):
+        repository.create_session(session_id=f"s{number}")
+    return repository
+
+
+@given(data=st.data())
+def test_a_cursor_that_somebody_has_changed(listed: InMemorySessionRepository, data: st.DataObject) -> None:
+    cursor = listed.find_sessions(limit=1).next_cursor
+    assert cursor is not None
+    at, length = data.draw(st.tuples(st.integers(0, len(cursor)), st.integers(0, 20)))
+    changed = cursor[:at] + data.draw(st.text(max_size=5) | st.text("AZaz09-_=|", max_size=5)) + cursor[at + length :]
+    refused = refusal_of(lambda: listed.find_sessions(limit=1, cursor=changed))
+    assert (refused is None) == (changed.rstrip("=") == cursor.rstrip("="))
+
+
+# --- URLs ---
+
+URLS = [
+    f"sqlite:///{MARK}.db",
+    f"postgresql+psycopg://user:{MARK}@db.example:5432/forge?sslmode=disable&connect_timeout=3",
+    f"postgresql://user:{MARK}@/forge?host=h1:5432&host=h2:5433&target_session_attrs=read-write",
+    f"mariadb+pymysql://user:{MARK}@db.example:3306/forge?charset=utf8mb4&read_timeout=5",
+    f"mariadb+pymysql://user:{MARK}@/forge?host=h1:3306&host=h2:3307",
+]
+
+
+def test_a_hostile_url() -> None:
+    for value in HOSTILE.values():
+        refusal_of(lambda: create_engine(value).dispose(), StorageError)  # noqa: B023
+
+
+@given(url=st.sampled_from(URLS), data=st.data())
+def test_a_url_that_somebody_has_changed(url: str, data: st.DataObject) -> None:
+    for _ in range(data.draw(st.integers(1, 3))):
+        at, length = data.draw(st.tuples(st.integers(0, len(url)), st.integers(0, 12)))
+        url = url[:at] + data.draw(st.text(max_size=5) | st.sampled_from(list(":/@?&=%[]#\0"))) + url[at + length :]
+    refusal_of(lambda: create_engine(url).dispose(), StorageError)
+
+
+# --- the command line ---
+
+COMMANDS = {
+    "status": [], "check": [], "plan": [], "history": [], "path": [],
+    "wait": ["--timeout"],
+    "upgrade": ["--since", "--lock-timeout", "--statement-timeout", ""],
+    "downgrade": ["--since", "--lock-timeout", "--statement-timeout", ""],
+    "stamp": ["--lock-timeout", ""],
+    "grants": ["--role", "--migrator"],
+    "verify-data": ["--session-type", "--batch"],
+    "backup": [""],
+}  # fmt: skip
+ARGUMENTS = [
+    (command, option) for command, options in COMMANDS.items() for option in (*options, "--schema", "--no-such")
+]
+WORDS = [
+    *(text for text in TEXTS.values() if "\0" not in text and len(text) < 10_000),
+    *("nan", "inf", "-inf", "1e999", "0", "1" * 400, "head", "heads", "base", "+1", "-1", "+99", "head:base", "a:b"),
+    *("..", ".:x", "os:path", "os:", ":", "json:JSONDecoder", "tests.faults.hostile:SomebodysError", "--", "-", "@"),
+]  # fmt: skip
+words = st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=20)
+EXITS = range(9)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("cli") / "sessions.db"
+    url = f"sqlite:///{path}"
+    engine = create_engine(url)
+    migrate.upgrade(engine)
+    engine.dispose()
+    return url
+
+
+@given(argument=st.sampled_from(ARGUMENTS), word=words, sql=st.booleans())
+def test_a_hostile_word_on_the_command_line(database: str, argument: tuple[str, str], word: str, sql: bool) -> None:
+    command, option = argument
+    arguments = ["db", command, *([option] if option else []), word]
+    arguments += ["--sql"] if sql and command in {"upgrade", "downgrade"} else []
+    if command == "wait" and option == "--timeout":
+        with contextlib.suppress(ValueError):
+            if float(word) > 1:
+                return
+    environment = {"VIBEFORGE_SESSIONS_DATABASE_URL": database, "COLUMNS": "200"}
+    with contextlib.chdir(Path(database.removeprefix("sqlite:///")).parent):  # a copy is a file named by the word
+        done = CliRunner().invoke(app, arguments, env=environment, input="n\n")
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in EXITS
+    assert "Traceback" not in done.output
