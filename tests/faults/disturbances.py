@@ -34,8 +34,8 @@ def crash(server: PrivateServer, clients: Clients, *, times: int, answers: int) 
         time.sleep(random.uniform(0, 0.01))  # not always right after an answer
         killed = time.monotonic_ns()
         server.kill9()
-        crashes.append(Crash(killed, time.monotonic_ns()))
         server.restart()
+        crashes.append(Crash(killed, time.monotonic_ns()))
     clients.wait_for(answers)
     return crashes
 
