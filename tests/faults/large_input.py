@@ -1,4 +1,4 @@
-"""Input of 100 MB, under a limit of memory: ``python -m tests.faults.large_input URL``, for `test_large_input`.
+"""Input of 40 MB, under a limit of memory: ``python -m tests.faults.large_input URL``, for `test_large_input`.
 
 A process of its own, so that the limit is its own. Each call stores what it was given, exactly, or refuses it with one
 of our errors; a `MemoryError`, which is none of them, ends it.
@@ -21,7 +21,7 @@ from vibeforge_sessions import (
 )
 from vibeforge_sessions.testing.base import stored
 
-SIZE = 100_000_000
+SIZE = 40_000_000
 LIMIT = 16 * SIZE
 """Bytes that the process may grow by: of a text there is its JSON, the driver's copy, what is read back."""
 

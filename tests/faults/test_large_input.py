@@ -1,4 +1,4 @@
-"""Input of 100 MB is stored or refused, within a limit of memory that a process of its own has."""
+"""Input of 40 MB is stored or refused, within a limit of memory that a process of its own has."""
 
 from __future__ import annotations
 
