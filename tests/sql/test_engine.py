@@ -19,7 +19,7 @@ import sqlalchemy
 from sqlalchemy import Engine, NullPool, StaticPool, event, make_url, text
 
 from tests.repositories import SQLiteFiles
-from vibeforge_sessions import SchemaError, SessionNotFoundError, SQLAlchemySessionRepository, StorageError
+from vibeforge_sessions import RetryPolicy, SchemaError, SessionNotFoundError, SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, stored
 
@@ -208,7 +208,7 @@ def test_a_unit_that_fails_leaves_nothing(host: Engine, path: Path) -> None:
 
 def test_a_writer_that_holds_the_lock_too_long(path: Path) -> None:
     engine = create_engine(f"sqlite:///{path}", busy_timeout=0.05)
-    repository = SQLAlchemySessionRepository(engine)
+    repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=2.0))
     session = repository.create_session(full_session())
     session.add_log("mine")
     other = sqlite3.connect(path, isolation_level=None)
@@ -337,7 +337,7 @@ def test_a_failed_commit_leaves_nothing(path: Path) -> None:
         engine = sqlalchemy.create_engine(
             f"sqlite:///{path}", pool_size=1, max_overflow=0, connect_args={"timeout": 0.1}
         )
-        repository = SQLAlchemySessionRepository(engine)
+        repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=2.0))
         repository.create_session(session_id=SESSION_ID)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM vibeforge_sessions").fetchall()
