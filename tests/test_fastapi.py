@@ -25,6 +25,7 @@ from vibeforge_sessions import (
     AsyncSessionRepository,
     CorruptSessionError,
     OutcomeUnknownError,
+    RetryPolicy,
     SchemaError,
     Session,
     SessionNotFoundError,
@@ -35,6 +36,7 @@ from vibeforge_sessions.fastapi import RESPONSES, Repository, get_repository, in
 from vibeforge_sessions.sql import create_engine
 
 SECRET = "s3cret"
+IMPATIENT = RetryPolicy(deadline=2.0)
 
 
 class AbortableSession(Session):
@@ -166,7 +168,7 @@ def test_a_locked_database_is_unavailable(sqlite: Storage) -> None:
         }
         assert (await client.post("/sessions/s-1")).status_code == 201
 
-    asking(application(lifespan(url)), ask)
+    asking(application(lifespan(url, retry=IMPATIENT)), ask)
 
 
 def test_a_server_that_went_away_is_unavailable(postgresql_server: AvailableServer) -> None:
@@ -190,7 +192,7 @@ def test_a_server_that_went_away_is_unavailable(postgresql_server: AvailableServ
             engine.dispose()
             assert (await client.get("/sessions/s-1")).status_code == 200
 
-        asking(application(lifespan(text, migrate=True)), ask)
+        asking(application(lifespan(text, migrate=True, retry=IMPATIENT)), ask)
 
 
 def test_who_cannot_tell_says_so() -> None:

@@ -61,6 +61,7 @@ from vibeforge_sessions.errors import (
     StorageError,
 )
 from vibeforge_sessions.model import S, Session
+from vibeforge_sessions.retry import RetryPolicy
 from vibeforge_sessions.settings import open_async_repository
 
 __all__ = ["RESPONSES", "Refusal", "Repository", "get_repository", "install_error_handlers", "lifespan"]
@@ -80,6 +81,7 @@ def lifespan(
     migrate: bool | None = None,
     session_type: type[S] = Session,  # type: ignore[assignment]
     schema: str | None = None,
+    retry: RetryPolicy | None = None,
 ) -> Lifespan:
     """Return a lifespan that opens the repository, with its schema checked, and closes it at the end.
 
@@ -90,7 +92,9 @@ def lifespan(
 
     @asynccontextmanager
     async def opened(app: FastAPI) -> AsyncIterator[None]:
-        repository = await open_async_repository(url, migrate=migrate, session_type=session_type, schema=schema)
+        repository = await open_async_repository(
+            url, migrate=migrate, session_type=session_type, schema=schema, retry=retry
+        )
         setattr(app.state, _STATE, repository)
         try:
             yield

@@ -34,8 +34,8 @@ def crash(server: PrivateServer, clients: Clients, *, times: int, answers: int) 
         time.sleep(random.uniform(0, 0.01))  # not always right after an answer
         killed = time.monotonic_ns()
         server.kill9()
-        crashes.append(Crash(killed, time.monotonic_ns()))
         server.restart()
+        crashes.append(Crash(killed, time.monotonic_ns()))
     clients.wait_for(answers)
     return crashes
 
@@ -74,22 +74,30 @@ def kill_connections(url: sa.URL, clients: Clients, *, times: int) -> None:
     clients.wait_for(10 * _BETWEEN)
 
 
-def cut_connections(proxy: Proxy, clients: Clients, *, times: int, silence: bool = True) -> None:
+def cut_connections(proxy: Proxy, clients: Clients, *, times: int) -> None:
     """Cut connections at any message, rather at one of the server: then nobody hears of what was done.
 
-    With ``silence``, each twentieth falls silent instead, and is ended on the server's side a little later: its
-    transaction is there as long, with its locks.
+    Each twentieth falls silent instead, and is ended on the server's side a little later: its transaction is there as
+    long, with its locks.
     """
     for number in range(times):
         clients.wait_for(_BETWEEN)
         side = random.choice(_SIDES)
-        how: How = "mute" if silence and number % 20 == 10 else random.choice(_HOWS)
+        how: How = "mute" if number % 20 == 10 else random.choice(_HOWS)
         proxy.arm(Cut(side, message=random.randint(1, 8), forwarded=random.random() < 0.3, how=how))
         wait_for(lambda: not proxy.to_come, PATIENCE, "a message to cut a connection at")
         if how == "mute":
             clients.wait_for(_BETWEEN)
             proxy.heal()
     clients.wait_for(10 * _BETWEEN)
+
+
+def lose_answers(proxy: Proxy, clients: Clients, *, times: int) -> None:
+    """Cut connections when the server has been told something: it does that, and nobody hears of it."""
+    for _ in range(times):
+        clients.wait_for(_BETWEEN)
+        proxy.arm(Cut("client", message=random.randint(1, 8), forwarded=True, how=random.choice(_HOWS)))
+        wait_for(lambda: not proxy.to_come, PATIENCE, "a message to cut a connection at")
 
 
 _DEADLOCKS: Final = {

@@ -69,6 +69,7 @@ def one_round(
             )
             for index, driver in enumerate(drivers)
         ]
+        former = None
         with Writers(settings) as writers:
             writers.wait_for(calls)
             if how in {"lag", "stall"}:
@@ -80,15 +81,13 @@ def one_round(
                 time.sleep(5)
             (pair.primary.freeze if how == "hang" else pair.primary.kill9)()
             time.sleep(pause)
-            if how == "hang":
-                former = pair.fail_over()
-                writers.wait_for(calls)
-                former.stop()
-            elif how == "restart":
+            if how == "restart":
                 pair.primary.restart()
             else:
-                pair.fail_over().stop()
+                former = pair.fail_over()
             writers.wait_for(calls)
+        if former is not None:
+            former.stop()
         with repository_on(pair, database) as (_, repository):
             return examine(repository, settings)
 

@@ -178,7 +178,7 @@ def _on_each(operation: Operation) -> Iterable[Operation]:
 
 
 class Crash(NamedTuple):
-    """A server's: when it was killed, and when it was started again, by the clock of the operations."""
+    """A server's: when it was about to be killed, and when it was there again, by the clock of the operations."""
 
     killed: int
     restarted: int
@@ -204,8 +204,8 @@ def without_glimpses(operations: list[Operation], crashes: Iterable[Crash]) -> l
             for each in found
             if each.changes
             or each.ended is None
-            or not (since < each.ended and each.began < crash.killed)
-            or each.ended > crash.restarted
+            or not since < each.ended <= crash.restarted  # an answer of the old one may be heard late
+            or each.began > crash.killed
         ]
     return found
 

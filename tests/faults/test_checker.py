@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.faults import checker, history
 from tests.faults.checker import check
-from tests.faults.history import Journal, Operation, Outcome
+from tests.faults.history import Crash, Journal, Operation, Outcome
 from tests.faults.simulation import ID, Simulation, Store
 from vibeforge_sessions import OutcomeUnknownError, SessionNotFoundError, StaleSessionError, StorageError
 
@@ -187,6 +187,19 @@ VIOLATIONS = {
 def test_something_is_wrong_where(name: str) -> None:
     (violation,) = check(VIOLATIONS[name])
     assert violation.session_id == ID
+
+
+def test_what_a_crash_takes_back_may_have_been_read_but_not_acknowledged() -> None:
+    crash = Crash(killed=10, restarted=20)
+    before = [create(1, 2), append(3, 30, "a", 1)]
+    glimpse, after = read(5, 6, FIRST, "a"), read(22, 23, FIRST)
+    late_answer = read(9, 15, FIRST, "a")
+    for seen in (glimpse, late_answer):
+        assert check([*before, seen, after])
+        assert not check([*before, seen, after], glimpses=[crash])
+    assert check([*before, read(22, 23, FIRST, "a"), read(24, 25, FIRST)], glimpses=[crash])
+    assert check([create(1, 2), append(3, 4, "a", 1), after], glimpses=[crash])
+    assert check([create(1, 2), append(3, 4, "a", 1), append(7, 30, "b", 2), read(5, 6, FIRST)], glimpses=[crash])
 
 
 def test_it_says_where_it_ends() -> None:

@@ -98,6 +98,7 @@ class Guard:
                 os.killpg(process.pid, stop_signal)
             else:
                 process.send_signal(stop_signal)
+                process.send_signal(signal.SIGCONT)  # one that is frozen would not hear of it
         end = time.monotonic() + _GRACE
         for process, _ in running:
             try:
@@ -106,6 +107,7 @@ class Guard:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         # A last straggler may still be writing a file into a folder while it is being removed.
+        end = max(end, time.monotonic() + 1)
         while self._directory.exists() and time.monotonic() < end:
             shutil.rmtree(self._directory, ignore_errors=True)
 

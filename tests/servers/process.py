@@ -56,6 +56,7 @@ class PrivateServer(ABC):
         self.directory = Path()
         self._guard: subprocess.Popen[bytes] | None = None
         self._user: pwd.struct_passwd | None = None
+        self._frozen = False
 
     # -- what a kind of server says about itself
 
@@ -113,6 +114,8 @@ class PrivateServer(ABC):
 
     def stop(self) -> None:
         """End the server at once and remove all it had. May be called twice."""
+        if self._frozen and self.is_running():
+            self.thaw()  # its children have to hear that it ends
         guard, self._guard = self._guard, None
         if guard is None:
             return
@@ -125,6 +128,7 @@ class PrivateServer(ABC):
 
     def kill9(self) -> None:
         """The crash: SIGKILL to the server and to the processes it has started. The data stay; see `restart`."""
+        self._frozen = False
         os.kill(self.pid, signal.SIGSTOP)  # while its children are counted it shall start no more
         family = [self.pid, *children_of(self.pid)]
         for pid in family:
@@ -135,12 +139,14 @@ class PrivateServer(ABC):
 
     def freeze(self) -> None:
         """Let it hang, as a machine does that has lost its disk: it answers nobody and closes nothing."""
+        self._frozen = True
         os.kill(self.pid, signal.SIGSTOP)
         for pid in children_of(self.pid):
             os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on after `freeze`."""
+        self._frozen = False
         for pid in (*children_of(self.pid), self.pid):
             os.kill(pid, signal.SIGCONT)
 

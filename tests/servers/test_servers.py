@@ -24,7 +24,7 @@ from tests.servers import (
     connected,
 )
 from tests.servers.fixtures import skipping
-from tests.servers.machine import is_running, wait_for
+from tests.servers.machine import children_of, is_running, wait_for
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("postgresql", "mariadb")
@@ -85,15 +85,18 @@ def test_a_crashed_server_comes_back_with_what_was_committed(private: PrivateSer
         assert connection.scalars(sa.text("SELECT how FROM restarts")).all() == ["after a crash", "in good order"]
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
-def test_a_stopped_server_leaves_nothing(private: PrivateServer, killed: bool) -> None:
+@pytest.mark.parametrize("state", ["running", "killed", "frozen"])
+def test_a_stopped_server_leaves_nothing(private: PrivateServer, state: str) -> None:
     segments = shared_memory_of(private)
     if isinstance(private, PostgresServer) and sys.platform == "linux":
         assert segments & shared_memory()
-    if killed:
+    family = [private.pid, *children_of(private.pid)]
+    if state == "killed":
         private.kill9()
+    elif state == "frozen":
+        private.freeze()
     private.stop()
-    assert not is_running(private.pid)
+    assert not any(map(is_running, family))
     assert not private.directory.exists()
     assert port_is_closed(private.url)
     assert not segments & shared_memory()
@@ -120,6 +123,8 @@ class Server({server}):
         super()._install()
 
 server = Server().start()
+if {freezes}:
+    server.freeze()
 if {forks} and os.fork() == 0:
     time.sleep(60)  # holds on to whatever the owner had open
     os._exit(0)
@@ -128,12 +133,12 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("when", ["installing", "running", "forked"])
+@pytest.mark.parametrize("when", ["installing", "running", "forked", "frozen"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_owner_leaves_nothing(kind: str, when: str) -> None:
     with skipping():
         CLASSES[kind]()  # looks for the programs, starts nothing
-    script = OWNER.format(server=CLASSES[kind].__name__, forks=when == "forked")
+    script = OWNER.format(server=CLASSES[kind].__name__, forks=when == "forked", freezes=when == "frozen")
     owner = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -141,17 +146,18 @@ def test_a_killed_owner_leaves_nothing(kind: str, when: str) -> None:
     with owner.stdout as output:
         directory = Path(output.readline().strip())
         assert directory.name.startswith("vfs-")
-        pid = None
+        family = list[int]()
         if when == "installing":
             time.sleep(0.15)
         else:
             pid = int(output.readline())
             assert is_running(pid)
+            family += [pid, *children_of(pid)]
         owner.kill()
         owner.wait()
         # The guard is the last to go.
-        wait_for(lambda: not directory.exists() and not processes_of(directory), 15, "everything to be gone")
-    assert pid is None or not is_running(pid)
+        wait_for(lambda: not directory.exists() and not processes_of(directory), 20, "everything to be gone")
+    assert not any(map(is_running, family))
     if when == "forked":
         os.killpg(owner.pid, signal.SIGKILL)
 

@@ -468,6 +468,31 @@ def test_a_connection_that_was_lost_on_the_fast_path(name: str, request: pytest.
     other.dispose()
 
 
+@pytest.mark.parametrize("word", ["INSERT", "UPDATE", "SELECT"])
+def test_a_connection_that_psycopg_cannot_use_and_calls_neither_closed_nor_broken(
+    postgresql: Storage, word: str
+) -> None:
+    """As where it finds the socket closed before libpq does: there is no code, and the answer will never come."""
+    engine = postgresql.new_engine()
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id=SESSION_ID)
+    disturbed = list[Any]()
+
+    def disturb(connection: sqlalchemy.Connection, _cursor: object, statement: str, *_: object) -> None:
+        if word in statement and not disturbed:
+            driver: Any = connection.connection.driver_connection
+            disturbed.append(driver)
+            driver.pgconn.send_query(b"SELECT pg_sleep(0.1)")
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", disturb)
+    assert repository.append_error(SESSION_ID, "t", "m").position == 1
+    assert [error.task_id for error in repository.list_errors(SESSION_ID)] == ["t"]
+    assert repository.create_session(session_id="other").version == 1
+    assert disturbed
+    assert disturbed[0].closed
+    engine.dispose()
+
+
 @pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb"])
 def test_a_host_finds_the_connection_as_it_was(name: str, request: pytest.FixtureRequest, fast_path: bool) -> None:

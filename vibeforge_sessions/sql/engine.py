@@ -135,6 +135,10 @@ def parse_url(url: str | URL) -> URL:
         raise StorageError(
             "memory:// is a process's own memory, without tables: a database's URL looks like sqlite:///sessions.db"
         )
+    for name in {"password", "passwd"} & parsed.query.keys():  # drivers take it; SQLAlchemy shows it there
+        password = parsed.query[name]
+        parsed = parsed.difference_update_query([name])
+        parsed = parsed.set(password=password if isinstance(password, str) else password[-1])
     if parsed.drivername not in _EXTRAS:
         raise StorageError(
             f"a database URL that begins with {parsed.drivername}:// is not supported; these are: "

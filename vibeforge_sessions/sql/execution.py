@@ -152,7 +152,7 @@ class ThroughSQLAlchemy(Executor):
         try:
             return self.database.end_session(self.connection, session)
         except DBAPIError as error:
-            if error.connection_invalidated or self.database.is_unavailable(failure_code(error)):
+            if self.database.is_lost(error) or self.database.is_unavailable(failure_code(error)):
                 raise
             return False
         finally:

@@ -99,11 +99,6 @@ def failure_name(error: SQLAlchemyError) -> str:
     return f"{name} {code}" if code else name
 
 
-def is_lost(error: BaseException) -> bool:
-    """Tell whether the connection is lost."""
-    return isinstance(error, DBAPIError) and error.connection_invalidated
-
-
 def has_wrong_schema(error: StorageError) -> bool:
     """Tell whether a statement may have failed because the tables are not those that it was written for.
 

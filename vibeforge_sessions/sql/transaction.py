@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, NestedTransaction, orm
+from sqlalchemy import Connection, Dialect, Engine, NestedTransaction, orm
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
@@ -21,7 +21,7 @@ from vibeforge_sessions.sql.databases import database_of
 from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
-from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, is_lost, reach
+from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, reach
 
 Settle = Callable[..., Any]
 """Finds out what has become of a unit of work, and does it if it was not done (see `evidence`)."""
@@ -199,7 +199,7 @@ class OwnTransactions(Transactions):
                 failed = self._failed(executor, error, doing, late=late, unknown=unknown)
                 if failed is None:
                     raise
-                if session is not None and (late or is_lost(error)):
+                if session is not None and (late or _is_lost(error, self._engine.dialect)):
                     lost.sessions.append((session, unknown))
                 raise failed from error
             finally:
@@ -218,11 +218,9 @@ class OwnTransactions(Transactions):
             return _Failed(StorageError(str(error)), again=True, unknown=False, name="LookAgain")
         database = database_of(self._engine.dialect)
         code = failure_code(error) if isinstance(error, DBAPIError) and error.orig is not None else None
-        lost = late or is_lost(error) or database.is_unavailable(code)
-        if doing == "commit":
-            unknown = late or database.may_have_committed(code)
-        else:
-            unknown = unknown and (late or is_lost(error))
+        cut = late or _is_lost(error, self._engine.dialect)
+        lost = cut or database.is_unavailable(code)
+        unknown = late or database.may_have_committed(code) if doing == "commit" else unknown and cut
         if late:
             failure = (OutcomeUnknownError if unknown else StorageError)(f"could not {doing} the database: no answer")
             return _Failed(failure, again=True, unknown=unknown, name="TimeoutError")
@@ -284,7 +282,7 @@ class HostsTransaction(Transactions):
                 savepoint.commit()
             except BaseException as raised:
                 late = limit.ended(raised)
-                lost = late or (is_lost(raised) if savepoint is None else False)
+                lost = late or (_is_lost(raised, executor.dialect) if savepoint is None else False)
                 if savepoint is not None and not _rolled_back(savepoint, executor.connection):
                     lost = True
                 if late:
@@ -306,6 +304,10 @@ def transactions_of(bind: object, *, fast_path: bool, retry: RetryPolicy) -> Tra
     if isinstance(bind, (Connection, orm.Session)):
         return HostsTransaction(bind, retry=retry)
     raise TypeError(f"must be an sqlalchemy Engine, Connection or orm.Session, not {type(bind).__name__}")
+
+
+def _is_lost(error: BaseException, dialect: Dialect) -> bool:
+    return isinstance(error, DBAPIError) and database_of(dialect).is_lost(error)
 
 
 def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:

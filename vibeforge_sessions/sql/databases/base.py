@@ -110,6 +110,10 @@ class Database(ABC):
         """Tell whether a code is one of a server that is not there, or cannot be used now."""
         return code in self.unavailable
 
+    def is_lost(self, error: DBAPIError) -> bool:
+        """Tell whether the connection is lost, and with it the answer to what it was sent."""
+        return error.connection_invalidated
+
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
         """Tell whether a connection that could not be made may be made a moment later."""
         return self.is_unavailable(code)

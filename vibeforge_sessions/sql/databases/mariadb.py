@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import weakref
@@ -103,6 +104,8 @@ class MariaDB(Database):
         return url.difference_update_query(["host"]).set(host=host, port=port)
 
     def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+        if url.drivername in self.async_drivers:
+            event.listen(engine, "do_connect", _greeted_in_time)
         hosts = _hosts(url)
         if hosts:
             event.listen(engine, "do_connect", _connecting_to_any(hosts))
@@ -266,6 +269,17 @@ def _hosts(url: URL) -> list[tuple[str, int]]:
     return hosts
 
 
+def _greeted_in_time(dialect: Dialect, _record: object, _args: object, parameters: dict[str, Any]) -> None:
+    """Limit the whole of a connect: asyncmy's own limit ends when the server has taken the connection."""
+    connect = parameters.get("async_creator_fn", dialect.loaded_dbapi.asyncmy.connect)
+
+    async def connect_in_time(*args: Any, **given: Any) -> Any:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            return await connect(*args, **given)
+
+    parameters["async_creator_fn"] = connect_in_time
+
+
 def _connecting_to_any(hosts: Sequence[tuple[str, int]]) -> Callable[..., DBAPIConnection]:
     """Return a listener that connects to the first host that is ready, beginning with the one that was so last."""
     last_ready = 0
@@ -282,7 +296,7 @@ def _connecting_to_any(hosts: Sequence[tuple[str, int]]) -> Callable[..., DBAPIC
                 except BaseException:
                     connection.close()
                     raise
-            except dialect.loaded_dbapi.Error as error:
+            except (dialect.loaded_dbapi.Error, OSError) as error:
                 errors.append(error)
             else:
                 last_ready = number % len(hosts)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Dialect, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection, Dialect, Engine, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
@@ -112,6 +113,10 @@ class PostgreSQL(Database):
             options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT
         return options
 
+    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+        if url.get_driver_name() == "asyncpg":
+            event.listen(engine, "do_connect", _connecting_to_each())
+
     def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
         connection.connection.commit()  # what a host's listener to "connect" has set is to stay
         if connection.dialect not in _default_levels:
@@ -148,6 +153,12 @@ class PostgreSQL(Database):
 
     def is_unavailable(self, code: Any) -> bool:
         return super().is_unavailable(code) or str(code).startswith("08")
+
+    def is_lost(self, error: DBAPIError) -> bool:
+        # psycopg may find the socket closed before libpq does; what it says then has no code
+        raised: Any = error.orig
+        of_psycopg = isinstance(error, OperationalError) and type(raised).__module__.startswith("psycopg")
+        return super().is_lost(error) or (of_psycopg and raised.sqlstate is None)
 
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
         if code is not None:
@@ -271,6 +282,37 @@ class PostgreSQL(Database):
             "PostgreSQL has a tool for that, which others may write beside: pg_dump --format=custom "
             f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' and the database's address"
         )
+
+
+def _connecting_to_each() -> Callable[..., DBAPIConnection | None]:
+    """Return a listener that gives each of several hosts a time limit of its own.
+
+    asyncpg has one for all of them together, which the first may use up by accepting the connection and saying nothing.
+    """
+    last_ready = 0
+
+    def connect(
+        dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]
+    ) -> DBAPIConnection | None:
+        nonlocal last_ready
+        parameters.setdefault("timeout", CONNECT_TIMEOUT)
+        hosts, ports = parameters.get("host"), parameters.get("port")
+        if not isinstance(hosts, list) or len(hosts) < 2:  # noqa: PLR2004 (several)
+            return None
+        first, errors = last_ready, list[Exception]()
+        for number in range(first, first + len(hosts)):
+            index = number % len(hosts)
+            port = ports[index] if isinstance(ports, list) else ports
+            try:
+                connection = dialect.connect(*args, **{**parameters, "host": hosts[index], "port": port})
+            except Exception as error:  # noqa: BLE001 (asyncpg's, and the system's: what it would have gone on after, and more)
+                errors.append(error)
+            else:
+                last_ready = index
+                return connection
+        raise errors[-1]
+
+    return connect
 
 
 def _quoted(name: str) -> str:
