@@ -280,7 +280,25 @@ SLICES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
 
 @pytest.mark.parametrize("name", [*LISTS, *SLICES])
 def test_lists_and_slices_use_an_index(large: Engine, name: str) -> None:
-    call = {**LISTS, **SLICES}[name]
+    forbidden = "Seq Scan" if (name, large.dialect.name) == (IDS, "postgresql") else FORBIDDEN[large.dialect.name]
+    for plan in plans_of(large, {**LISTS, **SLICES}[name]):
+        assert not re.search(forbidden, plan), plan
+
+
+@pytest.mark.parametrize("order", ["created_at", "-created_at"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_list_of_some_phases_takes_a_page_of_each(large: Engine, order: Any, resumed: bool) -> None:
+    """What is sorted is that, and not all sessions of these phases."""
+    some = SessionFilter(phases=["EXECUTION", "FAILED"])
+    page = SQLAlchemySessionRepository(large).find_sessions(some, order=order)
+    cursor = page.next_cursor if resumed else None
+    (plan,) = plans_of(large, lambda r: r.find_sessions(some, order=order, cursor=cursor))
+    assert len(re.findall(r"ix_\w*_phase_created_at|phase_created_at_\w+", plan)) == 2, plan
+    assert not re.search(r"Seq Scan on vibeforge|type=ALL table=vibeforge|SCAN vibeforge", plan), plan
+
+
+def plans_of(large: Engine, call: Callable[[SQLAlchemySessionRepository], object]) -> list[str]:
+    """Return the database's plan for each statement of a call."""
     asked: list[Asked] = []
 
     def keep(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
@@ -292,12 +310,7 @@ def test_lists_and_slices_use_an_index(large: Engine, name: str) -> None:
     event.remove(large, "before_cursor_execute", keep)
     assert asked
     with large.connect() as connection:
-        for each in asked:
-            plan = "\n".join(EXPLAIN[large.dialect.name](connection, each))
-            forbidden = (
-                "Seq Scan" if (name, large.dialect.name) == (IDS, "postgresql") else FORBIDDEN[large.dialect.name]
-            )
-            assert not re.search(forbidden, plan), plan
+        return ["\n".join(EXPLAIN[large.dialect.name](connection, each)) for each in asked]
 
 
 def explain_sqlite(connection: Connection, asked: Asked) -> list[str]:

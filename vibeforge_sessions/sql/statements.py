@@ -13,6 +13,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Delete,
+    FromClause,
     Insert,
     Integer,
     Select,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    union_all,
     update,
 )
 
@@ -261,10 +263,23 @@ def _find(
     limit: int,
     conditions: tuple[tuple[str, int], ...],
 ) -> Select[Any]:
-    time, session_id = sessions.c[column], sessions.c.session_id
-    statement = (
+    def page(statement: Select[Any]) -> Select[Any]:
+        return _page(statement, column, descending=descending, resumed=resumed).limit(_inline(limit))
+
+    asked = list(map(_condition, conditions))
+    phases = conditions[0][1] if conditions and conditions[0][0] == _PHASES else 0
+    source: FromClause = sessions
+    if 1 < phases <= _MOST_PHASES and column == "created_at":
+        # an index has the sessions of one phase in order, and not those of several: so a page of each, and of these one
+        of_each = [
+            page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *asked[1:])).subquery()
+            for index in range(phases)
+        ]
+        found = union_all(*(select(part.c.session_id) for part in of_each)).subquery()
+        source, asked = found.join(sessions, sessions.c.session_id == found.c.session_id), []
+    return page(
         select(
-            session_id,
+            sessions.c.session_id,
             sessions.c.phase,
             sessions.c.created_at,
             sessions.c.updated_at,
@@ -275,10 +290,13 @@ def _find(
             sessions.c.held_at.is_not(None).label("held"),
             *(documents.c[name].is_not(None).label(name) for name in ARTIFACTS),
         )
-        .join_from(sessions, documents, documents.c.session_id == session_id, isouter=True)
-        .where(*map(_condition, conditions))
-        .limit(_inline(limit))
+        .select_from(source.outerjoin(documents, documents.c.session_id == sessions.c.session_id))
+        .where(*asked)
     )
+
+
+def _page(statement: Select[Any], column: str, *, descending: bool, resumed: bool) -> Select[Any]:
+    time, session_id = sessions.c[column], sessions.c.session_id
     if resumed:
         last_time: BindParameter[Any] = bindparam("last_time")
         last_id: BindParameter[Any] = bindparam("last_id")
@@ -292,6 +310,9 @@ def _find(
     return statement.order_by(time, session_id)
 
 
+_PHASES: Final = "phases"
+_MOST_PHASES: Final = 20
+"""There are nine, and those that later versions may bring."""
 _WINDOWS: Final[dict[str, Callable[[], ColumnElement[bool]]]] = {
     "created_from": lambda: sessions.c.created_at >= bindparam("created_from"),
     "created_before": lambda: sessions.c.created_at < bindparam("created_before"),
@@ -310,7 +331,7 @@ def _asked(asked: SessionFilter) -> tuple[tuple[tuple[str, int], ...], dict[str,
     if asked.phases is not None:
         # a text that no database takes is no stored phase either
         phases = sorted(phase for phase in asked.phases if values.storable_phase(phase) == phase)
-        kinds.append(("phases", len(phases)))
+        kinds.append((_PHASES, len(phases)))
         parameters.update({f"phase_{index}": phase for index, phase in enumerate(phases)})
     for name in _WINDOWS:
         if getattr(asked, name) is not None:
@@ -321,14 +342,14 @@ def _asked(asked: SessionFilter) -> tuple[tuple[tuple[str, int], ...], dict[str,
     return tuple(kinds), parameters
 
 
+def _phase(index: int) -> BindParameter[Any]:
+    return bindparam(f"phase_{index}", type_=sessions.c.phase.type)
+
+
 def _condition(kind: tuple[str, int]) -> ColumnElement[bool]:
     name, number = kind
-    if name == "phases":
-        return (
-            sessions.c.phase.in_([bindparam(f"phase_{index}", type_=sessions.c.phase.type) for index in range(number)])
-            if number
-            else false()
-        )
+    if name == _PHASES:
+        return sessions.c.phase.in_(list(map(_phase, range(number)))) if number else false()
     if name == "has_errors":
         return sessions.c.error_count > 0 if number else sessions.c.error_count == 0
     return _WINDOWS[name]()
