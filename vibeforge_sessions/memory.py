@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -142,7 +143,11 @@ class InMemorySessionRepository(SessionRepository[S]):
         session_id = values.check_session_id(session_id)
         with self._lock:
             stored = self._sessions.get(session_id)
-            return None if stored is None else stored.record
+        if stored is None:
+            return None
+        content = stored.record.content
+        content = dataclasses.replace(content, documents=dict(content.documents))
+        return dataclasses.replace(stored.record, content=content)
 
     def restore_record(
         self,

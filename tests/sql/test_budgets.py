@@ -266,6 +266,9 @@ LISTS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
     "of a time": lambda r: r.find_sessions(SessionFilter(created_from=CREATED)),
     "before a time": lambda r: r.find_sessions(SessionFilter(created_before=CREATED)),
     "of a phase since": lambda r: r.find_sessions(SessionFilter(phases=["EXECUTION"], created_from=CREATED)),
+    "to be pruned": lambda r: r.find_sessions(
+        SessionFilter(phases=["EXECUTION"], updated_before=CREATED), order="created_at"
+    ),
     # thousands, all of them: PostgreSQL takes what the index finds and sorts it, which is quicker then
     IDS: lambda r: r.list_sessions(SessionFilter(phases=["EXECUTION"], created_before=CREATED)),
 }

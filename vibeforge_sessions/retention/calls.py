@@ -24,7 +24,8 @@ class Direct:
         self._repository = repository
 
     async def find(self, asked: SessionFilter, limit: int, cursor: str | None) -> SessionPage:
-        return self._repository.find_sessions(asked, order="updated_at", limit=limit, cursor=cursor)
+        # an index has the sessions of a phase in this order: none but those of the page are read
+        return self._repository.find_sessions(asked, order="created_at", limit=limit, cursor=cursor)
 
     async def get(self, session_id: str) -> Record | None:
         return self._repository.get_record(session_id)
@@ -49,7 +50,7 @@ class Awaited:
         self._repository = repository
 
     async def find(self, asked: SessionFilter, limit: int, cursor: str | None) -> SessionPage:
-        return await self._repository.find_sessions(asked, order="updated_at", limit=limit, cursor=cursor)
+        return await self._repository.find_sessions(asked, order="created_at", limit=limit, cursor=cursor)
 
     async def get(self, session_id: str) -> Record | None:
         return await self._repository.get_record(session_id)

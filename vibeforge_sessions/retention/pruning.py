@@ -44,7 +44,7 @@ def prune(
     pause: float = PAUSE,
     on_batch: OnBatch | None = None,
 ) -> PruneReport:
-    """Delete the sessions of some phases that nobody has touched for a time, those left alone longest first.
+    """Delete the sessions of some phases that nobody has touched for a time, the oldest first.
 
     A session is deleted only if all of this holds: its phase is one of those that the filter names, and the rest of
     the filter holds, too; its last update is older than `older_than` (so one whose ``updated_at`` is in the future is

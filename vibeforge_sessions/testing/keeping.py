@@ -76,6 +76,19 @@ class KeepingTests(RepositoryTests):
         assert record.content.documents["build_spec"] == '{"stack":"vite-react"}'
         assert repository.get_record(UNKNOWN_ID) is None
 
+    def test_a_record_is_a_snapshot(self, repository: SessionRepository) -> None:
+        repository.create_session(full_session())
+        record = record_of(repository)
+        was = record_of(repository)
+        if isinstance(record.content.documents, dict):
+            record.content.documents["build_spec"] = '"changed"'
+        assert record_of(repository) == was
+        repository.append_error(SESSION_ID, "t", "m")
+        repository.modify_session(SESSION_ID, lambda session: session.add_answer("later", 1))
+        assert was.counts == (1, 1)
+        assert was.version == 1
+        assert "later" not in str(was.content.documents["answers"])
+
     # --- holds ---
 
     def test_a_hold_shows_and_changes_nothing_else(self, repository: SessionRepository) -> None:
