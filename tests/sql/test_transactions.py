@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -349,6 +350,86 @@ def test_what_a_snapshot_does_not_show(mariadb: Storage) -> None:
         assert caught.value.stored_version == 2
         host.rollback()
         assert stored(joined).answers == {"q": 1}
+    engine.dispose()
+
+
+WRITES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
+    "append_error": lambda joined: joined.append_error(SESSION_ID, "mine", "m"),
+    "append_log": lambda joined: joined.append_log(SESSION_ID, "mine"),
+    "hold": lambda joined: joined.hold_session(SESSION_ID),
+    "release": lambda joined: joined.release_session(SESSION_ID),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("recent", [None, 1])
+def test_what_a_snapshot_shows_of_a_session_that_the_host_has_written(
+    mariadb: Storage, write: str, recent: int | None
+) -> None:
+    """InnoDB shows one's own row as it is, and others as of the snapshot: their documents with a newer version."""
+    engine = mariadb.new_engine()
+    outside = SQLAlchemySessionRepository(engine)
+    outside.create_session(session_id=SESSION_ID)
+    outside.append_error(SESSION_ID, "first", "m")
+    with engine.connect() as host:
+        joined = SQLAlchemySessionRepository(host)
+        stored(joined)
+        outside.modify_session(SESSION_ID, lambda session: session.add_answer("theirs", 1))
+        outside.append_error(SESSION_ID, "theirs", "m")
+        outside.append_log(SESSION_ID, "theirs")
+        WRITES[write](joined)
+        session = joined.get_session(SESSION_ID, recent=recent)
+        assert session is not None
+        assert session.answers == {"theirs": 1}
+        again = SQLAlchemySessionRepository(host)
+        tasks = ["first", "theirs", *(["mine"] if write == "append_error" else [])]
+        assert [error.task_id for error in again.list_errors(SESSION_ID)] == tasks
+        assert [error.position for error in again.list_errors(SESSION_ID, task_id="theirs")] == [2]
+        assert [error.task_id for error in again.list_errors(SESSION_ID, after=1, limit=1)] == ["theirs"]
+        assert again.list_errors(SESSION_ID, after=9) == []
+        assert [line.split()[-1] for line in again.list_logs(SESSION_ID)][:1] == ["theirs"]
+        record = again.get_record(SESSION_ID)
+        assert record is not None
+        assert "theirs" in str(record.content.documents["answers"])
+        session.add_answer("mine", 2)
+        again.update_session(session)
+        host.commit()
+        assert stored(again).answers == stored(outside).answers == {"theirs": 1, "mine": 2}
+        host.rollback()
+        # the next transaction has written nothing: it reads its snapshot, and waits for nobody
+        with engine.connect() as third:
+            SQLAlchemySessionRepository(third).append_log(SESSION_ID, "later")
+            assert stored(again).answers == {"theirs": 1, "mine": 2}
+    engine.dispose()
+
+
+@pytest.mark.parametrize("write", ["update", "create", "restore"])
+def test_what_a_snapshot_shows_of_a_session_that_the_host_has_stored(mariadb: Storage, write: str) -> None:
+    engine = mariadb.new_engine()
+    outside = SQLAlchemySessionRepository(engine)
+    outside.create_session(session_id=SESSION_ID)
+    outside.append_error(SESSION_ID, "first", "m")
+    with engine.connect() as host:
+        joined = SQLAlchemySessionRepository(host)
+        session = stored(joined)
+        record = joined.get_record(SESSION_ID)
+        assert record is not None
+        if write == "update":
+            outside.append_error(SESSION_ID, "theirs", "m")
+            session.add_answer("mine", 1)
+            joined.update_session(session)
+            expected = ["first", "theirs"]
+        else:
+            outside.delete_session(SESSION_ID)
+            if write == "create":
+                joined.create_session(session_id=SESSION_ID)
+            else:
+                joined.restore_record(dataclasses.replace(record, error_count=0))
+            expected = []
+        assert [error.task_id for error in joined.list_errors(SESSION_ID)] == expected
+        assert [error.task_id for error in stored(joined).error_history] == expected
+        host.commit()
+    assert [error.task_id for error in stored(outside).error_history] == expected
     engine.dispose()
 
 

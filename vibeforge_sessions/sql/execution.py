@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,8 +17,9 @@ from sqlalchemy import Connection, Dialect, Engine, Executable, PoolProxiedConne
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from vibeforge_sessions.sql.compiled import Compiled, Parameters, Rows
-from vibeforge_sessions.sql.databases import Database, database_of
+from vibeforge_sessions.sql.databases import Database, database_of, failure_code
 from vibeforge_sessions.sql.databases.base import OURS, POOLER
+from vibeforge_sessions.sql.failures import as_sqlalchemys
 
 Known = dict[object, Compiled]
 
@@ -36,6 +38,7 @@ _dialects_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_pa
 _SCHEMAS: Final = "schema_translate_map"
 _UNDERSTOOD: Final = {OURS, POOLER, _SCHEMAS}
 """The execution options of an engine that the driver's way knows how to follow."""
+_WRITTEN: Final = "vibeforge_sessions_written"
 _SESSION: Final = "vibeforge_sessions_server_session"
 _MOST: Final = 1_000
 """Compiled statements that are kept for an engine."""
@@ -90,10 +93,16 @@ class Executor(ABC):
     @property
     def server_session(self) -> Any:
         """What `Database.end_session` needs once this connection is lost; a lost one does not tell."""
-        session = self.info.get(_SESSION)
-        if session is None:
-            session = self.info[_SESSION] = self.database.server_session(self.own_connection)
-        return session
+        if _SESSION not in self.info:
+            self.info[_SESSION] = self.database.server_session(self.own_connection)
+        return self.info[_SESSION]
+
+    def wrote(self, session_id: str) -> None:  # noqa: B027 (only a host's transaction reads after that)
+        """Remember that this transaction has written a session."""
+
+    def reads_now(self, session_id: str) -> bool:  # noqa: ARG002 (not all need it)
+        """Tell whether a session has to be read as it is now (see `Database.mixes_snapshots`)."""
+        return False
 
     def columns(self, statement: Executable, parameters: Parameters) -> Rows:
         """Run a statement; return its rows by column, nothing for no row: what is made of many is made so."""
@@ -161,6 +170,21 @@ class ThroughSQLAlchemy(Executor):
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin(self.connection, write=write, at_once=at_once)
+
+    def wrote(self, session_id: str) -> None:
+        if self.joined and self.database.mixes_snapshots:
+            self._written().add(session_id)
+
+    def reads_now(self, session_id: str) -> bool:
+        return self.joined and self.database.mixes_snapshots and session_id in self._written()
+
+    def _written(self) -> set[str]:
+        """Return what a host's transaction has written."""
+        transaction = self.connection.get_transaction()
+        known: tuple[Any, set[str]] = self.info.get(_WRITTEN, (lambda: None, set()))
+        if known[0]() is not transaction:
+            known = self.info[_WRITTEN] = weakref.ref(transaction), set()
+        return known[1]
 
     def join(self) -> None:
         """Join the transaction of the connection, which begins here if it has not yet.
@@ -298,7 +322,7 @@ class OnTheDriver(Executor):
             lost = self.dialect.is_disconnect(error, self._driver, None)
             if lost:
                 self.give_up()
-            return _as_sqlalchemys(error, self.dialect, lost=lost)
+            return as_sqlalchemys(error, self.dialect, lost=lost)
         if not isinstance(error, Exception):  # interrupted in the middle of the driver's protocol
             self.give_up()
         return error
@@ -325,16 +349,7 @@ def executor_of(engine: Engine, known: Known | None) -> Executor:
     try:
         return OnTheDriver(engine, engine.raw_connection(), known)
     except engine.dialect.loaded_dbapi.Error as error:
-        raise _as_sqlalchemys(error, engine.dialect, lost=False) from error
-
-
-def _as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseException:
-    base = dialect.loaded_dbapi.Error
-    wrapped = DBAPIError.instance(
-        None, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
-    )
-    wrapped.__cause__ = error
-    return wrapped
+        raise as_sqlalchemys(error, engine.dialect, lost=False) from error
 
 
 def _is_watched(engine: Engine) -> bool:
@@ -343,11 +358,3 @@ def _is_watched(engine: Engine) -> bool:
     if not options.get(OURS) or options.keys() - _UNDERSTOOD or engine.logger.isEnabledFor(logging.INFO):
         return True
     return any(_listeners(engine.dispatch)) or any(_dialects_listeners(engine.dialect.dispatch))
-
-
-def failure_code(error: DBAPIError) -> Any:
-    """Return SQLite's error name, PostgreSQL's SQLSTATE or MariaDB's error number."""
-    original: Any = error.orig
-    if original.args and isinstance(original.args[0], int):
-        return original.args[0]
-    return getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
-from vibeforge_sessions.sql.databases import DATABASES
-from vibeforge_sessions.sql.execution import failure_code
+from vibeforge_sessions.sql.databases import DATABASES, failure_code
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
@@ -106,3 +105,13 @@ def has_wrong_schema(error: StorageError) -> bool:
     """
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and any(failure_code(cause) in each.wrong_schema for each in DATABASES)
+
+
+def as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseException:
+    """Return a driver's own error as SQLAlchemy would raise it."""
+    base = dialect.loaded_dbapi.Error
+    wrapped = DBAPIError.instance(
+        None, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )
+    wrapped.__cause__ = error
+    return wrapped

@@ -14,7 +14,7 @@ from vibeforge_sessions.codec import ARTIFACTS, DOCUMENTS, Record
 from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, StaleSessionError, StorageError
 from vibeforge_sessions.model import Content
 from vibeforge_sessions.query import Query, SessionFilter, SessionSummary
-from vibeforge_sessions.sql import at_once
+from vibeforge_sessions.sql import at_once, finding
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql.compiled import Rows
 from vibeforge_sessions.sql.execution import Executor
@@ -34,7 +34,8 @@ def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record
         if record is None:
             return None
         slices = [(0 if recent is None else max(0, count - recent), count) for count in record.counts]
-        read = _histories_at_once if executor.database.writes_at_once or executor.joined else _histories
+        in_one = executor.database.writes_at_once or (executor.joined and not executor.reads_now(session_id))
+        read = _histories_at_once if in_one else _histories
         found = read(executor, record, slices)
         if found is not None:
             errors, logs = found
@@ -47,7 +48,8 @@ def get(executor: Executor, session_id: str, recent: int | None) -> tuple[Record
 
 def get_record(executor: Executor, session_id: str) -> Record | None:
     """Read a session without its histories."""
-    row = executor.row(sql.select_session, {sql.ID: session_id})
+    now = executor.reads_now(session_id)  # or old documents would come with a new version: a lost update
+    row = executor.row(sql.select_session_now if now else sql.select_session, {sql.ID: session_id})
     if row is None:
         return None
     session_id, phase, created_at, updated_at, version, write_id, question, task_id, errors, logs, held_at, *texts = row
@@ -83,8 +85,9 @@ def list_errors(
     executor: Executor, session_id: str, after: int, limit: int, task_id: str | None, phase: str | None
 ) -> Rows:
     """Read a slice of the error history, in one statement; the last column is the length of the whole."""
-    statement = sql.list_entries(sql.ERRORS.counter, limit, of_task=task_id is not None, of_phase=phase is not None)
-    rows = _listing(executor, statement, session_id, {sql.AFTER: after, "task_id": task_id, "phase": phase})
+    filters = {"of_task": task_id is not None, "of_phase": phase is not None}
+    parameters = {sql.AFTER: after, "task_id": task_id, "phase": phase}
+    rows = _listing(executor, sql.ERRORS.counter, session_id, limit, parameters, **filters)
     if task_id is None and phase is None:
         _check_whole(session_id, rows, after, limit)
     return rows if rows[0][0] is not None else ()
@@ -92,15 +95,14 @@ def list_errors(
 
 def list_logs(executor: Executor, session_id: str, after: int, limit: int) -> list[str]:
     """Read a slice of the logs, in one statement."""
-    statement = sql.list_entries(sql.LOGS.counter, limit)
-    rows = _listing(executor, statement, session_id, {sql.AFTER: after})
+    rows = _listing(executor, sql.LOGS.counter, session_id, limit, {sql.AFTER: after})
     _check_whole(session_id, rows, after, limit)
     return [message for position, message, _ in rows if position is not None]
 
 
 def list_ids(executor: Executor, asked: SessionFilter) -> list[str]:
     """Read the ids of what matches, oldest first."""
-    return [session_id for (session_id,) in executor.rows(*sql.list_ids(asked))]
+    return [session_id for (session_id,) in executor.rows(*finding.list_ids(asked))]
 
 
 def find(executor: Executor, query: Query) -> list[SessionSummary]:
@@ -119,17 +121,19 @@ def find(executor: Executor, query: Query) -> list[SessionSummary]:
             artifacts=frozenset(itertools.compress(ARTIFACTS, there)),
         )
         for session_id, phase, created_at, updated_at, version, errors, logs, task_id, held, *there in executor.rows(
-            *sql.find(query)
+            *finding.find(query)
         )
     ]
 
 
 def _histories(executor: Executor, record: Record, slices: Sequence[tuple[int, int]]) -> tuple[Rows, Rows]:
+    now = executor.reads_now(record.session_id)
+    statements = (sql.select_errors_now, sql.select_logs_now) if now else (sql.select_errors, sql.select_logs)
     errors, logs = (
         executor.columns(statement, {sql.ID: record.session_id, sql.AFTER: after, sql.UNTIL: until})
         if after < until
         else ()
-        for statement, (after, until) in zip((sql.select_errors, sql.select_logs), slices, strict=True)
+        for statement, (after, until) in zip(statements, slices, strict=True)
     )
     return errors, logs
 
@@ -176,9 +180,18 @@ def no_documents(session_id: str) -> CorruptSessionError:
     return CorruptSessionError(session_id, "its documents are missing")
 
 
-def _listing(executor: Executor, statement: Any, session_id: str, parameters: Mapping[str, Any]) -> Rows:
-    """Read a slice in order, or one row without an entry where there is none."""
-    rows = executor.rows(statement, {**parameters, sql.ID: session_id})
+def _listing(
+    executor: Executor, history: str, session_id: str, limit: int, parameters: Mapping[str, Any], **filters: bool
+) -> Rows:
+    """Read a slice in order, or one row without an entry where there is none; the last column is the whole's length."""
+    this = {sql.ID: session_id}
+    if executor.reads_now(session_id):
+        counters = executor.row(sql.select_counters_now, this)
+        found = executor.rows(sql.list_entries_now(history, limit, **filters), {**parameters, **this})
+        length = None if counters is None else counters[0 if history == sql.ERRORS.counter else 1]
+        rows: Rows = [(*row, length) for row in found or [(None, None)]] if counters is not None else []
+    else:
+        rows = executor.rows(sql.list_entries(history, limit, **filters), {**parameters, **this})
     if not rows:
         raise SessionNotFoundError(session_id)
     return sorted(rows, key=operator.itemgetter(0)) if len(rows) > 1 else rows

@@ -6,14 +6,12 @@ Parents are written before children everywhere: the other order deadlocks MariaD
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Delete,
-    FromClause,
     Insert,
     Integer,
     Select,
@@ -22,21 +20,16 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
-    false,
     func,
     insert,
     literal_column,
     null,
-    or_,
     select,
     true,
-    union_all,
     update,
 )
 
-from vibeforge_sessions import values
-from vibeforge_sessions.codec import ARTIFACTS, DOCUMENTS
-from vibeforge_sessions.query import Query, SessionFilter
+from vibeforge_sessions.codec import DOCUMENTS
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 
 # Names of parameters that are no columns: SQLAlchemy keeps a column's own name for the value to be set.
@@ -100,6 +93,7 @@ update_session: Final[Update] = (
 counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
 """What each of the three updates has to tell afterwards."""
 select_counters: Final[Select[Any]] = select(*counters).where(_this)
+select_counters_now: Final[Select[Any]] = select_counters.with_for_update(read=True)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(_this)
 touch: Final[Update] = update(sessions).where(_this).values(updated_at=_now)
 _identity: Final = (sessions.c.version, sessions.c.write_id, sessions.c.created_at)
@@ -128,7 +122,7 @@ def returning_counters(statement: Update) -> Any:
 # --- histories ---
 
 
-def _inline(limit: int) -> ColumnElement[int]:
+def inline(limit: int) -> ColumnElement[int]:
     """Return the number as part of the statement.
 
     PostgreSQL takes a parameter there for a tenth of the table, finds that plan too dear, and plans anew at each call:
@@ -156,7 +150,7 @@ def _history(table: Table, counter: str) -> History:
         select(*(table.c[name] for name in ("position", "phase") if name in table.c))
         .where(table.c.session_id == bindparam(ID), table.c.write_id == bindparam(WRITE_ID))
         .order_by(table.c.position.desc())
-        .limit(_inline(1))
+        .limit(inline(1))
     )
     return History(table, counter, count, insert(table), of_write)
 
@@ -185,6 +179,10 @@ select_session: Final[Select[Any]] = (
 """The hot row and its documents in one statement: old documents with a new version would be a lost update."""
 
 
+select_session_now: Final[Select[Any]] = select_session.with_for_update(read=True)
+"""The same of what is committed, whatever snapshot a transaction has."""
+
+
 def _slice_of(table: Table, *names: str) -> Select[Any]:
     return (
         select(*(table.c[name] for name in names))
@@ -200,6 +198,8 @@ def _slice_of(table: Table, *names: str) -> Select[Any]:
 _READ: Final = ("position", "timestamp", "task_id", "error_message", "phase")
 select_errors: Final = _slice_of(errors, *_READ)
 select_logs: Final = _slice_of(logs, "position", "message")
+select_errors_now: Final = select_errors.with_for_update(read=True)
+select_logs_now: Final = select_logs.with_for_update(read=True)
 
 
 _TABLES: Final = {"error_count": (errors, _READ), "log_count": (logs, ("position", "message"))}
@@ -213,143 +213,26 @@ def list_entries(history: str, limit: int, *, of_task: bool = False, of_phase: b
     slice (one row of NULLs). The slice is cut before it is joined: a database that joins first sorts all that comes
     after it. The join has no order of its own.
     """
+    cut = _entries(history, limit, of_task=of_task, of_phase=of_phase).subquery()
+    columns = (*cut.c, sessions.c[history])
+    return select(*columns).select_from(sessions.outerjoin(cut, true())).where(_this)
+
+
+def list_entries_now(history: str, limit: int, *, of_task: bool = False, of_phase: bool = False) -> Select[Any]:
+    """Return the listing of what is committed, whatever snapshot a transaction has; without the counter."""
+    return _entries(history, limit, of_task=of_task, of_phase=of_phase).with_for_update(read=True)
+
+
+def _entries(history: str, limit: int, *, of_task: bool, of_phase: bool) -> Select[Any]:
     table, names = _TABLES[history]
     entries = (
         select(*(table.c[name] for name in names))
         .where(table.c.session_id == bindparam(ID), table.c.position > bindparam(AFTER))
         .order_by(table.c.position)
-        .limit(_inline(limit))
+        .limit(inline(limit))
     )
     if of_task:
         entries = entries.where(table.c.task_id == bindparam("task_id"))
     if of_phase:
         entries = entries.where(table.c.phase == bindparam("phase"))
-    cut = entries.subquery()
-    columns = (*(cut.c[name] for name in names), sessions.c[history])
-    return select(*columns).select_from(sessions.outerjoin(cut, true())).where(_this)
-
-
-# --- find ---
-
-
-def list_ids(asked: SessionFilter) -> tuple[Select[Any], dict[str, Any]]:
-    """Return the statement for the ids of what matches, oldest first, and its parameters."""
-    conditions, parameters = _asked(asked)
-    return _list_ids(conditions), parameters
-
-
-def find(query: Query) -> tuple[Select[Any], dict[str, Any]]:
-    """Return the statement for the summaries of a page, and of one session more; and its parameters."""
-    conditions, parameters = _asked(query.filter)
-    if query.after is not None:
-        parameters["last_time"], parameters["last_id"] = query.after
-    return _find(query.column, query.descending, query.after is not None, query.limit + 1, conditions), parameters
-
-
-@functools.lru_cache(maxsize=128)
-def _list_ids(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
-    return (
-        select(sessions.c.session_id)
-        .where(*map(_condition, conditions))
-        .order_by(sessions.c.created_at, sessions.c.session_id)
-    )
-
-
-@functools.lru_cache(maxsize=128)
-def _find(
-    column: str,
-    descending: bool,  # noqa: FBT001 (a cache's key)
-    resumed: bool,  # noqa: FBT001
-    limit: int,
-    conditions: tuple[tuple[str, int], ...],
-) -> Select[Any]:
-    def page(statement: Select[Any]) -> Select[Any]:
-        return _page(statement, column, descending=descending, resumed=resumed).limit(_inline(limit))
-
-    asked = list(map(_condition, conditions))
-    phases = conditions[0][1] if conditions and conditions[0][0] == _PHASES else 0
-    source: FromClause = sessions
-    if 1 < phases <= _MOST_PHASES and column == "created_at":
-        # an index has the sessions of one phase in order, and not those of several: so a page of each, and of these one
-        of_each = [
-            page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *asked[1:])).subquery()
-            for index in range(phases)
-        ]
-        found = union_all(*(select(part.c.session_id) for part in of_each)).subquery()
-        source, asked = found.join(sessions, sessions.c.session_id == found.c.session_id), []
-    return page(
-        select(
-            sessions.c.session_id,
-            sessions.c.phase,
-            sessions.c.created_at,
-            sessions.c.updated_at,
-            sessions.c.version,
-            sessions.c.error_count,
-            sessions.c.log_count,
-            sessions.c.active_task_id,
-            sessions.c.held_at.is_not(None).label("held"),
-            *(documents.c[name].is_not(None).label(name) for name in ARTIFACTS),
-        )
-        .select_from(source.outerjoin(documents, documents.c.session_id == sessions.c.session_id))
-        .where(*asked)
-    )
-
-
-def _page(statement: Select[Any], column: str, *, descending: bool, resumed: bool) -> Select[Any]:
-    time, session_id = sessions.c[column], sessions.c.session_id
-    if resumed:
-        last_time: BindParameter[Any] = bindparam("last_time")
-        last_id: BindParameter[Any] = bindparam("last_id")
-        # the first half is what an index can use; (a, b) < (x, y) is a full scan on MariaDB
-        if descending:
-            statement = statement.where(time <= last_time, or_(time < last_time, session_id < last_id))
-        else:
-            statement = statement.where(time >= last_time, or_(time > last_time, session_id > last_id))
-    if descending:
-        return statement.order_by(time.desc(), session_id.desc())
-    return statement.order_by(time, session_id)
-
-
-_PHASES: Final = "phases"
-_MOST_PHASES: Final = 20
-"""There are nine, and those that later versions may bring."""
-_WINDOWS: Final[dict[str, Callable[[], ColumnElement[bool]]]] = {
-    "created_from": lambda: sessions.c.created_at >= bindparam("created_from"),
-    "created_before": lambda: sessions.c.created_at < bindparam("created_before"),
-    "updated_from": lambda: sessions.c.updated_at >= bindparam("updated_from"),
-    "updated_before": lambda: sessions.c.updated_at < bindparam("updated_before"),
-}
-
-
-def _asked(asked: SessionFilter) -> tuple[tuple[tuple[str, int], ...], dict[str, Any]]:
-    """Return the kinds of a filter's conditions, each with a number, and their parameters.
-
-    Filters of one kind are one statement.
-    """
-    kinds: list[tuple[str, int]] = []
-    parameters: dict[str, Any] = {}
-    if asked.phases is not None:
-        # a text that no database takes is no stored phase either
-        phases = sorted(phase for phase in asked.phases if values.storable_phase(phase) == phase)
-        kinds.append((_PHASES, len(phases)))
-        parameters.update({f"phase_{index}": phase for index, phase in enumerate(phases)})
-    for name in _WINDOWS:
-        if getattr(asked, name) is not None:
-            kinds.append((name, 0))
-            parameters[name] = getattr(asked, name)
-    if asked.has_errors is not None:
-        kinds.append(("has_errors", int(asked.has_errors)))
-    return tuple(kinds), parameters
-
-
-def _phase(index: int) -> BindParameter[Any]:
-    return bindparam(f"phase_{index}", type_=sessions.c.phase.type)
-
-
-def _condition(kind: tuple[str, int]) -> ColumnElement[bool]:
-    name, number = kind
-    if name == _PHASES:
-        return sessions.c.phase.in_(list(map(_phase, range(number)))) if number else false()
-    if name == "has_errors":
-        return sessions.c.error_count > 0 if number else sessions.c.error_count == 0
-    return _WINDOWS[name]()
+    return entries

@@ -29,8 +29,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from vibeforge_sessions import values
 from vibeforge_sessions.errors import InvalidSessionError, StorageError
 from vibeforge_sessions.retry import RetryPolicy
-from vibeforge_sessions.sql.databases import database_of
-from vibeforge_sessions.sql.execution import Executor, ThroughSQLAlchemy, failure_code
+from vibeforge_sessions.sql.databases import database_of, failure_code
+from vibeforge_sessions.sql.execution import Executor, ThroughSQLAlchemy
 from vibeforge_sessions.sql.tables import documents, errors, logs, schema_of, sessions
 from vibeforge_sessions.sql.transaction import transactions_of
 

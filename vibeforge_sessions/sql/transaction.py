@@ -17,10 +17,10 @@ from sqlalchemy.util import await_only
 from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
 from vibeforge_sessions.retry import RetryPolicy
-from vibeforge_sessions.sql.databases import database_of
+from vibeforge_sessions.sql.databases import database_of, failure_code
 from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
-from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of, failure_code
+from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of
 from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, reach
 
 Settle = Callable[..., Any]

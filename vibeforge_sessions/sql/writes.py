@@ -47,6 +47,7 @@ def create(executor: Executor, write: Write) -> Record:
         raise
     _store(executor, sql.insert_documents, [{"session_id": record.session_id, **write.documents}])
     _insert(executor, _entry_rows(write, record.error_count, record.log_count))
+    executor.wrote(write.session_id)
     return record
 
 
@@ -76,6 +77,7 @@ def update(executor: Executor, write: Write) -> Record:
         raise no_documents(write.session_id)
     if write.errors or write.logs:
         _insert(executor, _entry_rows(write, record.error_count, record.log_count))
+    executor.wrote(write.session_id)
     return record
 
 
@@ -137,6 +139,7 @@ def hold(executor: Executor, session_id: str, now: datetime | None) -> None:
     statement, times = (sql.release, {}) if now is None else (sql.hold, {sql.NOW: now})
     if not executor.write(statement, [{sql.ID: session_id, **times}]):
         raise SessionNotFoundError(session_id)
+    executor.wrote(session_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,6 +174,7 @@ def restore(executor: Executor, restoring: Restoring) -> None:
     for history, rows in ((sql.ERRORS, errors), (sql.LOGS, logs)):
         while batch := list(itertools.islice(rows, _BATCH)):
             _store(executor, history.insert, batch)
+    executor.wrote(record.session_id)
 
 
 def append_error(executor: Executor, row: dict[str, Any]) -> tuple[int, str]:
@@ -223,6 +227,7 @@ def _append(executor: Executor, history: sql.History, row: dict[str, Any], now: 
     if row.get("phase") is not None:
         phase = row["phase"]
     executor.write(history.insert, [{**row, "position": position, "phase": phase}])
+    executor.wrote(session_id)
     return position, phase
 
 

@@ -7,12 +7,12 @@ from typing import Final
 from sqlalchemy import Dialect
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.sql.databases.base import Database, Settings, Timeouts
+from vibeforge_sessions.sql.databases.base import Database, Settings, Timeouts, failure_code
 from vibeforge_sessions.sql.databases.mariadb import MariaDB
 from vibeforge_sessions.sql.databases.postgresql import PostgreSQL
 from vibeforge_sessions.sql.databases.sqlite import SQLite
 
-__all__ = ["DATABASES", "Database", "Settings", "Timeouts", "database_named", "database_of"]
+__all__ = ["DATABASES", "Database", "Settings", "Timeouts", "database_named", "database_of", "failure_code"]
 
 DATABASES: Final[tuple[Database, ...]] = (SQLite(), PostgreSQL(), MariaDB())
 _BY_NAME: Final = {name: database for database in DATABASES for name in database.names}

@@ -44,6 +44,8 @@ class Database(ABC):
     """Whether tables may stand in a schema of their own within the database."""
     writes_at_once: ClassVar[bool] = False
     """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement: then a write needs no transaction."""
+    mixes_snapshots: ClassVar[bool] = False
+    """Whether a transaction sees the rows that it has written as they are now, and all others as of its beginning."""
     is_server: ClassVar[bool] = True
     """Whether it is on the other side of a connection, which may be lost, or say nothing for ever."""
     transient: ClassVar[frozenset[Any]] = frozenset()
@@ -272,3 +274,11 @@ def refuse_payload(size: int, limit: int, setting: str) -> None:
 def lock_error(timeout: float, holder: str) -> SchemaError:
     """Return the error of a migration that did not get its lock."""
     return SchemaError(f"another migration holds the lock still, after {timeout:g} s: {holder}; nothing was migrated")
+
+
+def failure_code(error: DBAPIError) -> Any:
+    """Return SQLite's error name, PostgreSQL's SQLSTATE or MariaDB's error number."""
+    original: Any = error.orig
+    if original.args and isinstance(original.args[0], int):
+        return original.args[0]
+    return getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None)

@@ -73,6 +73,7 @@ class MariaDB(Database):
         "mariadb+asyncmy": "mariadb-asyncmy",
     }
     transactional_ddl = False  # each CREATE and ALTER commits
+    mixes_snapshots = True
     transient = frozenset({1213, 1205, 1020})  # deadlock; lock wait timeout; record has changed since last read
     # too many connections, shutting down, not ready (Galera), killed; not there, gone, lost, closed for being idle
     unavailable = frozenset({1040, 1053, 1047, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
