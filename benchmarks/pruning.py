@@ -22,8 +22,6 @@ from vibeforge_sessions import Session, SessionFilter, SQLAlchemySessionReposito
 from vibeforge_sessions.retention import prune
 from vibeforge_sessions.sql import create_engine
 
-ALONE = 3.0
-"""Seconds."""
 EVERY = 0.002
 LIVE = "live"
 PAUSES = (0.0, 1.0)
@@ -67,8 +65,8 @@ class Service:
         self.taken = json.loads(said)
 
 
-def measure(url: str, pause: float, sessions: int) -> tuple[list[float], list[float], float]:
-    """Return the service's latencies alone and beside a prune, and how long that took."""
+def measure(url: str, pause: float, sessions: int, seconds: float = 3.0) -> tuple[list[float], list[float], float]:
+    """Return the service's latencies alone, for so many seconds, and beside a prune; and how long that took."""
     repository = SQLAlchemySessionRepository(create_engine(url))
     if repository.get_session(LIVE) is None:
         repository.create_session(session_id=LIVE)
@@ -78,7 +76,7 @@ def measure(url: str, pause: float, sessions: int) -> tuple[list[float], list[fl
             session.add_error(f"task {task}", "it broke")
         repository.create_session(session)
     with Service(url) as alone:
-        time.sleep(ALONE)
+        time.sleep(seconds)
     with Service(url) as beside:
         began = time.perf_counter()
         report = prune(

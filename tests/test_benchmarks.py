@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import filling, ours, scale
+from benchmarks import clients, filling, ours, pruning, scale
 from benchmarks.contender import DOCUMENTS, RECENT
 from benchmarks.floor import Floor
 from benchmarks.floor.postgresql import PostgreSQL
@@ -167,3 +167,11 @@ def test_the_scale_is_measured(tmp_path: Path) -> None:
     for name in (*CALLS, *scale.COMMANDS[:2]):
         assert f"| {name} |" in done.stdout or f"| `{name}` |" in done.stdout
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "scale-sqlite.json", "scale-sqlite.md"}
+
+
+def test_a_service_is_watched_beside_a_prune() -> None:
+    with clients.database("sqlite") as url:
+        alone, beside, took = pruning.measure(url, 0.0, sessions=20, seconds=0.2)
+    assert alone
+    assert beside
+    assert took > 0
