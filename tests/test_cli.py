@@ -26,7 +26,7 @@ from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing.base import full_session, stored
 
 URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
-FIRST = str(chain()[0].revision)
+FIRST, *LATER = [str(script.revision) for script in chain()]
 COMMANDS = [
     "status", "upgrade", "downgrade", "plan", "check", "wait", "stamp", "history", "path", "grants", "verify-data",
     "backup",
@@ -112,7 +112,7 @@ def test_each_state_has_its_code_and_the_command_that_comes_next(db: Db, url: st
     assert state() == (3, "empty", "vibeforge-sessions db upgrade")
     assert db("upgrade", FIRST).code == 0
     assert state() == (4, "behind", "vibeforge-sessions db upgrade")
-    assert db("upgrade").out == f"upgraded to {HEAD}\n"
+    assert db("upgrade").out == "".join(f"upgraded to {revision}\n" for revision in LATER)
     assert db("upgrade").out == ""
     assert state() == (0, "current", None)
     change(
@@ -157,9 +157,10 @@ def test_a_downgrade_says_what_is_lost_and_asks(db: Db, url: str) -> None:
         assert "every session" in refused.errors
     stored(repository)  # it is there
     assert db("downgrade", "--yes", "--", "-1").out == f"undone {HEAD}\n"
+    assert db("upgrade").out == f"upgraded to {HEAD}\n"
     stored(repository)  # it is there
     undone = db("downgrade", "base", "--json", given="y\n")
-    assert undone.json == {"undone": [FIRST], "revision": None}
+    assert undone.json == {"undone": [*reversed(LATER), FIRST], "revision": None}
     assert db("status").code == 3
     assert db("downgrade", "base", "--yes").out == ""
     assert db("downgrade", "no-such", "--yes").code == 1
@@ -169,10 +170,11 @@ def test_a_downgrade_says_what_is_lost_and_asks(db: Db, url: str) -> None:
 def test_a_plan_is_what_is_pending(db: Db) -> None:
     assert [each["revision"] for each in db("plan", "--json").json] == [script.revision for script in chain()]
     db("upgrade", FIRST)
-    (planned,) = db("plan", "--json").json
-    assert (planned["revision"], planned["loses"]) == (HEAD, None)
+    planned = db("plan", "--json").json
+    assert [each["revision"] for each in planned] == LATER
+    assert [each["loses"] for each in planned] == [None, "which sessions are held"]
     assert "ShareUpdateExclusiveLock" in db("plan").out
-    assert db("upgrade", "--json").json == {"upgraded": [HEAD], "revision": HEAD}
+    assert db("upgrade", "--json").json == {"upgraded": LATER, "revision": HEAD}
     assert db("plan", "--json").json == []
     assert [each["revision"] for each in db("history", "--json").json] == [script.revision for script in chain()]
 
