@@ -6,7 +6,7 @@
 #   make PYTHON=python3.13 test           another interpreter (after `make clean`)
 
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS ?=
 BENCH_ARGS ?=
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, event
 
 _OURS = re.compile(r"\bvibeforge_session\w*")
+_SORTS = {"Sort", "Incremental Sort"}
 
 
 class Plan(NamedTuple):
@@ -69,10 +70,9 @@ def _of_postgresql(driver: Any, statement: str, parameters: Any) -> Plan:
     (tree,) = cursor.fetchone()[0]
     driver.rollback()
     nodes = list(_nodes(tree["Plan"]))
-    sorts = any(node["Node Type"] in {"Sort", "Incremental Sort"} for node in nodes)
-    ends = any(node["Node Type"] == "Limit" for node in nodes) and not sorts
+    sorts = any(node["Node Type"] in _SORTS for node, _ in nodes)
     used, whole = [], []
-    for node in nodes:
+    for node, ends in nodes:
         table, index = node.get("Relation Name", ""), node.get("Index Name")
         if node["Node Type"] == "Seq Scan" and _OURS.match(table):
             used.append(f"all of {_short(table)}")
@@ -87,10 +87,12 @@ def _of_postgresql(driver: Any, statement: str, parameters: Any) -> Plan:
     return Plan(", ".join(dict.fromkeys([*used, *(["sorted"] if sorts else [])])), whole, statement)
 
 
-def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
+def _nodes(node: dict[str, Any], *, ends: bool = False) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Give each node of a plan, and whether it may end early: below a limit, with nothing sorted in between."""
+    yield node, ends
+    ends = node["Node Type"] == "Limit" or (ends and node["Node Type"] not in _SORTS)
     for each in node.get("Plans", ()):
-        yield from _nodes(each)
+        yield from _nodes(each, ends=ends)
 
 
 def _short(name: str) -> str:

@@ -82,7 +82,7 @@ class LeavesHistoryBehind(FileSessionRepository):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         try:
-            self._left[session_id] = self.list_errors(session_id, limit=1000)
+            self._left[session_id] = self.list_errors(session_id, limit=20)
         except SessionNotFoundError:
             return False
         return super().delete_session(session_id, unchanged_since=unchanged_since)

@@ -125,7 +125,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     storage: Storage = request.getfixturevalue(request.param)
     assert storage.new_url is not None
     url = storage.new_url()
-    options = {"connect_args": {"options": "-c enable_seqscan=off"}} if request.param == "postgresql" else {}
+    plans = " ".join(f"-c enable_{each}=off" for each in ("seqscan", "mergejoin", "hashjoin"))
+    options = {"connect_args": {"options": plans}} if request.param == "postgresql" else {}
     engine = create_engine(url)
     filled = filling.fill(engine, 400, 4_000)
     assert filled["rows"] == 400 + 400 + 4_000 + 800 + 2 + 2 * filling.PROBED

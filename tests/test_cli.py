@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
 from tests.repositories import text_of
 from tests.servers import AvailableServer
 from tests.sql.test_migrate import HEAD, chain
 from vibeforge_sessions import SQLAlchemySessionRepository
+from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing.base import full_session, stored
@@ -41,27 +44,41 @@ main()
 WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from vibeforge_sessions.cli import main; main()"
 
 
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A command that has ended."""
 
-    def __init__(
-        self, *arguments: str, folder: Path, url: str | None, program: tuple[str, ...], given: str = ""
-    ) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
-        done = subprocess.run(
-            [sys.executable, *program, *arguments],
-            cwd=folder,
-            env={**kept, "COLUMNS": "200", **({URL: url} if url else {})},
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        self.code, self.out, self.errors = done.returncode, done.stdout, done.stderr
+    code: int
+    out: str
+    errors: str
 
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def run(
+    folder: Path, *arguments: str, url: str | None = None, program: tuple[str, ...] = ("-m", "vibeforge_sessions")
+) -> Run:
+    """Run a command as a process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+    done = subprocess.run(
+        [sys.executable, *program, *arguments],
+        cwd=folder,
+        env={**kept, "COLUMNS": "200", **({URL: url} if url else {})},
+        input="",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def in_process(url: str, *arguments: str, given: str = "") -> Run:
+    """Run a command here; whatever it does, it must not let an exception out."""
+    done = CliRunner().invoke(app, arguments, input=given, env={URL: url, "COLUMNS": "200"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return Run(done.exit_code, done.stdout, done.stderr)
 
 
 Db = Callable[..., Run]
@@ -77,16 +94,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def db(tmp_path: Path, url: str) -> Db:
-    return lambda *arguments, given="": Run(
-        "db", *arguments, folder=tmp_path, url=url, program=("-m", "vibeforge_sessions"), given=given
-    )
-
-
-def run(
-    folder: Path, *arguments: str, url: str | None = None, program: tuple[str, ...] = ("-m", "vibeforge_sessions")
-) -> Run:
-    return Run(*arguments, folder=folder, url=url, program=program)
+def db(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Db:
+    """The commands in this process: a new one takes a second."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments, given="": in_process(url, "db", *arguments, given=given)
 
 
 def change(url: str, *statements: str) -> None:

@@ -24,6 +24,7 @@ from tests.faults.writer import Settings
 from tests.repositories import text_of
 from tests.servers import GaleraCluster, GaleraNode
 from tests.servers.galera import QUICK
+from tests.sql.older import older_code
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import metadata
@@ -54,7 +55,7 @@ class Stage:
 
     def __init__(self, cluster: GaleraCluster, name: str, folder: str, *, pause: float = 0.0) -> None:
         self._pause = pause
-        self._cluster, self._name, self._folder = cluster, f"vf_{name}", folder
+        self._cluster, self._name, self.folder = cluster, f"vf_{name}", folder
         cluster.nodes[0].query(f"CREATE DATABASE {self._name}")
         with self.repository() as repository:
             migrate.upgrade(repository._transactions.bind)
@@ -75,7 +76,7 @@ class Stage:
             Settings(
                 name=f"w{number}",
                 url=text_of(self._cluster.url(self._name, f"mariadb+{driver}", first=nodes[number % len(nodes)])),
-                journal=f"{self._folder}/{self._name}.{number}.journal",
+                journal=f"{self.folder}/{self._name}.{number}.journal",
                 histories=self._histories,
                 states=self._states,
                 asynchronous=driver == "asyncmy",
@@ -113,9 +114,10 @@ def one_event(stage: Stage, cluster: GaleraCluster, event: str, node: GaleraNode
 
 
 def migrations(stage: Stage, rounds: int, calls: int) -> Findings:
-    """Migrate down and up again while all write."""
+    """Migrate down and up again while all write: they are of the version before, which lives with either."""
     settings = stage.settings()
-    with Writers(settings) as writers, stage.repository(first=1) as repository:
+    code = older_code(Path(stage.folder) / "older")
+    with Writers(settings, code=code) as writers, stage.repository(first=1) as repository:
         engine = repository._transactions.bind
         for _ in range(rounds):
             writers.wait_for(calls)

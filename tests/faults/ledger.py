@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,9 +28,14 @@ Call = dict[str, Any]
 
 
 class Writers:
-    """Processes of `writer`; ``with`` them, they write."""
+    """Processes of `writer`; ``with`` them, they write.
 
-    def __init__(self, settings: Iterable[Settings]) -> None:
+    :param code: a folder that has another version of the package.
+    """
+
+    def __init__(self, settings: Iterable[Settings], *, code: Path | None = None) -> None:
+        path = [] if code is None else [str(code), str(_ROOT)]
+        self._environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)} if path else {}
         self.settings = list(settings)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._read = dict.fromkeys((each.journal for each in self.settings), 0)
@@ -43,7 +49,14 @@ class Writers:
                 with _said(each).open("w") as said:
                     command = [sys.executable, "-m", "tests.faults.writer", str(path)]
                     self._processes.append(
-                        subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=said, stderr=said)
+                        subprocess.Popen(
+                            command,
+                            cwd=_ROOT,
+                            env={**os.environ, **self._environment},
+                            stdin=subprocess.PIPE,
+                            stdout=said,
+                            stderr=said,
+                        )
                     )
         except BaseException:
             self._kill()

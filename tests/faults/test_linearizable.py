@@ -82,7 +82,11 @@ def test_in_memory(tmp_path: Path) -> None:
 def test_while(kind: str, disturbed: Disturbed, makers: Makers) -> None:
     with skipping():
         new_database = makers[kind]
-    is_right(linearizable.one_round(new_database, disturbed))
+    found = linearizable.one_round(new_database, disturbed)
+    if len(found["made"]) < CALLS:  # what is seldom made may be missing where one disturbance ends soon
+        assert not found["violations"]
+        found = linearizable.one_round(new_database, disturbed)
+    is_right(found)
 
 
 # -- the repository is wrong

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -25,6 +27,13 @@ _APPEND = """
     INSERT INTO vibeforge_session_logs (session_id, position, message, write_id)
     SELECT session_id, log_count, 'meanwhile', 'w' FROM vibeforge_sessions WHERE session_id = :id
 """
+
+
+def older_code(folder: Path) -> Path:
+    """Put the package there as it was at revision vibeforge_0002; return the folder, which goes into PYTHONPATH."""
+    with tarfile.open(Path(__file__).parents[1] / "data" / "vibeforge_0002_code.tar.xz") as code:
+        code.extractall(folder, filter="data")
+    return folder
 
 
 class OlderClient:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from tests.repositories import text_of
 from tests.servers import AvailableServer
-from tests.sql.older import OlderClient
+from tests.sql.older import OlderClient, older_code
 from tests.sql.test_migrate import HEAD, chain
 from vibeforge_sessions import SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.sql import create_engine, migrate
@@ -72,9 +71,7 @@ def engine(url: str) -> Iterator[Engine]:
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     """The code as it was at revision vibeforge_0002, which knows nothing even of that one: as that of the first."""
-    folder = tmp_path / "older"
-    with tarfile.open(ROOT / "tests" / "data" / "vibeforge_0002_code.tar.xz") as code:
-        code.extractall(folder, filter="data")
+    folder = older_code(tmp_path / "older")
     (folder / "migrations" / "versions" / Path(chain()[1].path).name).unlink()
     return folder
 
