@@ -13,6 +13,8 @@ BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# loadscope: what the tests of a module share (a cluster, the installed wheel) is made once
+DISTRIBUTED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,12 +29,11 @@ demo: $(STAMP) ## run a session through all phases, with a crash in the middle
 serve: $(STAMP) ## run the example service on http://127.0.0.1:8000, on SQLite or VIBEFORGE_SESSIONS_DATABASE_URL
 	@$(BIN)/python -m uvicorn examples.service.app:app --port 8000
 
-# loadgroup: tests that share something expensive (the installed wheel) stay on one worker.
 test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest $(DISTRIBUTED) $(ARGS)
 
 faults: $(STAMP) ## kill, cut, fill up and damage: the part of the tests that docs/reliability.md is about
-	@$(BIN)/python -m pytest tests/faults -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest tests/faults $(DISTRIBUTED) $(ARGS)
 
 bench: $(VENV)/.bench ## measure every call beside the driver alone and beside other stores, into benchmarks/results
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "suite",
     deadline=None,
-    max_examples=int(os.environ.get("VIBEFORGE_SESSIONS_TEST_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("VIBEFORGE_SESSIONS_TEST_EXAMPLES", "40")),
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

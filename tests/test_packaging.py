@@ -23,9 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("vibeforge_sessions", "migrations", "alembic.ini")
 LICENSE = "licenses/LICENSE"
 
-# One build and one environment serve all of these; on several workers each would make its own.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Give a child's environment without what would let it find this checkout or a database of the caller's."""

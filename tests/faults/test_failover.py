@@ -18,7 +18,7 @@ from tests.servers import PgBouncer, PostgresPair, PostgresServer
 from tests.servers.fixtures import skipping
 
 # One pair of servers for those that need one.
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("failover")]
+pytestmark = pytest.mark.cluster
 CALLS = 200
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from tests.servers.fixtures import skipping
 from tests.servers.galera import QUICK
 
 # One cluster for all, which takes 12 s to start.
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("galera")]
+pytestmark = pytest.mark.cluster
 CALLS = 150
 PAUSE = 0.03
 """Writers that leave the nodes time for each other: this is about what becomes of calls, not how many there are."""

@@ -44,14 +44,7 @@ def makers() -> Iterator[Makers]:
         yield Makers(stack)
 
 
-def on_one_worker(kind: str, *values: Any, name: str) -> Any:
-    """Return a test's parameters; what is asked of one kind of server is asked by one worker."""
-    return pytest.param(kind, *values, id=name, marks=pytest.mark.xdist_group(f"faults on {kind}"))
-
-
-on_servers = pytest.mark.parametrize(
-    "durable", [on_one_worker(kind, name=kind) for kind in ("postgresql", "mariadb")], indirect=True
-)
+on_servers = pytest.mark.parametrize("durable", ["postgresql", "mariadb"], indirect=True)
 
 
 @pytest.fixture
@@ -77,7 +70,7 @@ def test_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "disturbed"),
-    [on_one_worker(kind, each, name=linearizable.name_of(kind, each)) for kind, each in ROUNDS],
+    [pytest.param(kind, each, id=linearizable.name_of(kind, each)) for kind, each in ROUNDS],
 )
 def test_while(kind: str, disturbed: Disturbed, makers: Makers) -> None:
     with skipping():

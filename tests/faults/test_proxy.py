@@ -192,15 +192,16 @@ def test_new_connections(line: Line) -> None:
 
 def test_a_number_of_bytes(mariadb_server: AvailableServer) -> None:
     with Proxy(mariadb_server.url) as proxy:
-        for how, end in (("close", b""), ("reset", ConnectionResetError)):
-            proxy.arm(Cut("server", byte=10, how=how))  # type: ignore[arg-type]
-            with dial(proxy) as connection:
-                assert connection.recv(100) == connection_bytes(mariadb_server.url)[:10]
-                if isinstance(end, bytes):
-                    assert connection.recv(100) == end
-                else:
-                    with pytest.raises(end):
-                        connection.recv(100)
+        proxy.arm(Cut("server", byte=10, how="close"))
+        with dial(proxy) as connection:
+            assert connection.recv(100) == connection_bytes(mariadb_server.url)[:10]
+            assert connection.recv(100) == b""
+        proxy.arm(Cut("server", byte=10, how="reset"))
+        # the reset may come while it still connects, and takes along what nobody has read yet
+        said: list[bytes] = []
+        with pytest.raises(ConnectionResetError), dial(proxy) as connection:
+            said.extend(iter(lambda: connection.recv(100), b""))
+        assert connection_bytes(mariadb_server.url)[:10].startswith(b"".join(said))
 
 
 def connection_bytes(url: URL) -> bytes:
