@@ -39,6 +39,7 @@ from vibeforge_sessions.implementing import (
     check_limit,
     check_recent,
     check_replacing,
+    check_seen,
     check_session,
     check_session_id,
     check_session_type,
@@ -103,10 +104,11 @@ class FileSessionRepository(SessionRepository[S]):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         path = self._path(check_session_id(session_id))
+        seen = None if unchanged_since is None else check_seen(unchanged_since, "unchanged_since")
         with self._writing():
             if not path.exists():
                 return False
-            if unchanged_since is not None and not self._load(session_id).may_go(unchanged_since):
+            if seen is not None and not self._load(session_id).may_go(seen):
                 return False
             path.unlink()
             _sync(self._folder)

@@ -25,6 +25,7 @@ from tests.servers import (
     find_bindir,
 )
 from tests.servers.fixtures import skipping
+from vibeforge_sessions import SessionRepository
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.testing import NewRepository
 
@@ -141,6 +142,20 @@ def mariadb_elsewhere() -> Iterator[Storage]:
         yield Storage(
             "mariadb_elsewhere", lambda: text_of(databases.create()), sqlalchemy.create_engine, databases.drop
         )
+
+
+@pytest.fixture(params=DATABASES)
+def new_repository(request: pytest.FixtureRequest) -> Iterator[NewRepository]:
+    """A maker of repositories on each database, empty."""
+    storage: Storage = request.getfixturevalue(request.param)
+    with storage.repositories() as new:
+        yield new
+
+
+@pytest.fixture
+def repository(new_repository: NewRepository) -> SessionRepository:
+    """An empty repository on each database."""
+    return new_repository()
 
 
 def refuse_inserts(engine: Engine, table: str, times: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import re
 import socket
@@ -13,22 +11,20 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
-from typer.testing import CliRunner
 
+from tests.cli import running
+from tests.cli.running import URL, Done
 from tests.repositories import text_of
 from tests.servers import AvailableServer
 from tests.sql.test_migrate import HEAD, chain
 from vibeforge_sessions import SQLAlchemySessionRepository
-from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing.base import full_session, stored
 
-URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
 FIRST, *LATER = [str(script.revision) for script in chain()]
 COMMANDS = [
     "status", "upgrade", "downgrade", "plan", "check", "wait", "stamp", "history", "path", "grants", "verify-data",
@@ -44,22 +40,9 @@ main()
 WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from vibeforge_sessions.cli import main; main()"
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    errors: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 def run(
     folder: Path, *arguments: str, url: str | None = None, program: tuple[str, ...] = ("-m", "vibeforge_sessions")
-) -> Run:
+) -> Done:
     """Run a command as a process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     done = subprocess.run(
@@ -71,17 +54,10 @@ def run(
         text=True,
         check=False,
     )
-    return Run(done.returncode, done.stdout, done.stderr)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def in_process(url: str, *arguments: str, given: str = "") -> Run:
-    """Run a command here; whatever it does, it must not let an exception out."""
-    done = CliRunner().invoke(app, arguments, input=given, env={URL: url, "COLUMNS": "200"})
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Run(done.exit_code, done.stdout, done.stderr)
-
-
-Db = Callable[..., Run]
+Db = Callable[..., Done]
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
@@ -97,7 +73,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def db(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Db:
     """The commands in this process: a new one takes a second."""
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments, given="": in_process(url, "db", *arguments, given=given)
+    return lambda *arguments, given="": running.run(url, "db", *arguments, given=given)
 
 
 def change(url: str, *statements: str) -> None:
@@ -295,17 +271,17 @@ def test_a_backup_of_a_live_database(db: Db, url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_an_environment_variable_and_help_shows_no_value(command: str, tmp_path: Path) -> None:
-    shown = run(tmp_path, "db", command, "--help", url="postgresql://user:s3cret@host/db")
+def test_every_option_is_an_environment_variable_and_help_shows_no_value(command: str) -> None:
+    shown = running.run("postgresql://user:s3cret@host/db", "db", command, "--help")
     assert shown.code == 0
     assert "s3cret" not in shown.out
     options = set(re.findall(r"--[a-z-]+", shown.out)) - {"--help"}
     assert shown.out.count("env var: VIBEFORGE_SESSIONS_") >= len(options - {"--sql", "--json"})
-    assert command in run(tmp_path, "db", "--help").out
+    assert command in running.run(None, "db", "--help").out
 
 
-def test_all_commands_are_tested(tmp_path: Path) -> None:
-    listed = re.findall(r"^│ ([a-z][a-z-]+) ", run(tmp_path, "db", "--help").out, re.MULTILINE)
+def test_all_commands_are_tested() -> None:
+    listed = re.findall(r"^│ ([a-z][a-z-]+) ", running.run(None, "db", "--help").out, re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS)
 
 

@@ -83,8 +83,18 @@ class TestPsycopg(OnAnAsyncEngine):
     storage, driver = "postgresql", "postgresql+psycopg"
 
 
+class TestPsycopgThroughSQLAlchemysConnection(OnAnAsyncEngine):
+    storage, driver = "postgresql", "postgresql+psycopg"
+    options = {"fast_path": False}  # noqa: RUF012 (nobody changes it)
+
+
 class TestAsyncpg(OnAnAsyncEngine):
     storage, driver = "postgresql", "postgresql+asyncpg"
+
+
+class TestPsycopgThroughPgBouncer(OnAnAsyncEngine):
+    storage, driver = "pgbouncer", "postgresql+psycopg"
+    make = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
 
 
 class TestAsyncpgThroughPgBouncer(OnAnAsyncEngine):

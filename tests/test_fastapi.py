@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,6 +169,23 @@ def test_a_locked_database_is_unavailable(sqlite: Storage) -> None:
         assert (await client.post("/sessions/s-1")).status_code == 201
 
     asking(application(lifespan(url, retry=IMPATIENT)), ask)
+
+
+@pytest.mark.parametrize(("attempts", "tried"), [(1, 0), (3, 2)])
+def test_a_call_is_tried_as_often_as_the_lifespan_says(
+    sqlite: Storage, attempts: int, tried: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sqlite.new_url is not None
+    url = f"{sqlite.new_url()}?timeout=0.05"
+    caplog.set_level(logging.INFO, "vibeforge_sessions")
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        with closing(sqlite3.connect(str(make_url(url).database), isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            assert (await client.post("/sessions/s-1")).status_code == 503
+
+    asking(application(lifespan(url, retry=RetryPolicy(attempts=attempts, first_delay=0.01))), ask)
+    assert [record.levelname for record in caplog.records if record.name == "vibeforge_sessions"].count("INFO") == tried
 
 
 def test_a_server_that_went_away_is_unavailable(postgresql_server: AvailableServer) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 
 from tests.databases import SQL_DATABASES, Storage
+from tests.processes import begin, read_line, started
 from vibeforge_sessions import open_repository
 
 PROCESSES = 20
@@ -24,30 +23,9 @@ def url(request: pytest.FixtureRequest) -> str:
     return storage.new_url()
 
 
-@contextmanager
-def worker(task: str, url: str, name: str, count: int) -> Iterator[subprocess.Popen[str]]:
+def worker(task: str, url: str, name: str, count: int) -> AbstractContextManager[subprocess.Popen[str]]:
     """Start a process that waits for a line on its standard input before it begins."""
-    command = [sys.executable, "-m", "tests.worker", task, url, "shared", name, str(count)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    assert line, process.stderr.read() if process.stderr else "no output"
-    return line
-
-
-def begin(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
+    return started("tests.worker", task, url, "shared", name, str(count))
 
 
 def test_twenty_processes_write_one_session(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
@@ -240,3 +241,20 @@ class AsyncShell(AsyncSessionRepository[S]):
         replacing: Record | None = None,
     ) -> None:
         await self._run(self._repository.restore_record, record, errors, logs, replacing=replacing)
+
+
+async def to_the_end(work: Awaitable[T], cancel: Callable[[], bool] = lambda: False) -> T:
+    """Await what cannot be interrupted, such as a thread; when cancelled, it has ended before the caller hears of it.
+
+    :param cancel: called then, until it returns True: the work has not begun, and will not.
+    """
+    waiting = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        while not cancel() and not waiting.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([waiting])
+        if waiting.done() and not waiting.cancelled():
+            waiting.exception()  # asked for, so that nobody is told that it was not
+        raise

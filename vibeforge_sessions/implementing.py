@@ -4,7 +4,7 @@
 A call goes through these steps:
 
 - *check* what was given: `check_session_type`, `check_session_id`, `check_session`, `check_recent`, `check_limit`,
-  `check_integer`; `Query.of` for a listing;
+  `check_integer`, `check_seen`; `Query.of` for a listing;
 - *plan* a write, before anything is locked: `new_session` and `plan_create`, or `plan_update` (after `adopt_content`,
   where `needs_content` says so). What can be refused is refused here, so that every implementation refuses the same;
 - *store* it: `StoredSession` is one stored session, whole, and knows what each write makes of it, and how one is
@@ -28,7 +28,7 @@ from vibeforge_sessions.changes import (
 from vibeforge_sessions.codec import Record, check_session_type
 from vibeforge_sessions.model import Content, S, phases_of
 from vibeforge_sessions.query import Query, check_limit, check_recent
-from vibeforge_sessions.restoring import check_replacing
+from vibeforge_sessions.restoring import check_replacing, check_seen
 from vibeforge_sessions.stored import StoredSession, select, summary_of
 from vibeforge_sessions.values import check_integer, check_session_id
 
@@ -44,6 +44,7 @@ __all__ = [
     "check_limit",
     "check_recent",
     "check_replacing",
+    "check_seen",
     "check_session",
     "check_session_id",
     "check_session_type",

@@ -58,9 +58,8 @@ class StoredSession:
             raise StaleSessionError(session.session_id, session.version, record.version)
 
     def may_go(self, unchanged_since: Record) -> bool:
-        """Tell whether `SessionRepository.delete_session` may delete it, asked for with this record."""
-        seen = restoring.check_seen(unchanged_since, "unchanged_since")
-        return restoring.is_same_state(self.record, seen) and self.record.held_at is None
+        """Tell whether `SessionRepository.delete_session` may delete it, asked for with this (checked) record."""
+        return restoring.is_same_state(self.record, unchanged_since) and self.record.held_at is None
 
     def hold(self, *, held: bool) -> None:
         """Do what `SessionRepository.hold_session` does, or `release_session`."""

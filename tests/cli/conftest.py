@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
-from typer.testing import CliRunner
 
+from tests.cli.running import Done, run
 from tests.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import SQLAlchemySessionRepository
-from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.sql import create_engine
-
-URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    errors: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-def run(url: str | None, *arguments: str, given: str = "", width: int = 200, **environment: str) -> Done:
-    """Run a command; whatever it does, it must not let an exception out."""
-    variables = {URL: url, "COLUMNS": str(width), **environment}
-    done = CliRunner().invoke(app, arguments, input=given, env=variables)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import pytest
 import sqlalchemy
 from sqlalchemy import make_url
 
-from tests.cli.conftest import URL, Place, run
+from tests.cli.conftest import Place
 from tests.cli.data import HOSTILE, UNSAFE, fill
+from tests.cli.running import URL, run
 from tests.repositories import text_of
 from tests.servers import AvailableServer
 from vibeforge_sessions import SQLAlchemySessionRepository

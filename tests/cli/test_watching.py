@@ -13,7 +13,8 @@ import threading
 
 import pytest
 
-from tests.cli.conftest import URL, Place
+from tests.cli.conftest import Place
+from tests.cli.running import URL
 from vibeforge_sessions import Session
 from vibeforge_sessions.cli import watching
 from vibeforge_sessions.cli.watching import FAILED, Watch

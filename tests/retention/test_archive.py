@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from tests.databases import DATABASES, SQL_DATABASES, Storage
+from tests.databases import SQL_DATABASES
 from tests.retention.base import COUNTED, TOUCHES, Busy, ids_of, pruned, put, put_many
 from vibeforge_sessions import (
     ArchiveError,
@@ -23,13 +23,6 @@ from vibeforge_sessions import (
 from vibeforge_sessions.archive import ArchiveWriter, import_sessions
 from vibeforge_sessions.retention import PruneReport
 from vibeforge_sessions.testing.base import stored
-
-
-@pytest.fixture(params=DATABASES)
-def repository(request: pytest.FixtureRequest) -> Iterator[SessionRepository]:
-    storage: Storage = request.getfixturevalue(request.param)
-    with storage.repositories() as new:
-        yield new()
 
 
 def imported(path: Path) -> SessionRepository:

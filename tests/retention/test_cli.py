@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -12,21 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from sqlalchemy import text
-from typer.testing import CliRunner
 
+from tests.cli.running import URL, Done, run
 from tests.databases import SQL_DATABASES, Storage
 from tests.repositories import text_of
 from tests.retention.base import DAY, ids_of, put, put_many
 from tests.retention.test_archive import imported
-from tests.test_cli import URL
 from tests.test_docs import blocks
 from vibeforge_sessions import SessionPhase, SQLAlchemySessionRepository, open_repository
-from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.sql import create_engine
 
 RULE = ("--phase", "COMPLETE", "--phase", "FAILED", "--older-than", "30d")
@@ -46,26 +42,13 @@ def repository(url: str) -> Iterator[SQLAlchemySessionRepository]:
     engine.dispose()
 
 
-class Done:
-    """A command that has run in this process: a new one takes a second to start, and there are many."""
-
-    def __init__(self, *arguments: str, url: str, given: str = "") -> None:
-        done = CliRunner().invoke(app, arguments, input=given, env={URL: url, "COLUMNS": "200"})
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        self.code, self.out, self.errors = done.exit_code, done.stdout, done.stderr
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 Sessions = Callable[..., Done]
 
 
 @pytest.fixture
 def sessions(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Sessions:
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments, given="": Done("sessions", *arguments, url=url, given=given)
+    return lambda *arguments, given="": run(url, "sessions", *arguments, given=given)
 
 
 def test_it_says_what_would_go_and_asks(
@@ -142,14 +125,14 @@ def test_when_it_is_interrupted_it_says_how_far_it_came(url: str, repository: SQ
 
 def test_a_database_without_tables_says_what_to_run(tmp_path: Path) -> None:
     for command in (("prune", *RULE, "--yes"), ("hold", "s"), ("release", "s")):
-        done = Done("sessions", *command, url=f"sqlite:///{tmp_path}/new.db")
+        done = run(f"sqlite:///{tmp_path}/new.db", "sessions", *command)
         assert (done.code, done.out) == (3, "")
         assert "vibeforge-sessions db upgrade" in done.errors
 
 
 @pytest.mark.parametrize("command", ["prune", "hold", "release"])
 def test_every_option_is_an_environment_variable(command: str) -> None:
-    shown = Done("sessions", command, "--help", url="postgresql://user:s3cret@host/db")
+    shown = run("postgresql://user:s3cret@host/db", "sessions", command, "--help")
     assert shown.code == 0
     assert "s3cret" not in shown.out
     options = set(re.findall(r"--[a-z-]+", shown.out)) - {"--help"}
@@ -187,7 +170,7 @@ def test_what_cron_and_kubernetes_run(name: str, sqlite: Storage, tmp_path: Path
     with open_repository(url) as repository:
         put(repository, "old")
         put(repository, "young", age=DAY)
-        done = Done(*here, url=url)
+        done = run(url, *here)
         assert (done.code, done.errors) == (0, "")
         assert ids_of(repository) == ["young"]
     assert ids_of(imported(tmp_path / "sessions.jsonl.gz")) == ["old"]

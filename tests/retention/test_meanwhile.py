@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 
 from tests.databases import DATABASES, SQL_DATABASES, Storage
+from tests.processes import begin, read_line, started
 from tests.repositories import text_of
 from tests.retention.base import COUNTED, DONE, MONTH, TOUCHES, Busy, ids_of, pruned, put, put_many
 from tests.retention.test_archive import files_of_at_most, imported
@@ -91,28 +91,9 @@ def test_threads_that_prune_at_once(repository: SessionRepository) -> None:
 
 @contextmanager
 def worker(url: str, batch_size: int, archive: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.retention.worker", url, str(batch_size), archive]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert read_line(process) == "ready"
-            yield process
-        finally:
-            process.kill()
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    assert line, process.stderr.read() if process.stderr else "no output"
-    return line
-
-
-def begin(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
+    with started("tests.retention.worker", url, str(batch_size), archive) as process:
+        assert read_line(process) == "ready"
+        yield process
 
 
 def test_processes_that_prune_at_once(engine: Engine, tmp_path: Path) -> None:

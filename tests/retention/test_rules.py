@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.databases import DATABASES, Storage
 from tests.retention.base import COUNTED, DAY, DONE, MONTH, TOUCHES, Busy, ids_of, pruned, put, put_many
 from vibeforge_sessions import (
     CorruptSessionError,
@@ -23,23 +21,10 @@ from vibeforge_sessions import (
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.query import SessionOrder, SessionPage
 from vibeforge_sessions.retention import PruneProblem, prune
-from vibeforge_sessions.testing import NewRepository
 from vibeforge_sessions.testing.base import numbered
 from vibeforge_sessions.values import utc_now
 
 PHASES = ["COMPLETE", "FAILED", "EXECUTION", "OF_ANOTHER_CODE"]
-
-
-@pytest.fixture(params=DATABASES)
-def new_repository(request: pytest.FixtureRequest) -> Iterator[NewRepository]:
-    storage: Storage = request.getfixturevalue(request.param)
-    with storage.repositories() as new:
-        yield new
-
-
-@pytest.fixture
-def repository(new_repository: NewRepository) -> SessionRepository:
-    return new_repository()
 
 
 # --- phase and age ---

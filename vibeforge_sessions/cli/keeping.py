@@ -15,6 +15,7 @@ from rich.progress import Progress
 from vibeforge_sessions.cli.options import Json, Schema, Url, Yes
 from vibeforge_sessions.cli.output import UNREADABLE, confirmed, show
 from vibeforge_sessions.cli.sessions import repository_on, sessions
+from vibeforge_sessions.cli.tables import size
 from vibeforge_sessions.cli.terminal import safe
 from vibeforge_sessions.cli.times import age, clock
 from vibeforge_sessions.errors import SessionNotFoundError
@@ -23,8 +24,6 @@ from vibeforge_sessions.retention import PruneReport, prune
 from vibeforge_sessions.retention.pruning import BATCH_SIZE, PAUSE
 
 _PREFIX: Final = "VIBEFORGE_SESSIONS_"
-_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
-_THOUSAND: Final = 1000
 
 PrunedPhases = Annotated[
     list[str],
@@ -182,9 +181,9 @@ def _summary(report: PruneReport) -> str:
     lines += [f"  {safe(phase)}: {count}" for phase, count in sorted(report.phases.items())]
     if report.oldest is not None and report.newest is not None:
         lines.append(f"  last touched from {clock(report.oldest)} to {clock(report.newest)} UTC")
-        lines.append(f"  documents of {_size(report.document_bytes)}, {report.errors} errors, {report.logs} log lines")
+        lines.append(f"  documents of {size(report.document_bytes)}, {report.errors} errors, {report.logs} log lines")
     if report.archived:
-        lines.append(f"  archived {report.archived}, {_size(report.archived_bytes)}")
+        lines.append(f"  archived {report.archived}, {size(report.archived_bytes)}")
     return "\n".join(lines)
 
 
@@ -196,11 +195,3 @@ def _counts(report: PruneReport) -> str:
 
 def _iso(time: datetime | None) -> Any:
     return None if time is None else time.isoformat()
-
-
-def _size(count: float) -> str:
-    for unit in _UNITS[:-1]:
-        if count < _THOUSAND:
-            return f"{count:.0f} {unit}" if unit == _UNITS[0] else f"{count:.1f} {unit}"
-        count /= _THOUSAND
-    return f"{count:.1f} {_UNITS[-1]}"

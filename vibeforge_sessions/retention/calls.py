@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from vibeforge_sessions.aio import AsyncSessionRepository
+from vibeforge_sessions.aio import AsyncSessionRepository, to_the_end
 from vibeforge_sessions.archive.writer import ArchiveWriter
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.query import SessionFilter, SessionPage
@@ -59,10 +58,10 @@ class Awaited:
         return await self._repository.delete_session(record.session_id, unchanged_since=record)
 
     async def add(self, archive: ArchiveWriter, record: Record) -> None:
-        await _to_the_end(archive.add_async(self._repository, record))
+        await to_the_end(archive.add_async(self._repository, record))
 
     async def on_disk(self, call: Callable[[], T]) -> T:
-        return await _to_the_end(asyncio.to_thread(call))
+        return await to_the_end(asyncio.to_thread(call))
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -75,17 +74,3 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         return cast("T", done.value)
     raise AssertionError("unreachable")
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await what a thread does; when cancelled, it is over first: nobody may close its file before."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # asked for, so that nobody is told that it was not
-        raise

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from vibeforge_sessions import values
 from vibeforge_sessions.aio import AsyncSessionRepository
 from vibeforge_sessions.archive.files import disk_errors
+from vibeforge_sessions.archive.report import KEPT
 from vibeforge_sessions.archive.writer import ArchiveWriter
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import (
@@ -26,7 +27,7 @@ from vibeforge_sessions.errors import (
 from vibeforge_sessions.query import MAX_PAGE, SessionFilter, SessionSummary
 from vibeforge_sessions.repository import SessionRepository
 from vibeforge_sessions.retention.calls import Awaited, Direct, run
-from vibeforge_sessions.retention.report import KEPT, OnBatch, PruneProblem, PruneReport
+from vibeforge_sessions.retention.report import OnBatch, PruneProblem, PruneReport
 from vibeforge_sessions.stored import matches
 
 BATCH_SIZE: Final = 100

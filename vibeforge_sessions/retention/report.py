@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final, TypeAlias
-
-KEPT: Final = 1_000
-"""How many problems a report keeps; all of them are counted."""
+from typing import TypeAlias
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Engine, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from vibeforge_sessions.aio import AsyncShell
+from vibeforge_sessions.aio import AsyncShell, to_the_end
 from vibeforge_sessions.model import S, Session
 from vibeforge_sessions.retry import RetryPolicy
 from vibeforge_sessions.sql import migrate as migrations
@@ -87,15 +86,7 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_size(self._threads_of), "vibeforge_sessions")
         working = self._threads.submit(contextvars.copy_context().run, call)
-        waiting = asyncio.wrap_future(working)
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            # what has begun goes on to its end, and must have come there when the caller believes it over
-            while not working.cancel() and not waiting.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([waiting])
-            raise
+        return await to_the_end(asyncio.wrap_future(working), working.cancel)
 
 
 def _sync(bind: object) -> Any:

@@ -75,7 +75,7 @@ class Transactions(ABC):
 class _Failed(Exception):  # noqa: N818 (never leaves this room)
     """What has become of one attempt."""
 
-    def __init__(self, error: StorageError, *, again: bool, unknown: bool, name: str = "") -> None:
+    def __init__(self, error: StorageError, *, again: bool, unknown: bool, cut: bool = False, name: str = "") -> None:
         super().__init__()
         self.error = error
         self._name = name
@@ -83,6 +83,8 @@ class _Failed(Exception):  # noqa: N818 (never leaves this room)
         """Whether another attempt may do better."""
         self.unknown = unknown
         """Whether something may have been written."""
+        self.cut = cut
+        """Whether the connection is lost, whose session goes on within the server."""
 
     @property
     def reason(self) -> str:
@@ -199,7 +201,7 @@ class OwnTransactions(Transactions):
                 failed = self._failed(executor, error, doing, late=late, unknown=unknown)
                 if failed is None:
                     raise
-                if session is not None and (late or _is_lost(error, self._engine.dialect)):
+                if session is not None and failed.cut:
                     lost.sessions.append((session, unknown))
                 raise failed from error
             finally:
@@ -223,7 +225,7 @@ class OwnTransactions(Transactions):
         unknown = late or database.may_have_committed(code) if doing == "commit" else unknown and cut
         if late:
             failure = (OutcomeUnknownError if unknown else StorageError)(f"could not {doing} the database: no answer")
-            return _Failed(failure, again=True, unknown=unknown, name="TimeoutError")
+            return _Failed(failure, again=True, unknown=unknown, cut=cut, name="TimeoutError")
         if not isinstance(error, SQLAlchemyError) and not (executor is None and isinstance(error, FAILURES)):
             return None
         again = lost or code in database.transient
@@ -234,7 +236,7 @@ class OwnTransactions(Transactions):
         elif lost or code in database.lasting:
             executor.give_up()
         failure = failure_of(error, doing, unknown=unknown)
-        return _Failed(failure, again=again, unknown=unknown, name=type(error).__name__)
+        return _Failed(failure, again=again, unknown=unknown, cut=cut, name=type(error).__name__)
 
     def _wait(self, seconds: float) -> None:
         if self._engine.dialect.is_async:  # within a greenlet, whose event loop must go on

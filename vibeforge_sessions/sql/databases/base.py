@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from sqlalchemy import URL, Connection, Dialect, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
 from vibeforge_sessions.errors import InvalidSessionError, SchemaError, StorageError
@@ -274,6 +275,32 @@ def refuse_payload(size: int, limit: int, setting: str) -> None:
 def lock_error(timeout: float, holder: str) -> SchemaError:
     """Return the error of a migration that did not get its lock."""
     return SchemaError(f"another migration holds the lock still, after {timeout:g} s: {holder}; nothing was migrated")
+
+
+class Hosts:
+    """Which of several hosts was ready last: the next connection begins with it."""
+
+    def __init__(self) -> None:
+        self._last_ready = 0
+
+    def connect(
+        self, number: int, connect_to: Callable[[int], DBAPIConnection], errors: tuple[type[Exception], ...]
+    ) -> DBAPIConnection:
+        """Return a connection to the first one of so many that is ready.
+
+        :param connect_to: connects to the one of an index, or raises one of `errors`; the last of these is raised where
+            none is ready.
+        """
+        first, raised = self._last_ready, None
+        for index in (each % number for each in range(first, first + number)):
+            try:
+                connection = connect_to(index)
+            except errors as error:
+                raised = error
+            else:
+                self._last_ready = index
+                return connection
+        raise raised or AssertionError("there are no hosts")
 
 
 def failure_code(error: DBAPIError) -> Any:

@@ -21,6 +21,7 @@ from vibeforge_sessions.sql.databases.base import (
     IDLE_TIMEOUT,
     LOCK_TIMEOUT,
     Database,
+    Hosts,
     Rows,
     Settings,
     Timeouts,
@@ -282,27 +283,21 @@ def _greeted_in_time(dialect: Dialect, _record: object, _args: object, parameter
 
 
 def _connecting_to_any(hosts: Sequence[tuple[str, int]]) -> Callable[..., DBAPIConnection]:
-    """Return a listener that connects to the first host that is ready, beginning with the one that was so last."""
-    last_ready = 0
+    """Return a listener that connects to the first host that is ready."""
+    known = Hosts()
 
     def connect(dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]) -> DBAPIConnection:
-        nonlocal last_ready
-        first, errors = last_ready, []
-        for number in range(first, first + len(hosts)):
-            host, port = hosts[number % len(hosts)]
+        def connect_to(index: int) -> DBAPIConnection:
+            host, port = hosts[index]
+            connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
             try:
-                connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
-                try:
-                    connection.rollback()  # sent in any case; a node that is not ready refuses it, and no SELECT 1
-                except BaseException:
-                    connection.close()
-                    raise
-            except (dialect.loaded_dbapi.Error, OSError) as error:
-                errors.append(error)
-            else:
-                last_ready = number % len(hosts)
-                return connection
-        raise errors[-1]
+                connection.rollback()  # sent in any case; a node that is not ready refuses it, and no SELECT 1
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        return known.connect(len(hosts), connect_to, (dialect.loaded_dbapi.Error, OSError))
 
     return connect
 

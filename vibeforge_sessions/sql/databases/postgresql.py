@@ -21,6 +21,7 @@ from vibeforge_sessions.sql.databases.base import (
     LOCK_TIMEOUT,
     POOLER,
     Database,
+    Hosts,
     Rows,
     Settings,
     Timeouts,
@@ -289,28 +290,21 @@ def _connecting_to_each() -> Callable[..., DBAPIConnection | None]:
 
     asyncpg has one for all of them together, which the first may use up by accepting the connection and saying nothing.
     """
-    last_ready = 0
+    known = Hosts()
 
     def connect(
         dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]
     ) -> DBAPIConnection | None:
-        nonlocal last_ready
         parameters.setdefault("timeout", CONNECT_TIMEOUT)
         hosts, ports = parameters.get("host"), parameters.get("port")
         if not isinstance(hosts, list) or len(hosts) < 2:  # noqa: PLR2004 (several)
             return None
-        first, errors = last_ready, list[Exception]()
-        for number in range(first, first + len(hosts)):
-            index = number % len(hosts)
+
+        def connect_to(index: int) -> DBAPIConnection:
             port = ports[index] if isinstance(ports, list) else ports
-            try:
-                connection = dialect.connect(*args, **{**parameters, "host": hosts[index], "port": port})
-            except Exception as error:  # noqa: BLE001 (asyncpg's, and the system's: what it would have gone on after, and more)
-                errors.append(error)
-            else:
-                last_ready = index
-                return connection
-        raise errors[-1]
+            return dialect.connect(*args, **{**parameters, "host": hosts[index], "port": port})
+
+        return known.connect(len(hosts), connect_to, (Exception,))  # asyncpg's own, the system's, and more
 
     return connect
 

@@ -1,0 +1,38 @@
+"""A command in this process: a new one takes a second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from typer.testing import CliRunner
+
+from vibeforge_sessions.cli.commands import app
+
+URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    errors: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def run(url: str | None, *arguments: str, given: str | bytes = "", width: int = 200, **environment: str | None) -> Done:
+    """Run a command; whatever it does, it must not let an exception out."""
+    variables = {URL: url, "COLUMNS": str(width), **environment}
+    done = CliRunner().invoke(app, arguments, input=given, env=variables)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return Done(done.exit_code, done.stdout, done.stderr)
