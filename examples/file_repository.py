@@ -92,7 +92,7 @@ class FileSessionRepository(SessionRepository[S]):
             self.create_session(session)
             return
         if needs_content(session):
-            adopt_content(session, self._current(session).record.content)
+            adopt_content(session, self._current(session).record)
         write = plan_update(session)
         if write is None:
             return

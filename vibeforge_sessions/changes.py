@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from vibeforge_sessions import values
-from vibeforge_sessions.codec import Record, encode_content, fingerprints_of
+from vibeforge_sessions.codec import Record, decode_session, encode_content, fingerprints_of
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry, clean_errors
-from vibeforge_sessions.model import Baseline, Content, S, Session, phases_of, raise_invalid
+from vibeforge_sessions.model import Baseline, Content, S, Session, missing_fields, phases_of, raise_invalid
 from vibeforge_sessions.plain import plain_list
 
 
@@ -80,6 +80,8 @@ def plan_create(session: Session) -> Write:
     """
     if session.omitted_errors or session.omitted_logs:
         raise InvalidSessionError("was read without its older entries: read it whole to store it anew", "error_history")
+    for name in sorted(missing_fields(session)):
+        raise InvalidSessionError("was missing in the dict that the session was made from: assign the field", name)
     content = encode_content(session)
     return Write(
         session_id=session.session_id,
@@ -152,9 +154,18 @@ def needs_content(session: Session) -> bool:
     return baseline_of(session).content is None
 
 
-def adopt_content(session: Session, content: Content) -> None:
-    """Give the session back what was stored at its version."""
-    session._baseline = dataclasses.replace(baseline_of(session), content=content)  # noqa: SLF001 (a repository's)
+def adopt_content(session: Session, stored: Record) -> None:
+    """Give the session back what was stored at its version, and the values of the fields that its dict did not have.
+
+    :raises InvalidSessionError: such a field was changed in place.
+    :raises CorruptSessionError: this code cannot read the stored session.
+    """
+    missing = missing_fields(session)
+    if missing:
+        whole = decode_session(type(session), stored, (), ())
+        for name in missing:
+            setattr(session, name, getattr(whole, name))
+    session._baseline = dataclasses.replace(baseline_of(session), content=stored.content, missing={})  # noqa: SLF001 (a repository's)
 
 
 def baseline_of(session: Session) -> Baseline:

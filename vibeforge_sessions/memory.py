@@ -59,7 +59,8 @@ class InMemorySessionRepository(SessionRepository[S]):
             return
         if changes.needs_content(session):
             with self._lock:
-                changes.adopt_content(session, self._current(session).record.content)
+                current = self._current(session).record
+            changes.adopt_content(session, current)
         write = changes.plan_update(session)
         if write is None:
             return

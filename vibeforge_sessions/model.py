@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast, get_args
@@ -64,6 +65,8 @@ class Baseline:
     """None after a journey as JSON: a repository then reads it again before it tells what has changed."""
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
     """What the document fields held when they were stored, where that is known (see `values.fingerprint`)."""
+    missing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields that the dict given to `from_dict` did not have, with a copy of the default that stands in for each."""
 
 
 class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
@@ -180,11 +183,14 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     def to_dict(self) -> dict[str, Any]:
         """Return the session as plain JSON values, for files and wires; `from_dict` reads it back.
 
-        A stored session carries along what makes it updatable afterwards, under the key ``stored``.
+        A stored session carries along what makes it updatable afterwards, under the key ``stored``. A field that was
+        missing in the dict that the session was made from, and was not assigned since, is missing in this one, too.
 
-        :raises InvalidSessionError: a value is not JSON; the error names its path.
+        :raises InvalidSessionError: a value is not JSON, or a missing field was changed in place; the error names its
+            path.
         """
-        data = {name: getattr(self, name) for name in type(self).model_fields}
+        missing = missing_fields(self)
+        data = {name: getattr(self, name) for name in type(self).model_fields if name not in missing}
         for name in ("created_at", "updated_at"):
             data[name] = values.check_time(data[name], path=name).isoformat()
         entries = list.copy(self._history("error_history"))
@@ -202,7 +208,8 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
                 "positions": [entry.position for entry in errors],
                 "omitted_errors": baseline.omitted_errors,
                 "omitted_logs": baseline.omitted_logs,
-                "digest": _digest(errors, logs) if None not in (baseline.errors, baseline.logs) else "",
+                "error_digest": "" if baseline.errors is None else _digest(map(dict, errors)),
+                "log_digest": "" if baseline.logs is None else _digest(logs),
             }
         return {name: values.decode_json(values.encode_json(value, name)) for name, value in data.items()}
 
@@ -210,7 +217,12 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the session that `to_dict` wrote, or one of a dict of its fields.
 
-        :raises InvalidSessionError: it is no such dict; the error names the first path.
+        Without the key ``stored`` a missing field gets its default. With it a missing field counts as unchanged: an
+        update keeps its stored value. Until then the session has the default in its place; assigning the field
+        replaces the stored value, and changing the default in place makes the update raise.
+
+        :raises InvalidSessionError: it is no such dict, or has ``stored`` without ``session_id`` or ``version``; the
+            error names the first path.
         """
         given = dict_of(data)
         if given is None:
@@ -218,6 +230,9 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         if len(given) > 2 * len(cls.model_fields) + 1:  # pydantic tells each that it does not know
             raise InvalidSessionError("has more keys than a session has fields")
         travelled, stored = STORED in given, given.pop(STORED, None)
+        for name in ("session_id", "version"):
+            if travelled and name not in given:
+                raise InvalidSessionError("is missing in the dict of a stored session: keep what to_dict wrote", name)
         try:
             session = cls.model_validate(given)
         except ValidationError as error:
@@ -228,6 +243,25 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
             except (KeyError, TypeError, ValueError):
                 raise InvalidSessionError("is not what to_dict wrote", STORED) from None
         return session
+
+
+def missing_fields(session: Session) -> set[str]:
+    """Return the fields of which only the repository knows the value (see `Session.from_dict`).
+
+    :raises InvalidSessionError: one was changed in place, so neither value would be right.
+    """
+    baseline: Baseline | None = session._baseline  # noqa: SLF001 (its own)
+    if baseline is None or not baseline.missing:
+        return set()
+    missing = baseline.missing.keys() - session.model_fields_set
+    for name in sorted(missing):
+        if getattr(session, name) != baseline.missing[name]:
+            raise InvalidSessionError(
+                "was missing in the dict that the session was made from, and was changed in place: assign the field, or "
+                "read the session from the repository",
+                name,
+            )
+    return missing
 
 
 @functools.cache
@@ -269,29 +303,41 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
     write_id = values.check_session_id(stored["write_id"])
     if len(stored["positions"]) != counts["errors"]:
         raise ValueError("a position for each stored entry")
+    created_at, updated_at = values.check_time(stored["created_at"]), values.check_time(stored["updated_at"])
+    missing = type(session).model_fields.keys() - session.model_fields_set
+    # what a missing history has stored is omitted, as with `get_session(recent=0)`; the times are known
+    for name, history in (("errors", "error_history"), ("logs", "logs")):
+        if history in missing:
+            counts[f"omitted_{name}"] += counts[name]
+            counts[name] = 0
+    for name, time in (("created_at", created_at), ("updated_at", updated_at)):
+        if name in missing:
+            setattr(session, name, time)
     errors = tuple(
         entry.at(values.check_integer(position, "positions", least=1))
         for entry, position in zip(session.error_history, stored["positions"], strict=False)
     )
     logs = tuple(session.logs[: counts["logs"]])
     session.error_history[: len(errors)] = errors
-    untouched = (len(errors), len(logs)) == (counts["errors"], counts["logs"]) and (
-        _digest(errors, logs) == stored["digest"]
-    )
+    same_errors = "error_history" in missing or _digest(map(dict, errors)) == stored["error_digest"]
+    same_logs = "logs" in missing or _digest(logs) == stored["log_digest"]
     return Baseline(
         write_id=write_id,
-        created_at=values.check_time(stored["created_at"]),
-        updated_at=values.check_time(stored["updated_at"]),
-        errors=errors if untouched else None,
-        logs=logs if untouched else None,
+        created_at=created_at,
+        updated_at=updated_at,
+        errors=errors if same_errors and len(errors) == counts["errors"] else None,
+        logs=logs if same_logs and len(logs) == counts["logs"] else None,
         omitted_errors=counts["omitted_errors"],
         omitted_logs=counts["omitted_logs"],
+        missing={
+            name: copy.deepcopy(getattr(session, name))
+            for name in missing - {"created_at", "updated_at", "error_history", "logs"}
+        },
     )
 
 
-def _digest(errors: tuple[ErrorEntry, ...], logs: tuple[str, ...]) -> str:
-    text = values.encode_json([[dict(entry) for entry in errors], logs], STORED)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+def _digest(entries: Iterable[object]) -> str:
+    return hashlib.sha256(values.encode_json(list(entries), STORED).encode("ascii")).hexdigest()
 
 
 if TYPE_CHECKING:

@@ -110,7 +110,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         if changes.needs_content(session):
             write_id = changes.baseline_of(session).write_id
             record = self._read(reads.get_current_record, session.session_id, session.version, write_id)
-            changes.adopt_content(session, record.content)
+            changes.adopt_content(session, record)
         write = changes.plan_update(session)
         if write is not None:
             changes.mark_stored(session, write, self._write(writes.update, write))

@@ -27,6 +27,7 @@ pytest.register_assert_rewrite(
         for room in (
             "aio",
             "base",
+            "dicts",
             "sessions",
             "updates",
             "histories",
@@ -44,6 +45,7 @@ pytest.register_assert_rewrite(
 from vibeforge_sessions.testing.aio import AsyncTests, NewAsyncRepository, Run  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.base import NewRepository, RepositoryTests  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.diagnostics import DiagnosticTests  # noqa: E402
+from vibeforge_sessions.testing.dicts import PartialDictTests  # noqa: E402
 from vibeforge_sessions.testing.histories import HistoryTests  # noqa: E402
 from vibeforge_sessions.testing.keeping import KeepingTests  # noqa: E402
 from vibeforge_sessions.testing.listings import ListingTests  # noqa: E402
@@ -60,6 +62,7 @@ __all__ = ["AsyncSessionRepositoryContract", "NewAsyncRepository", "NewRepositor
 class SessionRepositoryContract(
     SessionTests,
     UpdateTests,
+    PartialDictTests,
     HistoryTests,
     DiagnosticTests,
     SubclassTests,
