@@ -63,7 +63,18 @@ EXAMPLES = [
     (
         StaleSessionError("s1", 3, 3),
         {"session_id": "s1", "version": 3, "stored_version": 3},
-        "session 's1' was deleted and created anew since version 3 was read",
+        (
+            "session 's1' is not the one of which version 3 was read: it was deleted and created again, or the "
+            "caller's transaction was rolled back: read it again and retry"
+        ),
+    ),
+    (
+        StaleSessionError("s1", 3, 0),
+        {"session_id": "s1", "version": 3, "stored_version": 0},
+        (
+            "session 's1' is not stored: the caller's transaction that created it was rolled back, or it was deleted "
+            "since: create it again, or drop it"
+        ),
     ),
     (InvalidSessionError("is wrong"), {"reason": "is wrong", "path": None}, "is wrong"),
     (InvalidSessionError("is wrong", "a.b[1]"), {"reason": "is wrong", "path": "a.b[1]"}, "a.b[1]: is wrong"),

@@ -299,8 +299,9 @@ def test_a_session_of_the_applications_old_file_loads() -> None:
 STORED: Final = FIELDS["stored"]
 SPOILT: list[Any] = [{}, [], "text", 0, True]
 SPOILT += [{name: STORED[name] for name in STORED if name != key} for key in STORED]
+WRONG: Final = (None, True, -1, 1.5, SECRET + "!")
 SPOILT += [
-    STORED | {key: value} for key in STORED if "digest" not in key for value in (None, True, -1, 1.5, SECRET + "!")
+    STORED | {key: value} for key in STORED if "digest" not in key for value in WRONG if value is not STORED[key]
 ]
 SPOILT += [STORED | {"positions": positions} for positions in ([0, 1], [True, 2], ["1", "2"], [1, None])]
 SPOILT += [STORED | {"errors": 2**63}, STORED | {"created_at": "2026-01-01"}]

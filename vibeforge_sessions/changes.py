@@ -17,8 +17,9 @@ from vibeforge_sessions import values
 from vibeforge_sessions.codec import Record, decode_session, encode_content, fingerprints_of
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry, clean_errors
-from vibeforge_sessions.model import Baseline, Content, S, Session, missing_fields, phases_of, raise_invalid
+from vibeforge_sessions.model import S, Session, missing_fields, phases_of, raise_invalid
 from vibeforge_sessions.plain import plain_list
+from vibeforge_sessions.record import Baseline, Content, EarlierState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,12 +180,15 @@ def baseline_of(session: Session) -> Baseline:
     return baseline
 
 
-def mark_stored(session: Session, write: Write, stored: Record) -> None:
-    """Tell the caller's session what has been stored: its version, its time, and the positions of its entries.
+def mark_stored(session: Session, write: Write, stored: Record, *, transaction: str | None = None) -> None:
+    """Record in the caller's session what was stored: its version, its time, and the positions of its entries.
 
     Its lists stay as they are, apart from the new entries' positions and from what storing made storable.
+
+    :param transaction: the caller's transaction in which it was stored, which may be rolled back.
     """
     old: Baseline | None = session._baseline if write.version else None  # noqa: SLF001 (a repository's)
+    earlier = _before(old, write.version, transaction) if old else ()
     errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
     if write.errors:  # what is written is stored by now: nothing of a caller's class is asked any more
         errors += place(write.errors, stored.error_count)
@@ -204,7 +208,95 @@ def mark_stored(session: Session, write: Write, stored: Record) -> None:
         omitted_logs=old.omitted_logs if old else 0,
         content=stored.content,
         fingerprints=write.fingerprints,
+        log_position=stored.log_count if write.logs else old.log_position if old else 0,
+        transaction=transaction,
+        earlier=earlier,
     )
+
+
+def mark_uncommitted(session: S, transaction: str | None) -> S:
+    """Record in a session that was just read that the caller's transaction has written it; return the session."""
+    if transaction is not None:
+        session._baseline = dataclasses.replace(baseline_of(session), transaction=transaction)  # noqa: SLF001 (a repository's)
+    return session
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PossibleState:
+    """A state that may be the stored one of a session that the caller's transaction has written."""
+
+    version: int
+    write_id: str
+    last_error: ErrorEntry | None
+    """The last entry of its error history that the session has."""
+    last_log: tuple[int, str] | None
+    """The position and text of the last of its log lines that the session has."""
+
+
+def is_uncommitted(session: Session) -> bool:
+    """Return whether a transaction that has written the session may have been rolled back since."""
+    return baseline_of(session).transaction is not None
+
+
+def possible_states(session: Session) -> list[PossibleState]:
+    """Return the states of which one is stored unless another writer has stored another, newest first."""
+    baseline = baseline_of(session)
+    errors, logs = baseline.errors or (), baseline.logs or ()
+    counts = [(len(errors), len(logs), baseline.log_position)]
+    counts += [(state.error_count, state.log_count, state.log_position) for state in baseline.earlier]
+    identities = [(session.version, baseline.write_id)]
+    identities += [(state.version, state.write_id) for state in baseline.earlier]
+    return [
+        PossibleState(
+            version,
+            write_id,
+            errors[error_count - 1] if error_count else None,
+            (log_position, logs[log_count - 1]) if log_count else None,
+        )
+        for (version, write_id), (error_count, log_count, log_position) in zip(identities, counts, strict=True)
+    ]
+
+
+def adopt_state(session: Session, index: int, transaction: str | None) -> None:
+    """Make the session one of its possible states with changes; what was stored after that state is to be stored again.
+
+    :param index: which of `possible_states` is stored.
+    :param transaction: the caller's transaction that finds it stored, if that has written the session itself.
+    """
+    baseline = baseline_of(session)
+    if index:
+        state = baseline.earlier[index - 1]
+        session.version = state.version
+        baseline = dataclasses.replace(
+            baseline,
+            write_id=state.write_id,
+            updated_at=state.updated_at,
+            errors=(baseline.errors or ())[: state.error_count],
+            logs=(baseline.logs or ())[: state.log_count],
+            content=state.content,
+            fingerprints=state.fingerprints,
+            log_position=state.log_position,
+            earlier=baseline.earlier[index:],
+        )
+    if baseline.transaction != transaction:  # what another transaction finds is committed
+        baseline = dataclasses.replace(baseline, transaction=None, earlier=())
+    session._baseline = baseline  # noqa: SLF001 (a repository's)
+
+
+def _before(old: Baseline, version: int, transaction: str | None) -> tuple[EarlierState, ...]:
+    if transaction is None:
+        return ()
+    state = EarlierState(
+        version=version,
+        write_id=old.write_id,
+        updated_at=old.updated_at,
+        error_count=len(old.errors or ()),
+        log_count=len(old.logs or ()),
+        log_position=old.log_position,
+        content=old.content,
+        fingerprints=old.fingerprints,
+    )
+    return (state, *old.earlier) if old.transaction == transaction else (state,)
 
 
 def place(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:

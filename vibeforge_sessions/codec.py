@@ -16,8 +16,9 @@ from vibeforge_sessions import values
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
 from vibeforge_sessions.json_values import RefusedError, check_count
-from vibeforge_sessions.model import STORED, Baseline, Content, S, Session, phase_of, phases_of, raise_invalid
+from vibeforge_sessions.model import STORED, S, Session, phase_of, phases_of, raise_invalid
 from vibeforge_sessions.plain import dict_of, plain_list, plain_text
+from vibeforge_sessions.record import Baseline, Content
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
 """The four artifacts, in the order in which a run makes them."""
@@ -137,6 +138,7 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         omitted_errors=record.error_count - len(session.error_history),
         omitted_logs=record.log_count - len(session.logs),
         content=content,
+        log_position=record.log_count,
     )
     return session
 

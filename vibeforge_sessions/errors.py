@@ -87,7 +87,11 @@ class StaleSessionError(SessionRepositoryError):
     version: int
     """The version the caller had read."""
     stored_version: int | None
-    """The version stored now. It may equal ``version``: then the session was deleted and made anew."""
+    """The version stored now.
+
+    0: none is; the session was created in a transaction of the caller that was rolled back, or was deleted since. Equal
+    to ``version``: the session was deleted and created again, or what was read was rolled back.
+    """
 
     def __init__(self, session_id: str, version: int, stored_version: int | None = None) -> None:
         super().__init__(session_id, version, stored_version)
@@ -96,8 +100,16 @@ class StaleSessionError(SessionRepositoryError):
         self.stored_version = stored_version
 
     def __str__(self) -> str:
+        if self.stored_version == 0:
+            return (
+                f"session {self.session_id!r} is not stored: the caller's transaction that created it was rolled back, "
+                "or it was deleted since: create it again, or drop it"
+            )
         if self.stored_version == self.version:
-            return f"session {self.session_id!r} was deleted and created anew since version {self.version} was read"
+            return (
+                f"session {self.session_id!r} is not the one of which version {self.version} was read: it was deleted "
+                "and created again, or the caller's transaction was rolled back: read it again and retry"
+            )
         now = "" if self.stored_version is None else f", version {self.stored_version} is stored now"
         return f"session {self.session_id!r} was changed since version {self.version} was read{now}"
 

@@ -26,8 +26,9 @@ from vibeforge_sessions.changes import (
     plan_update,
 )
 from vibeforge_sessions.codec import Record, check_session_type
-from vibeforge_sessions.model import Content, S, phases_of
+from vibeforge_sessions.model import S, phases_of
 from vibeforge_sessions.query import Query, check_limit, check_recent
+from vibeforge_sessions.record import Content
 from vibeforge_sessions.restoring import check_replacing, check_seen
 from vibeforge_sessions.stored import StoredSession, select, summary_of
 from vibeforge_sessions.values import check_integer, check_session_id

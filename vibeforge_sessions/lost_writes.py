@@ -20,7 +20,8 @@ from vibeforge_sessions.aio import AsyncSessionRepository, AsyncShell
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.forwarding import ForwardingSessionRepository
-from vibeforge_sessions.model import Baseline, S, Session
+from vibeforge_sessions.model import S, Session
+from vibeforge_sessions.record import Baseline
 from vibeforge_sessions.repository import SessionRepository
 
 __all__ = ["AsyncTrackedSessionRepository", "LostWrite", "TrackedSessionRepository", "track_lost_writes"]

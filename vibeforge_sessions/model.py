@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast, get_args
 
@@ -26,6 +24,7 @@ from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry, SessionPhase, clean_errors, log_line, phase_or_text
 from vibeforge_sessions.json_values import path_of
 from vibeforge_sessions.plain import dict_of, plain_text
+from vibeforge_sessions.record import Baseline
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # with a default, which Python has from 3.13 on
@@ -36,37 +35,8 @@ __all__ = ["ErrorEntry", "Session", "SessionPhase"]
 
 STORED: Final = "stored"
 """The key of `to_dict` under which the baseline travels."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Content:
-    """A session without times and histories, as it is stored: plain texts and numbers."""
-
-    phase: str
-    current_question_index: int
-    active_task_id: str | None
-    documents: Mapping[str, str | None]
-    """The JSON text of each document field, None where there is none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Baseline:
-    """What a session knows of its stored self: what tells the new in it from the old. Repositories write it."""
-
-    write_id: str
-    created_at: datetime
-    updated_at: datetime
-    errors: tuple[ErrorEntry, ...] | None
-    """The stored entries at the head of ``error_history``; None where they were tampered with on a journey."""
-    logs: tuple[str, ...] | None
-    omitted_errors: int = 0
-    omitted_logs: int = 0
-    content: Content | None = None
-    """None after a journey as JSON: a repository then reads it again before it tells what has changed."""
-    fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
-    """What the document fields held when they were stored, where that is known (see `values.fingerprint`)."""
-    missing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields that the dict given to `from_dict` did not have, with a copy of the default that stands in for each."""
+_UNKNOWN_TRANSACTION: Final = "unknown"
+"""Stands for the caller's transaction in a session that traveled as a dict."""
 
 
 class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
@@ -210,6 +180,8 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
                 "omitted_logs": baseline.omitted_logs,
                 "error_digest": "" if baseline.errors is None else _digest(map(dict, errors)),
                 "log_digest": "" if baseline.logs is None else _digest(logs),
+                "log_position": baseline.log_position,
+                "committed": baseline.transaction is None,
             }
         return {name: values.decode_json(values.encode_json(value, name)) for name, value in data.items()}
 
@@ -257,8 +229,8 @@ def missing_fields(session: Session) -> set[str]:
     for name in sorted(missing):
         if getattr(session, name) != baseline.missing[name]:
             raise InvalidSessionError(
-                "was missing in the dict that the session was made from, and was changed in place: assign the field, or "
-                "read the session from the repository",
+                "was missing in the dict that the session was made from, and was changed in place: assign the field, "
+                "or read the session from the repository",
                 name,
             )
     return missing
@@ -297,9 +269,11 @@ def raise_invalid(error: ValidationError) -> NoReturn:
 def _restore_baseline(session: Session, given: object) -> Baseline:
     stored = values.decode_json(values.encode_json(given, STORED))
     counts = {key: stored[key] for key in ("errors", "logs", "omitted_errors", "omitted_logs")}
-    for key, count in counts.items():
-        values.check_integer(count, key, least=0)
+    for key in (*counts, "log_position"):
+        values.check_integer(stored[key], key, least=0)
     values.check_integer(session.version, "version", least=1)
+    if type(stored["committed"]) is not bool:
+        raise TypeError("committed must be true or false")
     write_id = values.check_session_id(stored["write_id"])
     if len(stored["positions"]) != counts["errors"]:
         raise ValueError("a position for each stored entry")
@@ -333,6 +307,8 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
             name: copy.deepcopy(getattr(session, name))
             for name in missing - {"created_at", "updated_at", "error_history", "logs"}
         },
+        log_position=stored["log_position"],
+        transaction=None if stored["committed"] else _UNKNOWN_TRANSACTION,
     )
 
 

@@ -20,8 +20,8 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
 )
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import Content
 from vibeforge_sessions.plain import plain_integer, plain_list, plain_text
+from vibeforge_sessions.record import Content
 
 
 def check_seen(record: object, path: str) -> Record:

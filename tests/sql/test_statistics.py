@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, text
 from tests.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import ErrorEntry, InvalidSessionError, Session, SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.codec import DOCUMENTS, REQUIRED, Record
-from vibeforge_sessions.model import Content
+from vibeforge_sessions.record import Content
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.sql.statistics import AGES, count_ages, count_errors, count_phases, table_sizes
 

@@ -26,7 +26,7 @@ from vibeforge_sessions import restoring, values
 from vibeforge_sessions.codec import DOCUMENTS, Record
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.model import Content
+from vibeforge_sessions.record import Content
 
 FORMAT: Final = 1
 """The version of the format. One that is raised is one that this code cannot read."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
@@ -20,6 +19,7 @@ from vibeforge_sessions.sql.compiled import Compiled, Parameters, Rows
 from vibeforge_sessions.sql.databases import Database, database_of, failure_code
 from vibeforge_sessions.sql.databases.base import OURS, POOLER
 from vibeforge_sessions.sql.failures import as_sqlalchemys
+from vibeforge_sessions.sql.joined_transactions import joined_writes
 
 Known = dict[object, Compiled]
 
@@ -38,7 +38,6 @@ _dialects_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_pa
 _SCHEMAS: Final = "schema_translate_map"
 _UNDERSTOOD: Final = {OURS, POOLER, _SCHEMAS}
 """The execution options of an engine that the driver's way knows how to follow."""
-_WRITTEN: Final = "vibeforge_sessions_written"
 _SESSION: Final = "vibeforge_sessions_server_session"
 _MOST: Final = 1_000
 """Compiled statements that are kept for an engine."""
@@ -97,8 +96,12 @@ class Executor(ABC):
             self.info[_SESSION] = self.database.server_session(self.own_connection)
         return self.info[_SESSION]
 
-    def wrote(self, session_id: str) -> None:  # noqa: B027 (only a host's transaction reads after that)
-        """Remember that this transaction has written a session."""
+    def wrote(self, session_id: str, *, deleted: bool = False) -> None:  # noqa: B027 (only a joined transaction reads after that)
+        """Record that this transaction has written or deleted a session."""
+
+    def has_deleted(self, session_id: str) -> bool:  # noqa: ARG002 (not all need it)
+        """Return whether this transaction has deleted a session, and not written it since."""
+        return False
 
     def reads_now(self, session_id: str) -> bool:  # noqa: ARG002 (not all need it)
         """Tell whether a session has to be read as it is now (see `Database.mixes_snapshots`)."""
@@ -171,20 +174,15 @@ class ThroughSQLAlchemy(Executor):
     def begin(self, *, write: bool, at_once: bool) -> bool:
         return self.database.begin(self.connection, write=write, at_once=at_once)
 
-    def wrote(self, session_id: str) -> None:
-        if self.joined and self.database.mixes_snapshots:
-            self._written().add(session_id)
+    def wrote(self, session_id: str, *, deleted: bool = False) -> None:
+        if self.joined:
+            joined_writes(self.connection).deleted[session_id] = deleted
+
+    def has_deleted(self, session_id: str) -> bool:
+        return self.joined and joined_writes(self.connection).deleted.get(session_id, False)
 
     def reads_now(self, session_id: str) -> bool:
-        return self.joined and self.database.mixes_snapshots and session_id in self._written()
-
-    def _written(self) -> set[str]:
-        """Return what a host's transaction has written."""
-        transaction = self.connection.get_transaction()
-        known: tuple[Any, set[str]] = self.info.get(_WRITTEN, (lambda: None, set()))
-        if known[0]() is not transaction:
-            known = self.info[_WRITTEN] = weakref.ref(transaction), set()
-        return known[1]
+        return self.joined and self.database.mixes_snapshots and session_id in joined_writes(self.connection).deleted
 
     def join(self) -> None:
         """Join the transaction of the connection, which begins here if it has not yet.

@@ -10,10 +10,13 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sqlalchemy import Executable
+
+from vibeforge_sessions.changes import PossibleState
 from vibeforge_sessions.codec import ARTIFACTS, DOCUMENTS, Record
 from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, StaleSessionError, StorageError
-from vibeforge_sessions.model import Content
 from vibeforge_sessions.query import Query, SessionFilter, SessionSummary
+from vibeforge_sessions.record import Content
 from vibeforge_sessions.sql import at_once, finding
 from vibeforge_sessions.sql import statements as sql
 from vibeforge_sessions.sql.compiled import Rows
@@ -79,6 +82,43 @@ def get_current_record(executor: Executor, session_id: str, version: int, write_
     if record is None or (record.version, record.write_id) != (version, write_id):
         raise missed(executor, session_id, version, write_id)
     return record
+
+
+def find_state(executor: Executor, session_id: str, states: Sequence[PossibleState]) -> int:
+    """Return which of a session's possible states is the stored one.
+
+    :raises StaleSessionError: none is, or no session is stored.
+    :raises SessionNotFoundError: this transaction has deleted the session.
+    """
+    select = sql.select_version_now if executor.reads_now(session_id) else sql.select_version
+    row = executor.row(select, {sql.ID: session_id})
+    if row is None:
+        if executor.has_deleted(session_id):
+            raise SessionNotFoundError(session_id)
+        raise StaleSessionError(session_id, states[0].version, 0)
+    for index, state in enumerate(states):
+        if tuple(row) == (state.version, state.write_id) and _has_entries_of(executor, session_id, state):
+            return index
+    raise StaleSessionError(session_id, states[0].version, row[0])
+
+
+def _has_entries_of(executor: Executor, session_id: str, state: PossibleState) -> bool:
+    """Return whether the last entries of a state are stored; then those before them are, too."""
+    now = executor.reads_now(session_id)
+
+    def entry_at(position: int, select: Executable, select_now: Executable) -> Sequence[Any] | None:
+        this = {sql.ID: session_id, sql.AFTER: position - 1, sql.UNTIL: position}
+        return executor.row(select_now if now else select, this)
+
+    error, log = state.last_error, state.last_log
+    if error is not None and error.position is not None:
+        row = entry_at(error.position, sql.select_errors, sql.select_errors_now)
+        if row is None or tuple(row[1:]) != (error.timestamp, error.task_id, error.error_message, error["phase"]):
+            return False
+    if log is not None:
+        row = entry_at(log[0], sql.select_logs, sql.select_logs_now)
+        return row is not None and tuple(row) == log
+    return True
 
 
 def list_errors(

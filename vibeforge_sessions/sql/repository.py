@@ -86,8 +86,10 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         session = changes.new_session(session, session_id, self._session_type)
         write = changes.plan_create(session)
         record = self._write(writes.create, write)
-        changes.mark_stored(session, write, record)
-        return codec.decode_session(self._session_type, record, session.error_history, session.logs)
+        transaction = self._transactions.transaction_of(record.session_id)
+        changes.mark_stored(session, write, record, transaction=transaction)
+        copy = codec.decode_session(self._session_type, record, session.error_history, session.logs)
+        return changes.mark_uncommitted(copy, transaction)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         session_id, recent = values.check_session_id(session_id), check_recent(recent)
@@ -100,20 +102,26 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             positions, timestamps, task_ids, messages, phases = columns
             known: Iterable[str] = map(self._phases.get, phases, phases)
             errors = list(map(ErrorEntry, timestamps, task_ids, messages, known, positions))
-        return codec.decode_session(self._session_type, record, errors, logs)
+        session = codec.decode_session(self._session_type, record, errors, logs)
+        return changes.mark_uncommitted(session, self._transactions.transaction_of(session_id))
 
     def update_session(self, session: S) -> None:
         changes.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
+        if changes.is_uncommitted(session):
+            found = self._read(reads.find_state, session.session_id, changes.possible_states(session))
+            changes.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
         if changes.needs_content(session):
             write_id = changes.baseline_of(session).write_id
             record = self._read(reads.get_current_record, session.session_id, session.version, write_id)
             changes.adopt_content(session, record)
         write = changes.plan_update(session)
         if write is not None:
-            changes.mark_stored(session, write, self._write(writes.update, write))
+            record = self._write(writes.update, write)
+            transaction = self._transactions.transaction_of(session.session_id)
+            changes.mark_stored(session, write, record, transaction=transaction)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = values.check_session_id(session_id)

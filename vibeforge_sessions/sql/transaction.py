@@ -8,6 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, NestedTransaction, orm
@@ -22,6 +23,7 @@ from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of
 from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, reach
+from vibeforge_sessions.sql.joined_transactions import joined_writes, queued
 
 Settle = Callable[..., Any]
 """Finds out what has become of a unit of work, and does it if it was not done (see `evidence`)."""
@@ -51,6 +53,10 @@ class Transactions(ABC):
     @abstractmethod
     def bind(self) -> Engine | Connection:
         """What the state of the schema can be asked of."""
+
+    def transaction_of(self, session_id: str) -> str | None:
+        """Return the id of the caller's transaction if it has written a session: it may be rolled back yet."""
+        return None
 
     @abstractmethod
     def run(
@@ -264,6 +270,10 @@ class HostsTransaction(Transactions):
     def bind(self) -> Connection:
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
+    def transaction_of(self, session_id: str) -> str | None:
+        writes = joined_writes(self.bind)
+        return writes.transaction_id if session_id in writes.deleted else None
+
     def run(
         self,
         work: Callable[[Executor], T],
@@ -273,8 +283,18 @@ class HostsTransaction(Transactions):
         settle: Settle | None = None,
         extra: float = 0,
     ) -> T:
-        executor = ThroughSQLAlchemy(reach(lambda: self.bind), joined=True)  # an orm.Session may connect only now
-        with limits_of(executor.dialect)(self._deadline + extra) as limit:
+        shared: Connection | orm.Session = self._host
+        if isinstance(shared, orm.Session) and isinstance(shared.bind, Connection):
+            shared = shared.bind
+        with ExitStack() as queues:
+            queues.enter_context(queued(shared))
+            connection = reach(lambda: self.bind)  # an orm.Session may connect only now
+            if connection is not shared:
+                queues.enter_context(queued(connection))
+            return self._run(work, ThroughSQLAlchemy(connection, joined=True), self._deadline + extra)
+
+    def _run(self, work: Callable[[Executor], T], executor: ThroughSQLAlchemy, seconds: float) -> T:
+        with limits_of(executor.dialect)(seconds) as limit:
             savepoint = None
             try:
                 executor.join()

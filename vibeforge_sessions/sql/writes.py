@@ -39,6 +39,7 @@ def create(executor: Executor, write: Write) -> Record:
         if executor.database.writes_at_once:
             statement = at_once.create(with_errors=bool(write.errors), with_logs=bool(write.logs))
             executor.rows(statement, {**at_once.of_session(row), **_all_at_once(executor, write)})
+            executor.wrote(write.session_id)
             return record
         executor.write(sql.insert_session, [row])
     except Exception as error:
@@ -68,6 +69,7 @@ def update(executor: Executor, write: Write) -> Record:
         counters = executor.row(statement, {**parameters, **_all_at_once(executor, write)})
         if counters is None:
             raise missed(executor, write.session_id, write.version, write.replaces)
+        executor.wrote(write.session_id)
         return _updated(write, counters)
     counters = _update_counters(executor, sql.update_session, parameters)
     if counters is None:
@@ -122,6 +124,7 @@ def _delete(executor: Executor, statement: Delete, parameters: dict[str, Any]) -
         return None
     for each in sql.delete_children:
         executor.write(each, [this])
+    executor.wrote(this[sql.ID], deleted=True)
     return Deleted(*row[:3])
 
 
@@ -217,6 +220,7 @@ def _append(executor: Executor, history: sql.History, row: dict[str, Any], now: 
         placed = executor.row(at_once.append(history), {**at_once.of_entry(history, row), **counting})
         if placed is None:
             raise SessionNotFoundError(session_id)
+        executor.wrote(session_id)
         position, *phase = placed
         return position, phase[0] if phase else None
     counters = _update_counters(executor, history.counting, counting)
