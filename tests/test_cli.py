@@ -267,6 +267,41 @@ def test_a_backup_of_a_live_database(db: Db, url: str, tmp_path: Path) -> None:
     engine.dispose()
 
 
+def prepared_link(path: Path) -> None:
+    path.symlink_to(path.with_name("missing"))
+
+
+def prepared_file(path: Path) -> None:
+    path.touch()
+
+
+@pytest.mark.parametrize("prepare", [prepared_link, prepared_file])
+def test_backup_rejects_a_file_that_is_there(prepare: Callable[[Path], None], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/host.db"
+    assert running.run(url, "db", "upgrade").code == 0
+    copy = tmp_path / "copy.db"
+    prepare(copy)
+    done = running.run(url, "db", "backup", str(copy))
+    assert done.code == 1
+    assert "is there already: name a new file" in done.errors
+    assert copy.is_symlink() or copy.stat().st_size == 0
+    assert not (tmp_path / "missing").exists()
+
+
+def test_backup_creates_a_file_that_only_its_owner_may_read(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/host.db"
+    assert running.run(url, "db", "upgrade").code == 0
+    assert running.run(url, "db", "backup", str(tmp_path / "copy.db")).code == 0
+    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_backup_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "host.db").write_text("This is a text file. " * 1000)
+    done = running.run(f"sqlite:///{tmp_path}/host.db", "db", "backup", str(tmp_path / "copy.db"))
+    assert done.code == 1
+    assert not (tmp_path / "copy.db").exists()
+
+
 # --- the shell's side ---
 
 

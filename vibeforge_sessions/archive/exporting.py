@@ -12,9 +12,9 @@ from vibeforge_sessions.archive import lines
 from vibeforge_sessions.archive.files import (
     close_quietly,
     compressing,
+    create_locked,
     disk_errors,
     is_compressed,
-    open_locked,
     sync,
     sync_folder,
 )
@@ -47,7 +47,9 @@ def export_sessions(
     """Write sessions to a file, oldest first, each as of one moment, while the store is in use.
 
     The file has its name when it is whole: until then it is ``….part``, which an interrupted export leaves behind, and
-    which the next one begins anew. What is exported, imported and exported again is the same, byte for byte.
+    which the next one removes to begin anew. It is created new, readable by its owner only. A ``….part`` that is a
+    link, belongs to another user or may be written by other users is rejected: another user may have prepared it.
+    What is exported, imported and exported again is the same, byte for byte.
 
     A session that is deleted before it is read is ``gone``; one that is stored so often that no moment of it can be
     read, or that holds what no repository keeps, has ``failed``. Both are left out, and the others are exported.
@@ -58,7 +60,8 @@ def export_sessions(
     :param overwrite: take the place of a file that is there.
     :param stop_on_error: raise what is wrong with a session instead of leaving it out; there is no file then.
     :param longest_line: how many bytes a line may have; a session that needs more has failed.
-    :raises ArchiveError: the file is there, or cannot be written.
+    :raises ArchiveError: the file is there, or cannot be written; another process is writing it, or another user may
+        have prepared its ``….part``.
     """
     report = Report()
     with _written(target, compress=compress, overwrite=overwrite) as file:
@@ -115,10 +118,8 @@ def _written(
     path = Path(target)
     part = path.with_name(f"{path.name}.part")
     _check_free(path, overwrite=overwrite)
-    out = open_locked(part)
+    out = create_locked(part)
     try:
-        with disk_errors():
-            out.truncate()
         with _perhaps_compressed(out, compress=is_compressed(path, compress)) as file:
             yield file
         _check_free(path, overwrite=overwrite)

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import io
 import os
+import stat
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,19 @@ GZIP: Final = b"\x1f\x8b"
 _LEVEL: Final = 6
 _GZIP_ONLY: Final = zlib.MAX_WBITS | 16
 _PIECE: Final = 64 * 1024
+_READ_AND_WRITE: Final = (
+    os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)
+"""O_NONBLOCK: opening a named pipe does not wait; it means nothing for a regular file."""
+_LOCKED: Final = "another process is writing this file"
+_NOT_APPENDED_TO: Final = (
+    "nothing can be appended to this file: it {}; name a new file, or a regular file of this user that no other user "
+    "may write"
+)
+_NOT_REMOVED: Final = (
+    "the unfinished export beside this file (the same name with .part) {}: another user may have prepared it; "
+    "remove it, or export into a folder that no other user may write"
+)
 _DAMAGED: Final = "the gzip is damaged or ends early: nothing behind this can be read"
 
 
@@ -115,21 +130,87 @@ class Unbuffered(io.FileIO):
 
 
 def open_locked(path: Path) -> Unbuffered:
-    """Open a file for reading and writing, made if it is missing, so that nobody else opens it so meanwhile.
+    """Open a file for reading and writing, and lock it against other processes; create it if it is missing.
 
-    :raises ArchiveError: somebody else has, or it cannot be opened.
+    :raises ArchiveError: another process has locked the file, another user may have prepared it, or it cannot be
+        opened.
     """
+    file = _created(path)
+    return _opened(path, _NOT_APPENDED_TO) if file is None else file
+
+
+def create_locked(path: Path) -> Unbuffered:
+    """Create a file and lock it against other processes; an unlocked leftover of this user is removed first.
+
+    :raises ArchiveError: another process has locked the leftover, another user may have prepared it, or no file can
+        be created.
+    """
+    file = _created(path)
+    if file is not None:
+        return file
+    leftover = _opened(path, _NOT_REMOVED)
+    try:
+        with disk_errors():
+            path.unlink()
+        file = _created(path)
+    finally:
+        close_quietly(leftover)  # it stays locked until the new file is locked
+    if file is None:
+        raise ArchiveError(_LOCKED)
+    return file
+
+
+def _created(path: Path) -> Unbuffered | None:
+    """Create and lock a file that only its owner may read; None if there is a file, or a link, of this name."""
     with disk_errors():
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            descriptor = os.open(path, _READ_AND_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return None
+    return _locked(descriptor, path)
+
+
+def _opened(path: Path, rejection: str) -> Unbuffered:
+    """Open and lock a file that is there; raise the rejection if another user may have prepared it."""
+    with disk_errors():
+        if path.is_symlink():  # O_NOFOLLOW rejects a link that is made later, with a less helpful message
+            raise ArchiveError(rejection.format("is a symbolic link"))
+        try:
+            descriptor = os.open(path, _READ_AND_WRITE)
+        except FileNotFoundError as error:  # another process has renamed it since it was found
+            raise ArchiveError(_LOCKED) from error
+    suspicion = _suspicion(os.fstat(descriptor))
+    if suspicion is not None:
+        os.close(descriptor)
+        raise ArchiveError(rejection.format(suspicion))
+    return _locked(descriptor, path)
+
+
+def _suspicion(opened: os.stat_result) -> str | None:
+    """Return what shows that another user may have prepared an open file, or may write it."""
+    if not stat.S_ISREG(opened.st_mode):
+        return "is not a regular file"
+    if opened.st_nlink > 1:
+        return "has a second name (a hard link)"
+    if sys.platform == "win32":  # it has neither owners nor modes like these
+        return None
+    if opened.st_uid != os.geteuid():
+        return "belongs to another user"
+    if opened.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "is one that other users may write"
+    return None
+
+
+def _locked(descriptor: int, path: Path) -> Unbuffered:
     file = Unbuffered(descriptor, "r+b")
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(path.stat(), os.fstat(descriptor)):  # it was renamed before it was locked
+        if not os.path.samestat(path.lstat(), os.fstat(descriptor)):  # it was renamed before it was locked
             raise FileNotFoundError
     except OSError as error:
         file.close()
-        raise ArchiveError("another process is writing this file") from error
+        raise ArchiveError(_LOCKED) from error
     return file
 
 

@@ -45,7 +45,8 @@ class ArchiveWriter:
 
     An archive that is there already is appended to. What an interrupted run has left half written behind the last
     whole session is cut off first; a file that is no archive, or whose end is damaged otherwise, is refused and stays
-    as it is. One writer at a time: a second one is refused while the first is open.
+    as it is. So is a link, a file of another user, and a file that other users may write: another user may have
+    prepared it. One writer at a time: a second one is refused while the first is open.
 
     A session that is added, committed, and then not deleted since somebody has touched it may be added again later:
     it is in the archive twice then. `import_sessions` takes the later state of it with ``on_conflict="newer"``.
@@ -53,7 +54,8 @@ class ArchiveWriter:
     :param path: the file; it is made if it is missing, readable by its owner only.
     :param compress: as gzip; by default if the name ends in ``.gz``. An archive that is there stays what it is.
     :param longest_line: how many bytes a line may have; a session that needs more is refused.
-    :raises ArchiveError: the file is no archive, is written by somebody else, or cannot be opened.
+    :raises ArchiveError: the file is no archive, is written by somebody else, may have been prepared by another user,
+        or cannot be opened.
     """
 
     def __init__(

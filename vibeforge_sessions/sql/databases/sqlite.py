@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -213,15 +214,20 @@ class SQLite(Database):
         ]
 
     def backup(self, connection: Connection, path: Path) -> None:
-        if path.exists():  # SQLite itself takes an empty file for a new one
-            raise StorageError(f"{path} is there already: name a new file")
-        cursor = _driver(connection).cursor()
-        try:
-            cursor.execute("VACUUM INTO ?", (str(path),))  # reads one moment, and waits for nobody
-        except sqlite3.Error as error:
-            raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
-        finally:
-            cursor.close()
+        try:  # SQLite itself would follow a symbolic link, and let other users read the file
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            raise StorageError(f"{path} is there already: name a new file") from None
+        except OSError as error:
+            raise StorageError(f"could not write {path}: {error.strerror}") from error
+        with ExitStack() as on_failure, closing(_driver(connection).cursor()) as cursor:
+            on_failure.callback(path.unlink, missing_ok=True)
+            try:
+                # an empty file counts as a new one; it reads one moment, and waits for nobody
+                cursor.execute("VACUUM INTO ?", (str(path.absolute()),))
+            except sqlite3.Error as error:
+                raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
+            on_failure.pop_all()
 
 
 def _in_memory(url: URL) -> bool:
