@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sqlalchemy
+import typer
+from fastapi import FastAPI
 
+from tests.cli import running
 from tests.repositories import SQLiteFiles
 from vibeforge_sessions import (
+    AsyncInMemorySessionRepository,
     InMemorySessionRepository,
     InvalidSessionError,
     SchemaError,
     SessionPhase,
     SQLAlchemySessionRepository,
     StorageError,
+    open_async_repository,
     open_repository,
 )
+from vibeforge_sessions.cli.commands import app
+from vibeforge_sessions.compat import session_store
+from vibeforge_sessions.fastapi import lifespan
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 from vibeforge_sessions.testing.subclasses import ExtendedSession
 
 URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
 MIGRATE = "VIBEFORGE_SESSIONS_MIGRATE"
+SCHEMA = "VIBEFORGE_SESSIONS_SCHEMA"
 SECRET = "s3cr3t-pa55"
 
 
@@ -53,19 +65,203 @@ def run(*command: str, folder: Path, **environment: str) -> str:
 # --- which repository ---
 
 
-def test_without_any_setting_sessions_are_in_memory() -> None:
-    with open_repository() as repository:
-        assert isinstance(repository, InMemorySessionRepository)
+def test_without_any_setting_sessions_are_in_memory_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        caplog.clear()
+        with open_repository() as repository:
+            assert isinstance(repository, InMemorySessionRepository)
+            assert repository.list_sessions() == []
+        check_warning(caplog, "open_repository")
+
+
+def test_without_any_setting_the_asynchronous_repository_is_in_memory_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert isinstance(asyncio.run(open_async_repository()), AsyncInMemorySessionRepository)
+    check_warning(caplog, "open_async_repository")
+
+
+def test_the_applications_store_is_in_memory_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    session_store.close()  # another test may have used it
+    session_store.create_session()
+    session_store.list_sessions()
+    session_store.close()
+    check_warning(caplog, "open_repository")
+
+
+def check_warning(caplog: pytest.LogCaptureFixture, call: str) -> None:
+    """There is one record, with every attribute that records of this package have, and it names the next step."""
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("vibeforge_sessions", logging.WARNING)
+    assert URL in record.getMessage()
+    assert "memory://" in record.getMessage()
+    documented = "%(call)s %(session_id)s version=%(version)s %(outcome)s attempts=%(attempts)d %(duration)s %(reason)s"
+    assert logging.Formatter(documented).format(record) == f"{call} None version=None ok attempts=1 None None"
+
+
+@pytest.mark.parametrize("by_argument", [False, True])
+@pytest.mark.parametrize("migrate", ["1", "0", "", None])
+@pytest.mark.parametrize("schema", ["forge", None])
+def test_memory_that_is_asked_for_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    by_argument: bool,
+    migrate: str | None,
+    schema: str | None,
+) -> None:
+    for name, value in ((URL, None if by_argument else "memory://"), (MIGRATE, migrate), (SCHEMA, schema)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    url = "memory://" if by_argument else None
+    assert isinstance(open_repository(url), InMemorySessionRepository)
+    assert isinstance(asyncio.run(open_async_repository(url)), AsyncInMemorySessionRepository)
+    assert caplog.records == []
+
+
+def rejected(url: str | None = None) -> InvalidSessionError:
+    """Return the error that each way to open a repository raises."""
+    session_store.close()
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: open_repository(url),
+        lambda: asyncio.run(open_async_repository(url)),
+        lambda: asyncio.run(started(url)),
+        *(() if url is not None else (session_store.list_sessions,)),
+    )
+    errors = []
+    for call in calls:
+        with pytest.raises(InvalidSessionError) as caught:
+            call()
+        assert SECRET not in shown(caught.value)
+        errors.append(caught.value)
+    assert len({str(error) for error in errors}) == 1
+    return errors[0]
+
+
+async def started(url: str | None) -> None:
+    async with lifespan(url)(FastAPI()):
+        pass
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t\n"])
+def test_an_empty_url_is_rejected(monkeypatch: pytest.MonkeyPatch, value: str, tmp_path: Path) -> None:
+    assert "memory://" in str(rejected(value))
+    monkeypatch.setenv(URL, value)
+    error = rejected()
+    assert error.path == URL
+    assert "memory://" in str(error)
+    assert isinstance(open_repository("memory://"), InMemorySessionRepository)  # an argument wins
+    with open_repository(url_in(tmp_path), migrate=True) as repository:
         assert repository.list_sessions() == []
 
 
-@pytest.mark.parametrize("url", ["memory://", None, ""])
-@pytest.mark.parametrize("migrate", ["1", "0", "", None])
-def test_memory_by_the_environment(monkeypatch: pytest.MonkeyPatch, url: str | None, migrate: str | None) -> None:
-    for name, value in ((URL, url), (MIGRATE, migrate)):
-        if value is not None:
-            monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(
+    ("name", "value"), [(MIGRATE, "1"), (MIGRATE, "0"), (MIGRATE.lower(), "1"), (SCHEMA, "forge"), (SCHEMA, " ")]
+)
+def test_a_setting_of_a_database_without_a_url_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    error = rejected()
+    assert error.path == name.upper()
+    assert URL in str(error)
+
+
+@pytest.mark.parametrize("name", [MIGRATE, SCHEMA])
+def test_an_empty_setting_of_a_database_counts_as_unset(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")
     assert isinstance(open_repository(), InMemorySessionRepository)
+
+
+MISSPELT = {
+    "VIBEFORGE_SESSION_DATABASE_URL": URL,
+    "vibeforge_session_database_url": URL,
+    "VIBEFORGE_SESSIONS_DATABASE_URI": URL,
+    "VIBEFORGE_SESSIONS_DATABSE_URL": URL,
+    "VIBEFORGE_SESSION_DATABSAE_URL": URL,
+    "VIBEFORGESESSIONSDATABASE_URL": URL,
+    "VIBFORGE_SESSIONS_DATABASE_URL": URL,
+    "VIBEFORGE_SESSIONS_DATABASE_URL_": URL,
+    "VIBEFORGE_SESSIONS_MIGRATED": MIGRATE,
+    "VIBEFORGE_SESSION_MIGRATE": MIGRATE,
+    "VIBEFORGE_SESSIONS_SCHEME": SCHEMA,
+    "VIBEFORGE_SESSION_SCHEMAS": SCHEMA,
+}
+
+
+@pytest.mark.parametrize(("name", "meant"), MISSPELT.items())
+@pytest.mark.parametrize("beside", [None, "memory://"])
+def test_a_misspelt_variable_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str, beside: str | None
+) -> None:
+    monkeypatch.setenv(name, SECRET)
+    if beside is not None:
+        monkeypatch.setenv(URL, beside)
+    error = rejected()
+    assert error.path == name
+    assert f" {meant}" in str(error)
+
+
+UNRELATED = (
+    "VIBEFORGE_SESSIONS_SERVICE_HOST",
+    "VIBEFORGE_SESSIONS_SERVICE_PORT",
+    "VIBEFORGE_SESSIONS_PORT",
+    "VIBEFORGE_SESSIONS_PORT_5432_TCP",
+    "VIBEFORGE_SESSIONS_PORT_5432_TCP_ADDR",
+    "VIBEFORGE_SESSION_DATABASE_PORT",
+    "VIBEFORGE_SESSIONS_TEST_POSTGRESQL_URL",
+    "VIBEFORGE_DATABASE_URL",
+    "VIBEFORGE_SESSIONS_URL",
+    "VIBEFORGE_SESSIONS_",
+    "DATABASE_URL",
+    "SCHEMA",
+)
+
+
+def test_unrelated_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*UNRELATED, *variables_of_the_command_line()):
+        monkeypatch.setenv(name, "1")
+    for name in (MIGRATE, SCHEMA):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(URL)
+    monkeypatch.setenv(URL.lower(), "memory://")
+    assert isinstance(open_repository(), InMemorySessionRepository)
+
+
+def variables_of_the_command_line() -> set[str]:
+    commands = [typer.main.get_command(app)]
+    found: set[str] = set()
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        found |= {str(option.envvar) for option in command.params if option.envvar is not None}
+    assert {URL, SCHEMA, "VIBEFORGE_SESSIONS_MIGRATOR"} < found
+    return found
+
+
+@pytest.mark.parametrize("url", ["", " ", None])
+def test_the_command_line_rejects_an_empty_url(url: str | None) -> None:
+    done = running.run(url, "sessions", "list")
+    assert done.code != 0
+    assert done.out == ""
+    done = running.run(None, "sessions", "list", "--url", url or "")
+    assert done.code != 0
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("url", [f"sqlite:///{SECRET}.db", None])
+@pytest.mark.parametrize("name", ["VIBEFORGE_SESSIONS_SCHEME", "VIBEFORGE_SESSION_DATABASE_URL"])
+def test_the_command_line_rejects_a_misspelt_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str | None, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, SECRET)
+    done = running.run(url, "db", "upgrade")
+    assert (done.code, done.out) == (1, "")
+    assert done.errors.startswith(f"error: {name}: ")
+    assert f" {MISSPELT[name]}" in done.errors
+    assert SECRET not in done.errors
+    assert list(tmp_path.iterdir()) == []
+    assert running.run(url, "db", "upgrade", "--help").code == 0
 
 
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
@@ -195,8 +391,6 @@ UNSUPPORTED = [
     f"nonsense {SECRET}",
     SECRET,
     "://",
-    "",
-    " ",
 ]
 
 
@@ -204,7 +398,7 @@ UNSUPPORTED = [
 @pytest.mark.parametrize("by_environment", [False, True])
 def test_an_unsupported_url(monkeypatch: pytest.MonkeyPatch, url: str, by_environment: bool) -> None:
     if by_environment:
-        monkeypatch.setenv(URL, url or " ")
+        monkeypatch.setenv(URL, url)
     with pytest.raises(StorageError) as caught:
         open_repository(None if by_environment else url, migrate=True)
     assert "sqlite" in str(caught.value)  # an example of what is understood

@@ -13,8 +13,9 @@ Every call is a record of the logger ``vibeforge_sessions``, at DEBUG, with thes
 =============== =====================================================================================================
 
 Each attempt after the first is a record at INFO, whose ``reason`` is the name of what made it necessary; it has neither
-``duration`` nor ``outcome`` yet. No record holds anything else of a session, a URL, or what a statement was given. A
-call that another call makes is not told.
+``duration`` nor ``outcome`` yet. A repository that is opened in memory because no database is named is a record at
+WARNING, whose ``call`` is ``open_repository`` or ``open_async_repository``, and which has no ``duration``. No record
+holds anything else of a session, a URL, or what a statement was given. A call that another call makes is not told.
 """
 
 from __future__ import annotations
@@ -131,6 +132,14 @@ def again(reason: str) -> None:
         reason,
         extra=_extra(call, None, reason),
     )
+
+
+def warn(call: str, message: str) -> None:
+    """Log a warning about a call that is not observed, with every attribute that records have.
+
+    :param message: without data.
+    """
+    logger.warning("%s: %s", call, message, extra=_extra(Call(call, None, outcome="ok"), None, None))
 
 
 def _is_wanted() -> bool:

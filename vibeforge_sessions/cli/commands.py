@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from typer.core import TyperGroup
 
 from vibeforge_sessions.cli import counting, keeping, looking, moving, watching  # noqa: F401 (their commands)
 from vibeforge_sessions.cli.options import (
@@ -39,10 +40,23 @@ from vibeforge_sessions.cli.output import (
 )
 from vibeforge_sessions.cli.sessions import sessions
 from vibeforge_sessions.model import Session
+from vibeforge_sessions.settings import reject_misspelt_variables
 from vibeforge_sessions.sql import maintenance, migrate
 from vibeforge_sessions.sql.engine import engine_on
 
+
+class _Commands(TyperGroup):
+    """A group that rejects misspelt environment variables before it reports a missing option."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if "--help" not in ctx.args:
+            with explained():
+                reject_misspelt_variables()
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Long-running sessions in a database.",
     no_args_is_help=True,
     add_completion=False,
