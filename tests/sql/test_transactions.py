@@ -14,6 +14,7 @@ import sqlalchemy
 from sqlalchemy import Column, Connection, Engine, MetaData, String, Table, event, orm, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
 from tests.databases import SQL_DATABASES, Storage
 from tests.repositories import SQLiteFiles
@@ -211,6 +212,85 @@ def test_a_savepoint_of_the_hosts_own(engine: Engine, outside: SQLAlchemySession
             joined.append_log("kept", "m")
     assert outside.list_sessions() == ["kept"]
     assert len(outside.list_logs("kept")) == 1
+
+
+def plain(url: str) -> Engine:
+    """An engine whose driver begins a transaction at the first INSERT, and none at a SAVEPOINT."""
+    return sqlalchemy.create_engine(url)
+
+
+def without_transactions(url: str) -> Engine:
+    """An engine whose driver begins nothing, and that has no listener to its begin event either."""
+    return sqlalchemy.create_engine(url, connect_args={"isolation_level": None})
+
+
+def with_begin_event(url: str) -> Engine:
+    engine = without_transactions(url)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
+@pytest.mark.parametrize("make", [plain, without_transactions])
+@pytest.mark.parametrize("kind", ["Connection", "Session", "Session that joins by a savepoint"])
+@pytest.mark.parametrize("after_insert", [False, True])
+def test_savepoint_without_begin_on_sqlite_is_rejected(
+    sqlite_files: SQLiteFiles, make: Callable[[str], Engine], kind: str, after_insert: bool
+) -> None:
+    engine = make(sqlite_files.new_url())
+    hosts.create(engine)
+    other = create_engine(engine.url)
+    outside = SQLAlchemySessionRepository(other)
+    for call in (SQLAlchemySessionRepository.create_session, SQLAlchemySessionRepository.list_sessions):
+        with engine.connect() as connection, contextlib.ExitStack() as stack:
+            if after_insert:
+                order(connection, call.__name__)
+            host: Host = connection
+            if kind == "Session":
+                host = stack.enter_context(orm.Session(connection))
+            elif kind != "Connection":
+                host = stack.enter_context(orm.Session(connection, join_transaction_mode="create_savepoint"))
+            with (
+                host.begin_nested(),
+                pytest.raises(StorageError, match=r"RELEASE.*vibeforge_sessions\.sql\.create_engine"),
+            ):
+                call(SQLAlchemySessionRepository(host))
+        assert outside.list_sessions() == []
+    for each in (engine, other):
+        each.dispose()
+
+
+@pytest.mark.parametrize("make", [create_engine, with_begin_event])
+def test_savepoint_after_begin_on_sqlite_is_joined(sqlite_files: SQLiteFiles, make: Callable[[str], Engine]) -> None:
+    engine = make(sqlite_files.new_url())
+    with engine.connect() as connection:
+        with connection.begin_nested():
+            SQLAlchemySessionRepository(connection).create_session(session_id="undone")
+        connection.rollback()
+    with orm.Session(engine) as host:
+        with host.begin_nested():
+            SQLAlchemySessionRepository(host).create_session(session_id="kept")
+        host.commit()
+    assert SQLAlchemySessionRepository(engine).list_sessions() == ["kept"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", [AsyncConnection, AsyncSession])
+def test_savepoint_without_begin_on_aiosqlite_is_rejected(
+    sqlite: Storage, kind: type[AsyncConnection | AsyncSession]
+) -> None:
+    url = sqlite.url_with("sqlite+aiosqlite")
+
+    async def work() -> None:
+        engine = create_plain_async_engine(url)
+        async with engine.connect() if kind is AsyncConnection else AsyncSession(engine) as host:
+            async with host.begin_nested():
+                with pytest.raises(StorageError, match="RELEASE"):
+                    await AsyncSQLAlchemySessionRepository(host).create_session()
+            await host.rollback()
+        assert await AsyncSQLAlchemySessionRepository(engine).list_sessions() == []
+        await engine.dispose()
+
+    asyncio.run(work())
 
 
 def test_an_orm_session_with_its_own_objects(engine: Engine, outside: SQLAlchemySessionRepository) -> None:

@@ -120,11 +120,10 @@ class SQLite(Database):
     def join(self, connection: Connection) -> None:
         _check_host(connection)
         if not _driver(connection).in_transaction:  # a savepoint would be the transaction, and its RELEASE the commit
-            raise StorageError(
-                "Python's SQLite driver has not begun the transaction that SQLAlchemy believes in, so the host's work "
-                "could not be rolled back: make the engine with vibeforge_sessions.sql.create_engine, or let the "
-                "driver begin nothing by itself (isolation_level = None) and emit BEGIN in the engine's begin event"
-            )
+            raise _without_begin("SQLAlchemy has begun a transaction, but Python's SQLite driver has not sent a BEGIN")
+        if connection.in_nested_transaction() and not _sends_begin(connection):
+            # in_transaction is true inside any savepoint, also inside one that stands in no transaction
+            raise _without_begin("this SQLite connection is in a savepoint, and its engine does not ensure a BEGIN")
 
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -237,6 +236,22 @@ def _in_memory(url: URL) -> bool:
 
 def _driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
+
+
+def _sends_begin(connection: Connection) -> bool:
+    """Return whether each transaction of the connection's engine starts with a BEGIN, before any SAVEPOINT."""
+    driver = _driver(connection)
+    if is_ours(connection) or getattr(driver, "autocommit", None) is False:  # the driver then keeps a transaction open
+        return True
+    return driver.isolation_level is None and bool(connection.dispatch.begin)
+
+
+def _without_begin(problem: str) -> StorageError:
+    return StorageError(
+        f"{problem}, so RELEASE of a savepoint would commit and the caller's work could not be rolled back: make the "
+        "engine with vibeforge_sessions.sql.create_engine, or let the driver begin nothing by itself (isolation_level "
+        "= None) and emit BEGIN in the engine's begin event"
+    )
 
 
 def _check_host(connection: Connection) -> None:
