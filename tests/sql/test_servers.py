@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import URL, text
+from sqlalchemy import URL, Engine, event, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
 from tests.databases import Storage, refuse_inserts
 from tests.repositories import upgrade
 from tests.servers import AvailableServer, MariaDBDatabases, MariaDBServer
 from tests.servers.fixtures import skipping
 from vibeforge_sessions import (
+    AsyncSQLAlchemySessionRepository,
     CorruptSessionError,
     InvalidSessionError,
     OutcomeUnknownError,
@@ -130,6 +132,137 @@ def test_a_connection_that_cannot_write_most_texts_is_refused(mariadb: Storage) 
     for call in (repository.create_session, repository.list_sessions):
         with pytest.raises(StorageError, match="charset=utf8mb4"):
             call()
+    engine.dispose()
+
+
+@pytest.fixture(scope="module", params=["skip-character-set-client-handshake", "init-connect=SET NAMES latin1"])
+def latin1_server(request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A MariaDB that overrides the character set that a connection asks for; the user has no SUPER privilege."""
+    with skipping(), MariaDBServer(charset="latin1", args=[f"--{request.param}"]) as server:
+        url = MariaDBDatabases(server.url, upgrade).create()
+        engine = sqlalchemy.create_engine(server.url)
+        with engine.connect() as connection:  # init_connect is not run for administrators
+            connection.exec_driver_sql(f"CREATE USER app@127.0.0.1 IDENTIFIED BY '{SECRET}'")
+            connection.exec_driver_sql(f"GRANT ALL ON {url.database}.* TO app@127.0.0.1")
+        engine.dispose()
+        yield url.set(username="app", password=SECRET)
+
+
+CHARACTER_SETS = (
+    "SELECT @@character_set_client, @@character_set_connection, @@character_set_results, "
+    "substring_index(@@collation_connection, '_', 1)"
+)
+TEXT = "\u00e9\U0001f600"
+
+
+@pytest.mark.parametrize("driver", ["mariadb+pymysql", "mariadb+asyncmy"])
+def test_engine_sets_character_set_whatever_server_does(latin1_server: URL, driver: str) -> None:
+    url = latin1_server.set(drivername=driver)
+    if driver == "mariadb+pymysql":
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            assert set(connection.exec_driver_sql(CHARACTER_SETS).one()) == {"utf8mb4"}
+        repository = SQLAlchemySessionRepository(engine)
+        session_id = repository.create_session().session_id
+        assert [repository.append_log(session_id, TEXT)] == repository.list_logs(session_id)
+        engine.dispose()
+        return
+
+    async def work() -> None:
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            assert set((await connection.exec_driver_sql(CHARACTER_SETS)).one()) == {"utf8mb4"}
+        repository = AsyncSQLAlchemySessionRepository(engine)
+        session_id = (await repository.create_session()).session_id
+        assert [await repository.append_log(session_id, TEXT)] == await repository.list_logs(session_id)
+        await engine.dispose()
+
+    asyncio.run(work())
+
+
+def executing(statement: str) -> Callable[[Any, object], None]:
+    """Return a listener to an engine's "connect" event that executes a statement."""
+
+    def connect(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+
+    return connect
+
+
+REJECTED = [
+    ("SET character_set_client = latin1", "character_set_client is latin1"),
+    ("SET character_set_connection = latin1", "character_set_connection is latin1"),
+    ("SET collation_connection = latin1_swedish_ci", "character_set_connection is latin1"),
+    ("SET collation_connection = utf8mb3_bin", "character_set_connection is utf8mb3"),
+    ("SET character_set_results = latin1", "character_set_results is latin1"),
+]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("driver", ["mariadb+pymysql", "mariadb+asyncmy"])
+@pytest.mark.parametrize(("statement", "problem"), REJECTED)
+def test_engine_whose_connections_change_texts_is_rejected(
+    mariadb: Storage, driver: str, statement: str, problem: str, joined: bool
+) -> None:
+    url = make_url(mariadb.url_with(driver)).update_query_dict({"charset": "utf8mb4"})
+    fix = rf"{problem} .*add \?charset=utf8mb4"
+    if driver == "mariadb+pymysql":
+        engine = sqlalchemy.create_engine(url)
+        event.listen(engine, "connect", executing(statement))
+        with engine.connect() as host, pytest.raises(StorageError, match=fix):
+            SQLAlchemySessionRepository(host if joined else engine).create_session()
+        engine.dispose()
+    else:
+
+        async def work() -> None:
+            engine = create_plain_async_engine(url)
+            event.listen(engine.sync_engine, "connect", executing(statement))
+            async with engine.connect() as host:
+                with pytest.raises(StorageError, match=fix):
+                    await AsyncSQLAlchemySessionRepository(host if joined else engine).create_session()
+            await engine.dispose()
+
+        asyncio.run(work())
+    other = create_engine(url.set(drivername="mariadb+pymysql"))
+    assert SQLAlchemySessionRepository(other).list_sessions() == []
+    other.dispose()
+
+
+@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
+def test_driver_that_encodes_otherwise_than_server_was_told_is_rejected(
+    mariadb: Storage, make: Callable[..., Engine]
+) -> None:
+    engine = make(mariadb.url_with("mariadb+pymysql"), connect_args={"charset": "latin1"})
+    event.listen(engine, "connect", executing("SET NAMES utf8mb4"))
+    problem = "driver's character set is latin1.*charset=utf8mb4"
+    for fast_path in (False, True):
+        with pytest.raises(StorageError, match=problem):
+            SQLAlchemySessionRepository(engine, fast_path=fast_path).create_session()
+    with engine.connect() as host, pytest.raises(StorageError, match=problem):
+        SQLAlchemySessionRepository(host).create_session()
+    engine.dispose()
+
+
+def test_asynchronous_driver_that_encodes_otherwise_is_rejected(mariadb: Storage) -> None:
+    async def work() -> None:
+        for make in (create_async_engine, create_plain_async_engine):
+            engine = make(mariadb.url_with("mariadb+asyncmy"), connect_args={"charset": "latin1"})
+            event.listen(engine.sync_engine, "connect", executing("SET NAMES utf8mb4"))
+            with pytest.raises(StorageError, match="driver's character set is latin1"):
+                await AsyncSQLAlchemySessionRepository(engine).create_session()
+            await engine.dispose()
+
+    asyncio.run(work())
+
+
+def test_results_without_conversion_are_accepted(mariadb: Storage) -> None:
+    engine = sqlalchemy.create_engine(mariadb.url_with("mariadb+pymysql") + "?charset=utf8mb4")
+    event.listen(engine, "connect", executing("SET character_set_results = NULL"))
+    repository = SQLAlchemySessionRepository(engine)
+    session_id = repository.create_session().session_id
+    assert [repository.append_log(session_id, TEXT)] == repository.list_logs(session_id)
     engine.dispose()
 
 

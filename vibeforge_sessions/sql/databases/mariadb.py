@@ -45,7 +45,9 @@ _SIZES: Final = text(
 ).bindparams(bindparam("names", expanding=True))
 _SESSION: Final = (  # strict: what does not fit is an error, and not cut in silence
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
-    f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}"
+    f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}, "
+    # init_connect and skip-character-set-client-handshake override what the driver asks for at the handshake
+    "NAMES utf8mb4"
     f"/*M!, idle_transaction_timeout = {IDLE_TIMEOUT}*/"  # MySQL has none
 )
 
@@ -55,7 +57,15 @@ _UNKNOWN_VARIABLE: Final = 1193
 _UNKNOWN_THREAD: Final = 1094
 _PORT: Final = 3306
 
-_ASKED: Final = "SELECT @@max_allowed_packet, @@character_set_client"
+_CHARACTER_SETS: Final = (
+    "character_set_client",
+    "character_set_connection",
+    "character_set_results",
+    "collation_connection",
+)
+"""The variables of a connection that decide how texts are converted on their way to the tables and back."""
+_CHARACTER_SET: Final = "utf8mb4"
+_ASKED: Final = ", ".join(["SELECT @@max_allowed_packet", *(f"@@{name}" for name in _CHARACTER_SETS)])
 _packets: Final[weakref.WeakKeyDictionary[Dialect, int]] = weakref.WeakKeyDictionary()
 """``max_allowed_packet`` by the dialect of each engine that was found to be usable."""
 
@@ -124,7 +134,8 @@ class MariaDB(Database):
         if not is_ours(connection):  # a host's may commit each statement, or read another moment with each
             connection.execution_options(isolation_level="REPEATABLE READ")
         if connection.dialect not in _packets:
-            _packets[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+            asked = connection.exec_driver_sql(_ASKED).one()
+            _packets[connection.dialect] = _usable(asked, connection.connection.driver_connection)
             connection.rollback()
         connection.begin()
         return True
@@ -132,11 +143,12 @@ class MariaDB(Database):
     def join(self, connection: Connection) -> None:
         super().join(connection)
         if connection.dialect not in _packets:
-            _packets[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+            asked = connection.exec_driver_sql(_ASKED).one()
+            _packets[connection.dialect] = _usable(asked, connection.connection.driver_connection)
 
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
         if dialect not in _packets:
-            _packets[dialect] = _usable(ask(driver, _ASKED))
+            _packets[dialect] = _usable(ask(driver, _ASKED), dialect.get_driver_connection(driver))
         return True  # the server begins at the first statement
 
     def cut(self, connection: Any) -> None:
@@ -318,12 +330,29 @@ def _lock_name(connection: Connection) -> str:
     return f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"
 
 
-def _usable(row: Sequence[Any]) -> int:
-    """Return what a statement may hold at the most; refuse a connection that would not keep our texts."""
-    packet, charset = row
-    if charset != "utf8mb4":
-        raise StorageError(
-            f"this engine's connections speak {charset}, in which most texts cannot be written: add "
-            "?charset=utf8mb4 to its URL"
-        )
+def _usable(row: Sequence[Any], driver: Any) -> int:
+    """Return the size limit of one statement.
+
+    :param row: the answer to `_ASKED`.
+    :param driver: the driver's own connection.
+    :raises StorageError: texts would be changed between the caller and the tables; the error names the fix.
+    """
+    packet, *values = row
+    settings = dict(zip(_CHARACTER_SETS, values, strict=True))
+    if settings["character_set_results"] is None:  # no conversion: texts arrive as they are stored
+        del settings["character_set_results"]
+    for name, value in settings.items():
+        if str(value).partition("_")[0] != _CHARACTER_SET:
+            raise _changes_texts(f"{name} is {value}")
+    of_driver = driver.character_set_name()
+    if not of_driver.startswith("utf8"):  # a listener has sent SET NAMES; the driver encodes as before
+        raise _changes_texts(f"the driver's character set is {of_driver}")
     return int(packet)
+
+
+def _changes_texts(problem: str) -> StorageError:
+    return StorageError(
+        f"this engine's connections change texts on their way to the database: {problem} and must be {_CHARACTER_SET}: "
+        f"add ?charset={_CHARACTER_SET} to its URL, and let no connect event, init_command or init_connect of the "
+        f"server set another one (SET NAMES {_CHARACTER_SET} in the engine's connect event overrides the server)"
+    )
