@@ -6,11 +6,11 @@ what the contract says: a session that was read is a copy, so a change counts on
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from vibeforge_sessions.fork_locks import fork_lock
 from vibeforge_sessions.forwarding import ForwardingSessionRepository
 from vibeforge_sessions.memory import InMemorySessionRepository
 from vibeforge_sessions.model import Session, SessionPhase
@@ -54,7 +54,7 @@ class SessionStore(ForwardingSessionRepository, SessionStoreInterface):
     def __init__(self, open_store: Callable[[], SessionRepository] = InMemorySessionRepository) -> None:
         self._open_store = open_store
         self._opened: SessionRepository | None = None
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
 
     @property
     def repository(self) -> SessionRepository:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from vibeforge_sessions import changes, codec, restoring, values
 from vibeforge_sessions.aio import AsyncShell
 from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
+from vibeforge_sessions.fork_locks import fork_lock
 from vibeforge_sessions.model import ErrorEntry, S, Session
 from vibeforge_sessions.query import Query, SessionFilter, SessionOrder, SessionPage, check_limit, check_recent
 from vibeforge_sessions.repository import SessionRepository
@@ -30,7 +30,7 @@ class InMemorySessionRepository(SessionRepository[S]):
     def __init__(self, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
         self._session_type = codec.check_session_type(session_type)
         self._sessions: dict[str, StoredSession] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = changes.new_session(session, session_id, self._session_type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -63,6 +64,7 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
         )
         self._threads_of: Engine | None = bind if isinstance(bind, Engine) else None
         self._threads: ThreadPoolExecutor | None = None
+        self._threads_process = os.getpid()
         self._owned: AsyncEngine | Engine | None = None
 
     def __repr__(self) -> str:
@@ -70,7 +72,7 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
 
     async def close(self) -> None:
         threads, self._threads = self._threads, None
-        if threads is not None:
+        if threads is not None and self._threads_process == os.getpid():
             threads.shutdown(wait=False)  # nobody is in one but for calls that are still awaited
         if isinstance(self._owned, AsyncEngine):
             await self._owned.dispose()
@@ -83,7 +85,8 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
         return await self._in_thread(functools.partial(call, *args, **kwargs))
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        if self._threads is None:
+        if self._threads is None or self._threads_process != os.getpid():  # a fork copies no threads
+            self._threads_process = os.getpid()
             self._threads = ThreadPoolExecutor(_size(self._threads_of), "vibeforge_sessions")
         working = self._threads.submit(contextvars.copy_context().run, call)
         return await to_the_end(asyncio.wrap_future(working), working.cancel)

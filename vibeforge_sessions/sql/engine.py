@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.plain import plain_text
+from vibeforge_sessions.sql import fork
 from vibeforge_sessions.sql.databases import DATABASES, Database, Settings, database_named
 from vibeforge_sessions.sql.databases.base import OURS
 from vibeforge_sessions.sql.deadline import watch_new
@@ -65,6 +66,7 @@ def create_engine(
             **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options),
         )
     database.prepare(engine, parsed, settings)
+    fork.track(engine)
     if database.is_server:
         event.listen(engine, "connect", watch_new, insert=True)  # before SQLAlchemy asks the server this and that
     return engine
@@ -95,6 +97,7 @@ def create_async_engine(
             **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options),
         )
     database.prepare(engine.sync_engine, parsed, settings)
+    fork.track(engine.sync_engine)
     return engine
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Dialect, Engine, Executable, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from vibeforge_sessions.sql import fork
 from vibeforge_sessions.sql.compiled import Compiled, Parameters, Rows
 from vibeforge_sessions.sql.databases import Database, database_of, failure_code
 from vibeforge_sessions.sql.databases.base import OURS, POOLER
@@ -172,6 +173,7 @@ class ThroughSQLAlchemy(Executor):
                 self.connection.rollback()
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
+        fork.check_file(self.info)
         return self.database.begin(self.connection, write=write, at_once=at_once)
 
     def wrote(self, session_id: str, *, deleted: bool = False) -> None:
@@ -187,8 +189,10 @@ class ThroughSQLAlchemy(Executor):
     def join(self) -> None:
         """Join the transaction of the connection, which begins here if it has not yet.
 
-        :raises StorageError: there is none, whatever SQLAlchemy says.
+        :raises StorageError: there is none, whatever SQLAlchemy says; or another process has opened the connection.
         """
+        fork.track(self.connection.engine)
+        fork.check_joined(self.connection)
         if not self.connection.in_transaction():
             self.connection.begin()
         self.database.join(self.connection)
@@ -253,6 +257,7 @@ class OnTheDriver(Executor):
         return self._pooled.info
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
+        fork.check_file(self.info)
         return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=at_once)
 
     def commit(self) -> None:

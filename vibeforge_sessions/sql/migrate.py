@@ -8,6 +8,7 @@ so does ``alembic`` with the shipped ``alembic.ini``.
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import time
@@ -51,9 +52,19 @@ __all__ = [
 Report = Callable[[str], object]
 """Is told each revision when it has been gone through."""
 
+_POLL: Final = 0.2
+
 # Alembic hands its scripts their context through a module-level proxy: one migration at a time in a process.
 _one_at_a_time = threading.RLock()
-_POLL: Final = 0.2
+
+
+def _begin_anew() -> None:
+    global _one_at_a_time  # noqa: PLW0603 (a thread that migrates at a fork does not exist in the child)
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def upgrade(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from sqlalchemy.util import await_only
 
 from vibeforge_sessions import observe
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
+from vibeforge_sessions.fork_locks import fork_lock
 from vibeforge_sessions.retry import RetryPolicy
+from vibeforge_sessions.sql import fork
 from vibeforge_sessions.sql.databases import database_of, failure_code
 from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
@@ -30,7 +31,7 @@ Settle = Callable[..., Any]
 
 T = TypeVar("T")
 
-_one_at_a_time: Final = threading.Lock()
+_one_at_a_time: Final = fork_lock()
 
 
 def make_ready_for_threads(engine: Engine) -> None:
@@ -127,10 +128,12 @@ class OwnTransactions(Transactions):
 
     def __init__(self, engine: Engine, *, fast_path: bool, retry: RetryPolicy) -> None:
         make_ready_for_threads(engine)
+        fork.track(engine)
         self._engine = engine
         self._known: Known | None = {} if fast_path else None
         self._retry = retry
         self._limited = limits_of(engine.dialect)
+        self._call = fork.waiting_for_forks(engine)
 
     def __str__(self) -> str:
         return self._engine.dialect.name
@@ -156,7 +159,8 @@ class OwnTransactions(Transactions):
         for attempt in itertools.count(1):
             seconds = min(longest, max(0.0, until - time.monotonic()))
             try:
-                return self._once(work, lost, write=write, at_once=at_once, known=known, seconds=seconds)
+                with self._call:
+                    return self._once(work, lost, write=write, at_once=at_once, known=known, seconds=seconds)
             except CannotTell as reason:
                 text = f"{reason}, after this: {doubt.error}" if doubt else str(reason)
                 raise OutcomeUnknownError(text) from (doubt.error.__cause__ if doubt else None)
