@@ -2,23 +2,28 @@
 
 Drivers have no such limit, or one for each packet. So the connection is cut, by a thread or by the event loop, and the
 driver takes it for lost.
+
+An exception of a signal handler may end an attempt at any function entry, also at the one of `Limit.__exit__`. A limit
+that stays behind then cuts nothing: it refers to the pooled connection only weakly, and only until that is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import os
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from vibeforge_sessions.sql.databases import Database, database_of
@@ -30,16 +35,23 @@ _GRACE: Final = 1.0
 _IDLE: Final = 100
 """After how many looks at nothing the thread ends."""
 
+T = TypeVar("T")
+
 
 class Limit(ABC):
     """``with`` one, an attempt takes so many seconds at the most."""
 
-    __slots__ = ("expired", "seconds")
+    __slots__ = ("__weakref__", "expired", "is_over", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.expired = False
         """Whether it has ended the attempt."""
+        self.is_over = False
+        """Whether the attempt is over, so that the limit must not expire any more.
+
+        The attempt sets this itself: an assignment, unlike a call, is not interrupted.
+        """
 
     @abstractmethod
     def __enter__(self) -> Self: ...
@@ -49,8 +61,12 @@ class Limit(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-    def watch(self, connection: Any) -> None:  # noqa: B027 (not all need it)
-        """Take this connection of the driver's own for the one that the attempt waits for."""
+    def connecting(self, connect: Callable[..., T], *arguments: Any) -> T:
+        """Return what a function returns that takes a connection from the pool, which may make a new one."""
+        return connect(*arguments)
+
+    def watch(self, connection: PoolProxiedConnection) -> None:  # noqa: B027 (not all need it)
+        """Take this pooled connection for the one that the attempt waits for."""
 
     def ended(self, error: BaseException) -> bool:  # noqa: ARG002 (not all need it)
         """Tell whether the attempt has raised this because its time was over."""
@@ -71,30 +87,29 @@ class _None(Limit):
 class _Cutting(Limit):
     """Ends the attempt by cutting its connection: a driver that is cancelled may wait for the server once more."""
 
-    __slots__ = ("_connection", "_database")
+    __slots__ = ("_database", "_pooled")
 
     def __init__(self, seconds: float, database: Database) -> None:
         super().__init__(seconds)
         self._database = database
-        self._connection: Any = None
+        self._pooled: Callable[[], PoolProxiedConnection | None] = _no_connection
 
-    def __enter__(self) -> Self:
-        _current.set(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _current.set(None)
-
-    def watch(self, connection: Any) -> None:
-        self._connection = connection
+    def watch(self, connection: PoolProxiedConnection) -> None:
+        self._pooled = weakref.ref(connection)
 
     def expire(self) -> bool:
-        """Cut the connection, if there is one yet."""
-        if self._connection is None:
+        """Cut the connection, if the attempt has one."""
+        connection = None if self.is_over else self._connection()
+        if connection is None:
             return False
         self.expired = True
-        self._database.cut(self._connection)
+        self._database.cut(getattr(connection, "driver_connection", connection))
         return True
+
+    def _connection(self) -> Any:
+        """Return the connection that the attempt has now: None before it has got one, and once it is given back."""
+        pooled = self._pooled()
+        return None if pooled is None else pooled.dbapi_connection
 
 
 class _OnTheLoop(_Cutting):
@@ -104,13 +119,19 @@ class _OnTheLoop(_Cutting):
         self._timeout = asyncio.timeout(None)
         await_only(self._timeout.__aenter__())
         self._is_open = True
-        self._timer = asyncio.get_running_loop().call_later(self.seconds, self._end)
-        return super().__enter__()
+        self._timer = _call_later(self.seconds, self._end)
+        return self
 
     def _end(self) -> None:
         # while there is no connection yet, or if the driver has not noticed, the attempt is cancelled
-        grace = _GRACE if self.expire() else 0
-        self._timeout.reschedule(asyncio.get_running_loop().time() + grace)
+        if self.expire():
+            self._timer = _call_later(_GRACE, self._cancel)
+        else:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if not self.is_over:
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def ended(self, error: BaseException) -> bool:
         self._timer.cancel()
@@ -131,23 +152,44 @@ class _OnTheLoop(_Cutting):
         return False
 
     def __exit__(self, *_: object) -> None:
-        super().__exit__()
+        self.is_over = True
         self._timer.cancel()
         if self._is_open:
             await_only(self._timeout.__aexit__(None, None, None))
 
 
 class _InThreads(_Cutting):
-    __slots__ = ("until",)
+    __slots__ = ("_new", "reference", "until")
+
+    def __init__(self, seconds: float, database: Database) -> None:
+        super().__init__(seconds, database)
+        self.until = time.monotonic() + seconds
+        self.reference = weakref.ref(self, _watchdog.forget)
+        self._new: Any = None
+        """The connection that is being made for the attempt, which the pool has not got yet."""
 
     def __enter__(self) -> Self:
-        self.until = time.monotonic() + self.seconds
         _watchdog.add(self)
-        return super().__enter__()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        super().__exit__()
+        self.is_over = True
         _watchdog.remove(self)
+
+    def connecting(self, connect: Callable[..., T], *arguments: Any) -> T:
+        context = contextvars.copy_context()  # what is set in it ends with it, however the attempt ends
+        context.run(_current.set, self)
+        try:
+            return context.run(connect, *arguments)
+        finally:
+            self._new = None
+
+    def watch_new(self, connection: Any) -> None:
+        """Take a driver's connection that is being made for the one that the attempt waits for."""
+        self._new = connection
+
+    def _connection(self) -> Any:
+        return super()._connection() if self._new is None else self._new
 
 
 class _Watchdog:
@@ -155,12 +197,14 @@ class _Watchdog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._limits: set[_InThreads] = set()
+        self._limits: set[weakref.ref[_InThreads]] = set()
+        """Those of attempts that are made: one that was interrupted may not have removed its own."""
+        self.forget = self._limits.discard
         self._thread: threading.Thread | None = None
 
     def add(self, limit: _InThreads) -> None:
         with self._lock:
-            self._limits.add(limit)
+            self._limits.add(limit.reference)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="vibeforge_sessions deadlines", daemon=True)
                 try:
@@ -171,25 +215,29 @@ class _Watchdog:
 
     def remove(self, limit: _InThreads) -> None:
         with self._lock:  # whoever is about to expire it has done so, or will not: the connection is another's soon
-            self._limits.discard(limit)
+            self._limits.discard(limit.reference)
 
     def _run(self) -> None:
         idle = 0
         while True:
             time.sleep(_EVERY)
-            now = time.monotonic()
             with self._lock:
-                for limit in self._limits:
-                    if limit.until <= now:
-                        limit.expire()
+                self._expire()
                 idle = 0 if self._limits else idle + 1
                 if idle == _IDLE:
                     self._thread = None
                     return
 
+    def _expire(self) -> None:  # apart: a variable of the thread's loop would keep a limit
+        now = time.monotonic()
+        for reference in self._limits.copy():  # limits that are no more are discarded at any moment
+            limit = reference()
+            if limit is not None and limit.until <= now:
+                limit.expire()
+
 
 _watchdog = _Watchdog()
-_current: Final[ContextVar[_Cutting | None]] = ContextVar("vibeforge_sessions_limit", default=None)
+_current: Final[ContextVar[_InThreads | None]] = ContextVar("vibeforge_sessions_limit", default=None)
 
 
 def _begin_anew() -> None:
@@ -217,4 +265,19 @@ def watch_new(connection: Any, _record: object) -> None:
     """
     limit = _current.get()
     if limit is not None:
-        limit.watch(getattr(connection, "driver_connection", connection))
+        limit.watch_new(connection)
+
+
+def _no_connection() -> None:
+    """Stand in for the reference to a connection."""
+
+
+def _call_later(seconds: float, method: Callable[[], None]) -> asyncio.TimerHandle:
+    """Have the event loop call a limit's method, unless the limit is gone by then."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (referred := reference()) is not None:
+            referred()
+
+    return asyncio.get_running_loop().call_later(seconds, call)

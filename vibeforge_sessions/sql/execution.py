@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from vibeforge_sessions.sql import fork
 from vibeforge_sessions.sql.compiled import Compiled, Parameters, Rows
 from vibeforge_sessions.sql.databases import Database, database_of, failure_code
-from vibeforge_sessions.sql.databases.base import OURS, POOLER
+from vibeforge_sessions.sql.databases.base import LEVEL_CHANGED, OURS, POOLER
 from vibeforge_sessions.sql.failures import as_sqlalchemys
 from vibeforge_sessions.sql.joined_transactions import joined_writes
 
@@ -59,6 +59,11 @@ class Executor(ABC):
     @abstractmethod
     def driver(self) -> Any:
         """The driver's connection; an asynchronous driver's may come in SQLAlchemy's synchronous coat."""
+
+    @property
+    @abstractmethod
+    def pooled(self) -> PoolProxiedConnection:
+        """The connection of the pool, which is given back by it, or once nothing refers to it."""
 
     @property
     @abstractmethod
@@ -151,6 +156,10 @@ class ThroughSQLAlchemy(Executor):
     @property
     def driver(self) -> Any:
         return self.connection.connection.driver_connection
+
+    @property
+    def pooled(self) -> PoolProxiedConnection:
+        return self.connection.connection
 
     @property
     def own_connection(self) -> Any:
@@ -249,6 +258,10 @@ class OnTheDriver(Executor):
         return self._driver
 
     @property
+    def pooled(self) -> PoolProxiedConnection:
+        return self._pooled
+
+    @property
     def own_connection(self) -> Any:
         return self.dialect.get_driver_connection(self._driver)
 
@@ -258,6 +271,7 @@ class OnTheDriver(Executor):
 
     def begin(self, *, write: bool, at_once: bool) -> bool:
         fork.check_file(self.info)
+        self._pooled.info[LEVEL_CHANGED] = True  # before it is: the pool sets it back, however this call ends
         return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=at_once)
 
     def commit(self) -> None:
@@ -276,16 +290,7 @@ class OnTheDriver(Executor):
             self._pooled.invalidate()
 
     def close(self) -> None:
-        try:
-            if self._pooled.is_valid:
-                self.database.end_on_driver(self.dialect, self._driver)
-        except Exception:  # noqa: BLE001 (what happened before is what the caller must hear)
-            self.give_up()
-        except BaseException:  # cancelled, say: nobody knows in what state the driver is
-            self.give_up()
-            raise
-        finally:
-            self._pooled.close()
+        self._pooled.close()
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
         compiled, rows = self._fetch(statement, parameters)

@@ -192,8 +192,8 @@ class OwnTransactions(Transactions):
         with self._limited(seconds) as limit:
             executor, session, doing, unknown = None, None, "reach", False
             try:
-                executor = executor_of(self._engine, known)
-                limit.watch(executor.own_connection)
+                executor = limit.connecting(executor_of, self._engine, known)
+                limit.watch(executor.pooled)
                 doing = "use"
                 lost.end_sessions(executor)
                 session = executor.server_session if write else None
@@ -217,6 +217,7 @@ class OwnTransactions(Transactions):
             finally:
                 if executor is not None:
                     executor.close()
+                limit.is_over = True  # before anything else can be interrupted: the connection is another's soon
             return result
 
     def _failed(
@@ -301,8 +302,8 @@ class HostsTransaction(Transactions):
         with limits_of(executor.dialect)(seconds) as limit:
             savepoint = None
             try:
-                executor.join()
-                limit.watch(executor.own_connection)
+                limit.connecting(executor.join)
+                limit.watch(executor.pooled)
                 savepoint = executor.connection.begin_nested()
                 result = work(executor)
                 savepoint.commit()
@@ -318,6 +319,10 @@ class HostsTransaction(Transactions):
                 if lost and isinstance(raised, Exception):
                     raise StorageError(f"the call was not undone{LOST}", transaction_lost=True) from raised
                 raise
+            finally:  # what stands above may have been interrupted, and the connection is the host's
+                if savepoint is not None and savepoint.is_active and not executor.connection.invalidated:
+                    savepoint.rollback()
+                limit.is_over = True
             return result
 
 

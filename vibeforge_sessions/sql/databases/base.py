@@ -20,6 +20,8 @@ OURS: Final = "vibeforge_sessions_prepared"
 """The execution option of an engine that we have made: its connections need nothing more."""
 POOLER: Final = "vibeforge_sessions_pooler"
 """The execution option of an engine of ours with a pooler in between, behind which no session can be ended."""
+LEVEL_CHANGED: Final = "vibeforge_sessions_level_changed"
+"""In the information about a pooled connection of ours: its isolation level may not be the engine's."""
 
 CONNECT_TIMEOUT: Final = 5
 """How long an engine of ours waits for a server to take a connection, in seconds."""
@@ -104,10 +106,7 @@ class Database(ABC):
 
     @abstractmethod
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
-        """Do what `begin` does on the driver's connection, which is of an engine of ours."""
-
-    def end_on_driver(self, dialect: Dialect, driver: Any) -> None:  # noqa: B027 (not all need it)
-        """Leave the driver's connection as `begin_on_driver` found it, apart from a transaction."""
+        """Do what `begin` does on the driver's connection, which is of an engine of ours and marked `LEVEL_CHANGED`."""
 
     def is_unavailable(self, code: Any) -> bool:
         """Tell whether a code is one of a server that is not there, or cannot be used now."""

@@ -13,11 +13,13 @@ from typing import Any, ClassVar, Final
 from sqlalchemy import URL, Connection, Dialect, Engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.databases.base import (
     CONNECT_TIMEOUT,
     IDLE_TIMEOUT,
+    LEVEL_CHANGED,
     LOCK_TIMEOUT,
     POOLER,
     Database,
@@ -118,8 +120,20 @@ class PostgreSQL(Database):
         if url.get_driver_name() == "asyncpg":
             event.listen(engine, "do_connect", _connecting_to_each())
 
+        @event.listens_for(engine, "reset")
+        def reset(driver: Any, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
+            # the pool discards a connection whose reset raises
+            if not state.asyncio_safe:  # the garbage collector's, discarded; psycopg would leave its transaction open
+                self.cut(driver.driver_connection)
+            elif record is not None and LEVEL_CHANGED in record.info:
+                if not driver.autocommit:
+                    driver.rollback()  # a level cannot be set within a transaction
+                engine.dialect.reset_isolation_level(driver)
+                del record.info[LEVEL_CHANGED]
+
     def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
         connection.connection.commit()  # what a host's listener to "connect" has set is to stay
+        connection.info[LEVEL_CHANGED] = True  # before it is: SQLAlchemy itself sets back only what it has changed
         if connection.dialect not in _default_levels:
             _default_levels[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
             connection.rollback()
@@ -143,14 +157,8 @@ class PostgreSQL(Database):
         if at_once and _default_levels[dialect] == _ENOUGH:
             dialect.set_isolation_level(driver, "AUTOCOMMIT")
             return False
-        if not write:
-            dialect.set_isolation_level(driver, "REPEATABLE READ")
+        dialect.set_isolation_level(driver, "READ COMMITTED" if write else "REPEATABLE READ")
         return True
-
-    def end_on_driver(self, dialect: Dialect, driver: Any) -> None:
-        if not driver.autocommit:
-            driver.rollback()  # a level cannot be set within a transaction
-        dialect.reset_isolation_level(driver)
 
     def is_unavailable(self, code: Any) -> bool:
         return super().is_unavailable(code) or str(code).startswith("08")
