@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Final
 
 from sqlalchemy import Connection, RootTransaction, orm
@@ -42,18 +41,14 @@ def joined_writes(connection: Connection) -> JoinedWrites:
 _queues: Final[weakref.WeakKeyDictionary[object, asyncio.Lock]] = weakref.WeakKeyDictionary()
 
 
-@contextmanager
-def queued(host: Connection | orm.Session) -> Iterator[None]:
+def queue(host: Connection | orm.Session, until: ExitStack) -> None:
     """Let the calls of several tasks on one asynchronous connection or session run one after the other.
 
     Interleaved, one call's savepoint would be released or rolled back within another's.
+
+    :param until: the call's turn ends with it.
     """
-    if not in_greenlet():
-        yield
-        return
-    queue = _queues.setdefault(host, asyncio.Lock())
-    await_only(queue.acquire())
-    try:
-        yield
-    finally:
-        queue.release()
+    if in_greenlet():
+        turn = _queues.setdefault(host, asyncio.Lock())
+        await_only(turn.acquire())
+        until.callback(turn.release)

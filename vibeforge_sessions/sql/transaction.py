@@ -24,7 +24,7 @@ from vibeforge_sessions.sql.deadline import limits_of
 from vibeforge_sessions.sql.evidence import CannotTell, LookAgain
 from vibeforge_sessions.sql.execution import Executor, Known, ThroughSQLAlchemy, executor_of
 from vibeforge_sessions.sql.failures import FAILURES, LOST, failure_name, failure_of, reach
-from vibeforge_sessions.sql.joined_transactions import joined_writes, queued
+from vibeforge_sessions.sql.joined_transactions import joined_writes, queue
 
 Settle = Callable[..., Any]
 """Finds out what has become of a unit of work, and does it if it was not done (see `evidence`)."""
@@ -291,11 +291,11 @@ class HostsTransaction(Transactions):
         shared: Connection | orm.Session = self._host
         if isinstance(shared, orm.Session) and isinstance(shared.bind, Connection):
             shared = shared.bind
-        with ExitStack() as queues:
-            queues.enter_context(queued(shared))
+        with ExitStack() as turn:
+            queue(shared, turn)
             connection = reach(lambda: self.bind)  # an orm.Session may connect only now
             if connection is not shared:
-                queues.enter_context(queued(connection))
+                queue(connection, turn)
             return self._run(work, ThroughSQLAlchemy(connection, joined=True), self._deadline + extra)
 
     def _run(self, work: Callable[[Executor], T], executor: ThroughSQLAlchemy, seconds: float) -> T:
