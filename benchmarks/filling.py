@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, Table, insert
 
 from vibeforge_sessions import Session, SessionPhase
-from vibeforge_sessions.codec import encode_content
+from vibeforge_sessions.repository.serialization import encode_content
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 

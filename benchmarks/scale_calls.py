@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from benchmarks.filling import PROBE, PROBED, YEAR, session_ids
 from vibeforge_sessions import RetryPolicy, Session, SessionFilter, SessionPhase, SQLAlchemySessionRepository
-from vibeforge_sessions.sql import create_engine, statistics
+from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.sql.admin import statistics
 
 _TIMEOUT: Final = 900.0
 

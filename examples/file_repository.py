@@ -28,7 +28,7 @@ from vibeforge_sessions import (
     SessionRepository,
     StorageError,
 )
-from vibeforge_sessions.implementing import (
+from vibeforge_sessions.repository.spi import (
     Content,
     Query,
     Record,

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vibeforge_sessions import ErrorEntry, Session, SessionPhase, open_repository, values
+from vibeforge_sessions import ErrorEntry, Session, SessionPhase, open_repository
 from vibeforge_sessions.cli import main
-from vibeforge_sessions.codec import Record, encode_content
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.repository.serialization import Record, encode_content
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 COMMANDS = (
@@ -111,7 +112,7 @@ def _session(
         created_at=session.created_at,
         updated_at=session.updated_at,
         version=done + 2,
-        write_id=values.new_write_id(),
+        write_id=validation.new_write_id(),
         error_count=len(errors),
         log_count=len(logs),
         content=encode_content(session),
@@ -130,7 +131,7 @@ def fill(url: str) -> None:
 def shown(command: str, url: str) -> str:
     """Return what a command prints at `NOW`."""
     printed = io.StringIO()
-    clock, values.utc_now = values.utc_now, lambda: NOW
+    clock, validation.utc_now = validation.utc_now, lambda: NOW
     kept = dict(os.environ), sys.argv
     try:
         os.environ |= {"VIBEFORGE_SESSIONS_DATABASE_URL": url, "COLUMNS": str(WIDTH)}
@@ -138,7 +139,7 @@ def shown(command: str, url: str) -> str:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
             main()
     finally:
-        values.utc_now = clock
+        validation.utc_now = clock
         os.environ.clear()
         os.environ.update(kept[0])
         sys.argv = kept[1]

@@ -15,8 +15,8 @@ import pytest
 
 from examples.file_repository import FileSessionRepository
 from vibeforge_sessions import ErrorEntry, Session, SessionNotFoundError, SessionRepository
-from vibeforge_sessions.codec import Record
-from vibeforge_sessions.implementing import StoredSession
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.repository.spi import StoredSession
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 
 

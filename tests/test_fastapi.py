@@ -32,7 +32,13 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
     StorageError,
 )
-from vibeforge_sessions.fastapi import RESPONSES, Repository, get_repository, install_error_handlers, lifespan
+from vibeforge_sessions.integrations.fastapi import (
+    RESPONSES,
+    Repository,
+    get_repository,
+    install_error_handlers,
+    lifespan,
+)
 from vibeforge_sessions.sql import create_engine
 
 SECRET = "s3cret"
@@ -343,6 +349,6 @@ def test_what_openapi_says() -> None:
 
 
 def test_without_fastapi_the_extra_is_named(tmp_path: Path) -> None:
-    code = 'import sys; sys.modules["fastapi"] = None; import vibeforge_sessions.fastapi'
+    code = 'import sys; sys.modules["fastapi"] = None; import vibeforge_sessions.integrations.fastapi'
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.stderr.endswith("pip install 'vibeforge-sessions[fastapi]'\n")

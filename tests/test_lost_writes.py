@@ -30,13 +30,13 @@ from vibeforge_sessions import (
     StaleSessionError,
 )
 from vibeforge_sessions.compat import SessionStore
-from vibeforge_sessions.lost_writes import LostWrite, TrackedSessionRepository, track_lost_writes
 from vibeforge_sessions.testing import (
     AsyncSessionRepositoryContract,
     NewAsyncRepository,
     NewRepository,
     SessionRepositoryContract,
 )
+from vibeforge_sessions.testing.unsaved_changes import LostWrite, TrackedSessionRepository, track_lost_writes
 
 SECRET = "s3cret"
 
@@ -118,7 +118,7 @@ def test_a_change_that_is_dropped(stored: TrackedSessionRepository, case: str, c
     del session
     assert stored.lost_writes() == [LostWrite("s", changed, here)]
     (record,) = caplog.records
-    assert (record.name, record.levelno) == ("vibeforge_sessions.lost_writes", logging.WARNING)
+    assert (record.name, record.levelno) == ("vibeforge_sessions.testing.unsaved_changes", logging.WARNING)
     text = record.getMessage()
     assert text == f"session 's' was changed ({', '.join(changed)}) and never stored; it was read at {here}"
     assert SECRET not in text
@@ -362,7 +362,7 @@ def test_threads(tracked: TrackedSessionRepository) -> None:
 def test_what_is_still_there_at_the_end_of_the_process(tmp_path: Path) -> None:
     code = """
 from vibeforge_sessions import InMemorySessionRepository
-from vibeforge_sessions.lost_writes import track_lost_writes
+from vibeforge_sessions.testing.unsaved_changes import track_lost_writes
 session = track_lost_writes(InMemorySessionRepository()).create_session(session_id="s")
 session.add_log("x")
 """

@@ -16,8 +16,8 @@ import pydantic
 import pytest
 
 from vibeforge_sessions import InMemorySessionRepository, InvalidSessionError
-from vibeforge_sessions.codec import ARTIFACTS
-from vibeforge_sessions.model import Session, SessionPhase
+from vibeforge_sessions.model.session import Session, SessionPhase
+from vibeforge_sessions.repository.serialization import ARTIFACTS
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, exact, full_session, numbered, stored
 from vibeforge_sessions.testing.stored_values import EXACT, nested
 from vibeforge_sessions.testing.updates import travelled
@@ -101,7 +101,7 @@ def test_no_id_is_a_fresh_id() -> None:
 @pytest.mark.parametrize("change", MOVING, ids=numbered)
 @pytest.mark.parametrize("clock", [NOON - timedelta(hours=1), NOON, NOON + timedelta(hours=1)])
 def test_what_moves_the_time_moves_it_forward(monkeypatch: pytest.MonkeyPatch, change: Change, clock: datetime) -> None:
-    monkeypatch.setattr("vibeforge_sessions.values.utc_now", lambda: clock)
+    monkeypatch.setattr("vibeforge_sessions.model.validation.utc_now", lambda: clock)
     session = Session(created_at=NOON, updated_at=NOON)
     assert session.updated_at.tzinfo is UTC
     change(session)

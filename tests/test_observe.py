@@ -21,9 +21,9 @@ from vibeforge_sessions import (
     InMemorySessionRepository,
     SessionNotFoundError,
     SQLAlchemySessionRepository,
-    observe,
-    otel,
 )
+from vibeforge_sessions.integrations import opentelemetry
+from vibeforge_sessions.repository import instrumentation
 from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.testing.base import SESSION_ID, UNKNOWN_ID, full_session
 
@@ -35,11 +35,11 @@ def spans() -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    otel.instrument(provider)
+    opentelemetry.instrument(provider)
     SQLAlchemyInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
     yield exporter
     SQLAlchemyInstrumentor().uninstrument()
-    otel.uninstrument()
+    opentelemetry.uninstrument()
 
 
 def tree(exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
@@ -174,10 +174,10 @@ def test_nothing_is_told_where_nobody_listens(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.WARNING, logger="vibeforge_sessions")
     InMemorySessionRepository().create_session()
     assert caplog.records == []
-    assert observe._current.get() is None
+    assert instrumentation._current.get() is None
 
 
 def test_without_opentelemetry_the_extra_is_named(tmp_path: Path) -> None:
-    code = 'import sys; sys.modules["opentelemetry"] = None; import vibeforge_sessions.otel'
+    code = 'import sys; sys.modules["opentelemetry"] = None; import vibeforge_sessions.integrations.opentelemetry'
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.stderr.endswith("pip install 'vibeforge-sessions[otel]'\n")

@@ -226,7 +226,7 @@ def test_installed_package_is_not_the_checkout(installed: Installed) -> None:
 
 
 @pytest.mark.wheel
-@pytest.mark.parametrize("module", ["vibeforge_sessions", "vibeforge_sessions.model"])
+@pytest.mark.parametrize("module", ["vibeforge_sessions", "vibeforge_sessions.model.session"])
 def test_importing_the_model_does_not_import_sqlalchemy(installed: Installed, module: str) -> None:
     loaded = installed.ask(f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))")
     assert isinstance(loaded, list)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.databases import DATABASES, Storage
 from tests.strategies import json_values, sessions, texts
-from vibeforge_sessions import InvalidSessionError, Session, SessionRepository, values
+from vibeforge_sessions import InvalidSessionError, Session, SessionRepository
+from vibeforge_sessions.model import validation
 from vibeforge_sessions.testing.base import assert_same, exact
 
 
@@ -92,10 +93,10 @@ def test_no_diagnostic_is_refused(repository: SessionRepository, message: str, t
 
 @given(value=json_values)
 def test_json_text_is_exact(value: Any) -> None:
-    text = values.encode_json(value, "v")
+    text = validation.encode_json(value, "v")
     assert text.isascii()
-    assert exact(values.decode_json(text)) == exact(value)
-    assert values.encode_json(values.decode_json(text), "v") == text
+    assert exact(validation.decode_json(text)) == exact(value)
+    assert validation.encode_json(validation.decode_json(text), "v") == text
 
 
 anything: st.SearchStrategy[Any] = st.recursive(
@@ -114,11 +115,11 @@ anything: st.SearchStrategy[Any] = st.recursive(
 @settings(max_examples=300)
 def test_exact_or_refused(value: Any) -> None:
     try:
-        text = values.encode_json(value, "v")
+        text = validation.encode_json(value, "v")
     except InvalidSessionError as error:
         assert (error.path or "").startswith("v")  # noqa: PT017 (a refusal is one of two right answers)
     else:
-        assert exact(values.decode_json(text)) == exact(_plain(value))
+        assert exact(validation.decode_json(text)) == exact(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the package offers, what importing it costs, and which rooms of it may know of which."""
+"""The public names of the package, and what importing it loads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -44,9 +43,9 @@ def fresh(code: str, folder: Path, **environment: str) -> Any:
 
 
 def test_the_public_modules() -> None:
-    rooms = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
-    rooms |= {"archive", "retention", "implementing", "lost_writes"}
-    assert {OURS, *(f"{OURS}.{room}" for room in rooms)} <= set(PUBLIC)
+    modules = {"errors", "model", "repository", "memory", "settings", "compat", "sql", "sql.migrate", "testing"}
+    modules |= {"archive", "retention", "repository.spi", "testing.unsaved_changes"}
+    assert {OURS, *(f"{OURS}.{module}" for module in modules)} <= set(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -102,7 +101,8 @@ def _is_test(name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", [OURS, *(f"{OURS}.{room}" for room in ("model", "codec", "memory", "settings", "archive", "retention"))]
+    "name",
+    [OURS, *(f"{OURS}.{room}" for room in ("model", "repository", "memory", "settings", "archive", "retention"))],
 )
 def test_importing_it_imports_no_database(name: str, tmp_path: Path) -> None:
     loaded = fresh(f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))", tmp_path)
@@ -149,137 +149,3 @@ def test_an_unknown_name(name: str) -> None:
     with pytest.raises(AttributeError, match=f"'vibeforge_sessions' has no attribute '{name}'"):
         getattr(vibeforge_sessions, name)
     assert not hasattr(vibeforge_sessions, name)
-
-
-# --- the arrows of the design ---
-
-
-class Import(NamedTuple):
-    """One import of a module, and whether it happens when that module is imported."""
-
-    name: str
-    at_once: bool
-
-
-def imports_of(path: Path) -> Iterator[Import]:
-    def walk(node: ast.AST, *, at_once: bool) -> Iterator[Import]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                yield from (Import(alias.name, at_once) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert not child.level, f"{path}: relative imports are not followed here"
-                for alias in child.names:
-                    yield Import(_home(f"{child.module}.{alias.name}"), at_once)
-            else:
-                type_checking = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-                later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or type_checking
-                yield from walk(child, at_once=at_once and not later)
-
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), at_once=True)
-
-
-def _home(name: str) -> str:
-    """Return the module that a name comes from; of the package's own names, the room that makes them."""
-    lazy: dict[str, str] = {f"{OURS}.{public}": room for public, room in vars(vibeforge_sessions)["_LAZY"].items()}
-    return lazy.get(name, name)
-
-
-def room_of(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-
-
-def rooms_used(room: str) -> set[str]:
-    """Return the rooms of ours that a room imports, at once or later."""
-    paths = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
-    names = [found.name for path in paths for found in imports_of(path)]
-    used = {name.split(".")[1] for name in names if name.startswith(f"{OURS}.")}
-    assert used <= {name.split(".")[0] for name in map(room_of, SOURCES)}, "names are imported from where they are made"
-    return used
-
-
-ON_TOP = {"archive", "retention", "compat", "cli", "testing", "implementing", "lost_writes", "pytest_plugin"}
-ABOVE_THE_MODEL = {
-    "codec",
-    "changes",
-    "restoring",
-    "query",
-    "stored",
-    "repository",
-    "aio",
-    "forwarding",
-    "memory",
-    "sql",
-    "settings",
-} | ON_TOP
-
-
-def test_the_lowest_rooms_import_nothing_of_ours() -> None:
-    assert rooms_used("errors") == set()
-    assert rooms_used("plain") == set()
-    assert rooms_used("json_values") == {"plain"}
-    assert rooms_used("values") == {"errors", "json_values", "plain"}
-    assert rooms_used("retry") == {"errors", "plain"}
-
-
-@pytest.mark.parametrize(
-    ("room", "above"),
-    [
-        ("history", ABOVE_THE_MODEL | {"model"}),
-        ("model", ABOVE_THE_MODEL),
-        ("codec", ABOVE_THE_MODEL - {"codec"}),
-        ("changes", ABOVE_THE_MODEL - {"codec", "changes"}),
-        ("restoring", ABOVE_THE_MODEL - {"codec", "restoring"}),
-        ("query", ABOVE_THE_MODEL - {"codec", "query"}),
-        ("stored", ABOVE_THE_MODEL - {"codec", "changes", "restoring", "query", "stored"}),
-        ("repository", ABOVE_THE_MODEL - {"codec", "query", "repository"}),
-        ("aio", ABOVE_THE_MODEL - {"codec", "query", "repository", "aio"}),
-        ("forwarding", ABOVE_THE_MODEL - {"codec", "query", "repository", "forwarding"}),
-        ("memory", {"sql", "settings"} | ON_TOP),
-        ("implementing", ABOVE_THE_MODEL - {"codec", "changes", "restoring", "query", "stored"}),
-        ("lost_writes", ABOVE_THE_MODEL - {"codec", "repository", "aio", "forwarding"}),
-        ("settings", ON_TOP),
-        ("retention", {"memory", "sql", "settings"} | ON_TOP - {"archive", "retention"}),
-        ("archive", {"memory", "sql", "settings"} | ON_TOP - {"archive"}),
-    ],
-)
-def test_no_room_imports_one_above_it(room: str, above: set[str]) -> None:
-    used = rooms_used(room)
-    assert used
-    assert used.isdisjoint(above)
-
-
-def test_only_the_sql_rooms_import_sqlalchemy() -> None:
-    users = {
-        room_of(path).split(".")[0]
-        for path in SOURCES
-        for found in imports_of(path)
-        if found.name.split(".")[0] in {"sqlalchemy", "alembic"}
-    }
-    assert users == {"sql"}
-
-
-def test_nobody_below_them_imports_the_sql_rooms_at_once() -> None:
-    users = {
-        (room_of(path).split(".")[0], found.at_once)
-        for path in SOURCES
-        for found in imports_of(path)
-        if f"{found.name}.".startswith(f"{OURS}.sql.")
-    }
-    assert ("sql", True) in users
-    at_once = {room for room, at_once in users if at_once}
-    assert at_once <= {"sql", "cli", "testing"}  # the two that the design puts above them
-
-
-def test_nothing_imports_the_tests_or_the_suite() -> None:
-    for path in SOURCES:
-        names = [found.name for found in imports_of(path)]
-        assert not any(name.split(".")[0] in {"tests", "migrations"} for name in names), path
-        if room_of(path).split(".")[0] not in {"testing", "pytest_plugin"}:
-            assert not any(name.startswith((f"{OURS}.testing", "pytest", "hypothesis")) for name in names), path
-
-
-def test_no_file_is_long() -> None:
-    files = [*SOURCES, *(ROOT / "migrations").rglob("*.py")]
-    assert any(path.name == "env.py" for path in files)
-    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
-    assert {name: count for name, count in lines.items() if count > 360} == {}

@@ -15,7 +15,7 @@ from tests.databases import SQL_DATABASES, Storage
 from tests.servers.process import connected
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
-from vibeforge_sessions.sql.temporary import NAME
+from vibeforge_sessions.testing.temporary_databases import NAME
 
 SHOW_DATABASES = {"postgresql": "SELECT datname FROM pg_database", "mariadb": "SHOW DATABASES"}
 

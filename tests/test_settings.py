@@ -33,7 +33,7 @@ from vibeforge_sessions import (
 )
 from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.compat import session_store
-from vibeforge_sessions.fastapi import lifespan
+from vibeforge_sessions.integrations.fastapi import lifespan
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 from vibeforge_sessions.testing.subclasses import ExtendedSession
 

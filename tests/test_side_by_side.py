@@ -15,14 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from tests.databases import Storage
 from tests.strategies import artifacts, json_values, plain_texts
-from vibeforge_sessions import (
-    Session,
-    SessionFilter,
-    SessionPhase,
-    SessionRepository,
-    SessionRepositoryError,
-    values,
-)
+from vibeforge_sessions import Session, SessionFilter, SessionPhase, SessionRepository, SessionRepositoryError
+from vibeforge_sessions.model import validation
 from vibeforge_sessions.testing import NewRepository
 from vibeforge_sessions.testing.base import exact
 
@@ -253,6 +247,6 @@ def drive(one: NewRepository, other: NewRepository, monkeypatch: pytest.MonkeyPa
             self.tick = itertools.count()
             self.serial = itertools.count()
             super().__init__()
-            monkeypatch.setattr(values, "utc_now", self.clock)
+            monkeypatch.setattr(validation, "utc_now", self.clock)
 
     run_state_machine_as_test(Pair, settings=settings(stateful_step_count=40))

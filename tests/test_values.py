@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 
 from vibeforge_sessions import InvalidSessionError, Session
-from vibeforge_sessions.history import ErrorEntry, SessionPhase
-from vibeforge_sessions.testing.base import exact, numbered
-from vibeforge_sessions.testing.stored_values import nested
-from vibeforge_sessions.values import (
+from vibeforge_sessions.model.history import ErrorEntry, SessionPhase
+from vibeforge_sessions.model.validation import (
     check_session_id,
     check_task_id,
     check_time,
@@ -29,6 +27,8 @@ from vibeforge_sessions.values import (
     storable_task_id,
     storable_text,
 )
+from vibeforge_sessions.testing.base import exact, numbered
+from vibeforge_sessions.testing.stored_values import nested
 
 SECRET = "s3cr3t-value"
 NOON = datetime(2026, 1, 2, 12, 30, 0, 1, tzinfo=UTC)

@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vibeforge_sessions.aio import AsyncSessionRepository
     from vibeforge_sessions.errors import (
         ArchiveError,
         CorruptSessionError,
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
         StorageError,
     )
     from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
-    from vibeforge_sessions.model import ErrorEntry, Session, SessionPhase
-    from vibeforge_sessions.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
-    from vibeforge_sessions.repository import SessionRepository
-    from vibeforge_sessions.retry import RetryPolicy
+    from vibeforge_sessions.model.session import ErrorEntry, Session, SessionPhase
+    from vibeforge_sessions.repository.aio import AsyncSessionRepository
+    from vibeforge_sessions.repository.base import SessionRepository
+    from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage, SessionSummary
+    from vibeforge_sessions.repository.retry import RetryPolicy
     from vibeforge_sessions.settings import open_async_repository, open_repository
     from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
@@ -60,10 +60,9 @@ __all__ = [
     "open_repository",
 ]
 
-# Every name comes when it is asked for (PEP 562): who only needs the model does not wait for SQLAlchemy, and pytest,
-# which imports this package for its fixtures wherever it is installed, does not wait for pydantic.
-_ROOMS = {
-    "aio": ("AsyncSessionRepository",),
+# Each name is imported when it is first used (PEP 562): importing the package for its model does not import SQLAlchemy,
+# and pytest, which imports the package for its fixtures wherever it is installed, does not import pydantic.
+_MODULES = {
     "errors": (
         "ArchiveError",
         "CorruptSessionError",
@@ -78,14 +77,14 @@ _ROOMS = {
     ),
     "memory": ("AsyncInMemorySessionRepository", "InMemorySessionRepository"),
     "model": ("ErrorEntry", "Session", "SessionPhase"),
-    "query": ("SessionFilter", "SessionOrder", "SessionPage", "SessionSummary"),
-    "repository": ("SessionRepository",),
-    "retry": ("RetryPolicy",),
+    "repository": ("AsyncSessionRepository", "SessionRepository"),
+    "repository.query": ("SessionFilter", "SessionOrder", "SessionPage", "SessionSummary"),
+    "repository.retry": ("RetryPolicy",),
     "settings": ("open_async_repository", "open_repository"),
     "sql.aio": ("AsyncSQLAlchemySessionRepository",),
     "sql.repository": ("SQLAlchemySessionRepository",),
 }
-_LAZY = {name: f"vibeforge_sessions.{room}" for room, names in _ROOMS.items() for name in names}
+_LAZY = {name: f"vibeforge_sessions.{module}" for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from vibeforge_sessions.fork_locks import fork_lock
-from vibeforge_sessions.forwarding import ForwardingSessionRepository
 from vibeforge_sessions.memory import InMemorySessionRepository
-from vibeforge_sessions.model import Session, SessionPhase
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.model.session import Session, SessionPhase
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
+from vibeforge_sessions.repository.fork_locks import fork_lock
 from vibeforge_sessions.settings import open_repository
 
 __all__ = ["Session", "SessionPhase", "SessionStore", "SessionStoreInterface", "session_store"]

@@ -6,15 +6,23 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from vibeforge_sessions import changes, codec, restoring, values
-from vibeforge_sessions.aio import AsyncShell
-from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
-from vibeforge_sessions.fork_locks import fork_lock
-from vibeforge_sessions.model import ErrorEntry, S, Session
-from vibeforge_sessions.query import Query, SessionFilter, SessionOrder, SessionPage, check_limit, check_recent
-from vibeforge_sessions.repository import SessionRepository
-from vibeforge_sessions.stored import StoredSession, select, summary_of
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.session import ErrorEntry, S, Session
+from vibeforge_sessions.repository import changeset, restoration, serialization
+from vibeforge_sessions.repository.aio import AsyncShell
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.fork_locks import fork_lock
+from vibeforge_sessions.repository.query import (
+    Query,
+    SessionFilter,
+    SessionOrder,
+    SessionPage,
+    check_limit,
+    check_recent,
+)
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
 
 __all__ = ["AsyncInMemorySessionRepository", "InMemorySessionRepository"]
 
@@ -28,23 +36,23 @@ class InMemorySessionRepository(SessionRepository[S]):
     """
 
     def __init__(self, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
-        self._session_type = codec.check_session_type(session_type)
+        self._session_type = serialization.check_session_type(session_type)
         self._sessions: dict[str, StoredSession] = {}
         self._lock = fork_lock()
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        session = changes.new_session(session, session_id, self._session_type)
-        write = changes.plan_create(session)
+        session = changeset.new_session(session, session_id, self._session_type)
+        write = changeset.plan_create(session)
         with self._lock:
             if write.session_id in self._sessions:
                 raise SessionExistsError(write.session_id)
             stored = self._sessions[write.session_id] = StoredSession.of(write)
             record = stored.record
-        changes.mark_stored(session, write, record)
-        return codec.decode_session(self._session_type, record, session.error_history, session.logs)
+        changeset.mark_stored(session, write, record)
+        return serialization.decode_session(self._session_type, record, session.error_history, session.logs)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        session_id, recent = values.check_session_id(session_id), check_recent(recent)
+        session_id, recent = validation.check_session_id(session_id), check_recent(recent)
         with self._lock:
             stored = self._sessions.get(session_id)
             if stored is None:
@@ -53,26 +61,26 @@ class InMemorySessionRepository(SessionRepository[S]):
         return held.session(self._session_type)  # decoding takes time: others need not wait for it
 
     def update_session(self, session: S) -> None:
-        changes.check_session(session, self._session_type)
+        changeset.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        if changes.needs_content(session):
+        if changeset.needs_content(session):
             with self._lock:
                 current = self._current(session).record
-            changes.adopt_content(session, current)
-        write = changes.plan_update(session)
+            changeset.adopt_content(session, current)
+        write = changeset.plan_update(session)
         if write is None:
             return
         with self._lock:
             stored = self._current(session)
             stored.update(write)
             record = stored.record
-        changes.mark_stored(session, write, record)
+        changeset.mark_stored(session, write, record)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        session_id = values.check_session_id(session_id)
-        seen = None if unchanged_since is None else restoring.check_seen(unchanged_since, "unchanged_since")
+        session_id = validation.check_session_id(session_id)
+        seen = None if unchanged_since is None else restoration.check_seen(unchanged_since, "unchanged_since")
         with self._lock:
             stored = self._sessions.get(session_id)
             if stored is None or (seen is not None and not stored.may_go(seen)):
@@ -96,15 +104,15 @@ class InMemorySessionRepository(SessionRepository[S]):
         return query.page([summary_of(record) for record in select(query, self._records())[: query.limit + 1]])
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        session_id = values.check_session_id(session_id)
+        session_id = validation.check_session_id(session_id)
         # a caller's own __str__ is not run while others wait
-        task_id, error_message = values.storable_task_id(task_id), values.storable_text(error_message)
-        phase = None if phase is None else values.storable_phase(phase)
+        task_id, error_message = validation.storable_task_id(task_id), validation.storable_text(error_message)
+        phase = None if phase is None else validation.storable_phase(phase)
         with self._lock:
             return self._get(session_id).append_error(task_id, error_message, phase, self._session_type)
 
     def append_log(self, session_id: str, message: str) -> str:
-        session_id, message = values.check_session_id(session_id), values.storable_text(message)
+        session_id, message = validation.check_session_id(session_id), validation.storable_text(message)
         with self._lock:
             return self._get(session_id).append_log(message)
 
@@ -117,31 +125,31 @@ class InMemorySessionRepository(SessionRepository[S]):
         task_id: str | None = None,
         phase: str | None = None,
     ) -> list[ErrorEntry]:
-        session_id = values.check_session_id(session_id)
-        after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
-        task_id = None if task_id is None else values.storable_task_id(task_id)
-        phase = None if phase is None else values.storable_phase(phase)
+        session_id = validation.check_session_id(session_id)
+        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
+        task_id = None if task_id is None else validation.storable_task_id(task_id)
+        phase = None if phase is None else validation.storable_phase(phase)
         with self._lock:
             return self._get(session_id).list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        session_id = values.check_session_id(session_id)
-        after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
+        session_id = validation.check_session_id(session_id)
+        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
         with self._lock:
             return self._get(session_id).list_logs(after=after, limit=limit)
 
     def hold_session(self, session_id: str) -> None:
-        session_id = values.check_session_id(session_id)
+        session_id = validation.check_session_id(session_id)
         with self._lock:
             self._get(session_id).hold(held=True)
 
     def release_session(self, session_id: str) -> None:
-        session_id = values.check_session_id(session_id)
+        session_id = validation.check_session_id(session_id)
         with self._lock:
             self._get(session_id).hold(held=False)
 
     def get_record(self, session_id: str) -> Record | None:
-        session_id = values.check_session_id(session_id)
+        session_id = validation.check_session_id(session_id)
         with self._lock:
             stored = self._sessions.get(session_id)
         if stored is None:
@@ -162,7 +170,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         session_id = restored.record.session_id
         with self._lock:
             stored = self._sessions.get(session_id)
-            restoring.check_replacing(session_id, None if stored is None else stored.record, replacing)
+            restoration.check_replacing(session_id, None if stored is None else stored.record, replacing)
             self._sessions[session_id] = restored
 
     def _get(self, session_id: str) -> StoredSession:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from vibeforge_sessions.lost_writes import TrackedSessionRepository
     from vibeforge_sessions.memory import InMemorySessionRepository
-    from vibeforge_sessions.model import Session
+    from vibeforge_sessions.model.session import Session
     from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
-    from vibeforge_sessions.sql.temporary import EmptyDatabase
+    from vibeforge_sessions.testing.temporary_databases import EmptyDatabase
+    from vibeforge_sessions.testing.unsaved_changes import TrackedSessionRepository
 
 _OPTION = "session_repository_url"
 _MEANING = (
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def stored_session_type() -> type[Session]:
     """Return the class of session that the repositories store; override it to return a subclass of `Session`."""
-    from vibeforge_sessions.model import Session  # noqa: PLC0415 (see above)
+    from vibeforge_sessions.model.session import Session  # noqa: PLC0415 (see above)
 
     return Session
 
@@ -46,7 +46,7 @@ def _session_databases(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EmptyDatabase]:
     from vibeforge_sessions.errors import SessionRepositoryError  # noqa: PLC0415
-    from vibeforge_sessions.sql.temporary import temporary_databases  # noqa: PLC0415
+    from vibeforge_sessions.testing.temporary_databases import temporary_databases  # noqa: PLC0415
 
     url = request.config.getoption(_OPTION) or request.config.getini(_OPTION)
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def async_session_repository(
 @pytest.fixture
 def tracked_session_repository(session_repository: SQLAlchemySessionRepository) -> Iterator[TrackedSessionRepository]:
     """Give `session_repository`, tracked: the test fails at its end if a session was changed and never stored."""
-    from vibeforge_sessions.lost_writes import track_lost_writes  # noqa: PLC0415
+    from vibeforge_sessions.testing.unsaved_changes import track_lost_writes  # noqa: PLC0415
 
     tracked = track_lost_writes(session_repository)
     yield tracked

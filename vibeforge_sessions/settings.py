@@ -8,13 +8,13 @@ from typing import Any, Final, NamedTuple, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vibeforge_sessions import observe
-from vibeforge_sessions.aio import AsyncSessionRepository
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
-from vibeforge_sessions.model import S, Session
-from vibeforge_sessions.repository import SessionRepository
-from vibeforge_sessions.retry import RetryPolicy
+from vibeforge_sessions.model.session import S, Session
+from vibeforge_sessions.repository import instrumentation
+from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.retry import RetryPolicy
 
 __all__ = ["MEMORY_URL", "Settings", "open_async_repository", "open_repository"]
 
@@ -182,7 +182,7 @@ def _asked(call: str, url: str | None, migrate: bool | None, schema: str | None)
         variable = settings.needs_database()
         if variable is not None:
             raise InvalidSessionError(f"this environment variable is set, and no database: {_NEXT_STEP}", variable)
-        observe.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
+        instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
         return None
     if url == MEMORY_URL:
         return None

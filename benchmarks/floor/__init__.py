@@ -17,8 +17,8 @@ from typing import Any, Final
 from benchmarks.contender import DOCUMENTS, MESSAGE, PAGE, RECENT, Contender
 from benchmarks.ours import other_phase, realistic
 from vibeforge_sessions import ErrorEntry, Session, SessionPhase
-from vibeforge_sessions.query import SessionSummary
-from vibeforge_sessions.record import Baseline, Content
+from vibeforge_sessions.model.record import Baseline, Content
+from vibeforge_sessions.repository.query import SessionSummary
 
 TEXTS: Final = (
     "answers",

@@ -29,7 +29,7 @@ from benchmarks.floor import (
     write_id_of,
 )
 from vibeforge_sessions import ErrorEntry, Session
-from vibeforge_sessions.query import SessionSummary
+from vibeforge_sessions.repository.query import SessionSummary
 
 
 def _statement(text: str) -> bytes:

@@ -24,7 +24,7 @@ from benchmarks.floor import (
     write_id_of,
 )
 from vibeforge_sessions import ErrorEntry, Session
-from vibeforge_sessions.query import SessionSummary
+from vibeforge_sessions.repository.query import SessionSummary
 
 _INSERT: Final = {
     table: f"INSERT INTO {table} VALUES ({', '.join('?' * count)}{', NULL' if table == 'vibeforge_sessions' else ''})"

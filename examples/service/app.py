@@ -26,7 +26,7 @@ from vibeforge_sessions import (
     SessionPhase,
     StaleSessionError,
 )
-from vibeforge_sessions.fastapi import get_repository, install_error_handlers, lifespan
+from vibeforge_sessions.integrations.fastapi import get_repository, install_error_handlers, lifespan
 
 DATABASE = os.environ.get("VIBEFORGE_SESSIONS_DATABASE_URL") or "sqlite:///forge_service.db"
 ENDED = {SessionPhase.COMPLETE, SessionPhase.FAILED}

@@ -16,7 +16,7 @@ down_revision = None
 branch_labels = ("vibeforge_sessions",)
 depends_on = None
 
-# See `vibeforge_sessions.sql.scripts.Revision`.
+# See `vibeforge_sessions.sql.migrations.scripts.Revision`.
 locks: dict[str, dict[str, str]] = {"postgresql": {}, "mariadb": {}, "sqlite": {"the file": "for writers"}}
 rewrites: tuple[str, ...] = ()
 online = ("postgresql", "mariadb")

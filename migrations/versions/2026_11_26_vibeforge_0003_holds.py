@@ -18,7 +18,7 @@ down_revision = "vibeforge_0002"
 branch_labels = None
 depends_on = None
 
-# See `vibeforge_sessions.sql.scripts.Revision`.
+# See `vibeforge_sessions.sql.migrations.scripts.Revision`.
 locks: dict[str, dict[str, str]] = {
     "postgresql": {"vibeforge_sessions": "AccessExclusiveLock"},
     "mariadb": {"vibeforge_sessions": "LOCK=NONE"},

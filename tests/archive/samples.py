@@ -11,8 +11,8 @@ from typing import Any
 
 from vibeforge_sessions import ErrorEntry, InMemorySessionRepository, SessionRepository
 from vibeforge_sessions.archive import Report, export_sessions, import_sessions
-from vibeforge_sessions.archive.lines import end_line
-from vibeforge_sessions.codec import Record
+from vibeforge_sessions.archive.serialization import end_line
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.testing.base import full_session
 
 LONG_AGO = datetime(2001, 2, 3, 4, 5, 6, 789, tzinfo=UTC)

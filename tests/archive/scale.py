@@ -23,7 +23,7 @@ from tests.repositories import upgrade
 from vibeforge_sessions import ErrorEntry, Session, SessionRepository, open_repository
 from vibeforge_sessions.archive import ArchiveWriter, Report, copy_sessions, export_sessions, import_sessions
 from vibeforge_sessions.archive.exporting import session_ids
-from vibeforge_sessions.codec import Record
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql.engine import parse_url
 
 BEGAN: Final = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ import pytest
 from tests.archive.samples import LONG_AGO, change, exported, fill, histories, imported, record_of
 from vibeforge_sessions import ErrorEntry, InMemorySessionRepository, Session, SessionFilter, SessionRepository
 from vibeforge_sessions.archive import export_sessions, import_sessions
-from vibeforge_sessions.archive.lines import CHUNK, CHUNK_SIZE
+from vibeforge_sessions.archive.serialization import CHUNK, CHUNK_SIZE
 from vibeforge_sessions.testing import NewRepository
 
 

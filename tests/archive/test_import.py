@@ -18,7 +18,7 @@ from vibeforge_sessions import (
     StaleSessionError,
 )
 from vibeforge_sessions.archive import OnConflict, Result
-from vibeforge_sessions.codec import Record
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.testing import NewRepository
 
 ALL: list[OnConflict] = ["fail", "skip", "replace", "newer"]
@@ -179,9 +179,9 @@ def test_one_that_never_stands_still_is_told() -> None:
 
 @pytest.mark.parametrize("field", ["created_at", "updated_at", "held_at"])
 def test_clocks_in_the_future(repository: SessionRepository, field: str) -> None:
-    from vibeforge_sessions import values  # noqa: PLC0415
+    from vibeforge_sessions.model import validation  # noqa: PLC0415
 
-    now = values.utc_now()
+    now = validation.utc_now()
     source = InMemorySessionRepository()
     for session_id, ahead in (("soon", timedelta(hours=23)), ("never", timedelta(hours=25))):
         source.create_session(session_id=session_id)

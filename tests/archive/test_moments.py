@@ -19,7 +19,7 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
 )
 from vibeforge_sessions.archive import Result, copy_sessions, export_sessions
-from vibeforge_sessions.archive.parcel import _ATTEMPTS
+from vibeforge_sessions.archive.bundle import _ATTEMPTS
 from vibeforge_sessions.testing import NewRepository
 
 Touch = Callable[[SessionRepository], object]

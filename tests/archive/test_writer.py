@@ -26,7 +26,7 @@ from vibeforge_sessions import (
     open_async_repository,
 )
 from vibeforge_sessions.archive import ArchiveWriter, Report, export_sessions, files, import_sessions, writer
-from vibeforge_sessions.codec import Record
+from vibeforge_sessions.repository.serialization import Record
 
 NAMES = ["archive.jsonl", "archive.jsonl.gz"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from vibeforge_sessions import ErrorEntry, Session, SessionRepository
-from vibeforge_sessions.codec import Record, encode_content
+from vibeforge_sessions.repository.serialization import Record, encode_content
 
 TIME = datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -10,10 +10,11 @@ import pytest
 
 from tests.cli.conftest import Place
 from tests.cli.data import HOUR, restore
-from vibeforge_sessions import ErrorEntry, Session, StorageError, values
-from vibeforge_sessions.cli import counting
+from vibeforge_sessions import ErrorEntry, Session, StorageError
+from vibeforge_sessions.cli import statistics
 from vibeforge_sessions.cli.tables import bar, console, cut, size, spark
 from vibeforge_sessions.cli.times import ago, spoken
+from vibeforge_sessions.model import validation
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -22,7 +23,7 @@ DAY = timedelta(days=1)
 @pytest.fixture
 def filled(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Sessions before `NOW`, which it is."""
-    monkeypatch.setattr(values, "utc_now", lambda: NOW)
+    monkeypatch.setattr(validation, "utc_now", lambda: NOW)
     for number in range(6):
         updated = NOW - number * 5 * DAY / 4
         errors = [
@@ -94,7 +95,7 @@ def test_a_part_that_takes_too_long(filled: Place, monkeypatch: pytest.MonkeyPat
     def endless(*_: Any, **__: Any) -> Any:
         raise StorageError("it takes longer than 30 s")
 
-    monkeypatch.setattr(counting, "count_errors", endless)
+    monkeypatch.setattr(statistics, "count_errors", endless)
     done = filled("stats")
     assert (done.code, done.errors) == (1, "error: errors: it takes longer than 30 s\n")
     assert "6 sessions by phase" in done.out

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Place
 from tests.cli.data import HOUR, TIME, errors_of, fill, restore
 from vibeforge_sessions import Session, SessionFilter
-from vibeforge_sessions.cli import looking
+from vibeforge_sessions.cli import inspection
 from vibeforge_sessions.testing.base import full_session
 
 # --- list ---
@@ -63,7 +63,7 @@ def test_pages_follow_each_other(place: Place, monkeypatch: pytest.MonkeyPatch) 
     fill(place.repository)
     whole = [each["session_id"] for each in place("list", "--json").lines]
     assert len(whole) == 12
-    monkeypatch.setattr(looking, "MAX_PAGE", 5)
+    monkeypatch.setattr(inspection, "MAX_PAGE", 5)
     for limit in (1, 4, 5, 7, 12, 13):
         seen: list[str] = []
         cursor: list[str] = []
@@ -200,7 +200,7 @@ def test_parts_however_much_is_read_at_once(on_sqlite: Place, monkeypatch: pytes
 def look_at_parts(place: Place, monkeypatch: pytest.MonkeyPatch, slice_: int) -> None:
     errors, lines = errors_of(11), [f"line {number}" for number in range(1, 12)]
     restore(place.repository, Session(session_id="s"), errors, lines)
-    monkeypatch.setattr(looking, "_SLICE", slice_)
+    monkeypatch.setattr(inspection, "_SLICE", slice_)
 
     def positions(command: str, *options: str) -> tuple[list[int], str]:
         done = place(command, "s", *options, "--json")

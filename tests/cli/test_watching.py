@@ -16,8 +16,8 @@ import pytest
 from tests.cli.conftest import Place
 from tests.cli.running import URL
 from vibeforge_sessions import Session
-from vibeforge_sessions.cli import watching
-from vibeforge_sessions.cli.watching import FAILED, Watch
+from vibeforge_sessions.cli import watch
+from vibeforge_sessions.cli.watch import FAILED, Watch
 
 
 class Watching:
@@ -100,7 +100,7 @@ def test_interrupted(on_sqlite: Place) -> None:
 
 def test_each_entry_is_told_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are between two looks, and also one that is appended during a look."""
-    monkeypatch.setattr(watching, "_SLICE", 3)
+    monkeypatch.setattr(watch, "_SLICE", 3)
     repository = place.repository
     repository.create_session(session_id="s")
     watched = Watch(repository, "s")

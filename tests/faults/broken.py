@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vibeforge_sessions import ErrorEntry, Session, SQLAlchemySessionRepository, StorageError
-from vibeforge_sessions.codec import Record
+from vibeforge_sessions.repository.serialization import Record
 
 T = TypeVar("T")
 

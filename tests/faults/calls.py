@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, select
 
 from vibeforge_sessions import InMemorySessionRepository, Session, SessionPhase, SessionRepository
-from vibeforge_sessions.model import ErrorEntry
+from vibeforge_sessions.model.session import ErrorEntry
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.testing.base import assert_same, full_session, stored
 

@@ -29,8 +29,8 @@ from vibeforge_sessions import (
     SessionRepositoryError,
     SQLAlchemySessionRepository,
 )
-from vibeforge_sessions.codec import DOCUMENTS, Record
-from vibeforge_sessions.record import Content
+from vibeforge_sessions.model.record import Content
+from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.testing.aio import FromOtherThreads, event_loop
 from vibeforge_sessions.testing.base import exact, full_session, stored

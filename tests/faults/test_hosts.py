@@ -12,8 +12,8 @@ from tests.databases import Storage
 from tests.faults.writer import Settings, repository_of
 from tests.repositories import text_of
 from tests.servers.process import several_hosts
-from vibeforge_sessions.sql.databases import mariadb as mariadb_module
-from vibeforge_sessions.sql.databases import postgresql as postgresql_module
+from vibeforge_sessions.sql.dialects import mariadb as mariadb_module
+from vibeforge_sessions.sql.dialects import postgresql as postgresql_module
 
 DRIVERS = [
     ("postgresql", "postgresql+psycopg", False),

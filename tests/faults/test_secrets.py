@@ -30,11 +30,11 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
     open_async_repository,
     open_repository,
-    otel,
 )
+from vibeforge_sessions.integrations import opentelemetry
 from vibeforge_sessions.settings import Settings
 from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
-from vibeforge_sessions.sql.databases import mariadb as mariadb_module
+from vibeforge_sessions.sql.dialects import mariadb as mariadb_module
 
 CORE = "s3cr3t"
 """Of every password, however it is encoded."""
@@ -204,7 +204,7 @@ def test_what_works_shows_no_password(server: Server, form: str, logged: Callabl
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    otel.instrument(provider)
+    opentelemetry.instrument(provider)
     engine = create_engine(FORMS[form](server.url, password))
     try:
         migrate.upgrade(engine)
@@ -216,7 +216,7 @@ def test_what_works_shows_no_password(server: Server, form: str, logged: Callabl
         assert password not in shown(caught.value)
     finally:
         engine.dispose()
-        otel.uninstrument()
+        opentelemetry.uninstrument()
     spans = exporter.get_finished_spans()
     assert len(spans) == 2
     assert password not in "".join(span.to_json() for span in spans)

@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 from vibeforge_sessions import ErrorEntry, InMemorySessionRepository, Session, SessionFilter, SessionRepository
-from vibeforge_sessions.codec import Record
-from vibeforge_sessions.forwarding import ForwardingSessionRepository
-from vibeforge_sessions.query import SessionOrder, SessionPage
+from vibeforge_sessions.model.validation import utc_now
+from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
+from vibeforge_sessions.repository.query import SessionOrder, SessionPage
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.retention import PruneReport, prune
 from vibeforge_sessions.testing.base import full_session
-from vibeforge_sessions.values import utc_now
 
 DAY = timedelta(days=1)
 MONTH = timedelta(days=30)

@@ -35,8 +35,8 @@ from vibeforge_sessions import (
     open_async_repository,
     open_repository,
 )
-from vibeforge_sessions.aio import AsyncShell
 from vibeforge_sessions.archive import ArchiveWriter
+from vibeforge_sessions.repository.aio import AsyncShell
 from vibeforge_sessions.retention import PruneReport, prune_async
 from vibeforge_sessions.sql.engine import engine_on
 from vibeforge_sessions.sql.tables import metadata

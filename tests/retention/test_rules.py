@@ -18,11 +18,11 @@ from vibeforge_sessions import (
     SessionFilter,
     SessionRepository,
 )
-from vibeforge_sessions.codec import Record
-from vibeforge_sessions.query import SessionOrder, SessionPage
+from vibeforge_sessions.model.validation import utc_now
+from vibeforge_sessions.repository.query import SessionOrder, SessionPage
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.retention import PruneProblem, prune
 from vibeforge_sessions.testing.base import numbered
-from vibeforge_sessions.values import utc_now
 
 PHASES = ["COMPLETE", "FAILED", "EXECUTION", "OF_ANOTHER_CODE"]
 

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, text
 from sqlalchemy.util import greenlet_spawn
 
 from tests.databases import Storage
-from vibeforge_sessions.sql import create_async_engine, deadline
-from vibeforge_sessions.sql.deadline import limits_of
+from vibeforge_sessions.sql import create_async_engine
+from vibeforge_sessions.sql.transactions import time_limits
+from vibeforge_sessions.sql.transactions.time_limits import limits_of
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
@@ -68,22 +69,22 @@ def test_limit_that_is_over_does_not_cut_connection(engine: Engine) -> None:
 
 def test_abandoned_limit_is_forgotten(engine: Engine) -> None:
     limit = limits_of(engine.dialect)(0).__enter__()
-    assert len(deadline._watchdog._limits) == 1
+    assert len(time_limits._watchdog._limits) == 1
     time.sleep(0.3)  # the thread has looked at it
     del limit
-    assert len(deadline._watchdog._limits) == 0
+    assert len(time_limits._watchdog._limits) == 0
 
 
 def test_connection_made_after_failed_attempt_is_not_limited(engine: Engine) -> None:
     def fail() -> None:
-        assert deadline._current.get() is limit
+        assert time_limits._current.get() is limit
         raise KeyboardInterrupt
 
     with limits_of(engine.dialect)(0) as limit:
         with pytest.raises(KeyboardInterrupt):
             limit.connecting(fail)
         time.sleep(0.3)
-        assert deadline._current.get() is None
+        assert time_limits._current.get() is None
         assert is_usable(engine)
         assert not limit.expired
 

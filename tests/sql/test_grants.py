@@ -13,8 +13,9 @@ from sqlalchemy import URL, Engine, text
 from tests.repositories import sql_repositories, text_of, upgrade
 from tests.servers import AvailableServer, DatabaseFactory
 from vibeforge_sessions import SQLAlchemySessionRepository, StorageError, open_repository
-from vibeforge_sessions.sql import create_engine, maintenance, metadata, migrate
-from vibeforge_sessions.sql.databases import failure_code
+from vibeforge_sessions.sql import create_engine, metadata, migrate
+from vibeforge_sessions.sql.admin import maintenance
+from vibeforge_sessions.sql.dialects import failure_code
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 

@@ -16,7 +16,8 @@ from tests.repositories import sql_repositories, text_of
 from tests.servers import AvailableServer, DatabaseFactory
 from tests.sql.test_migrate import HEAD, chain
 from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository, StorageError, open_repository
-from vibeforge_sessions.sql import check_schema, create_engine, hosting, metadata, migrate
+from vibeforge_sessions.sql import check_schema, create_engine, metadata, migrate
+from vibeforge_sessions.sql.migrations import host_alembic
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 from vibeforge_sessions.testing.base import assert_same, full_session, stored
@@ -275,7 +276,7 @@ def test_without_the_helper_it_would_not(tmp_path: Path) -> None:
 
 
 def test_our_migrations_as_a_branch_of_the_host(host_url: str, tmp_path: Path) -> None:
-    locations = hosting.version_locations("%(here)s/migrations/versions")
+    locations = host_alembic.version_locations("%(here)s/migrations/versions")
     host = make_host(tmp_path, option=OPTIONS["include_name"], locations=locations)
     engine = create_engine(host_url)
     run("alembic", "upgrade", "0001", folder=host, HOST_URL=host_url)

@@ -28,7 +28,8 @@ from vibeforge_sessions import (
     RetryPolicy,
     SQLAlchemySessionRepository,
 )
-from vibeforge_sessions.sql import create_async_engine, create_engine, deadline, transaction
+from vibeforge_sessions.sql import create_async_engine, create_engine
+from vibeforge_sessions.sql.transactions import runner, time_limits
 from vibeforge_sessions.testing.base import SESSION_ID, full_session
 
 State = tuple[Any, ...] | None
@@ -39,7 +40,7 @@ pytestmark = [
 ]
 
 PACKAGE = str(Path(vibeforge_sessions.__file__).parent)
-TRANSACTIONS = transaction.__file__
+TRANSACTIONS = runner.__file__
 ONE_CONNECTION: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
 NEW_ID = "new"
 SAMPLED = 4
@@ -185,7 +186,7 @@ def defaults_of(connection: Connection) -> object:
 
 def expire_limits() -> None:
     """Let the time pass by which each limit is over, while the host keeps the exception."""
-    for reference in list(deadline._watchdog._limits):
+    for reference in list(time_limits._watchdog._limits):
         limit = reference()
         assert limit is not None
         limit.expire()
@@ -242,7 +243,7 @@ class Interrupted:
 
     def faults_after(self, allowed: set[tuple[State, State]]) -> Iterator[str]:
         """Return what is wrong after an interruption."""
-        limits = deadline._watchdog._limits
+        limits = time_limits._watchdog._limits
         if len(limits):
             limits.clear()
             yield "a time limit is left"
@@ -350,7 +351,7 @@ class InterruptedOnLoop:
 
         def noted(seconds: float, callback: Callable[..., Any], *arguments: Any, **given: Any) -> asyncio.TimerHandle:
             timer = call_later(seconds, callback, *arguments, **given)
-            if getattr(callback, "__module__", "") == deadline.__name__:
+            if getattr(callback, "__module__", "") == time_limits.__name__:
                 self.timers.append((timer, callback))
             return timer
 

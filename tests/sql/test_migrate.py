@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event
 
 from vibeforge_sessions import SchemaError, Session, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, metadata, migrate
-from vibeforge_sessions.sql.states import comparison
+from vibeforge_sessions.sql.migrations.schema_status import comparison
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 
 MEMORY = "ours, in memory"

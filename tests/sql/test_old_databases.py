@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from tests.data.make import EXPECTED, FOLDER, shape
 from tests.sql.test_migrate import HEAD
 from vibeforge_sessions import SessionFilter, SQLAlchemySessionRepository, open_repository
-from vibeforge_sessions.sql import check_schema, create_engine, maintenance, migrate
+from vibeforge_sessions.sql import check_schema, create_engine, migrate
+from vibeforge_sessions.sql.admin import maintenance
 from vibeforge_sessions.testing.base import stored
 
 REVISIONS = [each.revision for each in migrate.history()]

@@ -20,7 +20,7 @@ from tests.servers.fixtures import skipping
 from tests.servers.machine import free_port
 from tests.sql.older import OlderClient
 from vibeforge_sessions.sql import create_engine, migrate
-from vibeforge_sessions.sql.databases import Timeouts
+from vibeforge_sessions.sql.dialects import Timeouts
 
 REVISIONS = migrate.history()
 AFTER_THE_FIRST = REVISIONS[1:]

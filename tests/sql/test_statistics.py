@@ -12,10 +12,10 @@ from sqlalchemy import Engine, event, text
 
 from tests.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import ErrorEntry, InvalidSessionError, Session, SQLAlchemySessionRepository, StorageError
-from vibeforge_sessions.codec import DOCUMENTS, REQUIRED, Record
-from vibeforge_sessions.record import Content
+from vibeforge_sessions.model.record import Content
+from vibeforge_sessions.repository.serialization import DOCUMENTS, REQUIRED, Record
 from vibeforge_sessions.sql import create_engine
-from vibeforge_sessions.sql.statistics import AGES, count_ages, count_errors, count_phases, table_sizes
+from vibeforge_sessions.sql.admin.statistics import AGES, count_ages, count_errors, count_phases, table_sizes
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -158,7 +158,7 @@ def test_sizes(engine: Engine) -> None:
 
 @pytest.mark.parametrize("kind", ["limited", "not told"])
 def test_a_file_whose_tables_cannot_be_told_apart(sqlite: Storage, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vibeforge_sessions.sql.databases import sqlite as room  # noqa: PLC0415
+    from vibeforge_sessions.sql.dialects import sqlite as room  # noqa: PLC0415
 
     engine = sqlite.new_engine()
     if kind == "not told":  # a library without dbstat
@@ -173,7 +173,7 @@ def test_a_file_whose_tables_cannot_be_told_apart(sqlite: Storage, kind: str, mo
 
 def test_a_statement_is_ended_in_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each database ends it itself: what is asked here would take minutes."""
-    from vibeforge_sessions.sql import statistics  # noqa: PLC0415
+    from vibeforge_sessions.sql.admin import statistics  # noqa: PLC0415
 
     filled(engine)
     tables = ", ".join(f"vibeforge_sessions AS of_{number}" for number in range(8))

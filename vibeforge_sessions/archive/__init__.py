@@ -1,7 +1,7 @@
 """Files of sessions: export, import, archives of what is to be deleted, and copies from one store to another.
 
-A file holds sessions as lines of JSON (see `vibeforge_sessions.archive.lines`), compressed or not. The same session
-gives the same bytes, whatever it is stored in.
+A file holds sessions as lines of JSON (see `vibeforge_sessions.archive.serialization`), compressed or not. The same
+session gives the same bytes, whatever it is stored in.
 """
 
 from __future__ import annotations

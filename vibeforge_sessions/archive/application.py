@@ -7,12 +7,13 @@ from collections.abc import Generator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from vibeforge_sessions import changes, values
-from vibeforge_sessions.archive.lines import canonical, chunk_lines
-from vibeforge_sessions.archive.parcel import Parcel
+from vibeforge_sessions.archive.bundle import Parcel
 from vibeforge_sessions.archive.reading import Problem, shown_id
+from vibeforge_sessions.archive.serialization import canonical, chunk_lines
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.model import STORED, Session
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.session import STORED, Session
+from vibeforge_sessions.repository import changeset
 
 _KNOWN: Final = frozenset({*Session.model_fields, STORED})
 _SESSIONS: Final = frozenset({"phase", "created_at", "answers", "error_history", "current_question_index"})
@@ -27,7 +28,7 @@ def is_session(data: object) -> bool:
 def sessions_in(file: bytes) -> list[tuple[str | None, Any]] | None:
     """Return the sessions of a file, with their ids as far as these stand beside them; None if it is no such file."""
     try:
-        data = values.decode_json(file.decode("utf-8-sig"))
+        data = validation.decode_json(file.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     if is_session(data):
@@ -71,8 +72,8 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
     ]
     phase = known.pop("phase", None)  # the application may have more of them
     session = Session.from_dict(known)
-    write = changes.plan_create(session)
-    record = changes.record_of(
+    write = changeset.plan_create(session)
+    record = changeset.record_of(
         write,
         version=max(1, session.version),
         updated_at=write.updated_at,
@@ -85,7 +86,7 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
         documents={**record.content.documents, "extension": _extension(fields)},
     )
     parcel = Parcel(canonical(dataclasses.replace(record, content=content)), number)
-    for kind, entries in (("errors", changes.place(write.errors, len(write.errors))), ("logs", write.logs)):
+    for kind, entries in (("errors", changeset.place(write.errors, len(write.errors))), ("logs", write.logs)):
         for line, read in chunk_lines(kind, entries):
             parcel.add(kind, line, read)
     return parcel
@@ -93,7 +94,7 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
 
 def _extension(fields: Mapping[str, Any]) -> str | None:
     texts = [
-        f"{values.encode_json(name, name)}:{values.encode_json(value, name)}"
+        f"{validation.encode_json(name, name)}:{validation.encode_json(value, name)}"
         for name, value in fields.items()
         if name not in _KNOWN
     ]

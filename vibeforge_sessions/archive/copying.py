@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from vibeforge_sessions.archive.bundle import Parcel, canonical_of, digest_of, history_of, is_same_head, pack
 from vibeforge_sessions.archive.exporting import session_ids
 from vibeforge_sessions.archive.importing import PER_SESSION, OnConflict, store
-from vibeforge_sessions.archive.parcel import Parcel, canonical_of, digest_of, history_of, is_same_head, pack
 from vibeforge_sessions.archive.report import OnSession, Report, Result
-from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
-from vibeforge_sessions.query import SessionFilter
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.query import SessionFilter
+from vibeforge_sessions.repository.serialization import Record
 
 
 def copy_sessions(

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from vibeforge_sessions.archive import lines
+from vibeforge_sessions.archive import serialization
+from vibeforge_sessions.archive.bundle import pack
 from vibeforge_sessions.archive.files import (
     close_quietly,
     compressing,
@@ -18,7 +19,6 @@ from vibeforge_sessions.archive.files import (
     sync,
     sync_folder,
 )
-from vibeforge_sessions.archive.parcel import pack
 from vibeforge_sessions.archive.report import OnSession, Report, Result
 from vibeforge_sessions.errors import (
     ArchiveError,
@@ -26,8 +26,8 @@ from vibeforge_sessions.errors import (
     InvalidSessionError,
     StaleSessionError,
 )
-from vibeforge_sessions.query import SessionFilter
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.query import SessionFilter
 
 _PER_SESSION = (CorruptSessionError, InvalidSessionError, StaleSessionError)
 _PAGE = 500
@@ -42,7 +42,7 @@ def export_sessions(
     overwrite: bool = False,
     stop_on_error: bool = False,
     on_session: OnSession | None = None,
-    longest_line: int = lines.LONGEST_LINE,
+    longest_line: int = serialization.LONGEST_LINE,
 ) -> Report:
     """Write sessions to a file, oldest first, each as of one moment, while the store is in use.
 
@@ -65,7 +65,7 @@ def export_sessions(
     """
     report = Report()
     with _written(target, compress=compress, overwrite=overwrite) as file:
-        _put(file, lines.archive_line())
+        _put(file, serialization.archive_line())
         for session_id in session_ids(repository, filter):
             try:
                 result = _export(repository, session_id, file, longest_line)
@@ -74,7 +74,7 @@ def export_sessions(
                     raise
                 result = Result("failed", session_id, reason=str(error))
             report.add(result, on_session)
-        _put(file, lines.archive_end_line(report.exported))
+        _put(file, serialization.archive_end_line(report.exported))
     return report
 
 

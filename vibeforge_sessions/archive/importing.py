@@ -10,13 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
-from vibeforge_sessions import values
-from vibeforge_sessions.archive import application, lines, reading
+from vibeforge_sessions.archive import application, reading, serialization
+from vibeforge_sessions.archive.bundle import Parcel, digest_of, is_same_head
 from vibeforge_sessions.archive.files import disk_errors
-from vibeforge_sessions.archive.parcel import Parcel, digest_of, is_same_head
 from vibeforge_sessions.archive.reading import Problem
 from vibeforge_sessions.archive.report import OnSession, Report, Result
-from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import (
     ArchiveError,
     CorruptSessionError,
@@ -25,7 +23,9 @@ from vibeforge_sessions.errors import (
     SessionNotFoundError,
     StaleSessionError,
 )
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.serialization import Record
 
 PER_SESSION: Final = (
     CorruptSessionError,
@@ -54,7 +54,7 @@ def import_sessions(
     on_conflict: OnConflict = "fail",
     stop_on_error: bool = False,
     on_session: OnSession | None = None,
-    longest_line: int = lines.LONGEST_LINE,
+    longest_line: int = serialization.LONGEST_LINE,
 ) -> Report:
     """Store the sessions of a file as they are there: with their versions, times, positions and holds.
 
@@ -141,7 +141,7 @@ def is_equal(repository: SessionRepository[Any], stored: Record, parcel: Parcel)
 
 def _check_clocks(record: Record) -> None:
     """Refuse times that only a wrong clock has: nothing that is stored here could ever be later."""
-    latest = values.utc_now() + _AHEAD
+    latest = validation.utc_now() + _AHEAD
     for name in ("created_at", "updated_at", "held_at"):
         time = getattr(record, name)
         if time is not None and time > latest:
@@ -167,7 +167,7 @@ def _written_at(file: IO[bytes]) -> datetime:
     try:
         return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     except (OSError, AttributeError, ValueError):  # it is in memory, say
-        return values.utc_now()
+        return validation.utc_now()
 
 
 def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Parcel | Problem, None, None]:
@@ -175,7 +175,7 @@ def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Gener
     try:
         with disk_errors():
             head = file.peek(_HEAD).lstrip(_BLANK)
-            if head.startswith(lines.BEGINNING) or not head.startswith((b"{", b"[")):
+            if head.startswith(serialization.BEGINNING) or not head.startswith((b"{", b"[")):
                 return reading.parcels(file, longest)
             start = file.tell() if file.seekable() else None
             whole = file.read(longest + 1)

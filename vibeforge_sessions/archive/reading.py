@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Callable, Generator, Iterator
 from typing import IO, Any, Final, NamedTuple, cast
 
-from vibeforge_sessions import values
-from vibeforge_sessions.archive import lines
+from vibeforge_sessions.archive import serialization
+from vibeforge_sessions.archive.bundle import Parcel
 from vibeforge_sessions.archive.files import GZIP, Decompressing, disk_errors
-from vibeforge_sessions.archive.lines import DamagedLineError
-from vibeforge_sessions.archive.parcel import Parcel
+from vibeforge_sessions.archive.serialization import DamagedLineError
 from vibeforge_sessions.errors import ArchiveError, InvalidSessionError
+from vibeforge_sessions.model import validation
 
 BUFFER: Final = 1024 * 1024
 """How many bytes are read at once: a long line in few pieces."""
@@ -109,8 +109,8 @@ class _Reader:
         self._export: _Export | None = None
         self._steps: dict[str, Callable[[int, dict[str, Any], bytes], Iterator[Parcel | Problem]]] = {
             "session": self._begin,
-            lines.ERRORS: self._chunk,
-            lines.LOGS: self._chunk,
+            serialization.ERRORS: self._chunk,
+            serialization.LOGS: self._chunk,
             "end": self._end,
             "archive": self._begin_export,
             "archive_end": self._end_export,
@@ -119,7 +119,7 @@ class _Reader:
     def take(self, number: int, line: bytes) -> Iterator[Parcel | Problem]:
         """Take the next line."""
         try:
-            data = lines.parse(line)
+            data = serialization.parse(line)
             if data["kind"] not in self._steps:
                 raise DamagedLineError("is no line of an archive")
             yield from self._steps[data["kind"]](number, data, line.rstrip(b"\r\n") + b"\n")
@@ -151,7 +151,7 @@ class _Reader:
     def _begin(self, number: int, data: dict[str, Any], _: bytes) -> Iterator[Problem]:
         yield from self._cut_off(number - 1)
         try:
-            self._parcel = Parcel(lines.record_from(data), number)
+            self._parcel = Parcel(serialization.record_from(data), number)
         except DamagedLineError as error:
             yield self.lose(number, str(error), shown_id(data.get("session_id")))
         else:
@@ -161,13 +161,13 @@ class _Reader:
         parcel = self._current()
         if parcel is not None:
             kind = data["kind"]
-            parcel.add(kind, line, lines.entries_from(data, parcel.counted[kind]))
+            parcel.add(kind, line, serialization.entries_from(data, parcel.counted[kind]))
         yield from ()
 
     def _end(self, _: int, data: dict[str, Any], __: bytes) -> Iterator[Parcel]:
         parcel = self._current()
         if parcel is not None:
-            lines.check_end(data, parcel.record, parcel.counted, parcel.digest)
+            serialization.check_end(data, parcel.record, parcel.counted, parcel.digest)
             self._parcel = None
             if self._export is not None:
                 self._export.sessions += 1
@@ -176,7 +176,7 @@ class _Reader:
     def _begin_export(self, number: int, data: dict[str, Any], _: bytes) -> Iterator[Problem]:
         yield from self.finish(number - 1)
         self._export = _Export(number)
-        lines.check_format(data)
+        serialization.check_format(data)
 
     def _end_export(self, number: int, data: dict[str, Any], _: bytes) -> Iterator[Problem]:
         yield from self._cut_off(number)
@@ -205,5 +205,5 @@ class _Reader:
 def shown_id(value: object) -> str | None:
     """Return an id that may be shown: what breaks the rule of ids could be anything."""
     with contextlib.suppress(InvalidSessionError):
-        return values.check_session_id(value)
+        return validation.check_session_id(value)
     return None

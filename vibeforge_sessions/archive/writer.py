@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-from vibeforge_sessions.aio import AsyncSessionRepository
-from vibeforge_sessions.archive import lines, reading, tail
+from vibeforge_sessions.archive import reading, serialization, truncation
+from vibeforge_sessions.archive.bundle import Parcel, Source, pack_record
 from vibeforge_sessions.archive.files import (
     close_quietly,
     compressing,
@@ -23,10 +23,10 @@ from vibeforge_sessions.archive.files import (
     sync,
     sync_folder,
 )
-from vibeforge_sessions.archive.parcel import Parcel, Source, pack_record
-from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import ArchiveError
-from vibeforge_sessions.history import ErrorEntry
+from vibeforge_sessions.model.history import ErrorEntry
+from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.serialization import Record
 
 T = TypeVar("T")
 
@@ -59,16 +59,20 @@ class ArchiveWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, compress: bool | None = None, longest_line: int = lines.LONGEST_LINE
+        self,
+        path: str | os.PathLike[str],
+        *,
+        compress: bool | None = None,
+        longest_line: int = serialization.LONGEST_LINE,
     ) -> None:
         self._path = Path(path)
         self._longest = longest_line
         self._file = open_locked(self._path)
         try:
             with disk_errors():
-                self._end = tail.cut_off(self._file, longest_line)
+                self._end = truncation.cut_off(self._file, longest_line)
                 """Where the last commit ends."""
-                self._compressed = tail.is_gzip(self._file) if self._end else is_compressed(self._path, compress)
+                self._compressed = truncation.is_gzip(self._file) if self._end else is_compressed(self._path, compress)
         except BaseException:
             close_quietly(self._file)
             raise

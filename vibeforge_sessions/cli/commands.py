@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.core import TyperGroup
 
-from vibeforge_sessions.cli import counting, keeping, looking, moving, watching  # noqa: F401 (their commands)
+from vibeforge_sessions.cli import archive, inspection, retention, statistics, watch  # noqa: F401 (their commands)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,
@@ -39,9 +39,10 @@ from vibeforge_sessions.cli.output import (
     show_status,
 )
 from vibeforge_sessions.cli.sessions import sessions
-from vibeforge_sessions.model import Session
+from vibeforge_sessions.model.session import Session
 from vibeforge_sessions.settings import reject_misspelt_variables
-from vibeforge_sessions.sql import maintenance, migrate
+from vibeforge_sessions.sql import migrate
+from vibeforge_sessions.sql.admin import maintenance
 from vibeforge_sessions.sql.engine import engine_on
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from vibeforge_sessions.cli.times import age, moment
-from vibeforge_sessions.query import SessionOrder
+from vibeforge_sessions.repository.query import SessionOrder
 
 
 def _finite(value: float | None) -> float | None:

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vibeforge_sessions import values
 from vibeforge_sessions.cli.tables import Cell, Column, Listing, bar, cut, phase, size
 from vibeforge_sessions.cli.times import ago, clock
-from vibeforge_sessions.codec import ARTIFACTS, DOCUMENTS, Record
-from vibeforge_sessions.history import ErrorEntry
-from vibeforge_sessions.query import SessionSummary
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.history import ErrorEntry
+from vibeforge_sessions.repository.query import SessionSummary
+from vibeforge_sessions.repository.serialization import ARTIFACTS, DOCUMENTS, Record
 
 _LINES, _CHARACTERS = 12, 2_000
 """What is shown of a long text, unless all of it is asked for."""
@@ -171,7 +171,7 @@ def show_record(
 
 def heading(out: Console, record: Record) -> Table:
     """Return what a session is, in a few lines."""
-    now = values.utc_now()
+    now = validation.utc_now()
     content = record.content
     rows = [
         ("session", Cell(record.session_id, "bold")),
@@ -241,7 +241,7 @@ def _described(text: str) -> str:
 
 def _value(text: str | None) -> Any:
     try:
-        return None if text is None else values.decode_json(text)
+        return None if text is None else validation.decode_json(text)
     except (ValueError, RecursionError):
         return None
 

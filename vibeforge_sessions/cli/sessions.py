@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from vibeforge_sessions.cli.output import EXITS, explained
-from vibeforge_sessions.model import Session
+from vibeforge_sessions.model.session import Session
 from vibeforge_sessions.sql import migrate
 from vibeforge_sessions.sql.engine import engine_on
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository

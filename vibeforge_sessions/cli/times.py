@@ -8,7 +8,7 @@ from typing import Final
 
 import typer
 
-from vibeforge_sessions import values
+from vibeforge_sessions.model import validation
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGE: Final = re.compile(r"(\d{1,9})([smhdw])")
@@ -29,7 +29,7 @@ def moment(text: str) -> datetime:
     """Return when: ISO 8601, in UTC where it names no zone; or an age, which is so long ago. A parser of options."""
     try:
         found = age_of(text)
-        time = datetime.fromisoformat(text) if found is None else values.utc_now() - found
+        time = datetime.fromisoformat(text) if found is None else validation.utc_now() - found
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter(

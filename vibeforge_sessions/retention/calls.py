@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from vibeforge_sessions.aio import AsyncSessionRepository, to_the_end
 from vibeforge_sessions.archive.writer import ArchiveWriter
-from vibeforge_sessions.codec import Record
-from vibeforge_sessions.query import SessionFilter, SessionPage
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.repository.aio import AsyncSessionRepository, to_the_end
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.query import SessionFilter, SessionPage
+from vibeforge_sessions.repository.serialization import Record
 
 T = TypeVar("T")
 

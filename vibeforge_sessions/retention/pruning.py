@@ -12,23 +12,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from vibeforge_sessions import values
-from vibeforge_sessions.aio import AsyncSessionRepository
 from vibeforge_sessions.archive.files import disk_errors
 from vibeforge_sessions.archive.report import KEPT
 from vibeforge_sessions.archive.writer import ArchiveWriter
-from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import (
     CorruptSessionError,
     InvalidSessionError,
     SessionNotFoundError,
     StaleSessionError,
 )
-from vibeforge_sessions.query import MAX_PAGE, SessionFilter, SessionSummary
-from vibeforge_sessions.repository import SessionRepository
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, SessionSummary
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.repository.stored_session import matches
 from vibeforge_sessions.retention.calls import Awaited, Direct, run
 from vibeforge_sessions.retention.report import OnBatch, PruneProblem, PruneReport
-from vibeforge_sessions.stored import matches
 
 BATCH_SIZE: Final = 100
 PAUSE: Final = 1.0
@@ -106,12 +106,12 @@ def _pruning(
         raise InvalidSessionError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
     if older_than <= timedelta(0):
         raise InvalidSessionError("must be more than no time", "older_than")
-    if values.check_integer(batch_size, "batch_size", least=1) > MAX_PAGE:
+    if validation.check_integer(batch_size, "batch_size", least=1) > MAX_PAGE:
         raise InvalidSessionError(f"must be an integer from 1 to {MAX_PAGE}", "batch_size")
     if not 0 <= pause < math.inf:
         raise InvalidSessionError("must be a number, 0 or more", "pause")
     try:
-        before = values.utc_now() - older_than
+        before = validation.utc_now() - older_than
     except OverflowError:  # nothing is so old
         before = datetime.min.replace(tzinfo=UTC)
     before = min(before, asked.updated_before or before)

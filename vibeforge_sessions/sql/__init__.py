@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine
 from vibeforge_sessions.sql.migrate import check_schema
+from vibeforge_sessions.sql.migrations.schema_status import SchemaStatus
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
-from vibeforge_sessions.sql.states import SchemaStatus
 from vibeforge_sessions.sql.tables import metadata
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Engine, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from vibeforge_sessions.aio import AsyncShell, to_the_end
-from vibeforge_sessions.model import S, Session
-from vibeforge_sessions.retry import RetryPolicy
+from vibeforge_sessions.model.session import S, Session
+from vibeforge_sessions.repository.aio import AsyncShell, to_the_end
+from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine, is_asynchronous
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository

@@ -11,11 +11,11 @@ from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.plain import plain_text
-from vibeforge_sessions.sql import fork
-from vibeforge_sessions.sql.databases import DATABASES, Database, Settings, database_named
-from vibeforge_sessions.sql.databases.base import OURS
-from vibeforge_sessions.sql.deadline import watch_new
+from vibeforge_sessions.model.builtin_types import plain_text
+from vibeforge_sessions.sql import fork_safety
+from vibeforge_sessions.sql.dialects import DATABASES, Database, Settings, database_named
+from vibeforge_sessions.sql.dialects.base import OURS
+from vibeforge_sessions.sql.transactions.time_limits import watch_new
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -39,7 +39,7 @@ def create_engine(
     with "database is locked" in half of the attempts. A database in memory is shared by all threads.
     PostgreSQL gets READ COMMITTED, MariaDB REPEATABLE READ, strict SQL mode and utf8mb4, both UTC, at most 5 s for
     connecting, 10 s for a row's lock, and a minute for a transaction that does nothing: see the classes in
-    `vibeforge_sessions.sql.databases` for the reasons.
+    `vibeforge_sessions.sql.dialects` for the reasons.
 
     :param url: ``sqlite:///file.db``, ``sqlite://`` for memory, ``postgresql+psycopg://…``, ``mariadb+pymysql://…``
         or ``mysql+pymysql://…``. With several servers ``…://user@/database?host=a:3306&host=b:3306``: the first that
@@ -66,7 +66,7 @@ def create_engine(
             **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options),
         )
     database.prepare(engine, parsed, settings)
-    fork.track(engine)
+    fork_safety.track(engine)
     if database.is_server:
         event.listen(engine, "connect", watch_new, insert=True)  # before SQLAlchemy asks the server this and that
     return engine
@@ -97,7 +97,7 @@ def create_async_engine(
             **_merge({**database.engine_options(parsed, settings), **_in_schema(schema, database)}, options),
         )
     database.prepare(engine.sync_engine, parsed, settings)
-    fork.track(engine.sync_engine)
+    fork_safety.track(engine.sync_engine)
     return engine
 
 

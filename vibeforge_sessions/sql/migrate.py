@@ -22,12 +22,19 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine
 
 from vibeforge_sessions.errors import SchemaError
-from vibeforge_sessions.sql import scripts
-from vibeforge_sessions.sql.databases import Timeouts, database_named, database_of
-from vibeforge_sessions.sql.failures import connected, translated
-from vibeforge_sessions.sql.scripts import Revision, history, render, script_folder
-from vibeforge_sessions.sql.states import UPGRADE, SchemaStatus, comparison, inspect_schema, reading, revision_of
+from vibeforge_sessions.sql.dialects import Timeouts, database_named, database_of
+from vibeforge_sessions.sql.migrations import scripts
+from vibeforge_sessions.sql.migrations.schema_status import (
+    UPGRADE,
+    SchemaStatus,
+    comparison,
+    inspect_schema,
+    reading,
+    revision_of,
+)
+from vibeforge_sessions.sql.migrations.scripts import Revision, history, render, script_folder
 from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata_in, schema_of
+from vibeforge_sessions.sql.transactions.error_translation import connected, translated
 
 __all__ = [
     "Revision",

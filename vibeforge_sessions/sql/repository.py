@@ -7,12 +7,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, orm
 
-from vibeforge_sessions import changes, codec, restoring, values
-from vibeforge_sessions.codec import Record
 from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
-from vibeforge_sessions.history import log_line
-from vibeforge_sessions.model import ErrorEntry, S, Session, phases_of
-from vibeforge_sessions.query import (
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.history import log_line
+from vibeforge_sessions.model.session import ErrorEntry, S, Session, phases_of
+from vibeforge_sessions.repository import changeset, restoration, serialization
+from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.query import (
     Query,
     SessionFilter,
     SessionOrder,
@@ -20,15 +21,16 @@ from vibeforge_sessions.query import (
     check_limit,
     check_recent,
 )
-from vibeforge_sessions.repository import SessionRepository
-from vibeforge_sessions.retry import RetryPolicy
-from vibeforge_sessions.sql import evidence, reads, writes
+from vibeforge_sessions.repository.retry import RetryPolicy
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql import migrate as migrations
-from vibeforge_sessions.sql.databases.base import POOLER
+from vibeforge_sessions.sql.dialects.base import POOLER
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.execution import Executor, ThroughSQLAlchemy
-from vibeforge_sessions.sql.failures import has_wrong_schema
-from vibeforge_sessions.sql.transaction import transactions_of
+from vibeforge_sessions.sql.operations import in_doubt, reads, writes
+from vibeforge_sessions.sql.transactions.connection_executor import ThroughSQLAlchemy
+from vibeforge_sessions.sql.transactions.error_translation import has_wrong_schema
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.runner import transactions_of
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
 
@@ -72,7 +74,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         self._behind_pooler = isinstance(bind, Engine) and POOLER in bind.get_execution_options()
         self._owned: Engine | None = None
         self._phases: dict[str, str] = {
-            str(phase.value): phase for phase in phases_of(codec.check_session_type(session_type))
+            str(phase.value): phase for phase in phases_of(serialization.check_session_type(session_type))
         }
 
     def __repr__(self) -> str:
@@ -83,16 +85,16 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             self._owned.dispose()
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        session = changes.new_session(session, session_id, self._session_type)
-        write = changes.plan_create(session)
+        session = changeset.new_session(session, session_id, self._session_type)
+        write = changeset.plan_create(session)
         record = self._write(writes.create, write)
         transaction = self._transactions.transaction_of(record.session_id)
-        changes.mark_stored(session, write, record, transaction=transaction)
-        copy = codec.decode_session(self._session_type, record, session.error_history, session.logs)
-        return changes.mark_uncommitted(copy, transaction)
+        changeset.mark_stored(session, write, record, transaction=transaction)
+        copy = serialization.decode_session(self._session_type, record, session.error_history, session.logs)
+        return changeset.mark_uncommitted(copy, transaction)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        session_id, recent = values.check_session_id(session_id), check_recent(recent)
+        session_id, recent = validation.check_session_id(session_id), check_recent(recent)
         found = self._read(reads.get, session_id, recent)
         if found is None:
             return None
@@ -102,30 +104,30 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             positions, timestamps, task_ids, messages, phases = columns
             known: Iterable[str] = map(self._phases.get, phases, phases)
             errors = list(map(ErrorEntry, timestamps, task_ids, messages, known, positions))
-        session = codec.decode_session(self._session_type, record, errors, logs)
-        return changes.mark_uncommitted(session, self._transactions.transaction_of(session_id))
+        session = serialization.decode_session(self._session_type, record, errors, logs)
+        return changeset.mark_uncommitted(session, self._transactions.transaction_of(session_id))
 
     def update_session(self, session: S) -> None:
-        changes.check_session(session, self._session_type)
+        changeset.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        if changes.is_uncommitted(session):
-            found = self._read(reads.find_state, session.session_id, changes.possible_states(session))
-            changes.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
-        if changes.needs_content(session):
-            write_id = changes.baseline_of(session).write_id
+        if changeset.is_uncommitted(session):
+            found = self._read(reads.find_state, session.session_id, changeset.possible_states(session))
+            changeset.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
+        if changeset.needs_content(session):
+            write_id = changeset.baseline_of(session).write_id
             record = self._read(reads.get_current_record, session.session_id, session.version, write_id)
-            changes.adopt_content(session, record)
-        write = changes.plan_update(session)
+            changeset.adopt_content(session, record)
+        write = changeset.plan_update(session)
         if write is not None:
             record = self._write(writes.update, write)
             transaction = self._transactions.transaction_of(session.session_id)
-            changes.mark_stored(session, write, record, transaction=transaction)
+            changeset.mark_stored(session, write, record, transaction=transaction)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        session_id = values.check_session_id(session_id)
-        seen = None if unchanged_since is None else restoring.check_seen(unchanged_since, "unchanged_since")
+        session_id = validation.check_session_id(session_id)
+        seen = None if unchanged_since is None else restoration.check_seen(unchanged_since, "unchanged_since")
         return self._write(writes.delete, writes.Deletion(session_id, seen))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
@@ -144,23 +146,23 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return query.page(self._read(reads.find, query))
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        session_id, now = values.check_session_id(session_id), values.utc_now()
-        task_id, message = values.storable_task_id(task_id), values.storable_text(error_message)
+        session_id, now = validation.check_session_id(session_id), validation.utc_now()
+        task_id, message = validation.storable_task_id(task_id), validation.storable_text(error_message)
         row = {
             "session_id": session_id,
             "timestamp": now,
             "task_id": task_id,
             "error_message": message,
-            "phase": None if phase is None else values.storable_phase(phase),
-            "write_id": values.new_write_id(),
+            "phase": None if phase is None else validation.storable_phase(phase),
+            "write_id": validation.new_write_id(),
         }
         position, text = self._write(writes.append_error, row)
         return ErrorEntry(now, task_id, message, self._known_phase(text), position)
 
     def append_log(self, session_id: str, message: str) -> str:
-        session_id, line = values.check_session_id(session_id), log_line(message)
-        row = {"session_id": session_id, "message": line, "write_id": values.new_write_id()}
-        self._write(writes.append_log, row, values.utc_now())
+        session_id, line = validation.check_session_id(session_id), log_line(message)
+        row = {"session_id": session_id, "message": line, "write_id": validation.new_write_id()}
+        self._write(writes.append_log, row, validation.utc_now())
         return line
 
     def list_errors(
@@ -172,10 +174,10 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         task_id: str | None = None,
         phase: str | None = None,
     ) -> list[ErrorEntry]:
-        session_id = values.check_session_id(session_id)
-        after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
-        task_id = None if task_id is None else values.storable_task_id(task_id)
-        phase = None if phase is None else values.storable_phase(phase)
+        session_id = validation.check_session_id(session_id)
+        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
+        task_id = None if task_id is None else validation.storable_task_id(task_id)
+        phase = None if phase is None else validation.storable_phase(phase)
         return [
             ErrorEntry(timestamp, task, message, self._known_phase(text), position)
             for position, timestamp, task, message, text, _ in self._read(
@@ -184,18 +186,18 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         ]
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        session_id = values.check_session_id(session_id)
-        after, limit = values.check_integer(after, "after", least=0), check_limit(limit)
+        session_id = validation.check_session_id(session_id)
+        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
         return self._read(reads.list_logs, session_id, after, limit)
 
     def hold_session(self, session_id: str) -> None:
-        self._write(writes.hold, values.check_session_id(session_id), values.utc_now())
+        self._write(writes.hold, validation.check_session_id(session_id), validation.utc_now())
 
     def release_session(self, session_id: str) -> None:
-        self._write(writes.hold, values.check_session_id(session_id), None)
+        self._write(writes.hold, validation.check_session_id(session_id), None)
 
     def get_record(self, session_id: str) -> Record | None:
-        return self._read(reads.get_record, values.check_session_id(session_id))
+        return self._read(reads.get_record, validation.check_session_id(session_id))
 
     def restore_record(
         self,
@@ -205,8 +207,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         *,
         replacing: Record | None = None,
     ) -> None:
-        record = restoring.plan_restore(record)
-        seen = None if replacing is None else restoring.check_seen(replacing, "replacing")
+        record = restoration.plan_restore(record)
+        seen = None if replacing is None else restoration.check_seen(replacing, "replacing")
         whole = writes.Restoring(record, errors, logs, seen)
         extra = min(_LONGEST_EXTRA, sum(record.counts) / 1_000)
         self._run(writes.restore, (whole,), {}, write=True, at_once=False, extra=extra)
@@ -239,7 +241,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             return unit(executor, *args, **kwargs)
 
         def settle(executor: ThroughSQLAlchemy, *, may_come: bool) -> T:
-            settled: T = evidence.SETTLING[unit](executor, *args, **kwargs, may_come=may_come)
+            settled: T = in_doubt.SETTLING[unit](executor, *args, **kwargs, may_come=may_come)
             return settled
 
         try:
@@ -259,7 +261,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
 
 def _session_id_of(argument: object) -> str | None:
-    if isinstance(argument, (changes.Write, writes.Deletion)):
+    if isinstance(argument, (changeset.Write, writes.Deletion)):
         return argument.session_id
     if isinstance(argument, writes.Restoring):
         return argument.record.session_id

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Engine, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table
 
-from vibeforge_sessions import values
-from vibeforge_sessions.codec import DOCUMENTS, REQUIRED
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.repository.serialization import DOCUMENTS, REQUIRED
 from vibeforge_sessions.sql.types import BigInt, LongText, UTCDateTime, identifier
 
 VERSION_TABLE: Final = "vibeforge_sessions_alembic_version"
@@ -56,13 +56,13 @@ sessions = Table(
     "vibeforge_sessions",
     metadata,
     _session_id(),
-    Column("phase", identifier(values.MAX_PHASE), nullable=False),
+    Column("phase", identifier(validation.MAX_PHASE), nullable=False),
     Column("created_at", UTCDateTime(), nullable=False),
     Column("updated_at", UTCDateTime(), nullable=False),
     Column("version", BigInt(), nullable=False),
     _write_id(),
     Column("current_question_index", BigInt(), nullable=False),
-    Column("active_task_id", identifier(values.MAX_TASK_ID), nullable=True),
+    Column("active_task_id", identifier(validation.MAX_TASK_ID), nullable=True),
     Column("error_count", BigInt(), nullable=False),
     Column("log_count", BigInt(), nullable=False),
     Column("held_at", UTCDateTime(), nullable=True),
@@ -91,9 +91,9 @@ errors = Table(
     _of_session(),
     Column("position", BigInt(), nullable=False),
     Column("timestamp", UTCDateTime(), nullable=False),
-    Column("task_id", identifier(values.MAX_TASK_ID), nullable=False),
+    Column("task_id", identifier(validation.MAX_TASK_ID), nullable=False),
     Column("error_message", LongText, nullable=False),
-    Column("phase", identifier(values.MAX_PHASE), nullable=False),
+    Column("phase", identifier(validation.MAX_PHASE), nullable=False),
     _write_id(),
     PrimaryKeyConstraint("session_id", "position"),
     **_OPTIONS,

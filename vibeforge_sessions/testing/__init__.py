@@ -45,11 +45,11 @@ pytest.register_assert_rewrite(
 from vibeforge_sessions.testing.aio import AsyncTests, NewAsyncRepository, Run  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.base import NewRepository, RepositoryTests  # noqa: E402 (rewriting comes first)
 from vibeforge_sessions.testing.diagnostics import DiagnosticTests  # noqa: E402
-from vibeforge_sessions.testing.dicts import PartialDictTests  # noqa: E402
 from vibeforge_sessions.testing.histories import HistoryTests  # noqa: E402
-from vibeforge_sessions.testing.keeping import KeepingTests  # noqa: E402
+from vibeforge_sessions.testing.holds import KeepingTests  # noqa: E402
 from vibeforge_sessions.testing.listings import ListingTests  # noqa: E402
 from vibeforge_sessions.testing.observation import ObservationTests  # noqa: E402
+from vibeforge_sessions.testing.partial_dicts import PartialDictTests  # noqa: E402
 from vibeforge_sessions.testing.sessions import SessionTests  # noqa: E402
 from vibeforge_sessions.testing.stored_values import StoredValueTests  # noqa: E402
 from vibeforge_sessions.testing.subclasses import SubclassTests  # noqa: E402

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from vibeforge_sessions import AsyncSessionRepository, Session, SessionRepository
-from vibeforge_sessions.forwarding import ForwardingSessionRepository
-from vibeforge_sessions.model import S
+from vibeforge_sessions.model.session import S
+from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
 from vibeforge_sessions.testing.base import SESSION_ID, NewRepository, RepositoryTests, stored
 
 TASKS = 1_000

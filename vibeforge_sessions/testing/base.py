@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pytest
 
 from vibeforge_sessions import Session, SessionRepository
-from vibeforge_sessions.model import S
+from vibeforge_sessions.model.session import S
 
 SESSION_ID = "session-1"
 UNKNOWN_ID = "nobody"

@@ -18,7 +18,7 @@ from vibeforge_sessions import (
     SessionRepository,
     StaleSessionError,
 )
-from vibeforge_sessions.codec import Record
+from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.testing.base import (
     SESSION_ID,
     UNKNOWN_ID,

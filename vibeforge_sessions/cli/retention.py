@@ -1,0 +1,197 @@
+"""`vibeforge-sessions sessions prune`, `hold` and `release`: what goes for its age, and what stays in spite of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from vibeforge_sessions.cli.options import Json, Schema, Url, Yes
+from vibeforge_sessions.cli.output import UNREADABLE, confirmed, show
+from vibeforge_sessions.cli.sessions import repository_on, sessions
+from vibeforge_sessions.cli.tables import size
+from vibeforge_sessions.cli.terminal import safe
+from vibeforge_sessions.cli.times import age, clock
+from vibeforge_sessions.errors import SessionNotFoundError
+from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
+from vibeforge_sessions.retention import PruneReport, prune
+from vibeforge_sessions.retention.pruning import BATCH_SIZE, PAUSE
+
+_PREFIX: Final = "VIBEFORGE_SESSIONS_"
+
+PrunedPhases = Annotated[
+    list[str],
+    typer.Option(
+        "--phase",
+        envvar=f"{_PREFIX}PHASE",
+        metavar="PHASE",
+        help="Only sessions in this phase; may be given repeatedly.",
+    ),
+]
+OlderThan = Annotated[
+    timedelta,
+    typer.Option(
+        envvar=f"{_PREFIX}OLDER_THAN",
+        parser=age,
+        metavar="AGE",
+        help="Only sessions that nobody has touched for so long: 12h, 30d or 8w.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", envvar=f"{_PREFIX}DRY_RUN", help="Delete nothing; say what would be deleted.")
+]
+Archive = Annotated[
+    Path | None,
+    typer.Option(
+        envvar=f"{_PREFIX}ARCHIVE",
+        help="A file that each session is written to, and read back from, before it is deleted. With .gz a gzip.",
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        envvar=f"{_PREFIX}BATCH_SIZE", min=1, max=MAX_PAGE, help="Sessions that are found, and archived, at once."
+    ),
+]
+Pause = Annotated[
+    float,
+    typer.Option(
+        envvar=f"{_PREFIX}PAUSE",
+        min=0,
+        help="How long to wait after each deletion, for the others: as a multiple of the time that it took.",
+    ),
+]
+SessionIds = Annotated[list[str], typer.Argument(metavar="ID…", envvar=f"{_PREFIX}SESSION_IDS")]
+
+
+@sessions.command("prune")
+def prune_sessions(
+    url: Url,
+    phase: PrunedPhases,
+    older_than: OlderThan,
+    dry_run: DryRun = False,
+    archive: Archive = None,
+    batch_size: BatchSize = BATCH_SIZE,
+    pause: Pause = PAUSE,
+    yes: Yes = False,
+    schema: Schema = None,
+    as_json: Json = False,
+) -> None:
+    """Delete the sessions of some phases that nobody has touched for a time and nobody holds; says which, and asks."""
+    asked = SessionFilter(phases=phase)
+    with repository_on(url, schema) as repository:
+        if not yes and not dry_run:
+            planned = prune(repository, asked, older_than=older_than, dry_run=True, batch_size=batch_size, pause=0)
+            typer.echo(_summary(planned), err=True)
+            if planned.total and not confirmed():
+                raise typer.Exit(1)
+            asked = replace(asked, updated_before=planned.before)  # no more than was asked about
+        with _Watched() as watched:
+            report = prune(
+                repository,
+                asked,
+                older_than=older_than,
+                dry_run=dry_run,
+                batch_size=batch_size,
+                archive=archive,
+                pause=pause,
+                on_batch=watched,
+            )
+        _show(report, as_json=as_json)
+    if report.failed:
+        raise typer.Exit(UNREADABLE)
+
+
+@sessions.command()
+def hold(url: Url, ids: SessionIds, schema: Schema = None, as_json: Json = False) -> None:
+    """Keep sessions from being deleted for their age, until they are released."""
+    with repository_on(url, schema) as repository:
+        _each(repository.hold_session, ids, "held", as_json=as_json)
+
+
+@sessions.command()
+def release(url: Url, ids: SessionIds, schema: Schema = None, as_json: Json = False) -> None:
+    """End the hold on sessions."""
+    with repository_on(url, schema) as repository:
+        _each(repository.release_session, ids, "released", as_json=as_json)
+
+
+def _each(call: Callable[[str], None], ids: list[str], done: str, *, as_json: bool) -> None:
+    """Call it with each id; an unknown one does not keep the others from it."""
+    known: list[str] = []
+    for session_id in ids:
+        try:
+            call(session_id)
+        except SessionNotFoundError as error:
+            typer.echo(f"error: {error}", err=True)
+            continue
+        known.append(session_id)
+        if not as_json:
+            typer.echo(f"{done} {session_id}")
+    if as_json:
+        show({done: known})
+    if len(known) < len(ids):
+        raise typer.Exit(1)
+
+
+class _Watched:
+    """Shows how far a prune has come, and says it in the end if it did not come to its own."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress("{task.description}", console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("")
+        self._report: PruneReport | None = None
+
+    def __call__(self, report: PruneReport) -> None:
+        self._report = report
+        self._bar.update(self._task, description=_counts(report))
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bar.stop()
+        if kind is not None and self._report is not None:
+            typer.echo(f"before it was stopped: {_counts(self._report)}", err=True)
+
+
+def _show(report: PruneReport, *, as_json: bool) -> None:
+    if as_json:
+        times = ("before", "oldest", "newest")
+        shown = asdict(report) | {name: _iso(getattr(report, name)) for name in times} | {"total": report.total}
+        show(shown)
+        return
+    typer.echo(_summary(report))
+    for problem in report.problems:
+        typer.echo(f"{problem.session_id}: {safe(problem.reason)}", err=True)
+    if report.failed > len(report.problems):
+        typer.echo(f"and {report.failed - len(report.problems)} more that failed", err=True)
+
+
+def _summary(report: PruneReport) -> str:
+    lines = [_counts(report)]
+    lines += [f"  {safe(phase)}: {count}" for phase, count in sorted(report.phases.items())]
+    if report.oldest is not None and report.newest is not None:
+        lines.append(f"  last touched from {clock(report.oldest)} to {clock(report.newest)} UTC")
+        lines.append(f"  documents of {size(report.document_bytes)}, {report.errors} errors, {report.logs} log lines")
+    if report.archived:
+        lines.append(f"  archived {report.archived}, {size(report.archived_bytes)}")
+    return "\n".join(lines)
+
+
+def _counts(report: PruneReport) -> str:
+    left = {"held": report.held, "touched": report.touched, "gone": report.gone, "failed": report.failed}
+    said = [f"{'to be deleted' if report.dry_run else 'deleted'}: {report.total}"]
+    return ", ".join(said + [f"{why}: {count}" for why, count in left.items() if count])
+
+
+def _iso(time: datetime | None) -> Any:
+    return None if time is None else time.isoformat()

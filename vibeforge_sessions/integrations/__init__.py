@@ -1,0 +1,1 @@
+"""Integrations with frameworks; each module needs the extra of its name."""

@@ -1,0 +1,261 @@
+"""The contract for asyncio, and repositories as thin shells: each call is one of a synchronous repository."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.session import ErrorEntry, S
+from vibeforge_sessions.repository import instrumentation
+from vibeforge_sessions.repository.base import STALE, SessionRepository
+from vibeforge_sessions.repository.instrumentation import Observed
+from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage
+from vibeforge_sessions.repository.serialization import Record
+
+__all__ = ["AsyncSessionRepository", "AsyncShell"]
+
+T = TypeVar("T")
+
+
+class AsyncSessionRepository(Observed, ABC, Generic[S]):
+    """`SessionRepository` for asyncio: the same names, the same promises, each call a coroutine.
+
+    **Tasks.** One repository is shared by all tasks of an event loop. A `Session` is not: each task reads its own, and
+    leaves it alone while a call with it is awaited.
+
+    **Cancellation.** A call that is cancelled has written all or nothing, and keeps no connection; what it was to mark
+    as stored may be unmarked, so read the session again.
+    """
+
+    # --- sessions ---
+
+    @abstractmethod
+    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
+        """Do what `SessionRepository.create_session` does."""
+
+    @abstractmethod
+    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
+        """Do what `SessionRepository.get_session` does."""
+
+    @abstractmethod
+    async def update_session(self, session: S) -> None:
+        """Do what `SessionRepository.update_session` does."""
+
+    @abstractmethod
+    async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        """Do what `SessionRepository.delete_session` does."""
+
+    async def modify_session(
+        self, session_id: str, change: Callable[[S], Awaitable[object] | object], *, attempts: int = 10
+    ) -> S:
+        """Do what `SessionRepository.modify_session` does.
+
+        :param change: what it returns is awaited if it can be.
+        """
+        attempts = validation.check_integer(attempts, "attempts", least=1)
+        for attempt in range(1, attempts + 1):
+            session = await self.get_session(session_id)
+            if session is None:
+                raise SessionNotFoundError(session_id)
+            changing = change(session)
+            if inspect.isawaitable(changing):
+                await changing
+            try:
+                await self.update_session(session)
+            except StaleSessionError:
+                if attempt == attempts:
+                    raise
+                instrumentation.again("StaleSessionError")
+                await asyncio.sleep(STALE.delay(attempt))
+            else:
+                return session
+        raise AssertionError("unreachable")
+
+    # --- listings ---
+
+    @abstractmethod
+    async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
+        """Do what `SessionRepository.list_sessions` does."""
+
+    @abstractmethod
+    async def find_sessions(
+        self,
+        filter: SessionFilter | None = None,  # noqa: A002
+        *,
+        order: SessionOrder = "-created_at",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        """Do what `SessionRepository.find_sessions` does."""
+
+    # --- histories ---
+
+    @abstractmethod
+    async def append_error(
+        self, session_id: str, task_id: str, error_message: str, phase: str | None = None
+    ) -> ErrorEntry:
+        """Do what `SessionRepository.append_error` does."""
+
+    @abstractmethod
+    async def append_log(self, session_id: str, message: str) -> str:
+        """Do what `SessionRepository.append_log` does."""
+
+    @abstractmethod
+    async def list_errors(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        task_id: str | None = None,
+        phase: str | None = None,
+    ) -> list[ErrorEntry]:
+        """Do what `SessionRepository.list_errors` does."""
+
+    @abstractmethod
+    async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
+        """Do what `SessionRepository.list_logs` does."""
+
+    # --- keeping and moving ---
+
+    @abstractmethod
+    async def hold_session(self, session_id: str) -> None:
+        """Do what `SessionRepository.hold_session` does."""
+
+    @abstractmethod
+    async def release_session(self, session_id: str) -> None:
+        """Do what `SessionRepository.release_session` does."""
+
+    @abstractmethod
+    async def get_record(self, session_id: str) -> Record | None:
+        """Do what `SessionRepository.get_record` does."""
+
+    @abstractmethod
+    async def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        """Do what `SessionRepository.restore_record` does."""
+
+    # --- its own life ---
+
+    async def close(self) -> None:
+        """Do what `SessionRepository.close` does."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncShell(AsyncSessionRepository[S]):
+    """Passes every call on to a synchronous repository; a subclass says how it is run.
+
+    :param repository: keeps the contract.
+    """
+
+    def __init__(self, repository: SessionRepository[S]) -> None:
+        self._repository = repository
+
+    @abstractmethod
+    async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run a call of the synchronous repository without keeping the event loop waiting."""
+
+    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
+        return await self._run(self._repository.create_session, session, session_id=session_id)
+
+    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
+        return await self._run(self._repository.get_session, session_id, recent=recent)
+
+    async def update_session(self, session: S) -> None:
+        await self._run(self._repository.update_session, session)
+
+    async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        return await self._run(self._repository.delete_session, session_id, unchanged_since=unchanged_since)
+
+    async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
+        return await self._run(self._repository.list_sessions, filter)
+
+    async def find_sessions(
+        self,
+        filter: SessionFilter | None = None,  # noqa: A002
+        *,
+        order: SessionOrder = "-created_at",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        return await self._run(self._repository.find_sessions, filter, order=order, limit=limit, cursor=cursor)
+
+    async def append_error(
+        self, session_id: str, task_id: str, error_message: str, phase: str | None = None
+    ) -> ErrorEntry:
+        return await self._run(self._repository.append_error, session_id, task_id, error_message, phase)
+
+    async def append_log(self, session_id: str, message: str) -> str:
+        return await self._run(self._repository.append_log, session_id, message)
+
+    async def list_errors(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        task_id: str | None = None,
+        phase: str | None = None,
+    ) -> list[ErrorEntry]:
+        return await self._run(
+            self._repository.list_errors, session_id, after=after, limit=limit, task_id=task_id, phase=phase
+        )
+
+    async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
+        return await self._run(self._repository.list_logs, session_id, after=after, limit=limit)
+
+    async def hold_session(self, session_id: str) -> None:
+        await self._run(self._repository.hold_session, session_id)
+
+    async def release_session(self, session_id: str) -> None:
+        await self._run(self._repository.release_session, session_id)
+
+    async def get_record(self, session_id: str) -> Record | None:
+        return await self._run(self._repository.get_record, session_id)
+
+    async def restore_record(
+        self,
+        record: Record,
+        errors: Iterable[ErrorEntry] = (),
+        logs: Iterable[str] = (),
+        *,
+        replacing: Record | None = None,
+    ) -> None:
+        await self._run(self._repository.restore_record, record, errors, logs, replacing=replacing)
+
+
+async def to_the_end(work: Awaitable[T], cancel: Callable[[], bool] = lambda: False) -> T:
+    """Await what cannot be interrupted, such as a thread; when cancelled, it has ended before the caller hears of it.
+
+    :param cancel: called then, until it returns True: the work has not begun, and will not.
+    """
+    waiting = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        while not cancel() and not waiting.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([waiting])
+        if waiting.done() and not waiting.cancelled():
+            waiting.exception()  # asked for, so that nobody is told that it was not
+        raise

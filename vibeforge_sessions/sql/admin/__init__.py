@@ -1,0 +1,1 @@
+"""Statistics and maintenance for the DBA."""

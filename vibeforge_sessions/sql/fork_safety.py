@@ -1,0 +1,224 @@
+"""Connections after `os.fork`: a child opens its own, and neither uses nor closes those of its parent.
+
+Two processes that use one connection read each other's answers. SQLite adds a danger of its own: its locks belong to a
+process, and a child that has inherited an open file holds locks in SQLite's bookkeeping that the system does not know.
+The child's new connections to this file rely on them, and another process may then delete the write-ahead log that the
+child writes to. So a fork waits for this package's calls on SQLite and closes the idle connections before; where
+a connection to a file is still open at the fork, the child cannot use that file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections import Counter
+from contextlib import AbstractContextManager
+from typing import Any, Final
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, Pool, event
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.repository.fork_locks import hold
+
+_PROCESS: Final = "vibeforge_sessions_process"
+"""The process that has opened a connection; in the `info` of the connection."""
+_FILE: Final = "vibeforge_sessions_file"
+"""The file of a SQLite connection, empty for a database in memory."""
+_LONGEST: Final = 5.0
+"""How long a fork waits for calls on SQLite in other threads, in seconds."""
+
+_engines: Final[WeakSet[Engine]] = WeakSet()
+_records: Final[WeakSet[ConnectionPoolEntry]] = WeakSet()
+_inherited: Final[list[object]] = []
+"""The parent's pools and connections: finalizing them could send to the parent's server or undo its transaction."""
+_checked_out: Final[WeakSet[PoolProxiedConnection]] = WeakSet()
+"""Connections that the parent used at the fork."""
+_files: Final[set[str]] = set()
+"""SQLite files to which the parent had a connection open at the fork."""
+
+_nothing: Final = contextlib.nullcontext()
+
+
+def track(engine: Engine) -> None:
+    """Give the children of this process connections of their own for an engine."""
+    _engines.add(engine)
+
+
+def check_joined(connection: Connection) -> None:
+    """Check that a caller's connection was opened by this process, without touching it.
+
+    :raises StorageError: it was inherited in a fork.
+    """
+    if connection.closed:
+        return
+    pooled = connection._dbapi_connection  # noqa: SLF001 (the property `connection` would connect anew)
+    if pooled in _checked_out:
+        raise _inherited_connection()
+    if connection.invalidated:
+        return
+    if connection.info.setdefault(_PROCESS, os.getpid()) not in {os.getpid(), None}:
+        raise _inherited_connection()
+    check_file(connection.info)
+
+
+def check_file(info: dict[Any, Any]) -> None:
+    """Check that a SQLite connection's file can be used in this process.
+
+    :raises StorageError: the parent had a connection to it open at the fork.
+    """
+    if _files and info.get(_FILE) in _files:
+        raise StorageError(
+            f"process {os.getpid()} was forked while a connection to its SQLite file was in use, and SQLite cannot use "
+            "the file safely in such a process: end transactions before the fork, or start the process by spawn"
+        )
+
+
+def _inherited_connection() -> StorageError:
+    return StorageError(
+        f"this connection was opened by another process than {os.getpid()}, which was forked while the connection was "
+        "open: open a new connection or orm.Session in this process, and call engine.dispose(close=False) first if the "
+        "engine has no repository"
+    )
+
+
+def waiting_for_forks(engine: Engine) -> AbstractContextManager[None]:
+    """Return a context manager for calls on an engine: a fork in another thread waits until they end."""
+    # tasks of an event loop share their thread with the fork, which cannot wait for them
+    return _nothing if engine.dialect.name != "sqlite" or engine.dialect.is_async else _calls
+
+
+class _Calls:
+    """The calls on SQLite that are running, by thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: Counter[int] = Counter()
+        self._forks = 0
+
+    def __enter__(self) -> None:
+        thread = threading.get_ident()
+        with self._changed:
+            while self._forks and not self._running[thread]:
+                self._changed.wait()
+            self._running[thread] += 1
+
+    def __exit__(self, *_: object) -> None:
+        thread = threading.get_ident()
+        with self._changed:
+            self._running[thread] -= 1
+            if self._running[thread] <= 0:
+                del self._running[thread]
+            if self._forks:
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        thread = threading.get_ident()
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: not self._running.keys() - {thread}, _LONGEST)
+
+    def after_in_parent(self) -> None:
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+    def after_in_child(self) -> None:
+        self.__init__()  # type: ignore[misc]  # the calls of other threads do not exist here
+
+
+_calls: Final = _Calls()
+
+
+@event.listens_for(Pool, "connect")
+def _remember(connection: Any, record: ConnectionPoolEntry) -> None:
+    """Note the process of a new connection, and the file of SQLite's."""
+    _records.add(record)
+    record.info[_PROCESS] = os.getpid()
+    if hasattr(type(record.driver_connection), "total_changes"):  # SQLite's drivers
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA database_list")
+        path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
+        cursor.close()
+        record.info[_FILE] = os.path.realpath(path) if path else ""
+        if not path:  # a database in memory is copied by a fork, and the copy is the child's
+            record.info[_PROCESS] = None
+
+
+def _open_records(pool: Pool) -> list[ConnectionPoolEntry]:
+    """Return the entries of a pool that have a connection."""
+    return [
+        record
+        for record in list(_records)
+        if record.dbapi_connection is not None and getattr(record, "_ConnectionRecord__pool", None) is pool
+    ]
+
+
+def _initializing(pool: Pool) -> threading.Lock | None:
+    """Return the lock that SQLAlchemy holds while the first connection of a pool initializes the dialect."""
+    make_mutex = getattr(pool.dispatch.connect, "_get_exec_once_mutex", None)
+    mutex = None if make_mutex is None else make_mutex()
+    return mutex if isinstance(mutex, type(threading.Lock())) else None  # that of an asynchronous engine is none
+
+
+def _before() -> None:
+    """Leave no SQLite file open, and no dialect half initialized."""
+    _calls.before_fork()
+    pools = {engine.pool for engine in list(_engines)}
+    hold(*filter(None, map(_initializing, pools)))
+    for record in (record for pool in pools for record in _open_records(pool)):
+        if record.info.get(_FILE) and not record.in_use:
+            _close_sqlite(record)
+
+
+def _close_sqlite(record: ConnectionPoolEntry) -> None:
+    driver: Any = record.driver_connection
+    if isinstance(driver, sqlite3.Connection):
+        record.invalidate()
+    elif hasattr(driver, "stop"):  # aiosqlite's, which closes in a thread of its own
+        record.invalidate()
+        getattr(driver, "_thread", driver).join(_LONGEST)
+
+
+def _after_in_child() -> None:
+    """Replace the pools; what they hold stays untouched."""
+    _calls.after_in_child()
+    replaced: set[Pool] = set()
+    for engine in list(_engines):
+        pool = engine.pool  # engines of execution_options share it
+        if pool in replaced:
+            continue
+        records = _open_records(pool)
+        if any(record.info.get(_FILE) == "" for record in records):
+            continue  # the connection is the database itself, and the child has a copy of its own
+        _inherited.append(pool)
+        for record in records:
+            _leave(record)
+        with contextlib.suppress(Exception):  # a listener of the caller's to engine_disposed: the other engines follow
+            engine.dispose(close=False)
+        replaced.add(engine.pool)
+        _initializing(engine.pool)  # made beforehand, see `make_ready_for_threads`
+
+
+def _leave(record: Any) -> None:
+    """Keep an inherited connection from being used or finalized."""
+    _inherited.append(record)
+    with contextlib.suppress(ImportError):  # the end of the interpreter finalizes what is referenced by modules alone
+        import ctypes  # noqa: PLC0415 (a child needs it only)
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(record.dbapi_connection))
+    if record.info.get(_FILE):
+        _files.add(record.info[_FILE])
+    pooled = None if record.fairy_ref is None else record.fairy_ref()
+    record.fairy_ref = None  # otherwise the garbage collector would have the pool roll back and close
+    if pooled is not None:
+        _inherited.append(pooled)
+        _checked_out.add(pooled)
+        pooled.dbapi_connection = None  # as after an invalidation: the caller's ROLLBACK and close send nothing
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_calls.after_in_parent, after_in_child=_after_in_child)

@@ -1,0 +1,1 @@
+"""Schema status, running revisions, and the Alembic of a host application."""

@@ -1,0 +1,1 @@
+"""The operations of the SQLAlchemy repository: their statements, execution and outcome resolution."""

@@ -1,0 +1,1 @@
+"""Owned and joined transactions: retries, time limits, statement execution and error translation."""

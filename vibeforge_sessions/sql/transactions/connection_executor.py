@@ -1,0 +1,109 @@
+"""Execution through SQLAlchemy's `Connection`: an engine's event listeners see every statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Executable, PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
+
+from vibeforge_sessions.sql import fork_safety
+from vibeforge_sessions.sql.dialects import failure_code
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.joined import joined_writes
+from vibeforge_sessions.sql.transactions.precompiled import Parameters, Rows
+
+
+class ThroughSQLAlchemy(Executor):
+    """Everything that watches an engine sees every statement."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection, *, joined: bool = False) -> None:
+        super().__init__(connection.dialect, joined=joined)
+        self.connection = connection
+
+    @property
+    def driver(self) -> Any:
+        return self.connection.connection.driver_connection
+
+    @property
+    def pooled(self) -> PoolProxiedConnection:
+        return self.connection.connection
+
+    @property
+    def own_connection(self) -> Any:
+        return self.driver
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        return self.connection.info
+
+    def end_session(self, session: Any) -> bool:
+        """End another connection's session, which that one has lost; tell whether it is certain (see `Database`)."""
+        try:
+            return self.database.end_session(self.connection, session)
+        except DBAPIError as error:
+            if self.database.is_lost(error) or self.database.is_unavailable(failure_code(error)):
+                raise
+            return False
+        finally:
+            if not self.connection.closed:
+                self.connection.rollback()
+
+    def begin(self, *, write: bool, at_once: bool) -> bool:
+        fork_safety.check_file(self.info)
+        return self.database.begin(self.connection, write=write, at_once=at_once)
+
+    def wrote(self, session_id: str, *, deleted: bool = False) -> None:
+        if self.joined:
+            joined_writes(self.connection).deleted[session_id] = deleted
+
+    def has_deleted(self, session_id: str) -> bool:
+        return self.joined and joined_writes(self.connection).deleted.get(session_id, False)
+
+    def reads_now(self, session_id: str) -> bool:
+        return self.joined and self.database.mixes_snapshots and session_id in joined_writes(self.connection).deleted
+
+    def join(self) -> None:
+        """Join the transaction of the connection, which begins here if it has not yet.
+
+        :raises StorageError: there is none, whatever SQLAlchemy says; or another process has opened the connection.
+        """
+        fork_safety.track(self.connection.engine)
+        fork_safety.check_joined(self.connection)
+        if not self.connection.in_transaction():
+            self.connection.begin()
+        self.database.join(self.connection)
+
+    def commit(self) -> None:
+        self.connection.commit()
+
+    def rollback(self) -> None:
+        try:  # SQLAlchemy takes the transaction for ended; SQLite's may go on
+            self.connection.connection.rollback()
+        except BaseException as error:  # whatever it is, this connection is of no more use
+            self.give_up()
+            if not isinstance(error, Exception):
+                raise
+
+    def give_up(self) -> None:
+        if not self.connection.closed:  # it is, once SQLAlchemy has met an error while it closed it
+            self.connection.invalidate()
+
+    def close(self) -> None:
+        try:
+            self.connection.close()
+        except BaseException as error:  # lost at the ROLLBACK: what happened before is what the caller must hear
+            self.give_up()
+            self.connection.close()
+            if not isinstance(error, Exception):
+                raise
+
+    def rows(self, statement: Executable, parameters: Parameters) -> Rows:
+        return self.connection.execute(statement, parameters).all()
+
+    def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
+        given = parameters if len(parameters) > 1 else parameters[0]
+        return self.connection.execute(statement, given).rowcount

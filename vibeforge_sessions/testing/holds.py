@@ -1,0 +1,263 @@
+"""Holding sessions, and moving them from one store to another as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from vibeforge_sessions import (
+    ErrorEntry,
+    InvalidSessionError,
+    Session,
+    SessionExistsError,
+    SessionNotFoundError,
+    SessionRepository,
+    StaleSessionError,
+)
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.testing.base import (
+    SESSION_ID,
+    UNKNOWN_ID,
+    NewRepository,
+    RepositoryTests,
+    assert_same,
+    full_session,
+    stored,
+)
+
+LONG_AGO = datetime(2001, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
+
+
+def record_of(repository: SessionRepository, session_id: str = SESSION_ID) -> Record:
+    """Return what is stored; it must be there."""
+    record = repository.get_record(session_id)
+    assert record is not None
+    return record
+
+
+def history_of(repository: SessionRepository) -> tuple[list[ErrorEntry], list[str]]:
+    """Return all errors and all log lines."""
+    return repository.list_errors(SESSION_ID, limit=10_000), repository.list_logs(SESSION_ID, limit=10_000)
+
+
+def old_record(repository: SessionRepository) -> tuple[Record, list[ErrorEntry], list[str]]:
+    """Return a session as one that has been stored often and long ago, which is not stored any more."""
+    session = full_session()
+    session.error_history += [ErrorEntry(LONG_AGO, "t1", f"it broke {number}", session.phase) for number in range(2500)]
+    session.logs += [f"line {number}" for number in range(2500)]
+    repository.create_session(session)
+    record = dataclasses.replace(
+        record_of(repository), version=41, created_at=LONG_AGO, updated_at=LONG_AGO + timedelta(days=1)
+    )
+    errors, logs = history_of(repository)
+    assert repository.delete_session(SESSION_ID)
+    return record, errors, logs
+
+
+def without_write_id(record: Record) -> Record:
+    """Return what stays when a session is moved."""
+    return dataclasses.replace(record, write_id="")
+
+
+class KeepingTests(RepositoryTests):
+    """The contract's part on holds, records, restoring, and on deleting what nobody has touched."""
+
+    def test_a_record_is_what_is_stored(self, repository: SessionRepository) -> None:
+        session = full_session()
+        repository.create_session(session)
+        record = record_of(repository)
+        assert record.session_id == SESSION_ID
+        assert (record.created_at, record.updated_at, record.version) == (session.created_at, session.updated_at, 1)
+        assert record.counts == (1, 1)
+        assert record.held_at is None
+        assert record.content.phase == session.phase
+        assert record.content.documents["build_spec"] == '{"stack":"vite-react"}'
+        assert repository.get_record(UNKNOWN_ID) is None
+
+    def test_a_record_is_a_snapshot(self, repository: SessionRepository) -> None:
+        repository.create_session(full_session())
+        record = record_of(repository)
+        was = record_of(repository)
+        if isinstance(record.content.documents, dict):
+            record.content.documents["build_spec"] = '"changed"'
+        assert record_of(repository) == was
+        repository.append_error(SESSION_ID, "t", "m")
+        repository.modify_session(SESSION_ID, lambda session: session.add_answer("later", 1))
+        assert was.counts == (1, 1)
+        assert was.version == 1
+        assert "later" not in str(was.content.documents["answers"])
+
+    # --- holds ---
+
+    def test_a_hold_shows_and_changes_nothing_else(self, repository: SessionRepository) -> None:
+        repository.create_session(full_session())
+        before, session = record_of(repository), stored(repository)
+        repository.hold_session(SESSION_ID)
+        held = record_of(repository)
+        assert held.held_at is not None
+        assert dataclasses.replace(held, held_at=None) == before
+        assert [item.held for item in repository.find_sessions().items] == [True]
+        repository.hold_session(SESSION_ID)
+        assert record_of(repository) == held
+        session.add_answer("a", 1)
+        repository.update_session(session)  # nobody is stale
+        repository.append_log(SESSION_ID, "m")
+        assert record_of(repository).held_at == held.held_at
+        repository.release_session(SESSION_ID)
+        repository.release_session(SESSION_ID)
+        assert record_of(repository).held_at is None
+        assert [item.held for item in repository.find_sessions().items] == [False]
+
+    def test_nobody_is_held(self, repository: SessionRepository) -> None:
+        for call in (repository.hold_session, repository.release_session):
+            with pytest.raises(SessionNotFoundError):
+                call(UNKNOWN_ID)
+            with pytest.raises(InvalidSessionError):
+                call("no id")
+        with pytest.raises(InvalidSessionError):
+            repository.get_record("no id")
+
+    # --- deletion of what nobody has touched ---
+
+    def test_what_nobody_has_touched_is_deleted(self, repository: SessionRepository) -> None:
+        repository.create_session(full_session())
+        assert repository.delete_session(SESSION_ID, unchanged_since=record_of(repository))
+        assert repository.get_session(SESSION_ID) is None
+        repository.create_session(session_id=SESSION_ID)
+        assert history_of(repository) == ([], [])
+
+    @pytest.mark.parametrize("touch", ["update", "error", "log", "anew", "hold", "gone"])
+    def test_what_somebody_has_touched_is_not(self, repository: SessionRepository, touch: str) -> None:
+        repository.create_session(full_session())
+        record = record_of(repository)
+        if touch == "update":
+            repository.modify_session(SESSION_ID, lambda session: session.add_answer("a", 1))
+        elif touch == "error":
+            repository.append_error(SESSION_ID, "t", "m")
+        elif touch == "log":
+            repository.append_log(SESSION_ID, "m")
+        elif touch == "hold":
+            repository.hold_session(SESSION_ID)
+        else:
+            repository.delete_session(SESSION_ID)
+            if touch == "anew":
+                repository.create_session(full_session())
+        before = repository.get_session(SESSION_ID)
+        assert not repository.delete_session(SESSION_ID, unchanged_since=record)
+        assert repository.get_session(SESSION_ID) == before
+
+    def test_a_held_session_can_be_deleted_by_name(self, repository: SessionRepository) -> None:
+        repository.create_session(full_session())
+        repository.hold_session(SESSION_ID)
+        assert repository.delete_session(SESSION_ID)
+
+    # --- restoring ---
+
+    def test_a_session_is_restored_as_it_was(self, repository: SessionRepository) -> None:
+        record, errors, logs = old_record(repository)
+        record = dataclasses.replace(record, held_at=LONG_AGO)
+        repository.restore_record(record, errors, logs)
+        restored = record_of(repository)
+        assert without_write_id(restored) == without_write_id(record)
+        assert restored.write_id != record.write_id
+        assert history_of(repository) == (errors, logs)
+        session = stored(repository)
+        assert (session.version, session.updated_at) == (41, record.updated_at)
+        assert [entry.position for entry in session.error_history] == list(range(1, 2502))
+        session.add_error("t", "more")
+        repository.update_session(session)
+        assert (session.version, session.error_history[-1].position) == (42, 2502)
+        assert repository.append_error(SESSION_ID, "t", "m").position == 2503
+
+    def test_an_id_that_is_taken_is_refused(self, repository: SessionRepository) -> None:
+        record, errors, logs = old_record(repository)
+        repository.create_session(session_id=SESSION_ID)
+        before = stored(repository)
+        with pytest.raises(SessionExistsError):
+            repository.restore_record(record, errors, logs)
+        assert_same(stored(repository), before)
+
+    def test_a_session_takes_the_place_of_another(self, repository: SessionRepository) -> None:
+        record, errors, logs = old_record(repository)
+        repository.create_session(Session(session_id=SESSION_ID, answers={"new": 1}, logs=["a"]))
+        repository.restore_record(record, errors, logs, replacing=record_of(repository))
+        assert without_write_id(record_of(repository)) == without_write_id(record)
+        assert history_of(repository) == (errors, logs)
+
+    @pytest.mark.parametrize("touch", ["update", "error", "log", "gone"])
+    def test_one_that_somebody_has_touched_is_not_replaced(self, repository: SessionRepository, touch: str) -> None:
+        record, errors, logs = old_record(repository)
+        repository.create_session(session_id=SESSION_ID)
+        replacing = record_of(repository)
+        if touch == "update":
+            repository.modify_session(SESSION_ID, lambda session: session.add_answer("a", 1))
+        elif touch == "error":
+            repository.append_error(SESSION_ID, "t", "m")
+        elif touch == "log":
+            repository.append_log(SESSION_ID, "m")
+        else:
+            repository.delete_session(SESSION_ID)
+        before = repository.get_session(SESSION_ID)
+        with pytest.raises(SessionNotFoundError if touch == "gone" else StaleSessionError):
+            repository.restore_record(record, errors, logs, replacing=replacing)
+        assert repository.get_session(SESSION_ID) == before
+
+    @pytest.mark.parametrize("more", [-1, 1])
+    @pytest.mark.parametrize("history", ["errors", "logs"])
+    def test_histories_of_another_length_are_refused(
+        self, repository: SessionRepository, history: str, more: int
+    ) -> None:
+        record, errors, logs = old_record(repository)
+        repository.create_session(session_id=SESSION_ID)
+        if more < 0:
+            (errors if history == "errors" else logs).pop()
+        elif history == "errors":
+            errors.append(ErrorEntry(LONG_AGO, "t", "m", record.content.phase, len(errors) + 1))
+        else:
+            logs.append("m")
+        before, replacing = stored(repository), record_of(repository)
+        with pytest.raises(InvalidSessionError):
+            repository.restore_record(record, errors, logs, replacing=replacing)
+        assert_same(stored(repository), before)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("session_id", "no id"),
+            ("version", 0),
+            ("error_count", -1),
+            ("created_at", datetime(2001, 2, 3)),  # noqa: DTZ001 (a naive one is the point)
+            ("updated_at", "today"),
+        ],
+    )
+    def test_a_record_that_cannot_be_kept_is_refused(
+        self, repository: SessionRepository, field: str, value: object
+    ) -> None:
+        record, errors, logs = old_record(repository)
+        with pytest.raises(InvalidSessionError):
+            repository.restore_record(dataclasses.replace(record, **{field: value}), errors, logs)  # type: ignore[arg-type]
+        assert repository.list_sessions() == []
+
+    @pytest.mark.parametrize(
+        ("document", "text"),
+        [("answers", "[]"), ("answers", None), ("concept", "{"), ("concept", '{"a":NaN}'), ("failed_task_ids", "[1]")],
+    )
+    def test_documents_that_cannot_be_kept_are_refused(
+        self, repository: SessionRepository, document: str, text: str | None
+    ) -> None:
+        record, errors, logs = old_record(repository)
+        content = dataclasses.replace(record.content, documents={**record.content.documents, document: text})
+        with pytest.raises(InvalidSessionError):
+            repository.restore_record(dataclasses.replace(record, content=content), errors, logs)
+        assert repository.list_sessions() == []
+
+    def test_a_session_of_a_phase_that_this_code_does_not_know_is_moved(self, new_repository: NewRepository) -> None:
+        source, target = new_repository(), new_repository()
+        record, errors, logs = old_record(source)
+        content = dataclasses.replace(record.content, phase="DEPLOYMENT")
+        source.restore_record(dataclasses.replace(record, content=content), errors, logs)
+        target.restore_record(record_of(source), *history_of(source))
+        assert without_write_id(record_of(target)) == without_write_id(record_of(source))
+        assert [item.phase for item in target.find_sessions().items] == ["DEPLOYMENT"]
