@@ -434,3 +434,15 @@ def test_interrupted_call_on_event_loop_leaves_connection_and_session_whole(
     stage: Stage, driver: str, call: str, fast_path: bool
 ) -> None:
     asyncio.run(InterruptedOnLoop(stage, driver, call, fast_path=fast_path).run())
+
+
+@pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
+def test_transaction_on_connection_left_in_autocommit_is_one(stage: Stage, engine: Engine) -> None:
+    pooled: Any = engine.raw_connection()
+    pooled.driver_connection.autocommit = True  # as an interruption within SQLAlchemy may leave it
+    pooled.close()
+    stage.prepare()
+    before = stage.state()
+    with pytest.raises(InvalidSessionError):
+        stage.calls(SQLAlchemySessionRepository(engine))["fail half-way"]()
+    assert stage.state() == before
