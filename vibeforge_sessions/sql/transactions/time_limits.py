@@ -165,6 +165,7 @@ class _InThreads(_Cutting):
         super().__init__(seconds, database)
         self.until = time.monotonic() + seconds
         self.reference = weakref.ref(self, _watchdog.forget)
+        hash(self.reference)  # remembered: a reference to a limit that is gone has no hash to be discarded by
         self._new: Any = None
         """The connection that is being made for the attempt, which the pool has not got yet."""
 
