@@ -78,7 +78,7 @@ def test_abandoned_limit_is_forgotten(engine: Engine) -> None:
 def test_limit_that_was_never_entered_is_forgotten_in_silence(engine: Engine) -> None:
     limit = limits_of(engine.dialect)(0)
     del limit  # an error of a weak reference's callback would fail the test
-    assert len(deadline._watchdog._limits) == 0
+    assert len(time_limits._watchdog._limits) == 0
 
 
 def test_connection_made_after_failed_attempt_is_not_limited(engine: Engine) -> None:
