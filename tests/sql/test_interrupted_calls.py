@@ -29,7 +29,7 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
 )
 from vibeforge_sessions.sql import create_async_engine, create_engine
-from vibeforge_sessions.sql.transactions import runner, time_limits
+from vibeforge_sessions.sql.transactions import owned, time_limits
 from vibeforge_sessions.testing.base import SESSION_ID, full_session
 
 State = tuple[Any, ...] | None
@@ -40,7 +40,7 @@ pytestmark = [
 ]
 
 PACKAGE = str(Path(vibeforge_sessions.__file__).parent)
-TRANSACTIONS = runner.__file__
+TRANSACTIONS = owned.__file__
 ONE_CONNECTION: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
 NEW_ID = "new"
 SAMPLED = 4

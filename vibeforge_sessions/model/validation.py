@@ -98,7 +98,7 @@ def _in_utc(value: datetime) -> datetime | None:
 
 def check_session_id(value: object) -> str:
     """Return `value` if it is 1 to 64 of ``A-Z a-z 0-9 . _ : ~ -``; no database can mix two of these up."""
-    text = plain_text(value)
+    text = value if type(value) is str else plain_text(value)
     if text is None or not _SESSION_ID.fullmatch(text):
         raise InvalidSessionError("must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -", "session_id")
     return text

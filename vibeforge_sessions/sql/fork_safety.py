@@ -13,8 +13,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections import Counter
-from contextlib import AbstractContextManager
+import time
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -28,6 +27,7 @@ _PROCESS: Final = "vibeforge_sessions_process"
 """The process that has opened a connection; in the `info` of the connection."""
 _FILE: Final = "vibeforge_sessions_file"
 """The file of a SQLite connection, empty for a database in memory."""
+_POLL: Final = 0.001
 _LONGEST: Final = 5.0
 """How long a fork waits for calls on SQLite in other threads, in seconds."""
 
@@ -37,10 +37,8 @@ _inherited: Final[list[object]] = []
 """The parent's pools and connections: finalizing them could send to the parent's server or undo its transaction."""
 _checked_out: Final[WeakSet[PoolProxiedConnection]] = WeakSet()
 """Connections that the parent used at the fork."""
-_files: Final[set[str]] = set()
+rejected_files: Final[set[str]] = set()
 """SQLite files to which the parent had a connection open at the fork."""
-
-_nothing: Final = contextlib.nullcontext()
 
 
 def track(engine: Engine) -> None:
@@ -70,7 +68,7 @@ def check_file(info: dict[Any, Any]) -> None:
 
     :raises StorageError: the parent had a connection to it open at the fork.
     """
-    if _files and info.get(_FILE) in _files:
+    if info.get(_FILE) in rejected_files:
         raise StorageError(
             f"process {os.getpid()} was forked while a connection to its SQLite file was in use, and SQLite cannot use "
             "the file safely in such a process: end transactions before the fork, or start the process by spawn"
@@ -85,52 +83,44 @@ def _inherited_connection() -> StorageError:
     )
 
 
-def waiting_for_forks(engine: Engine) -> AbstractContextManager[None]:
-    """Return a context manager for calls on an engine: a fork in another thread waits until they end."""
+_calls: Final[dict[object, int]] = {}
+"""The calls on SQLite that are running, with their threads."""
+forks: Final[list[int]] = []
+"""The threads that are about to fork."""
+
+
+def calls_of(engine: Engine) -> dict[object, int] | None:
+    """Return the dictionary in which a call on an engine stands while it runs; None if a fork need not wait for it.
+
+    A call enters itself, and then waits for forks if there are any (`wait_for_forks`). Both are in line and not
+    functions, since every call does this.
+    """
     # tasks of an event loop share their thread with the fork, which cannot wait for them
-    return _nothing if engine.dialect.name != "sqlite" or engine.dialect.is_async else _calls
+    return None if engine.dialect.name != "sqlite" or engine.dialect.is_async else _calls
 
 
-class _Calls:
-    """The calls on SQLite that are running, by thread."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running: Counter[int] = Counter()
-        self._forks = 0
-
-    def __enter__(self) -> None:
-        thread = threading.get_ident()
-        with self._changed:
-            while self._forks and not self._running[thread]:
-                self._changed.wait()
-            self._running[thread] += 1
-
-    def __exit__(self, *_: object) -> None:
-        thread = threading.get_ident()
-        with self._changed:
-            self._running[thread] -= 1
-            if self._running[thread] <= 0:
-                del self._running[thread]
-            if self._forks:
-                self._changed.notify_all()
-
-    def before_fork(self) -> None:
-        thread = threading.get_ident()
-        with self._changed:
-            self._forks += 1
-            self._changed.wait_for(lambda: not self._running.keys() - {thread}, _LONGEST)
-
-    def after_in_parent(self) -> None:
-        with self._changed:
-            self._forks -= 1
-            self._changed.notify_all()
-
-    def after_in_child(self) -> None:
-        self.__init__()  # type: ignore[misc]  # the calls of other threads do not exist here
+def wait_for_forks(call: object) -> None:
+    """Wait until no thread is about to fork; a call within another call of the same thread does not wait."""
+    thread = _calls.pop(call)
+    while forks and thread not in list(_calls.values()):
+        time.sleep(_POLL)
+        _calls[call] = thread
+        if not forks:
+            return
+        del _calls[call]
+    _calls[call] = thread
 
 
-_calls: Final = _Calls()
+def _wait_for_calls() -> None:
+    thread = threading.get_ident()
+    forks.append(thread)
+    until = time.monotonic() + _LONGEST
+    while any(other != thread for other in list(_calls.values())) and time.monotonic() < until:
+        time.sleep(_POLL)
+
+
+def _end_fork() -> None:
+    forks.remove(threading.get_ident())
 
 
 @event.listens_for(Pool, "connect")
@@ -166,7 +156,7 @@ def _initializing(pool: Pool) -> threading.Lock | None:
 
 def _before() -> None:
     """Leave no SQLite file open, and no dialect half initialized."""
-    _calls.before_fork()
+    _wait_for_calls()
     pools = {engine.pool for engine in list(_engines)}
     hold(*filter(None, map(_initializing, pools)))
     for record in (record for pool in pools for record in _open_records(pool)):
@@ -185,7 +175,8 @@ def _close_sqlite(record: ConnectionPoolEntry) -> None:
 
 def _after_in_child() -> None:
     """Replace the pools; what they hold stays untouched."""
-    _calls.after_in_child()
+    forks.clear()
+    _calls.clear()  # the calls of other threads do not exist here
     replaced: set[Pool] = set()
     for engine in list(_engines):
         pool = engine.pool  # engines of execution_options share it
@@ -211,7 +202,7 @@ def _leave(record: Any) -> None:
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(record.dbapi_connection))
     if record.info.get(_FILE):
-        _files.add(record.info[_FILE])
+        rejected_files.add(record.info[_FILE])
     pooled = None if record.fairy_ref is None else record.fairy_ref()
     record.fairy_ref = None  # otherwise the garbage collector would have the pool roll back and close
     if pooled is not None:
@@ -221,4 +212,4 @@ def _leave(record: Any) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_calls.after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_end_fork, after_in_child=_after_in_child)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, orm
 
@@ -26,19 +26,23 @@ from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql.dialects.base import POOLER
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.operations import in_doubt, reads, writes
-from vibeforge_sessions.sql.transactions.connection_executor import ThroughSQLAlchemy
+from vibeforge_sessions.sql.operations.append import append_error, append_log
+from vibeforge_sessions.sql.operations.create import CreateSession
+from vibeforge_sessions.sql.operations.delete import DeleteSession
+from vibeforge_sessions.sql.operations.histories import ListErrors, ListLogs
+from vibeforge_sessions.sql.operations.hold import HoldSession
+from vibeforge_sessions.sql.operations.listing import FindSessions, ListSessions
+from vibeforge_sessions.sql.operations.read import FindState, GetCurrentRecord, GetRecord, GetSession
+from vibeforge_sessions.sql.operations.restore import RestoreRecord
+from vibeforge_sessions.sql.operations.update import UpdateSession
+from vibeforge_sessions.sql.transactions import transactions_on
 from vibeforge_sessions.sql.transactions.error_translation import has_wrong_schema
-from vibeforge_sessions.sql.transactions.executor import Executor
-from vibeforge_sessions.sql.transactions.runner import transactions_of
+from vibeforge_sessions.sql.transactions.operation import Operation
 
 __all__ = ["SQLAlchemySessionRepository", "open_database"]
 
 _DEFAULT = RetryPolicy()
-_LONGEST_EXTRA = 86_400.0
-"""How many seconds more a history may take to be restored, however long it says that it is."""
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -69,9 +73,9 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         fast_path: bool = True,
         retry: RetryPolicy = _DEFAULT,
     ) -> None:
-        self._transactions = transactions_of(bind, fast_path=fast_path, retry=retry)
+        self._transactions = transactions_on(bind, precompiled=fast_path, retry=retry)
         self._session_type = session_type
-        self._behind_pooler = isinstance(bind, Engine) and POOLER in bind.get_execution_options()
+        self._is_behind_pooler = isinstance(bind, Engine) and POOLER in bind.get_execution_options()
         self._owned: Engine | None = None
         self._phases: dict[str, str] = {
             str(phase.value): phase for phase in phases_of(serialization.check_session_type(session_type))
@@ -87,7 +91,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = changeset.new_session(session, session_id, self._session_type)
         write = changeset.plan_create(session)
-        record = self._write(writes.create, write)
+        record = self._run(CreateSession(write))
         transaction = self._transactions.transaction_of(record.session_id)
         changeset.mark_stored(session, write, record, transaction=transaction)
         copy = serialization.decode_session(self._session_type, record, session.error_history, session.logs)
@@ -95,7 +99,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         session_id, recent = validation.check_session_id(session_id), check_recent(recent)
-        found = self._read(reads.get, session_id, recent)
+        found = self._run(GetSession(session_id, recent))
         if found is None:
             return None
         record, columns, logs = found
@@ -113,26 +117,26 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             self.create_session(session)
             return
         if changeset.is_uncommitted(session):
-            found = self._read(reads.find_state, session.session_id, changeset.possible_states(session))
+            found = self._run(FindState(session.session_id, changeset.possible_states(session)))
             changeset.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
         if changeset.needs_content(session):
             write_id = changeset.baseline_of(session).write_id
-            record = self._read(reads.get_current_record, session.session_id, session.version, write_id)
+            record = self._run(GetCurrentRecord(session.session_id, session.version, write_id))
             changeset.adopt_content(session, record)
         write = changeset.plan_update(session)
         if write is not None:
-            record = self._write(writes.update, write)
+            record = self._run(UpdateSession(write))
             transaction = self._transactions.transaction_of(session.session_id)
             changeset.mark_stored(session, write, record, transaction=transaction)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = validation.check_session_id(session_id)
         seen = None if unchanged_since is None else restoration.check_seen(unchanged_since, "unchanged_since")
-        return self._write(writes.delete, writes.Deletion(session_id, seen))
+        return self._run(DeleteSession(session_id, seen))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
         query = Query.of(filter, "created_at", 1, None)
-        return self._read(reads.list_ids, query.filter)
+        return self._run(ListSessions(query.filter))
 
     def find_sessions(
         self,
@@ -143,7 +147,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         cursor: str | None = None,
     ) -> SessionPage:
         query = Query.of(filter, order, limit, cursor)
-        return query.page(self._read(reads.find, query))
+        return query.page(self._run(FindSessions(query)))
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         session_id, now = validation.check_session_id(session_id), validation.utc_now()
@@ -156,13 +160,13 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             "phase": None if phase is None else validation.storable_phase(phase),
             "write_id": validation.new_write_id(),
         }
-        position, text = self._write(writes.append_error, row)
-        return ErrorEntry(now, task_id, message, self._known_phase(text), position)
+        position, text = self._run(append_error(row, needs_transaction=self._is_behind_pooler))
+        return ErrorEntry(now, task_id, message, self._phases.get(str(text), str(text)), position)
 
     def append_log(self, session_id: str, message: str) -> str:
         session_id, line = validation.check_session_id(session_id), log_line(message)
         row = {"session_id": session_id, "message": line, "write_id": validation.new_write_id()}
-        self._write(writes.append_log, row, validation.utc_now())
+        self._run(append_log(row, validation.utc_now(), needs_transaction=self._is_behind_pooler))
         return line
 
     def list_errors(
@@ -179,25 +183,25 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         task_id = None if task_id is None else validation.storable_task_id(task_id)
         phase = None if phase is None else validation.storable_phase(phase)
         return [
-            ErrorEntry(timestamp, task, message, self._known_phase(text), position)
-            for position, timestamp, task, message, text, _ in self._read(
-                reads.list_errors, session_id, after, limit, task_id, phase
+            ErrorEntry(timestamp, task, message, self._phases.get(str(text), str(text)), position)
+            for position, timestamp, task, message, text, _ in self._run(
+                ListErrors(session_id, after, limit, task_id, phase)
             )
         ]
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         session_id = validation.check_session_id(session_id)
         after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
-        return self._read(reads.list_logs, session_id, after, limit)
+        return self._run(ListLogs(session_id, after, limit))
 
     def hold_session(self, session_id: str) -> None:
-        self._write(writes.hold, validation.check_session_id(session_id), validation.utc_now())
+        self._run(HoldSession(validation.check_session_id(session_id), validation.utc_now()))
 
     def release_session(self, session_id: str) -> None:
-        self._write(writes.hold, validation.check_session_id(session_id), None)
+        self._run(HoldSession(validation.check_session_id(session_id), None))
 
     def get_record(self, session_id: str) -> Record | None:
-        return self._read(reads.get_record, validation.check_session_id(session_id))
+        return self._run(GetRecord(validation.check_session_id(session_id)))
 
     def restore_record(
         self,
@@ -209,65 +213,20 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     ) -> None:
         record = restoration.plan_restore(record)
         seen = None if replacing is None else restoration.check_seen(replacing, "replacing")
-        whole = writes.Restoring(record, errors, logs, seen)
-        extra = min(_LONGEST_EXTRA, sum(record.counts) / 1_000)
-        self._run(writes.restore, (whole,), {}, write=True, at_once=False, extra=extra)
+        self._run(RestoreRecord(record, errors, logs, seen))
 
-    def _known_phase(self, text: str) -> str:
-        return self._phases.get(text, text)
-
-    def _write(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # a statement that deletes from the histories has to begin after the one that has locked the session's row; a
-        # hold that came late would be one that somebody has released since; and an append that is lost behind a pooler
-        # can be told of only if it was a transaction
-        appends = unit in {writes.append_error, writes.append_log}
-        at_once = unit not in {writes.delete, writes.hold} and not (appends and self._behind_pooler)
-        return self._run(unit, args, kwargs, write=True, at_once=at_once)
-
-    def _read(self, unit: Callable[Concatenate[Executor, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(unit, args, kwargs, write=False, at_once=True)
-
-    def _run(
-        self,
-        unit: Callable[..., T],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        write: bool,
-        at_once: bool,
-        extra: float = 0,
-    ) -> T:
-        def work(executor: Executor) -> T:
-            return unit(executor, *args, **kwargs)
-
-        def settle(executor: ThroughSQLAlchemy, *, may_come: bool) -> T:
-            settled: T = in_doubt.SETTLING[unit](executor, *args, **kwargs, may_come=may_come)
-            return settled
-
+    def _run(self, operation: Operation[T]) -> T:
         try:
-            return self._transactions.run(
-                work, write=write, at_once=at_once, settle=settle if write else None, extra=extra
-            )
+            return self._transactions.run(operation)
         except StorageError as error:
             if not error.transaction_lost and has_wrong_schema(error):
-                migrations.check(self._transactions.bind)  # raises what is missing, and the command to run
+                migrations.check(self._transactions.bind)  # raises the status, and the command to run
             raise
         except SessionRepositoryError:
             raise
-        except (TypeError, ValueError):  # from a column's type: somebody has changed a row by hand
-            session_id = next(filter(None, map(_session_id_of, args)), None)
-            # not chained: these errors show what stands in the column
-            raise CorruptSessionError(session_id, "a value is not of its column's type") from None
-
-
-def _session_id_of(argument: object) -> str | None:
-    if isinstance(argument, (changeset.Write, writes.Deletion)):
-        return argument.session_id
-    if isinstance(argument, writes.Restoring):
-        return argument.record.session_id
-    if isinstance(argument, dict):
-        return str(argument["session_id"])
-    return argument if isinstance(argument, str) else None
+        except (TypeError, ValueError):  # a column's type: a row was changed by hand
+            # not chained: these errors show the stored value
+            raise CorruptSessionError(operation.about, "a value is not of its column's type") from None
 
 
 def open_database(

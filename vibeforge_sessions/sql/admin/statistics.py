@@ -31,9 +31,10 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql.dialects import database_of, failure_code
 from vibeforge_sessions.sql.tables import documents, errors, logs, schema_of, sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ThroughSQLAlchemy
+from vibeforge_sessions.sql.transactions import transactions_on
+from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
-from vibeforge_sessions.sql.transactions.runner import transactions_of
+from vibeforge_sessions.sql.transactions.operation import Operation
 
 __all__ = [
     "AGES",
@@ -191,7 +192,7 @@ def table_sizes(engine: Engine, *, timeout: float = 30.0) -> list[TableSize]:
     names = [table.name for table in (sessions, documents, errors, logs)]
     schema = schema_of(engine)
 
-    def look(executor: ThroughSQLAlchemy) -> list[TableSize]:
+    def look(executor: ConnectionExecutor) -> list[TableSize]:
         return [
             TableSize(name, int(data), int(indexes))
             for name, data, indexes in executor.database.table_sizes(executor.connection, names, schema)
@@ -292,21 +293,31 @@ def _answer(engine: Engine, statement: Executable, parameters: Mapping[str, Any]
     return _within(engine, lambda executor: executor.rows(statement, parameters), timeout)
 
 
-def _within(engine: Engine, ask: Callable[[ThroughSQLAlchemy], T], timeout: float) -> T:
+@dataclass(frozen=True, slots=True)
+class _LimitedRead(Operation[T]):
+    """A read each of whose statements the database ends after a time."""
+
+    needs_transaction = True
+
+    ask: Callable[[ConnectionExecutor], T]
+    seconds: float
+
+    def execute(self, executor: Executor) -> T:
+        assert isinstance(executor, ConnectionExecutor)  # noqa: S101 (precompiled statements were not requested)
+        limit: AbstractContextManager[None] = executor.database.limiting_statements(executor.driver, self.seconds)
+        with limit:
+            return self.ask(executor)
+
+
+def _within(engine: Engine, ask: Callable[[ConnectionExecutor], T], timeout: float) -> T:
     """Ask in a transaction of its own; the database ends each statement after so many seconds."""
     if not 0 < timeout <= _LONGEST:
         raise InvalidSessionError(f"must be a number of seconds, more than 0 and at most {_LONGEST:,}", "timeout")
 
-    def work(executor: Executor) -> T:
-        assert isinstance(executor, ThroughSQLAlchemy)  # noqa: S101 (no fast path was asked for)
-        limit: AbstractContextManager[None] = executor.database.limiting_statements(executor.driver, timeout)
-        with limit:
-            return ask(executor)
-
     # half of a deadline is for one attempt
-    transactions = transactions_of(engine, fast_path=False, retry=RetryPolicy(deadline=2 * (timeout + _ANSWER)))
+    transactions = transactions_on(engine, precompiled=False, retry=RetryPolicy(deadline=2 * (timeout + _ANSWER)))
     try:
-        return transactions.run(work, write=False, at_once=False)
+        return transactions.run(_LimitedRead(ask, timeout))
     except StorageError as error:
         cause = error.__cause__
         if isinstance(cause, DBAPIError) and failure_code(cause) in database_of(engine.dialect).took_too_long:

@@ -70,6 +70,8 @@ class Database(ABC):
     """The statement that makes an empty database on the server; None where a database is a file."""
     drop_database: ClassVar[str] = ""
     """The statement that drops it, outside a transaction."""
+    begin_statements: ClassVar[tuple[str, str] | None] = None
+    """The statements that begin a transaction that reads, and one that writes; None where the driver begins it."""
     wait_briefly: ClassVar[tuple[str, ...]] = ()
     """Statements after which a connection waits for others' locks for ten seconds at the most."""
 
@@ -104,9 +106,9 @@ class Database(ABC):
                 "give the repository the Engine"
             )
 
-    @abstractmethod
     def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
-        """Do what `begin` does on the driver's connection, which is of an engine of ours and marked `LEVEL_CHANGED`."""
+        """Do what `begin` does on the driver's connection of our own engine, if there are no `begin_statements`."""
+        return True
 
     def is_unavailable(self, code: Any) -> bool:
         """Tell whether a code is one of a server that is not there, or cannot be used now."""

@@ -77,6 +77,7 @@ class SQLite(Database):
     damaged = frozenset({"SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_CORRUPT_SEQUENCE", "SQLITE_NOTADB"})
     duplicate = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
     took_too_long = frozenset({"SQLITE_INTERRUPT"})
+    begin_statements = ("BEGIN", "BEGIN IMMEDIATE")
     wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
 
     def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
@@ -124,10 +125,6 @@ class SQLite(Database):
         if connection.in_nested_transaction() and not _sends_begin(connection):
             # in_transaction is true inside any savepoint, also inside one that stands in no transaction
             raise _without_begin("this SQLite connection is in a savepoint, and its engine does not ensure a BEGIN")
-
-    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
-        driver.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-        return True
 
     def is_garbled(self, error: DBAPIError) -> bool:
         return str(error.orig).startswith("Could not decode to UTF-8")

@@ -1,36 +1,77 @@
-"""The statements that find sessions: by phase, time and errors, in pages. Those of one kind are built once."""
+"""Listing sessions by phase, time and errors, in pages. Statements of one kind are built once."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import BindParameter, ColumnElement, FromClause, Select, bindparam, false, or_, select, union_all
 
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.repository.query import Query, SessionFilter
+from vibeforge_sessions.repository.query import Query, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import ARTIFACTS
-from vibeforge_sessions.sql.operations.statements import inline
+from vibeforge_sessions.sql.operations.session_rows import inline
 from vibeforge_sessions.sql.tables import documents, sessions
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.operation import Operation
 
 
-def list_ids(asked: SessionFilter) -> tuple[Select[Any], dict[str, Any]]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListSessions(Operation[list[str]]):
+    """Read the ids of the sessions that match, oldest first."""
+
+    filter: SessionFilter
+
+    def execute(self, executor: Executor) -> list[str]:
+        return [session_id for (session_id,) in executor.rows(*_ids(self.filter))]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FindSessions(Operation[list[SessionSummary]]):
+    """Read the summaries of a page, and of one session more."""
+
+    query: Query
+
+    def execute(self, executor: Executor) -> list[SessionSummary]:
+        rows = executor.rows(*_page_of(self.query))
+        return [
+            SessionSummary(
+                session_id=session_id,
+                phase=phase,
+                created_at=created_at,
+                updated_at=updated_at,
+                version=version,
+                error_count=errors,
+                log_count=logs,
+                active_task_id=task_id,
+                held=bool(held),
+                artifacts=frozenset(itertools.compress(ARTIFACTS, there)),
+            )
+            for session_id, phase, created_at, updated_at, version, errors, logs, task_id, held, *there in rows
+        ]
+
+
+def _ids(asked: SessionFilter) -> tuple[Select[Any], dict[str, Any]]:
     """Return the statement for the ids of what matches, oldest first, and its parameters."""
     conditions, parameters = _asked(asked)
-    return _list_ids(conditions), parameters
+    return _ids_statement(conditions), parameters
 
 
-def find(query: Query) -> tuple[Select[Any], dict[str, Any]]:
+def _page_of(query: Query) -> tuple[Select[Any], dict[str, Any]]:
     """Return the statement for the summaries of a page, and of one session more; and its parameters."""
     conditions, parameters = _asked(query.filter)
     if query.after is not None:
         parameters["last_time"], parameters["last_id"] = query.after
-    return _find(query.column, query.descending, query.after is not None, query.limit + 1, conditions), parameters
+    return _page_statement(
+        query.column, query.descending, query.after is not None, query.limit + 1, conditions
+    ), parameters
 
 
 @functools.lru_cache(maxsize=128)
-def _list_ids(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
+def _ids_statement(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
     return (
         select(sessions.c.session_id)
         .where(*map(_condition, conditions))
@@ -39,7 +80,7 @@ def _list_ids(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
 
 
 @functools.lru_cache(maxsize=128)
-def _find(
+def _page_statement(
     column: str,
     descending: bool,  # noqa: FBT001 (a cache's key)
     resumed: bool,  # noqa: FBT001

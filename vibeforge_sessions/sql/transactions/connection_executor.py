@@ -9,20 +9,21 @@ from sqlalchemy import Connection, Executable, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import failure_code
-from vibeforge_sessions.sql.transactions.executor import Executor
-from vibeforge_sessions.sql.transactions.joined import joined_writes
-from vibeforge_sessions.sql.transactions.precompiled import Parameters, Rows
+from vibeforge_sessions.sql.dialects import database_of, failure_code
+from vibeforge_sessions.sql.transactions.executor import Executor, Parameters, Rows
+from vibeforge_sessions.sql.transactions.joined_writes import joined_writes
 
 
-class ThroughSQLAlchemy(Executor):
-    """Everything that watches an engine sees every statement."""
+class ConnectionExecutor(Executor):
+    """Executes each statement through `sqlalchemy.Connection.execute`."""
 
     __slots__ = ("connection",)
 
     def __init__(self, connection: Connection, *, joined: bool = False) -> None:
-        super().__init__(connection.dialect, joined=joined)
         self.connection = connection
+        self.dialect = connection.dialect
+        self.database = database_of(connection.dialect)
+        self.joined = joined
 
     @property
     def driver(self) -> Any:
@@ -41,7 +42,7 @@ class ThroughSQLAlchemy(Executor):
         return self.connection.info
 
     def end_session(self, session: Any) -> bool:
-        """End another connection's session, which that one has lost; tell whether it is certain (see `Database`)."""
+        """End the server session of a lost connection; return whether it is certain (see `Database.end_session`)."""
         try:
             return self.database.end_session(self.connection, session)
         except DBAPIError as error:
@@ -52,9 +53,9 @@ class ThroughSQLAlchemy(Executor):
             if not self.connection.closed:
                 self.connection.rollback()
 
-    def begin(self, *, write: bool, at_once: bool) -> bool:
+    def begin(self, *, write: bool, single_statement: bool) -> bool:
         fork_safety.check_file(self.info)
-        return self.database.begin(self.connection, write=write, at_once=at_once)
+        return self.database.begin(self.connection, write=write, at_once=single_statement)
 
     def wrote(self, session_id: str, *, deleted: bool = False) -> None:
         if self.joined:
@@ -67,9 +68,10 @@ class ThroughSQLAlchemy(Executor):
         return self.joined and self.database.mixes_snapshots and session_id in joined_writes(self.connection).deleted
 
     def join(self) -> None:
-        """Join the transaction of the connection, which begins here if it has not yet.
+        """Join the transaction of the connection; begin one if none has begun.
 
-        :raises StorageError: there is none, whatever SQLAlchemy says; or another process has opened the connection.
+        :raises StorageError: the driver is in no transaction although SQLAlchemy has begun one, or another process has
+            opened the connection.
         """
         fork_safety.track(self.connection.engine)
         fork_safety.check_joined(self.connection)
@@ -81,21 +83,21 @@ class ThroughSQLAlchemy(Executor):
         self.connection.commit()
 
     def rollback(self) -> None:
-        try:  # SQLAlchemy takes the transaction for ended; SQLite's may go on
+        try:  # for SQLAlchemy the transaction has ended; SQLite's may go on
             self.connection.connection.rollback()
-        except BaseException as error:  # whatever it is, this connection is of no more use
+        except BaseException as error:  # the state of the connection is unknown
             self.give_up()
             if not isinstance(error, Exception):
                 raise
 
     def give_up(self) -> None:
-        if not self.connection.closed:  # it is, once SQLAlchemy has met an error while it closed it
+        if not self.connection.closed:  # SQLAlchemy closes it after an error of its own close
             self.connection.invalidate()
 
     def close(self) -> None:
         try:
             self.connection.close()
-        except BaseException as error:  # lost at the ROLLBACK: what happened before is what the caller must hear
+        except BaseException as error:  # lost at the ROLLBACK: the error before matters
             self.give_up()
             self.connection.close()
             if not isinstance(error, Exception):

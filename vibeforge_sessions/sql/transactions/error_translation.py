@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
-from vibeforge_sessions.sql.dialects import DATABASES, failure_code
+from vibeforge_sessions.sql.dialects import DATABASES, database_of, failure_code
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
@@ -115,3 +115,8 @@ def as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseExc
     )
     wrapped.__cause__ = error
     return wrapped
+
+
+def is_lost(error: BaseException, dialect: Dialect) -> bool:
+    """Return whether an error means that the connection is lost."""
+    return isinstance(error, DBAPIError) and database_of(dialect).is_lost(error)

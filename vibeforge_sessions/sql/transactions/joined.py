@@ -1,47 +1,105 @@
-"""What the repositories that join one transaction share: the sessions it has written, and the queue of its calls."""
+"""Joined transactions: each operation is a savepoint in the transaction of the caller, and is not retried."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import weakref
 from contextlib import ExitStack
-from typing import Final
+from typing import Final, TypeVar
 
-from sqlalchemy import Connection, RootTransaction, orm
+from sqlalchemy import Connection, NestedTransaction, orm
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from vibeforge_sessions.model import validation
+from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.repository.retry import RetryPolicy
+from vibeforge_sessions.sql.transactions.base import TransactionRunner
+from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+from vibeforge_sessions.sql.transactions.error_translation import LOST, failure_of, is_lost, reach
+from vibeforge_sessions.sql.transactions.joined_writes import joined_writes
+from vibeforge_sessions.sql.transactions.operation import Operation
+from vibeforge_sessions.sql.transactions.time_limits import limits_of
 
-_KEY: Final = "vibeforge_sessions_writes"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class JoinedWrites:
-    """The sessions that one transaction of the caller has written through any repository that joined it."""
-
-    transaction: weakref.ref[RootTransaction]
-    transaction_id: str = dataclasses.field(default_factory=validation.new_write_id)
-    deleted: dict[str, bool] = dataclasses.field(default_factory=dict)
-    """Each session that was written, and whether the last write deleted it."""
+T = TypeVar("T")
 
 
-def joined_writes(connection: Connection) -> JoinedWrites:
-    """Return the writes of the connection's current transaction, which must have begun."""
-    transaction = connection.get_transaction()
-    if transaction is None:
-        raise AssertionError("no transaction has begun")
-    writes: JoinedWrites | None = connection.info.get(_KEY)
-    if writes is None or writes.transaction() is not transaction:
-        writes = connection.info[_KEY] = JoinedWrites(weakref.ref(transaction))
-    return writes
+class JoinedTransaction(TransactionRunner):
+    """Runs each operation in a savepoint; the caller alone commits the transaction or rolls it back.
+
+    :param host: a `Connection` or an `orm.Session`; its transaction begins with the first call, if it has not yet.
+    """
+
+    def __init__(self, host: Connection | orm.Session, *, retry: RetryPolicy) -> None:
+        self._host = host
+        self._deadline = retry.deadline
+
+    def __str__(self) -> str:
+        return f"{type(self._host).__name__} of the caller"
+
+    @property
+    def bind(self) -> Connection:
+        return self._host.connection() if isinstance(self._host, orm.Session) else self._host
+
+    def transaction_of(self, session_id: str) -> str | None:
+        writes = joined_writes(self.bind)
+        return writes.transaction_id if session_id in writes.deleted else None
+
+    def run(self, operation: Operation[T]) -> T:
+        shared: Connection | orm.Session = self._host
+        if isinstance(shared, orm.Session) and isinstance(shared.bind, Connection):
+            shared = shared.bind
+        with ExitStack() as turn:
+            _queue(shared, turn)
+            connection = reach(lambda: self.bind)  # an orm.Session may connect only now
+            if connection is not shared:
+                _queue(connection, turn)
+            return self._run(operation, ConnectionExecutor(connection, joined=True))
+
+    def _run(self, operation: Operation[T], executor: ConnectionExecutor) -> T:
+        with limits_of(executor.dialect)(self._deadline + operation.extra_seconds) as limit:
+            savepoint = None
+            try:
+                limit.connecting(executor.join)
+                limit.watch(executor.pooled)
+                savepoint = executor.connection.begin_nested()
+                result = operation.execute(executor)
+                savepoint.commit()
+            except BaseException as raised:
+                is_late = limit.ended(raised)
+                lost = is_late or (is_lost(raised, executor.dialect) if savepoint is None else False)
+                if savepoint is not None and not _rolled_back(savepoint, executor.connection):
+                    lost = True
+                if is_late:
+                    raise StorageError(f"could not use the database: no answer{LOST}", transaction_lost=True) from None
+                if isinstance(raised, SQLAlchemyError):
+                    raise failure_of(raised, "use", lost=lost) from raised
+                if lost and isinstance(raised, Exception):
+                    raise StorageError(f"the call was not undone{LOST}", transaction_lost=True) from raised
+                raise
+            finally:  # the handler above may have been interrupted, and the connection is the caller's
+                if savepoint is not None and savepoint.is_active and not executor.connection.invalidated:
+                    savepoint.rollback()
+                limit.is_over = True
+            return result
+
+
+def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
+    """Roll back to the savepoint; return whether it still existed, and with it the caller's transaction."""
+    try:
+        if not connection.invalidated:
+            savepoint.rollback()
+            return not connection.invalidated
+    except SQLAlchemyError:  # after a deadlock MariaDB has rolled back everything
+        # SQLAlchemy does not know that, and would let the caller commit what comes after
+        connection.invalidate()
+    return False
 
 
 _queues: Final[weakref.WeakKeyDictionary[object, asyncio.Lock]] = weakref.WeakKeyDictionary()
 
 
-def queue(host: Connection | orm.Session, until: ExitStack) -> None:
+def _queue(host: Connection | orm.Session, until: ExitStack) -> None:
     """Let the calls of several tasks on one asynchronous connection or session run one after the other.
 
     Interleaved, one call's savepoint would be released or rolled back within another's.

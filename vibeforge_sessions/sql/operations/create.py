@@ -1,0 +1,102 @@
+"""Creating a session."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Final
+
+from sqlalchemy import Insert, Select, insert, select
+
+from vibeforge_sessions.errors import SessionExistsError
+from vibeforge_sessions.repository import changeset
+from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
+from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
+from vibeforge_sessions.sql.operations.session_rows import entry_rows, session_row, store_entries, store_rows
+from vibeforge_sessions.sql.operations.writable_ctes import (
+    DOCUMENT,
+    SESSION,
+    changeset_parameters,
+    entry_parts,
+    parameter,
+)
+from vibeforge_sessions.sql.tables import documents, sessions
+from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.operation import ResolutionConflict, UnresolvableOutcome, WriteOperation
+
+insert_session: Final[Insert] = insert(sessions)
+insert_documents: Final[Insert] = insert(documents)
+
+
+@functools.cache
+def _single_statement(*, with_errors: bool, with_logs: bool) -> Select[Any]:
+    """Return the insert of a session, its documents and the histories that it brings along."""
+    row = (
+        insert(sessions)
+        .values({column.name: parameter(SESSION, column) for column in sessions.columns})
+        .returning(sessions.c.session_id, sessions.c.error_count, sessions.c.log_count)
+        .cte("session_row")
+    )
+    texts = {name: parameter(DOCUMENT, documents.c[name]) for name in DOCUMENTS}
+    kept = insert(documents).from_select(["session_id", *texts], select(row.c.session_id, *texts.values())).cte("kept")
+    return select(row.c.session_id).add_cte(kept, *entry_parts(row, with_errors=with_errors, with_logs=with_logs))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CreateSession(WriteOperation[Record]):
+    """Insert a session and the histories that it brings along.
+
+    :raises SessionExistsError: the id is taken.
+    """
+
+    write: Write
+
+    @property
+    def about(self) -> str:
+        return self.write.session_id
+
+    def execute(self, executor: Executor) -> Record:
+        write = self.write
+        record = self._record
+        try:
+            if executor.database.writes_at_once:
+                self._execute_single_statement(executor, record)
+                return record
+            executor.write(insert_session, [session_row(record)])
+        except Exception as error:
+            if executor.is_duplicate(error):
+                raise SessionExistsError(write.session_id) from None
+            raise
+        store_rows(executor, insert_documents, [{"session_id": record.session_id, **write.documents}])
+        store_entries(executor, entry_rows(write, record.error_count, record.log_count))
+        executor.wrote(write.session_id)
+        return record
+
+    def _execute_single_statement(self, executor: Executor, record: Record) -> None:
+        statement = _single_statement(with_errors=bool(self.write.errors), with_logs=bool(self.write.logs))
+        row = {SESSION + name: value for name, value in session_row(record).items()}
+        executor.rows(statement, {**row, **changeset_parameters(executor, self.write)})
+        executor.wrote(record.session_id)
+
+    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> Record:
+        row = lock_row(executor, self.write.session_id)
+        if row is None:
+            try:
+                return self.execute(executor)
+            except SessionExistsError:
+                raise ResolutionConflict("the session was created meanwhile") from None
+        if row.write_id == self.write.write_id or last_positions(executor, self.write):
+            updated_at = make_durable(executor, self.write.session_id, row)
+            return dataclasses.replace(self._record, updated_at=updated_at)
+        raise UnresolvableOutcome(
+            "a session of this id is stored by another writer, and whether this one was created before is not visible"
+        )
+
+    @property
+    def _record(self) -> Record:
+        write = self.write
+        return changeset.record_of(
+            write, version=1, updated_at=write.updated_at, error_count=len(write.errors), log_count=len(write.logs)
+        )

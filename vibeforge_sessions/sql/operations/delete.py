@@ -1,0 +1,110 @@
+"""Deleting a session with its documents and histories."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Delete, bindparam, delete
+
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.operations.in_doubt import identity, lock_row, make_durable, select_for_update
+from vibeforge_sessions.sql.operations.session_rows import ID, VERSION, WRITE_ID, this_session
+from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
+from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.operation import WriteOperation
+
+_delete_session: Final[Delete] = delete(sessions).where(this_session)
+_delete_children: Final[tuple[Delete, ...]] = tuple(
+    delete(table).where(table.c.session_id == bindparam(ID)) for table in (documents, errors, logs)
+)
+delete_unchanged: Final[Delete] = _delete_session.where(
+    sessions.c.version == bindparam(VERSION),
+    sessions.c.write_id == bindparam(WRITE_ID),
+    sessions.c.error_count == bindparam("read_error_count", type_=sessions.c.error_count.type),
+    sessions.c.log_count == bindparam("read_log_count", type_=sessions.c.log_count.type),
+)
+_delete_unheld: Final[Delete] = delete_unchanged.where(sessions.c.held_at.is_(None))
+
+
+@functools.cache
+def _returning_identity(statement: Delete) -> Any:
+    return statement.returning(*identity)
+
+
+class Deleted(NamedTuple):
+    """The session that a deletion matched."""
+
+    version: int
+    write_id: str
+    created_at: datetime
+
+
+def state_parameters(record: Record) -> dict[str, Any]:
+    """Return the parameters of `delete_unchanged` but the id."""
+    return {
+        VERSION: record.version,
+        WRITE_ID: record.write_id,
+        "read_error_count": record.error_count,
+        "read_log_count": record.log_count,
+    }
+
+
+def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> Deleted | None:
+    """Delete a session and its children, whether or not the database cascades; None if there is no such session."""
+    session_id = parameters[ID]
+    if executor.dialect.delete_returning:
+        row = executor.row(_returning_identity(statement), parameters)
+    else:
+        row = executor.row(select_for_update, {ID: session_id})
+        if not executor.write(statement, [parameters]):
+            row = None
+    if row is None:
+        return None
+    for each in _delete_children:
+        executor.write(each, [{ID: session_id}])
+    executor.wrote(session_id, deleted=True)
+    return Deleted(*row[:3])
+
+
+@dataclasses.dataclass(slots=True)
+class DeleteSession(WriteOperation[bool]):
+    """Delete a session; return whether there was one."""
+
+    needs_transaction = True
+    """A statement that deletes entries must begin after the one that has locked the session's row."""
+
+    session_id: str
+    unchanged_since: Record | None = None
+    """Delete the session only if this is still its state, and it is not held."""
+    deleted: Deleted | None = dataclasses.field(default=None, init=False)
+    """What the last execution deleted."""
+
+    @property
+    def about(self) -> str:
+        return self.session_id
+
+    def execute(self, executor: Executor) -> bool:
+        parameters = {ID: self.session_id}
+        if self.unchanged_since is None:
+            self.deleted = delete_rows(executor, _delete_session, parameters)
+        else:
+            parameters |= state_parameters(self.unchanged_since)
+            self.deleted = delete_rows(executor, _delete_unheld, parameters)
+        return self.deleted is not None
+
+    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> bool:
+        deleted = self.deleted
+        if deleted is None:
+            return False
+        row = lock_row(executor, self.session_id)
+        same_incarnation = row is not None and (
+            row.write_id == deleted.write_id or (row.created_at == deleted.created_at and row.version > deleted.version)
+        )
+        if same_incarnation:
+            return self.execute(executor)
+        make_durable(executor, self.session_id, row)
+        return True

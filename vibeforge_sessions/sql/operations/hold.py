@@ -1,0 +1,56 @@
+"""Holding a session and releasing it."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Update, bindparam, func, null, update
+
+from vibeforge_sessions.errors import SessionNotFoundError
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.sql.operations.in_doubt import make_durable
+from vibeforge_sessions.sql.operations.session_rows import ID, NOW, this_session
+from vibeforge_sessions.sql.tables import sessions
+from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.operation import WriteOperation
+
+_hold: Final[Update] = (
+    update(sessions)
+    .where(this_session)
+    .values(held_at=func.coalesce(sessions.c.held_at, bindparam(NOW, type_=sessions.c.held_at.type)))
+)
+_release: Final[Update] = update(sessions).where(this_session).values(held_at=null())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HoldSession(WriteOperation[None]):
+    """Hold a session since a time, unless it is held; or release it.
+
+    :raises SessionNotFoundError: there is no session of this id.
+    """
+
+    needs_transaction = True
+    """A hold that arrived late would undo a release since."""
+
+    session_id: str
+    since: datetime | None
+    """None releases the session."""
+
+    @property
+    def about(self) -> str:
+        return self.session_id
+
+    def execute(self, executor: Executor) -> None:
+        parameters: dict[str, Any] = {ID: self.session_id}
+        if self.since is not None:
+            parameters[NOW] = self.since
+        if not executor.write(_release if self.since is None else _hold, [parameters]):
+            raise SessionNotFoundError(self.session_id)
+        executor.wrote(self.session_id)
+
+    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> None:
+        self.execute(executor)  # repeating it changes nothing, and so may have nothing to write
+        make_durable(executor, validation.new_write_id(), None)

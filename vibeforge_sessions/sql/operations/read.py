@@ -1,0 +1,260 @@
+"""Reading a session: its record, and the last entries of its histories.
+
+If the database executes writes as single statements, reads see one moment without a transaction, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Executable, Select, Table, bindparam, literal_column, null, select, union_all
+
+from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError, StorageError
+from vibeforge_sessions.model.record import Content
+from vibeforge_sessions.repository.changeset import PossibleState
+from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
+from vibeforge_sessions.sql.operations.histories import (
+    not_whole,
+    select_errors,
+    select_errors_now,
+    select_logs,
+    select_logs_now,
+)
+from vibeforge_sessions.sql.operations.session_rows import (
+    AFTER,
+    ID,
+    UNTIL,
+    missed,
+    no_documents,
+    select_version,
+    select_version_now,
+    this_session,
+)
+from vibeforge_sessions.sql.operations.writable_ctes import prefix_of
+from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
+from vibeforge_sessions.sql.transactions.executor import Executor, Rows
+from vibeforge_sessions.sql.transactions.operation import Operation
+
+_ATTEMPTS: Final = 100
+"""How often a session is read that other writers change between the two statements of one read."""
+
+_select_session: Final[Select[Any]] = (
+    select(sessions, *(documents.c[name] for name in DOCUMENTS))
+    .join_from(sessions, documents, documents.c.session_id == sessions.c.session_id, isouter=True)
+    .where(this_session)
+)
+"""The session's row and its documents in one statement: old documents with a new version would be a lost update."""
+_select_session_now: Final[Select[Any]] = _select_session.with_for_update(read=True)
+"""The committed session, whatever snapshot the transaction has."""
+
+# --- both histories in one statement ---
+
+_OF_ERROR: Final = 1
+_OF_LOG: Final = 2
+_OF_ROW: Final = 3
+"""The kinds of rows of `_select_histories`."""
+_BY_PLACE: Final = operator.itemgetter(0, 1)
+
+
+def _slice(table: Table, kind: int, *columns: ColumnElement[Any] | None) -> Select[Any]:
+    prefix = prefix_of(table)
+    return select(literal_column(str(kind)), table.c.position, *(null() if c is None else c for c in columns)).where(
+        table.c.session_id == bindparam(ID),
+        table.c.position > bindparam(f"{prefix}{AFTER}"),
+        table.c.position <= bindparam(f"{prefix}{UNTIL}"),
+    )
+
+
+_select_histories: Final = union_all(
+    _slice(errors, _OF_ERROR, errors.c.timestamp, errors.c.task_id, errors.c.error_message, errors.c.phase),
+    _slice(logs, _OF_LOG, None, None, logs.c.message, None),
+    select(literal_column(str(_OF_ROW)), sessions.c.version, null(), null(), sessions.c.write_id, null()).where(
+        sessions.c.session_id == bindparam(ID)
+    ),
+)
+"""Slices of both histories, in no order, and the version and write id that the session has at the same moment."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetSession(Operation[tuple[Record, Rows, Sequence[str]] | None]):
+    """Read a session's record and the last entries of its histories, up to the counts of that record.
+
+    The errors come by column: position, timestamp, task_id, error_message, phase; no columns if there are none.
+    """
+
+    session_id: str
+    recent: int | None
+
+    @property
+    def about(self) -> str:
+        return self.session_id
+
+    def execute(self, executor: Executor) -> tuple[Record, Rows, Sequence[str]] | None:
+        for _ in range(_ATTEMPTS):
+            record = _record(executor, self.session_id)
+            if record is None:
+                return None
+            slices = [(0 if self.recent is None else max(0, count - self.recent), count) for count in record.counts]
+            in_one = executor.database.writes_at_once or (executor.joined and not executor.reads_now(self.session_id))
+            found = (_histories_in_one if in_one else _histories)(executor, record, slices)
+            if found is not None:
+                for columns, (after, until) in zip(found, slices, strict=True):
+                    if until < after or tuple(columns[0] if columns else ()) != tuple(range(after + 1, until + 1)):
+                        raise not_whole(self.session_id)
+                error_columns, log_columns = found
+                return record, error_columns, log_columns[1] if log_columns else ()
+        raise StorageError("the session changes faster than it can be read")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetRecord(Operation[Record | None]):
+    """Read a session without its histories."""
+
+    session_id: str
+
+    @property
+    def about(self) -> str:
+        return self.session_id
+
+    def execute(self, executor: Executor) -> Record | None:
+        return _record(executor, self.session_id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetCurrentRecord(Operation[Record]):
+    """Read a session's record if it is still the one of a version and write.
+
+    :raises StaleSessionError: another write is stored.
+    :raises SessionNotFoundError: the session was deleted.
+    """
+
+    session_id: str
+    version: int
+    write_id: str
+
+    @property
+    def about(self) -> str:
+        return self.session_id
+
+    def execute(self, executor: Executor) -> Record:
+        record = _record(executor, self.session_id)
+        if record is None or (record.version, record.write_id) != (self.version, self.write_id):
+            raise missed(executor, self.session_id, self.version, self.write_id)
+        return record
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FindState(Operation[int]):
+    """Read which of a session's possible states is the stored one; return its index.
+
+    :raises StaleSessionError: none is, or no session is stored.
+    :raises SessionNotFoundError: this transaction has deleted the session.
+    """
+
+    session_id: str
+    states: Sequence[PossibleState]
+
+    @property
+    def about(self) -> str:
+        return self.session_id
+
+    def execute(self, executor: Executor) -> int:
+        select_state = select_version_now if executor.reads_now(self.session_id) else select_version
+        row = executor.row(select_state, {ID: self.session_id})
+        if row is None:
+            if executor.has_deleted(self.session_id):
+                raise SessionNotFoundError(self.session_id)
+            raise StaleSessionError(self.session_id, self.states[0].version, 0)
+        for index, state in enumerate(self.states):
+            if tuple(row) == (state.version, state.write_id) and self._has_entries_of(executor, state):
+                return index
+        raise StaleSessionError(self.session_id, self.states[0].version, row[0])
+
+    def _has_entries_of(self, executor: Executor, state: PossibleState) -> bool:
+        """Return whether the last entries of a state are stored; then those before them are, too."""
+        now = executor.reads_now(self.session_id)
+
+        def entry_at(position: int, statement: Executable, statement_now: Executable) -> Sequence[Any] | None:
+            parameters = {ID: self.session_id, AFTER: position - 1, UNTIL: position}
+            return executor.row(statement_now if now else statement, parameters)
+
+        error, log = state.last_error, state.last_log
+        if error is not None and error.position is not None:
+            row = entry_at(error.position, select_errors, select_errors_now)
+            if row is None or tuple(row[1:]) != (error.timestamp, error.task_id, error.error_message, error["phase"]):
+                return False
+        if log is not None:
+            row = entry_at(log[0], select_logs, select_logs_now)
+            return row is not None and tuple(row) == log
+        return True
+
+
+def _record(executor: Executor, session_id: str) -> Record | None:
+    now = executor.reads_now(session_id)  # otherwise old documents would come with a new version: a lost update
+    row = executor.row(_select_session_now if now else _select_session, {ID: session_id})
+    if row is None:
+        return None
+    session_id, phase, created_at, updated_at, version, write_id, question, task_id, error_count, log_count, held_at = (
+        row[:11]
+    )
+    texts = row[11:]
+    if texts[0] is None:
+        raise no_documents(session_id)
+    return Record(
+        session_id=session_id,
+        created_at=created_at,
+        updated_at=updated_at,
+        version=version,
+        write_id=write_id,
+        error_count=error_count,
+        log_count=log_count,
+        held_at=held_at,
+        content=Content(
+            phase=phase,
+            current_question_index=question,
+            active_task_id=task_id,
+            documents=dict(zip(DOCUMENTS, texts, strict=True)),
+        ),
+    )
+
+
+def _histories(executor: Executor, record: Record, slices: Sequence[tuple[int, int]]) -> tuple[Rows, Rows]:
+    now = executor.reads_now(record.session_id)
+    statements = (select_errors_now, select_logs_now) if now else (select_errors, select_logs)
+    error_columns, log_columns = (
+        executor.columns(statement, {ID: record.session_id, AFTER: after, UNTIL: until}) if after < until else ()
+        for statement, (after, until) in zip(statements, slices, strict=True)
+    )
+    return error_columns, log_columns
+
+
+def _histories_in_one(
+    executor: Executor, record: Record, slices: Sequence[tuple[int, int]]
+) -> tuple[Rows, Rows] | None:
+    """Read both slices in one statement; None if the session is not the record's any more.
+
+    Entries never change, so the slices are those of the record's moment, unless the session was deleted and created
+    again since. That changes its write id; an update does so as well, and then the session is read again, too.
+    """
+    if all(after == until for after, until in slices):
+        return (), ()
+    parameters: dict[str, Any] = {ID: record.session_id}
+    for table, (after, until) in zip((errors, logs), slices, strict=True):
+        parameters[prefix_of(table) + AFTER], parameters[prefix_of(table) + UNTIL] = after, until
+    columns = executor.columns(_select_histories, parameters)
+    if not columns:
+        return None
+    ends = list(itertools.accumulate(map(columns[0].count, (_OF_ERROR, _OF_LOG))))
+    places = [*range(slices[0][0] + 1, slices[0][1] + 1), *range(slices[1][0] + 1, slices[1][1] + 1)]
+    if list(columns[1][: ends[1]]) != places:  # no order was requested, and a plan may give another
+        columns = list(zip(*sorted(zip(*columns, strict=True), key=_BY_PLACE), strict=True))
+    _, positions, _, _, texts, _ = columns
+    if list(zip(positions[ends[1] :], texts[ends[1] :], strict=True)) != [(record.version, record.write_id)]:
+        return None
+    error_columns = [column[: ends[0]] for column in columns[1:]] if ends[0] else ()
+    log_columns = [positions[ends[0] : ends[1]], texts[ends[0] : ends[1]]]
+    return error_columns, log_columns

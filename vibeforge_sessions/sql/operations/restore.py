@@ -1,0 +1,95 @@
+"""Storing a session as it was elsewhere, with its versions, times and histories."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Final
+
+from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError, StaleSessionError
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.history import ErrorEntry
+from vibeforge_sessions.repository.restoration import check_history, check_logs
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.operations.create import insert_documents, insert_session
+from vibeforge_sessions.sql.operations.delete import delete_rows, delete_unchanged, state_parameters
+from vibeforge_sessions.sql.operations.in_doubt import lock_row, make_durable
+from vibeforge_sessions.sql.operations.session_rows import (
+    ERRORS,
+    ID,
+    LOGS,
+    error_rows,
+    log_rows,
+    select_version,
+    session_row,
+    store_rows,
+)
+from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
+
+_BATCH: Final = 1_000
+"""Entries of a history that are sent at once."""
+_ENTRIES_PER_SECOND: Final = 1_000
+_LONGEST_EXTRA: Final = 86_400.0
+"""Seconds that a history may take at the most, whatever length its record states."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RestoreRecord(WriteOperation[None]):
+    """Insert a session whole, in the place of another one if that is to be replaced.
+
+    :raises SessionExistsError: the id is taken, and nothing is to be replaced.
+    :raises SessionNotFoundError: the session to be replaced was deleted.
+    :raises StaleSessionError: the session to be replaced has changed.
+    """
+
+    needs_transaction = True
+
+    record: Record
+    errors: Iterable[ErrorEntry]
+    logs: Iterable[str]
+    replacing: Record | None
+    extra_seconds: float = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        extra = min(_LONGEST_EXTRA, sum(self.record.counts) / _ENTRIES_PER_SECOND)
+        object.__setattr__(self, "extra_seconds", extra)
+
+    @property
+    def about(self) -> str:
+        return self.record.session_id
+
+    def execute(self, executor: Executor) -> None:
+        record, session_id = self.record, self.record.session_id
+        if self.replacing is not None:
+            parameters = {ID: session_id, **state_parameters(self.replacing)}
+            if delete_rows(executor, delete_unchanged, parameters) is None:
+                stored = executor.row(select_version, {ID: session_id})
+                if stored is None:
+                    raise SessionNotFoundError(session_id)
+                raise StaleSessionError(session_id, self.replacing.version, stored[0])
+        try:
+            executor.write(insert_session, [session_row(record)])
+        except Exception as error:
+            if executor.is_duplicate(error):
+                raise SessionExistsError(session_id) from None
+            raise
+        store_rows(executor, insert_documents, [{"session_id": session_id, **record.content.documents}])
+        errors = error_rows(session_id, check_history(record, self.errors), record.write_id)
+        logs = log_rows(session_id, check_logs(record, self.logs), 1, record.write_id)
+        for history, rows in ((ERRORS, errors), (LOGS, logs)):
+            while batch := list(itertools.islice(rows, _BATCH)):
+                store_rows(executor, history.insert, batch)
+        executor.wrote(session_id)
+
+    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> None:
+        row = lock_row(executor, self.record.session_id)
+        if row is not None and row.write_id == self.record.write_id:
+            make_durable(executor, validation.new_write_id(), None)  # a restored session keeps its updated_at
+            return
+        try:
+            self.execute(executor)
+        except (SessionExistsError, SessionNotFoundError, StaleSessionError):
+            raise UnresolvableOutcome("another writer has stored or deleted the session since") from None

@@ -1,0 +1,189 @@
+"""Parameters, statements and rows that several operations share.
+
+Parents are written before children everywhere: the other order deadlocks on MariaDB.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Executable,
+    Insert,
+    Integer,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    case,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+
+from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, StaleSessionError
+from vibeforge_sessions.model.history import ErrorEntry
+from vibeforge_sessions.repository import changeset
+from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.tables import errors, logs, sessions
+from vibeforge_sessions.sql.transactions.executor import Executor
+
+# Names of parameters that are not columns: SQLAlchemy keeps a column's own name for the value to be set.
+ID: Final = "of_session_id"
+VERSION: Final = "read_version"
+WRITE_ID: Final = "read_write_id"
+NOW: Final = "now"
+AFTER: Final = "after_position"
+UNTIL: Final = "until_position"
+
+this_session: Final = sessions.c.session_id == bindparam(ID)
+now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type)
+later_updated_at: Final = case((sessions.c.updated_at < now, now), else_=sessions.c.updated_at)
+"""The greater of the stored time and the given one: it never goes back."""
+
+counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
+"""What updates and appends return of the session's row."""
+select_counters: Final[Select[Any]] = select(*counters).where(this_session)
+select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(this_session)
+select_version_now: Final[Select[Any]] = select_version.with_for_update(read=True)
+"""The committed version, whatever snapshot the transaction has."""
+
+
+@functools.cache
+def returning_counters(statement: Update) -> Any:
+    """Return the update with RETURNING, for databases that have it."""
+    return statement.returning(*counters)
+
+
+def inline(limit: int) -> ColumnElement[int]:
+    """Return a number as part of the statement's text.
+
+    PostgreSQL assumes that a LIMIT parameter selects a tenth of the table, rejects its generic plan as too expensive,
+    and plans again at each call, which doubles the time.
+    """
+    return literal_column(str(int(limit)), Integer)
+
+
+class History(NamedTuple):
+    """The statements of one history."""
+
+    table: Table
+    counter: str
+    """The column of the session's row that counts its entries."""
+    text: str
+    """The column whose texts are of any length."""
+    count_one: Update
+    """Counts one entry more; its position is the count afterwards."""
+    insert: Insert
+    last_of_write: Select[Any]
+    """The last entry of a write: its position, and its phase if the history has phases."""
+
+
+def _history(table: Table, counter: str, text: str) -> History:
+    count_one = (
+        update(sessions).where(this_session).values({"updated_at": later_updated_at, counter: sessions.c[counter] + 1})
+    )
+    last_of_write = (
+        select(*(table.c[name] for name in ("position", "phase") if name in table.c))
+        .where(table.c.session_id == bindparam(ID), table.c.write_id == bindparam(WRITE_ID))
+        .order_by(table.c.position.desc())
+        .limit(inline(1))
+    )
+    return History(table, counter, text, count_one, insert(table), last_of_write)
+
+
+ERRORS: Final = _history(errors, "error_count", "error_message")
+LOGS: Final = _history(logs, "log_count", "message")
+
+
+def session_row(record: Record) -> dict[str, Any]:
+    """Return the row of a session."""
+    return {
+        "session_id": record.session_id,
+        "phase": record.content.phase,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "version": record.version,
+        "write_id": record.write_id,
+        "current_question_index": record.content.current_question_index,
+        "active_task_id": record.content.active_task_id,
+        "error_count": record.error_count,
+        "log_count": record.log_count,
+        "held_at": record.held_at,
+    }
+
+
+def error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) -> Iterator[dict[str, Any]]:
+    """Give the rows of error entries, which have their positions."""
+    for entry in entries:
+        yield {
+            "session_id": session_id,
+            "position": entry.position,
+            "timestamp": entry.timestamp,
+            "task_id": entry.task_id,
+            "error_message": entry.error_message,
+            "phase": entry["phase"],
+            "write_id": write_id,
+        }
+
+
+def log_rows(session_id: str, lines: Iterable[str], first: int, write_id: str) -> Iterator[dict[str, Any]]:
+    """Give the rows of log lines, whose positions begin with `first`."""
+    for position, line in enumerate(lines, first):
+        yield {"session_id": session_id, "position": position, "message": line, "write_id": write_id}
+
+
+def entry_rows(write: Write, error_count: int, log_count: int) -> dict[History, list[dict[str, Any]]]:
+    """Return the rows of a changeset's new entries, in the last positions of histories of these lengths."""
+    placed = changeset.place(write.errors, error_count)
+    first = log_count - len(write.logs) + 1
+    return {
+        ERRORS: list(error_rows(write.session_id, placed, write.write_id)),
+        LOGS: list(log_rows(write.session_id, write.logs, first, write.write_id)),
+    }
+
+
+def store_rows(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:
+    """Execute a statement for rows with texts of any length, in batches that the database accepts.
+
+    :returns: the number of rows that it matched.
+    """
+    return sum(executor.write(statement, batch) for batch in executor.batches(rows))
+
+
+def store_entries(executor: Executor, entries: Mapping[History, list[dict[str, Any]]]) -> None:
+    """Insert the rows of new entries."""
+    for history, rows in entries.items():
+        if rows:
+            store_rows(executor, history.insert, rows)
+
+
+def update_counters(executor: Executor, statement: Update, parameters: Mapping[str, Any]) -> Any:
+    """Execute an update of one session's row; return its counters afterwards, None if it matched no row."""
+    if executor.dialect.update_returning:
+        return executor.row(returning_counters(statement), parameters)
+    if not executor.write(statement, [parameters]):
+        return None
+    return executor.row(select_counters, {ID: parameters[ID]})
+
+
+def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
+    """Return the error of a guarded update that matched no row."""
+    # the snapshot of a joined transaction may be older than what the update has found
+    stored = executor.row(select_version_now if executor.joined else select_version, {ID: session_id})
+    if stored is None:
+        return SessionNotFoundError(session_id)
+    if tuple(stored) == (version, write_id):  # the version matches, so the documents are missing
+        return no_documents(session_id)
+    return StaleSessionError(session_id, version, stored[0])
+
+
+def no_documents(session_id: str) -> CorruptSessionError:
+    """Return the error of a session whose documents were deleted."""
+    return CorruptSessionError(session_id, "its documents are missing")

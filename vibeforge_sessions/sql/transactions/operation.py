@@ -1,0 +1,66 @@
+"""The interface by which the transaction runners know an operation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+    from vibeforge_sessions.sql.transactions.executor import Executor
+
+__all__ = ["Operation", "ResolutionConflict", "UnresolvableOutcome", "WriteOperation"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Operation(ABC, Generic[T_co]):
+    """One repository call: what it executes in a transaction that the runner begins and ends.
+
+    An operation may be executed several times, each time in a new transaction. This class is for operations that read.
+    """
+
+    __slots__ = ()
+
+    is_write: ClassVar[bool] = False
+    needs_transaction: bool = False
+    """Whether it is a transaction even where each write is a single statement (`Database.writes_at_once`)."""
+    extra_seconds: float = 0
+    """Seconds that it may take beyond the deadline of a call."""
+
+    @property
+    def about(self) -> str | None:
+        """The id of the session that it is about."""
+        return None
+
+    @abstractmethod
+    def execute(self, executor: Executor) -> T_co:
+        """Execute the statements, wholly."""
+
+
+class WriteOperation(Operation[T_co]):
+    """An operation that writes: if the COMMIT was not answered, the runner has it find out the outcome."""
+
+    __slots__ = ()
+
+    is_write: ClassVar[bool] = True
+
+    @abstractmethod
+    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> T_co:
+        """Return what the in-doubt write returned, or execute it if it was not done.
+
+        It runs in a transaction of its own, and begins with a lock on the session's row.
+
+        :param may_still_arrive: the server may still execute the statements that were sent.
+        :raises UnresolvableOutcome: the database does not show the outcome any more.
+        :raises ResolutionConflict: another transaction has written since the lock was requested; resolve again.
+        """
+
+
+class UnresolvableOutcome(Exception):  # noqa: N818 (a finding; the runner raises OutcomeUnknownError)
+    """The database does not show whether an in-doubt write was committed."""
+
+
+class ResolutionConflict(Exception):  # noqa: N818 (a finding; the runner resolves again)
+    """Another transaction has written the session while an in-doubt write was resolved."""
