@@ -591,7 +591,7 @@ def test_a_closed_connection_is_told(sqlite: Storage) -> None:
     engine = sqlite.new_engine()
     with engine.connect() as host:
         joined = SQLAlchemySessionRepository(host)
-        assert repr(joined) == "SQLAlchemySessionRepository(Connection of the host)"
+        assert repr(joined) == "SQLAlchemySessionRepository(Connection of the caller)"
     with pytest.raises(StorageError, match="ResourceClosedError"):
         joined.list_sessions()
     with pytest.raises(StorageError, match="UnboundExecutionError"):
