@@ -1,8 +1,7 @@
-"""What ``vibeforge-sessions sessions`` shows: ``python examples/looking_inside.py``.
+"""Output of ``vibeforge-sessions sessions`` for the documentation: ``python examples/looking_inside.py``.
 
-It makes sessions of a day in the life of VibeForge, always the same ones, in a SQLite file of its own, stops the clock,
-and runs the commands of the guide on them: what they print stands in README.md and docs/looking-inside.md.
-``--keep PATH`` writes the file there and leaves it, for commands of one's own.
+The program creates the same sessions on each run, in a SQLite file of its own, stops the clock, and runs commands on
+them. docs/looking-inside.md shows their output. ``--keep PATH`` writes the file to that path and keeps it.
 """
 
 from __future__ import annotations

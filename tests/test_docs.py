@@ -1,4 +1,9 @@
-"""Every command of the guides runs: the shell's on SQLite or the server it is for, SQL on each database it is for."""
+"""Commands, programs and queries of the pages in docs/.
+
+A code block's language says how it is run. ``sh`` runs on SQLite, ``sh postgresql`` and ``sh mariadb`` on that server;
+``sqlite``, ``postgresql`` and ``mariadb`` are queries for that database, ``sql`` is for all of them. ``python`` is a
+program if it begins as `PROGRAMS` says, otherwise a fragment that is only compiled. ``text`` is not run.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from tests.repositories import text_of, upgrade
 from tests.servers import AvailableServer, find_bindir
 from tests.servers.process import connected
 from vibeforge_sessions import SQLAlchemySessionRepository
+from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.cli.output import EXIT_CODES
 from vibeforge_sessions.sql import create_engine, metadata
 from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS
@@ -24,6 +30,9 @@ from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "dba-guide.md").read_text("utf-8")
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+TUTORIAL = "tutorial.md"
+"""Its blocks build on each other, so `test_tutorial_prints_what_it_shows` runs them in one folder."""
+PROGRAMS = ("from vibeforge_sessions import", "from vibeforge_sessions.sql import")
 PASSWORD = "s3cret"
 
 
@@ -64,7 +73,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     return filled(server.databases.create(migrated=False))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh") and page != TUTORIAL])
 def test_the_shells_commands(page: str, tmp_path: Path) -> None:
     if "sqlite3 " in GUIDE and shutil.which("sqlite3") is None:
         pytest.skip("sqlite3 is not installed")
@@ -125,15 +134,28 @@ def test_a_whole_history_is_no_row_of_that_query(url: URL) -> None:
         assert [row[0] for row in connection.exec_driver_sql(query.strip().rstrip(";"))] == ["old-2"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL])
 def test_the_programs(page: str, tmp_path: Path) -> None:
     for code in blocks(page, "python"):
-        if page == "testing.md" or (page != "services.md" and not code.startswith("from vibeforge_sessions import")):
+        if page == "testing.md" or (page != "services.md" and not code.startswith(PROGRAMS)):
             compile(code, page, "exec")  # a part of the application
             continue
         command = [sys.executable, "-W", "error", "-c", code]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / TUTORIAL).read_text("utf-8")
+    steps = re.findall(r"^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, re.MULTILINE | re.DOTALL)
+    assert [language for language, _, _ in steps] == ["python"] * 5 + ["sh"]
+    for language, code, shown in steps:
+        if language == "sh":
+            shell(code, tmp_path, make_url(f"sqlite:///{tmp_path}/sessions.db"))
+            continue
+        command = [sys.executable, "-W", "error", "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", shown)
 
 
 @pytest.mark.parametrize("number", range(len(blocks("testing.md", "python"))))
@@ -147,13 +169,24 @@ def test_the_tests(number: int, tmp_path: Path) -> None:
     assert re.search(r"^\d+ passed in", done.stdout, re.MULTILINE), done.stdout
 
 
-def test_the_guide_names_every_table_column_index_and_exit_code() -> None:
+def test_tables_page_names_every_table_column_and_index() -> None:
+    page = (ROOT / "docs" / "tables.md").read_text("utf-8")
     for name in APPLICATION_RIGHTS:
-        assert f"`{name}`" in GUIDE
+        assert f"`{name}`" in page
     for table in metadata.tables.values():
         for column in table.columns:
-            assert f"`{column.name}`" in GUIDE or table.name.endswith("compatibility"), column
+            assert f"`{column.name}`" in page, column
         for index in table.indexes:
-            assert f"`{index.name}`" in GUIDE
+            assert f"`{index.name}`" in page
+
+
+def test_commands_page_names_every_command_and_exit_code() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
     for state, code in EXIT_CODES.items():
-        assert re.search(rf"^\| {code} \| .*{state}", GUIDE, re.MULTILINE), state
+        assert re.search(rf"^\| {code} \| .*{state}", page, re.MULTILINE), state
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__
+            assert re.search(rf"`({group.name} )?{name}`", page), (group.name, name)
