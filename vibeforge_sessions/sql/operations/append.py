@@ -27,7 +27,6 @@ from vibeforge_sessions.sql.transactions.connection_executor import ConnectionEx
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
-
 _SMALL: Final = 1_000
 """Characters that a statement can hold on every database, whatever its limit for a statement is."""
 
