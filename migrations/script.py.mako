@@ -15,7 +15,7 @@ down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
-# See `vibeforge_sessions.sql.scripts.Revision`.
+# See `vibeforge_sessions.sql.migrations.scripts.Revision`.
 locks: dict[str, dict[str, str]] = {"postgresql": {}, "mariadb": {}, "sqlite": {"the file": "for writers"}}
 rewrites: tuple[str, ...] = ()
 online = ("postgresql", "mariadb")

@@ -43,12 +43,21 @@ async def hosts_of(engine: AsyncEngine, kind: str) -> AsyncIterator[list[Any]]:
         elif kind == "session":
             async with AsyncSession(engine) as session:
                 yield [session]
+        elif kind == "session and its connection":
+            async with AsyncSession(engine) as session:
+                yield [await session.connection(), session]
         else:
             async with AsyncSession(connection) as session:
                 yield [connection, session]
 
 
-KINDS = pytest.mark.parametrize("kind", ["connection", "session", "both"])
+async def commit(hosts: list[Any]) -> None:
+    for host in reversed(hosts):
+        if not (isinstance(host, AsyncConnection) and host.closed):  # the session's commit closes its own connection
+            await host.commit()
+
+
+KINDS = pytest.mark.parametrize("kind", ["connection", "session", "both", "session and its connection"])
 
 
 @KINDS
@@ -68,8 +77,7 @@ def test_gathered_calls_are_all_stored(url: str, kind: str, shared: bool) -> Non
                     calls.append(repository.create_session(session_id=f"s{number}"))
                     calls.append(repository.get_session(SESSION_ID))
                 await asyncio.gather(*calls)
-                for host in reversed(hosts):
-                    await host.commit()
+                await commit(hosts)
             found = await outside.get_session(SESSION_ID)
             assert found is not None
             assert sorted(line.split(" ", 1)[1] for line in found.logs) == sorted(f"line {n}" for n in range(20))
@@ -95,8 +103,7 @@ def test_a_gathered_call_that_fails_undoes_itself_only(url: str, kind: str) -> N
                     return_exceptions=True,
                 )
                 assert isinstance(results[1], StaleSessionError)
-                for host in reversed(hosts):
-                    await host.commit()
+                await commit(hosts)
             found = await outside.get_session(SESSION_ID)
             assert found is not None
             assert [line.split()[-1] for line in found.logs] == ["one", "two"]
@@ -118,8 +125,7 @@ def test_a_gathered_call_that_is_cancelled_while_it_waits(url: str, kind: str) -
                 tasks[2].cancel()
                 results = await asyncio.gather(*tasks, return_exceptions=True)
                 assert isinstance(results[2], asyncio.CancelledError)
-                for host in reversed(hosts):
-                    await host.commit()
+                await commit(hosts)
             found = await outside.get_session(SESSION_ID)
             assert found is not None
             assert [line.split()[-1] for line in found.logs] == ["0", "1", "3"]

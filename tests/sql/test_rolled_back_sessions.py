@@ -20,6 +20,7 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
     StaleSessionError,
 )
+from vibeforge_sessions.repository.changeset import is_uncommitted
 from vibeforge_sessions.sql import create_async_engine
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 
@@ -256,6 +257,7 @@ def test_what_was_committed_is_updated_on(
         host.commit()
         for copy in copies:
             outside.update_session(copy)  # nothing to write
+            assert not is_uncommitted(copy)
         assert stored(outside).version == number - 1
         change(session, number)
         (outside if number % 2 else joined).update_session(session)

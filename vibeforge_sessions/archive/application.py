@@ -11,7 +11,7 @@ from vibeforge_sessions.archive.bundle import Parcel
 from vibeforge_sessions.archive.reading import Problem, shown_id
 from vibeforge_sessions.archive.serialization import canonical, chunk_lines
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.model import validation
+from vibeforge_sessions.model import SessionPhase, validation
 from vibeforge_sessions.model.session import STORED, Session
 from vibeforge_sessions.repository import changeset
 
@@ -58,7 +58,12 @@ def parcels(data: list[tuple[str | None, Any]], written_at: datetime) -> Generat
 
 
 def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Parcel:
-    known = {name: value for name, value in fields.items() if name in _KNOWN and value is not None}
+    known = {
+        # in a dict of to_dict a field that is null is not a missing one
+        name: value
+        for name, value in fields.items()
+        if name in _KNOWN and (value is not None or STORED in fields)
+    }
     if known.setdefault("session_id", session_id) is None:
         raise InvalidSessionError("is missing", "session_id")
     if session_id is not None and known["session_id"] != session_id:
@@ -70,7 +75,8 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
         {"timestamp": known["updated_at"], **entry} if isinstance(entry, Mapping) else entry
         for entry in _list(known.get("error_history", []), "error_history")
     ]
-    phase = known.pop("phase", None)  # the application may have more of them
+    phase = known.get("phase")
+    known["phase"] = SessionPhase.QUESTIONNAIRE.value  # the application may have more phases
     session = Session.from_dict(known)
     write = changeset.plan_create(session)
     record = changeset.record_of(

@@ -27,11 +27,11 @@ pytest.register_assert_rewrite(
         for room in (
             "aio",
             "base",
-            "dicts",
+            "partial_dicts",
             "sessions",
             "updates",
             "histories",
-            "keeping",
+            "holds",
             "listings",
             "observation",
             "stored_values",
