@@ -1,6 +1,7 @@
 # Every target makes .venv by itself; python3 (3.11 or later) and make are all it takes.
 #
 #   make test ARGS='-k migrations -x'     further arguments for pytest
+#   make test-fast                        before each commit; starts no database server
 #   make test WORKERS=0                   in one process, for a debugger
 #   make bench BENCH_ARGS=--quick         whether the benchmark runs, not how fast
 #   make PYTHON=python3.13 test           another interpreter (after `make clean`)
@@ -16,9 +17,29 @@ STAMP := $(VENV)/.installed
 # loadscope: what the tests of a module share (a cluster, the installed wheel) is made once
 DISTRIBUTED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
+# Unit tests, the contract in memory and on SQLite, and a part of the command line. Every path must exist: pytest fails
+# otherwise. Tests whose name or parameters contain a server's name are left out.
+FAST_TESTS := \
+	tests/test_architecture.py \
+	tests/test_contributing.py \
+	tests/test_errors.py \
+	tests/test_memory.py \
+	tests/test_model.py \
+	tests/test_public_api.py \
+	tests/test_retry.py \
+	tests/test_settings.py \
+	tests/test_values.py \
+	tests/sql/test_old_databases.py \
+	tests/cli/test_looking.py \
+	tests/test_contract.py::TestInMemory \
+	tests/test_contract.py::TestSQLiteFile \
+	tests/test_contract_async.py::TestInMemory \
+	tests/test_contract_async.py::TestSQLiteInThreads
+NO_SERVERS := -k 'not postgresql and not mariadb'
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test faults bench lint types wheel-test constraints clean
+.PHONY: help demo serve test test-fast faults bench lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +52,9 @@ serve: $(STAMP) ## run the example service on http://127.0.0.1:8000, on SQLite o
 
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest $(DISTRIBUTED) $(ARGS)
+
+test-fast: $(STAMP) ## run unit tests and the contract in memory and on SQLite, without database servers
+	@$(BIN)/python -m pytest $(FAST_TESTS) $(NO_SERVERS) -n $(WORKERS) --dist worksteal $(ARGS)
 
 faults: $(STAMP) ## kill, cut, fill up and damage: the part of the tests that docs/reliability.md is about
 	@$(BIN)/python -m pytest tests/faults $(DISTRIBUTED) $(ARGS)
