@@ -1,8 +1,8 @@
-"""Sessions as JSON files in a folder: an implementation of `SessionRepository` of one's own, under the whole contract.
+"""Implementation of `SessionRepository` with JSON files in a folder; it passes the complete contract.
 
-A model to start from, for a store that this package does not know. It is durable, and safe between threads and between
-processes of one machine; each write costs the whole history of its session, and each listing reads every file. It
-needs ``fcntl``, so it runs on Linux and macOS.
+Use it as a starting point for a store that this package does not support. It is durable, and safe for concurrent
+threads and processes on one machine. Each write rewrites the complete history of its session, and each listing reads
+every file. It requires ``fcntl``, so it runs on Linux and macOS.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from vibeforge_sessions.repository.spi import (
     S,
     StoredSession,
     adopt_content,
+    changeset_for_create,
+    changeset_for_update,
+    check_expected_record,
     check_integer,
     check_limit,
     check_recent,
     check_replacing,
-    check_seen,
     check_session,
     check_session_id,
     check_session_type,
@@ -47,18 +49,16 @@ from vibeforge_sessions.repository.spi import (
     needs_content,
     new_session,
     phases_of,
-    plan_create,
-    plan_update,
     select,
     summary_of,
 )
 
 
 class FileSessionRepository(SessionRepository[S]):
-    """Sessions as JSON files.
+    """Repository with one JSON file per session.
 
-    :param folder: where they lie; it is made if it is missing.
-    :param session_type: the class of session it stores, `Session` or a subclass.
+    :param folder: the folder of the files; it is created if it does not exist.
+    :param session_type: the class of the stored sessions, `Session` or a subclass.
     """
 
     def __init__(self, folder: Path, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
@@ -66,23 +66,23 @@ class FileSessionRepository(SessionRepository[S]):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    # --- sessions: check, plan, store under the lock, tell the caller's session ---
+    # --- sessions: validate, compute the changeset, store it under the lock, mark the caller's session as stored ---
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = new_session(session, session_id, self._session_type)
-        write = plan_create(session)
+        changeset = changeset_for_create(session)
         with self._writing():
-            if self._path(write.session_id).exists():
-                raise SessionExistsError(write.session_id)
-            stored = StoredSession.of(write)
+            if self._path(changeset.session_id).exists():
+                raise SessionExistsError(changeset.session_id)
+            stored = StoredSession.from_changeset(changeset)
             self._save(stored)
-        mark_stored(session, write, stored.record)
-        return stored.session(self._session_type)
+        mark_stored(session, changeset, stored.record)
+        return stored.to_session(self._session_type)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         session_id, recent = check_session_id(session_id), check_recent(recent)
         try:
-            return self._load(session_id).session(self._session_type, recent)
+            return self._load(session_id).to_session(self._session_type, recent)
         except SessionNotFoundError:
             return None
 
@@ -93,22 +93,22 @@ class FileSessionRepository(SessionRepository[S]):
             return
         if needs_content(session):
             adopt_content(session, self._current(session).record)
-        write = plan_update(session)
-        if write is None:
+        changeset = changeset_for_update(session)
+        if changeset is None:
             return
         with self._writing():
             stored = self._current(session)
-            stored.update(write)
+            stored.update(changeset)
             self._save(stored)
-        mark_stored(session, write, stored.record)
+        mark_stored(session, changeset, stored.record)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         path = self._path(check_session_id(session_id))
-        seen = None if unchanged_since is None else check_seen(unchanged_since, "unchanged_since")
+        expected = None if unchanged_since is None else check_expected_record(unchanged_since, "unchanged_since")
         with self._writing():
             if not path.exists():
                 return False
-            if seen is not None and not self._load(session_id).may_go(seen):
+            if expected is not None and not self._load(session_id).is_deletable(expected):
                 return False
             path.unlink()
             _sync(self._folder)
@@ -167,7 +167,7 @@ class FileSessionRepository(SessionRepository[S]):
         after, limit = check_integer(after, "after", least=0), check_limit(limit)
         return self._load(session_id).list_logs(after=after, limit=limit)
 
-    # --- keeping and moving ---
+    # --- holds, export and restore ---
 
     def hold_session(self, session_id: str) -> None:
         self._hold(session_id, held=True)
@@ -196,27 +196,27 @@ class FileSessionRepository(SessionRepository[S]):
         *,
         replacing: Record | None = None,
     ) -> None:
-        restored = StoredSession.restored(record, errors, logs)
+        restored = StoredSession.from_record(record, errors, logs)
         session_id = restored.record.session_id
         with self._writing():
             check_replacing(session_id, self.get_record(session_id), replacing)
             self._save(restored)
 
-    # --- files: a reader needs no lock, since a file is replaced whole and never changed ---
+    # --- files: a reader needs no lock, because a file is replaced atomically and never changed in place ---
 
     def _path(self, session_id: str) -> Path:
-        # in hexadecimal: some file systems do not tell a from A, and "." is an id like any other
+        # hexadecimal, because some file systems ignore case, and because "." is a valid id
         return self._folder / f"{session_id.encode('ascii').hex()}.json"
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Let one writer at a time in: each call opens the file anew, so the lock also holds between threads."""
-        with _told(), (self._folder / "lock").open("w") as lock:
+        """Exclude other writers. Each call opens the lock file itself, so the lock also excludes other threads."""
+        with _storage_errors(), (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _load(self, session_id: str) -> StoredSession:
-        with _told():
+        with _storage_errors():
             try:
                 text = self._path(session_id).read_bytes()
             except FileNotFoundError:
@@ -232,7 +232,7 @@ class FileSessionRepository(SessionRepository[S]):
         return stored
 
     def _save(self, stored: StoredSession) -> None:
-        """Replace the file at once; what has been acknowledged survives a power loss."""
+        """Replace the file atomically and durably, so that an acknowledged write survives a power failure."""
         path = self._path(stored.record.session_id)
         new = path.with_suffix(".new")
         with new.open("w", encoding="ascii") as file:
@@ -247,18 +247,18 @@ class FileSessionRepository(SessionRepository[S]):
             try:
                 yield self._load(bytes.fromhex(path.stem).decode("ascii")).record
             except SessionNotFoundError:
-                continue  # deleted meanwhile
+                continue  # deleted since the folder was read
 
 
 def text_of(stored: StoredSession) -> str:
-    """Return what a file holds. A session's documents are JSON text already, and stay as they are."""
+    """Return the content of a file. The documents are JSON text already and are stored as strings."""
     errors = [dict(entry) for entry in stored.errors]
     data = {"record": dataclasses.asdict(stored.record), "errors": errors, "logs": stored.logs}
     return json.dumps(data, default=datetime.isoformat)
 
 
 def stored_from(text: bytes, session_type: type[Session]) -> StoredSession:
-    """Return the session that a file holds."""
+    """Return the stored session of the content of a file."""
     data = json.loads(text)
     fields, phases = data["record"], phases_of(session_type)
     for name in ("created_at", "updated_at", "held_at"):
@@ -271,8 +271,8 @@ def stored_from(text: bytes, session_type: type[Session]) -> StoredSession:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Raise a failing disk as an error of the contract; its own message would show a path."""
+def _storage_errors() -> Iterator[None]:
+    """Raise an `OSError` as a `StorageError` without the path, which the message of the `OSError` contains."""
     try:
         yield
     except OSError as error:
@@ -280,7 +280,7 @@ def _told() -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Make a new name in a folder durable."""
+    """Make a new or deleted file name in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,12 +1,11 @@
-"""A session from its first question to its end, with a crash in the middle: ``python examples/forge_run.py``.
+"""Demonstration of a session from its first question to its end, with a crash: ``python examples/forge_run.py``.
 
-A small program (`forge_app.toml`) is written, compiled, tested and packed by real commands. Its first draft has a
-syntax error and a bug. The worker that runs the commands is killed with SIGKILL when half of them are done; a second
-one finds the session in the database, goes on where the first one died, and completes it.
+Real commands write, compile, test and package a small program (`forge_app.toml`), whose draft has a syntax error and a
+bug. The worker that runs the commands is killed by SIGKILL when half of them are done. A second worker finds the
+session in the database, resumes it at the interrupted task, and completes it.
 
-This file plays everybody but the worker: the web service that plans with the user, the operator who kills, the user
-who answers. The worker is `forge_worker.py`, a program of its own; the two share nothing but the database and the
-workspace. All that is shown was read from the database.
+This program is the web service, the operator and the user; `forge_worker.py` is the worker. The two programs share only
+the database and the workspace. All output is read from the database.
 """
 
 from __future__ import annotations
@@ -52,42 +51,42 @@ PHASES += ["VERIFICATION", "COMPLETE"]
 
 
 class StoryError(Exception):
-    """Something of what this demo is about did not happen."""
+    """An expected event of this demonstration did not happen."""
 
 
 # --- the web service ---
 
 
 def plan_session(repository: SessionRepository, workspace: Path) -> str:
-    """Take a new session from its first question to its approved plan; return its id."""
-    said = tomllib.loads(APP.read_text(encoding="utf-8"))
+    """Run a new session from its first question to its approved plan; return its id."""
+    app = tomllib.loads(APP.read_text(encoding="utf-8"))
     session = Session()
     session.add_log(f"phase {session.phase}")
     repository.create_session(session)
-    for question_id, answer in said["answers"].items():
+    for question_id, answer in app["answers"].items():
         session.add_answer(question_id, answer)
         session.current_question_index += 1
-        repository.update_session(session)  # a crash here costs the user one answer at most
-    session.intent_profile = said["intent_profile"]
+        repository.update_session(session)  # after a crash the user repeats at most one answer
+    session.intent_profile = app["intent_profile"]
     enter(repository, session, SessionPhase.BUILD_SPEC)
-    session.build_spec = said["build_spec"]
+    session.build_spec = app["build_spec"]
     enter(repository, session, SessionPhase.IDEA)
-    session.concept = said["concept"]
+    session.concept = app["concept"]
     enter(repository, session, SessionPhase.PLAN_REVIEW)
-    session.task_graph = {"workspace": str(workspace), **said["task_graph"]}
+    session.task_graph = {"workspace": str(workspace), **app["task_graph"]}
     enter(repository, session, SessionPhase.EXECUTION)
     return session.session_id
 
 
 def enter(repository: SessionRepository, session: Session, phase: SessionPhase) -> None:
-    """Move the session on and store it, with what else was changed in it, in one transaction."""
+    """Change the phase, and store it together with the other changes of the session in one transaction."""
     session.update_phase(phase)
     session.add_log(f"phase {phase}")
-    repository.update_session(session)  # a StaleSessionError would tell of a second browser tab; here is none
+    repository.update_session(session)  # no StaleSessionError here, because no other client has the session
 
 
 def answer_clarification(session: Session) -> None:
-    """Choose the first option, as the user does who wants to go home."""
+    """Answer the pending question with its first option, as the user."""
     if session.pending_clarification is None:
         raise StoryError("the worker waits for an answer without having asked a question")
     session.clarification_answer = session.pending_clarification["options"][0]
@@ -98,7 +97,7 @@ def answer_clarification(session: Session) -> None:
 
 
 class Screen:
-    """Shows what the database says: log lines as they come, and below them, on a terminal, how far the tasks are."""
+    """Display of the stored session: new log lines and, on a terminal, a progress bar of the tasks."""
 
     def __init__(self, console: Console, repository: SessionRepository, session_id: str) -> None:
         self._console = console
@@ -107,13 +106,13 @@ class Screen:
         self._lines_shown = 0
 
     def follow(self, process: subprocess.Popen[bytes], until: Callable[[Session], bool], what: str) -> Session:
-        """Show what happens until the stored session is as `until` asks; return it."""
+        """Show the progress until ``until(session)`` is true for the stored session; return that session."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         deadline = time.monotonic() + TIMEOUT
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             tasks = bar.add_task("", total=None)
             while time.monotonic() < deadline:
-                ended = process.poll()  # asked before the session is read: what it stored last is not missed
+                ended = process.poll()  # polled before the read, so that the last write of the process is read
                 session = read(self._repository, self._id)
                 done, total = len(session.completed_task_ids), len(tasks_of(session))
                 bar.update(tasks, description=session.active_task_id or session.phase, completed=done, total=total)
@@ -134,7 +133,7 @@ class Screen:
 
 @dataclass(frozen=True)
 class Operator:
-    """Starts the workers, and kills the first."""
+    """Operator who starts the workers and kills the first one."""
 
     repository: SessionRepository
     url: str
@@ -143,9 +142,9 @@ class Operator:
     screen: Screen
 
     def kill_first_worker(self) -> Session:
-        """Run the first worker, kill it halfway, and return the session as it left it."""
-        # The model never answers this worker's question about the failed tests: so it is killed at the same place at
-        # every run, however slow the machine is. It has no other part in its own end.
+        """Run the first worker, kill it halfway, and return the session in the state that it stored last."""
+        # The model never answers this worker's question about the failed tests. The worker is therefore killed at the
+        # same point in every run, independently of the speed of the machine.
         with self._worker("--silent-on", "run_tests") as worker:
             self.screen.follow(worker, self._is_halfway, "the tests failed")
             worker.send_signal(signal.SIGKILL)
@@ -156,11 +155,11 @@ class Operator:
         return left
 
     def finish_with_second_worker(self) -> None:
-        """Run the second worker to its end, and answer its question."""
+        """Run the second worker until it exits, and answer its question."""
         with self._worker() as worker:
             self.screen.follow(worker, lambda session: session.phase is SessionPhase.CLARIFICATION, "it asked the user")
-            # The worker writes to this session, too: the answer goes into what is stored now, and again if that was
-            # stale. Only plan_session, which is alone with its session, can hold on to one.
+            # The worker updates this session too, so modify_session reads it again and retries if it is stale.
+            # plan_session can keep its copy, because no other program updates the session in that time.
             self.repository.modify_session(self.session_id, answer_clarification)
             self.screen.follow(worker, lambda session: session.phase is SessionPhase.COMPLETE, "it was done")
             if worker.wait(TIMEOUT) != 0:
@@ -172,7 +171,7 @@ class Operator:
 
     @contextmanager
     def _worker(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a worker that does not outlive the block."""
+        """Run a worker, and kill it at the end of the block."""
         command = [sys.executable, str(WORKER), "--database", self.url, "--workspace", str(self.workspace), *options]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
@@ -182,11 +181,11 @@ class Operator:
             process.wait()
 
 
-# --- what the database says at the end ---
+# --- the stored session at the end ---
 
 
 def read(repository: SessionRepository, session_id: str, *, recent: int | None = 0) -> Session:
-    """Return the stored session; without its histories, unless asked for them."""
+    """Return the stored session, by default without its histories."""
     session = repository.get_session(session_id, recent=recent)
     if session is None:
         raise StoryError(f"session {session_id} is gone")
@@ -210,13 +209,13 @@ def clock(when: datetime) -> str:
 
 
 def phases_of(logs: list[str]) -> list[tuple[str, datetime]]:
-    """Return each phase that was entered, and when: every change of phase has its log line."""
+    """Return each phase with the time of its start, from the log lines of the phase changes."""
     entries = [split_log_line(line) for line in logs]
     return [(message.removeprefix("phase "), when) for when, message in entries if message.startswith("phase ")]
 
 
 def phase_table(phases: list[tuple[str, datetime]]) -> Table:
-    """Return the phases with their times."""
+    """Return a table of the phases with their times."""
     table = Table("phase", "entered (UTC)", "seconds", title="Phases", title_justify="left")
     table.columns[2].justify = "right"
     ends = [when for _, when in phases[1:]]
@@ -227,7 +226,7 @@ def phase_table(phases: list[tuple[str, datetime]]) -> Table:
 
 
 def task_table(session: Session, skipped: list[str]) -> Table:
-    """Return the tasks with their states."""
+    """Return a table of the tasks with their states."""
     table = Table("task", "phase", "state", "failures", "second worker", title="Tasks", title_justify="left")
     for task in tasks_of(session):
         task_id = task["id"]
@@ -243,7 +242,7 @@ def task_table(session: Session, skipped: list[str]) -> Table:
 
 
 def state_of(task_id: str, session: Session) -> str:
-    """Return the state of a task, in a word."""
+    """Return the state of a task as one word."""
     if task_id in session.completed_task_ids:
         return "completed"
     if task_id in session.failed_task_ids:
@@ -251,8 +250,8 @@ def state_of(task_id: str, session: Session) -> str:
     return "active" if task_id == session.active_task_id else "open"
 
 
-def telling_lines(message: str, most: int = 7) -> str:
-    """Return what a tool printed; of a long output the lines that say what is wrong, and where."""
+def relevant_lines(message: str, most: int = 7) -> str:
+    """Return the output of a tool; of a long output only the lines with errors and locations."""
     lines = [line for line in message.splitlines() if line.strip(" -=.^~")]
     if len(lines) > most:
         words = ("$ ", "FAIL", "ERROR", "File ", "exit status")
@@ -261,9 +260,9 @@ def telling_lines(message: str, most: int = 7) -> str:
 
 
 def error_panel(entry: ErrorEntry) -> Panel:
-    """Return one entry of the error history."""
+    """Return a panel with one entry of the error history."""
     title = f"{entry.position}  {clock(entry.timestamp)}  {entry.task_id}  {entry.phase}"
-    return Panel(Text(telling_lines(entry.error_message)), title=title, title_align="left")
+    return Panel(Text(relevant_lines(entry.error_message)), title=title, title_align="left")
 
 
 def show(console: Console, session: Session, skipped: list[str]) -> None:
@@ -277,7 +276,10 @@ def show(console: Console, session: Session, skipped: list[str]) -> None:
 
 
 def check(session: Session, left: Session) -> None:
-    """Raise `StoryError` unless all that this demo is about has happened; `left` is what the first worker left."""
+    """Raise `StoryError` unless all expected events have happened.
+
+    :param left: the session in the state that the first worker stored last.
+    """
     printed = {entry.task_id: entry.error_message for entry in session.error_history}
     messages = [split_log_line(line)[1] for line in session.logs]
     tasks = [task["id"] for task in tasks_of(session)]
@@ -298,11 +300,11 @@ def check(session: Session, left: Session) -> None:
         raise StoryError(f"not as it should be: {'; '.join(missing)}")
 
 
-# --- the whole story ---
+# --- the program ---
 
 
-def tell(console: Console, url: str, workspace: Path, *, keep_session: bool) -> None:
-    """Run the story on a database, and show at the end what is stored there."""
+def run(console: Console, url: str, workspace: Path, *, keep_session: bool) -> None:
+    """Run the demonstration on a database, and show the stored session at the end."""
     with open_repository(url, migrate=True) as repository:
         session_id = plan_session(repository, workspace)
         try:
@@ -318,21 +320,21 @@ def tell(console: Console, url: str, workspace: Path, *, keep_session: bool) -> 
 
 
 def main() -> int:
-    """Run the demo in a fresh folder, and clean up."""
+    """Run the demonstration in a new folder, and delete it at the end."""
     parser = argparse.ArgumentParser(description="A session through all its phases, with a crash in the middle.")
     parser.add_argument("--keep", action="store_true", help="keep the session and the folder, and print its path")
     parser.add_argument(
         "--database", metavar="URL", help="instead of an SQLite file in the folder; one that processes can share"
     )
     options = parser.parse_args()
-    # Without a terminal there are plain lines and no escape codes, even where FORCE_COLOR is set.
+    # Without a terminal the output has no escape codes, even if FORCE_COLOR is set.
     console = Console(force_terminal=None if sys.stdout.isatty() else False)
     folder = Path(tempfile.mkdtemp(prefix="forge-run-"))
     workspace = folder / "workspace"
     workspace.mkdir()
     url = options.database or f"sqlite:///{folder / 'sessions.sqlite'}"
     try:
-        tell(console, url, workspace, keep_session=options.keep)
+        run(console, url, workspace, keep_session=options.keep)
     except (StoryError, SessionRepositoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

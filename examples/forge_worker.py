@@ -1,10 +1,9 @@
-"""A worker: takes over a session in EXECUTION, runs what is left of its tasks, verifies, and completes it.
+"""Worker that claims a session in EXECUTION, runs its remaining tasks, verifies the result, and completes the session.
 
-`forge_run.py` starts it, kills it, and starts another. The two programs share nothing but the database and the
-workspace: what a worker must know to go on where another one died, it reads from the session.
+`forge_run.py` starts a worker, kills it, and starts a second one. The programs share only the database and the
+workspace. A worker reads everything that it needs to resume another worker's session from the session.
 
-The commands that it runs are real. Only the model that repairs what they complain about is made up: what it says
-stands in `forge_app.toml`.
+The commands are real. The model that repairs their failures is simulated: its answers are in `forge_app.toml`.
 """
 
 from __future__ import annotations
@@ -40,20 +39,20 @@ MAX_REPAIRS = 2
 
 
 class TaskFailedError(Exception):
-    """A task's command did not do what it should; the text is what it printed."""
+    """The command of a task failed; the text is its output."""
 
 
 class GaveUpError(Exception):
-    """The worker cannot complete the session; the text says why."""
+    """The worker cannot complete the session; the text is the reason."""
 
 
-class NotOursError(Exception):
-    """Somebody has moved the session to another phase meanwhile: it is no longer the worker's to change."""
+class PhaseChangedError(Exception):
+    """Another program has changed the phase of the session, so this worker must not change it any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One node of ``session.task_graph``: writes a file, or runs a command."""
+    """Node of ``session.task_graph``: a file to write or a command to run."""
 
     id: str
     phase: SessionPhase
@@ -62,37 +61,37 @@ class Task:
     content: str = ""
     command: Sequence[str] = ()
     expect: str = ""
-    """A text that the command must print, besides exiting with 0."""
+    """Text that the output of the command must contain; the exit status must be 0 too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """What the model answers when it is shown a failure: an edit of one file."""
+    """Answer of the model to a failure: an edit of one file."""
 
     file: str
     old: str
     new: Mapping[str, str]
-    """The new text, by what the user answers to the question; a single one where nothing is asked."""
+    """New text for each answer of the user to the question; a single text if there is no question."""
     question: str = ""
 
 
 def tasks_in_order(task_graph: Mapping[str, Any]) -> list[Task]:
-    """Return the tasks, each after those that it needs."""
+    """Return the tasks, each after its dependencies."""
     tasks = {node["id"]: Task(**{**node, "phase": SessionPhase(node["phase"])}) for node in task_graph["tasks"]}
     order = TopologicalSorter({task.id: task.needs for task in tasks.values()}).static_order()
     return [tasks[task_id] for task_id in order]
 
 
 def repairs() -> dict[str, Repair]:
-    """Return what the model answers, by the task that it is asked about."""
-    said = tomllib.loads(APP.read_text(encoding="utf-8"))["repairs"]
-    return {task_id: Repair(**repair) for task_id, repair in said.items()}
+    """Return the model's answers by task id."""
+    answers = tomllib.loads(APP.read_text(encoding="utf-8"))["repairs"]
+    return {task_id: Repair(**repair) for task_id, repair in answers.items()}
 
 
 def execute(task: Task, workspace: Path) -> str:
-    """Do the task; return what its command printed.
+    """Run the task; return the output of its command.
 
-    :raises TaskFailedError: the command failed, ran for too long, or did not print what it should.
+    :raises TaskFailedError: the command failed, exceeded its time limit, or did not print the expected text.
     """
     if task.file:
         (workspace / task.file).write_text(task.content, encoding="utf-8")
@@ -100,7 +99,7 @@ def execute(task: Task, workspace: Path) -> str:
     shown = f"$ {' '.join(task.command)}\n"
     try:
         done = subprocess.run(
-            # "python" in the graph: whoever resumes a session may be run by another interpreter
+            # the graph contains "python" and no path, because another interpreter may run the worker that resumes it
             [sys.executable if part == "python" else part for part in task.command],
             cwd=workspace,
             env=_plain_environment(),
@@ -108,7 +107,7 @@ def execute(task: Task, workspace: Path) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            errors="surrogateescape",  # tools print what they like; the error history takes it all
+            errors="surrogateescape",  # output may have any encoding; the error history stores any text
             timeout=COMMAND_TIMEOUT,
             check=False,
         )
@@ -122,7 +121,7 @@ def execute(task: Task, workspace: Path) -> str:
 
 
 def _plain_environment() -> dict[str, str]:
-    """Return our environment without what would change how Python runs, or put colours into the error history."""
+    """Return the environment without variables that change the behavior of Python or enable colored output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FORCE_COLOR"))}
     return kept | {"NO_COLOR": "1", "PYTHONUTF8": "1"}
 
@@ -131,7 +130,7 @@ def _plain_environment() -> dict[str, str]:
 
 
 class Worker:
-    """Runs the tasks of one session. Every step is stored before the next begins."""
+    """Worker on the tasks of one session. Every step is stored before the next one starts."""
 
     def __init__(self, repository: SessionRepository, session: Session, *, silent_on: str | None = None) -> None:
         if session.task_graph is None:
@@ -146,10 +145,10 @@ class Worker:
         self._silent_on = silent_on
 
     def work(self) -> None:
-        """Run what is left of the tasks, and complete the session.
+        """Run the remaining tasks, and complete the session.
 
-        :raises GaveUpError: a task fails and cannot be repaired.
-        :raises NotOursError: somebody has moved the session to another phase.
+        :raises GaveUpError: a task failed and cannot be repaired.
+        :raises PhaseChangedError: another program has changed the phase of the session.
         """
         for task in self._tasks:
             if task.id in self._completed:
@@ -169,10 +168,11 @@ class Worker:
         self._move_to(SessionPhase.FAILED, fail)
 
     def _complete(self, task: Task) -> None:
-        """Run the task, repair what it complains about, run it again; when this returns, its success is stored."""
+        """Run the task, and repair and repeat it until it succeeds; its success is stored when this returns."""
         self._begin(task)
         while True:
-            # The history says what has failed, and not a variable: it says the same to a worker that came later.
+            # Failures are counted in the stored history and not in a variable, so that a worker that resumes the
+            # session gets the same number.
             failures = len(self._repository.list_errors(self._id, task_id=task.id))
             if failures:
                 self._repair(task, failures)
@@ -191,9 +191,9 @@ class Worker:
 
         self._store(begin)
 
-    def _fail(self, task: Task, what_it_printed: str) -> None:
-        # The diagnosis first: an append needs no version, so it is kept whatever becomes of the update after it.
-        self._repository.append_error(self._id, task.id, what_it_printed)
+    def _fail(self, task: Task, output: str) -> None:
+        # The error is appended first: an append needs no version, so it is stored even if the update fails.
+        self._repository.append_error(self._id, task.id, output)
 
         def fail(session: Session) -> None:
             if task.id not in session.failed_task_ids:
@@ -225,7 +225,7 @@ class Worker:
         path.write_text(path.read_text(encoding="utf-8").replace(repair.old, repair.new[option]), encoding="utf-8")
 
     def _clarify(self, task: Task, repair: Repair) -> str:
-        """Return what the user answers to the repair's question, which is asked once."""
+        """Return the user's answer to the question of the repair; the question is asked only once."""
 
         def ask(session: Session) -> None:
             session.pending_clarification = {
@@ -253,7 +253,7 @@ class Worker:
             if answer is not None:
                 return answer
             time.sleep(0.05)
-        raise GaveUpError("nobody answers the clarification")
+        raise GaveUpError("no answer to the clarification")
 
     def _move_to(self, phase: SessionPhase, change: Callable[[Session], object] = lambda _: None) -> None:
         def move(session: Session) -> None:
@@ -267,19 +267,19 @@ class Worker:
     def _store(self, change: Callable[[Session], None]) -> None:
         """Store the change.
 
-        Web handlers write to the same session (the answer to a clarification, an abort). So the change is made to
-        what is stored now, again if that was stale, and never to a copy from earlier.
+        Web handlers update the same session, for example with the answer to a clarification or an abort. The change is
+        therefore applied to the stored session and repeated if it is stale; an older copy is never stored.
         """
 
-        def change_if_ours(session: Session) -> None:
-            if session.phase is not self._phase:  # aborted, say: going on would undo that
-                raise NotOursError(f"somebody has moved the session from {self._phase} to {session.phase}")
+        def change_in_phase(session: Session) -> None:
+            if session.phase is not self._phase:  # for example after an abort, which the change would undo
+                raise PhaseChangedError(f"another program changed the phase from {self._phase} to {session.phase}")
             change(session)
 
-        self._repository.modify_session(self._id, change_if_ours)
+        self._repository.modify_session(self._id, change_in_phase)
 
     def _read(self) -> Session:
-        session = self._repository.get_session(self._id, recent=0)  # without its histories: this is polled
+        session = self._repository.get_session(self._id, recent=0)  # without histories, because this is polled
         if session is None:
             raise SessionNotFoundError(self._id)
         return session
@@ -299,21 +299,21 @@ def sessions_in_execution(repository: SessionRepository) -> Iterator[SessionSumm
 
 
 def claim_session(repository: SessionRepository, workspace: str) -> Session | None:
-    """Find the session whose files are in this workspace, and tell everybody that we work on it now."""
+    """Find the session of this workspace, and claim it by an update; return None if there is none to claim."""
     for summary in sessions_in_execution(repository):
         session = repository.get_session(summary.session_id, recent=0)
         if session is None or session.task_graph is None or session.task_graph.get("workspace") != workspace:
             continue
-        session.add_log(f"worker {os.getpid()} {_what_it_does_with(session)}")
+        session.add_log(f"worker {os.getpid()} {_start_message(session)}")
         try:
             repository.update_session(session)
         except (StaleSessionError, SessionNotFoundError):
-            continue  # another worker was faster: of two that have read the same version, one gets the session
+            continue  # claimed by another worker: of two updates of the same version, one succeeds
         return session
     return None
 
 
-def _what_it_does_with(session: Session) -> str:
+def _start_message(session: Session) -> str:
     if not session.completed_task_ids:
         return "begins"
     skipped = ", ".join(session.completed_task_ids)
@@ -328,7 +328,7 @@ def main() -> int:
     parser.add_argument(
         "--silent-on",
         metavar="TASK",
-        help="the model never answers when it is asked to repair this task: a place to be killed at",
+        help="the model never answers the request to repair this task, so that the worker can be killed there",
     )
     options = parser.parse_args()
     try:
@@ -344,7 +344,7 @@ def main() -> int:
                 print(f"worker {os.getpid()}: {error}", file=sys.stderr)
                 worker.give_up(str(error))
                 return 1
-    except (SessionRepositoryError, NotOursError) as error:
+    except (SessionRepositoryError, PhaseChangedError) as error:
         print(f"worker {os.getpid()}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -170,7 +170,7 @@ def test_a_locked_database_is_unavailable(sqlite: Storage) -> None:
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
         assert answer.json() == {
             "error": "StorageError",
-            "detail": "the sessions cannot be reached at the moment; nothing was stored",
+            "detail": "the session store is currently unavailable; nothing was stored",
         }
         assert (await client.post("/sessions/s-1")).status_code == 201
 
@@ -233,7 +233,7 @@ def test_who_cannot_tell_says_so() -> None:
     async def ask(client: httpx.AsyncClient) -> None:
         answer = await client.get("/unknown")
         assert (answer.status_code, answer.json()["error"]) == (503, "OutcomeUnknownError")
-        assert "read it before" in answer.json()["detail"]
+        assert "read the session before" in answer.json()["detail"]
         assert "Retry-After" not in answer.headers
         answer = await client.get("/schema")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
@@ -345,7 +345,7 @@ def test_what_openapi_says() -> None:
     assert [each["name"] for each in operation["parameters"]] == ["session_id"]
     assert set(operation["responses"]) == {"200", "404", "409", "422", "500", "503"}
     shape = operation["responses"]["409"]["content"]["application/json"]["schema"]
-    assert shape == {"$ref": "#/components/schemas/Refusal"}
+    assert shape == {"$ref": "#/components/schemas/RepositoryErrorBody"}
 
 
 def test_without_fastapi_the_extra_is_named(tmp_path: Path) -> None:

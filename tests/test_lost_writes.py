@@ -36,7 +36,7 @@ from vibeforge_sessions.testing import (
     NewRepository,
     SessionRepositoryContract,
 )
-from vibeforge_sessions.testing.unsaved_changes import LostWrite, TrackedSessionRepository, track_lost_writes
+from vibeforge_sessions.testing.unsaved_changes import TrackedSessionRepository, UnsavedChanges, track_unsaved_changes
 
 SECRET = "s3cret"
 
@@ -46,20 +46,20 @@ class TestTracked(SessionRepositoryContract):
 
     @pytest.fixture
     def new_repository(self) -> NewRepository:
-        return lambda **options: track_lost_writes(in_memory(**options))
+        return lambda **options: track_unsaved_changes(in_memory(**options))
 
 
 class TestTrackedAsync(AsyncSessionRepositoryContract):
     @pytest.fixture
     def new_async_repository(self) -> NewAsyncRepository:
-        return lambda **options: track_lost_writes(AsyncInMemorySessionRepository(**options))
+        return lambda **options: track_unsaved_changes(AsyncInMemorySessionRepository(**options))
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 def tracked(request: pytest.FixtureRequest) -> Iterator[TrackedSessionRepository]:
     storage: Storage = request.getfixturevalue(request.param)
     with storage.repositories() as new_repository:
-        yield track_lost_writes(new_repository())
+        yield track_unsaved_changes(new_repository())
 
 
 def line() -> str:
@@ -75,7 +75,7 @@ def read(repository: SessionRepository, **options: Any) -> Session:
 
 
 def fields(tracked: TrackedSessionRepository[Any]) -> list[tuple[str, ...]]:
-    return [lost.fields for lost in tracked.lost_writes()]
+    return [lost.fields for lost in tracked.unsaved_changes()]
 
 
 def answer(session: Session) -> None:
@@ -116,7 +116,7 @@ def test_a_change_that_is_dropped(stored: TrackedSessionRepository, case: str, c
     assert fields(stored) == [changed]  # while it is still there
     assert caplog.records == []
     del session
-    assert stored.lost_writes() == [LostWrite("s", changed, here)]
+    assert stored.unsaved_changes() == [UnsavedChanges("s", changed, here)]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("vibeforge_sessions.testing.unsaved_changes", logging.WARNING)
     text = record.getMessage()
@@ -146,12 +146,12 @@ def test_what_is_stored_or_unchanged_is_not_lost(stored: TrackedSessionRepositor
     session.answers |= {"tuple": (1, 2), "enum": Kind.ONE}
     session.error_history.append({"error_message": "as a dict"})  # type: ignore[arg-type]
     stored.update_session(session)
-    assert stored.lost_writes() == []
+    assert stored.unsaved_changes() == []
     session.answers["again"] = True
     assert fields(stored) == [("answers",)]
     stored.repository.update_session(session)  # by way of the repository itself: stored is stored
     del session
-    assert stored.lost_writes() == []
+    assert stored.unsaved_changes() == []
 
 
 def test_sessions_that_were_created(tracked: TrackedSessionRepository) -> None:
@@ -159,7 +159,7 @@ def test_sessions_that_were_created(tracked: TrackedSessionRepository) -> None:
     answer(copy)
     session_id = copy.session_id
     del copy
-    assert tracked.lost_writes() == [LostWrite(session_id, ("answers",), site)]
+    assert tracked.unsaved_changes() == [UnsavedChanges(session_id, ("answers",), site)]
     given = Session(session_id="given")
     tracked.create_session(given)
     given.add_log("x")
@@ -169,15 +169,15 @@ def test_sessions_that_were_created(tracked: TrackedSessionRepository) -> None:
     tracked.update_session(new)
     new.add_log("x")
     del new
-    assert [lost.session_id for lost in tracked.lost_writes()] == [session_id, "given", "new"]
+    assert [lost.session_id for lost in tracked.unsaved_changes()] == [session_id, "given", "new"]
 
 
 def test_what_modify_returns(stored: TrackedSessionRepository) -> None:
     session, site = stored.modify_session("s", answer), line()
-    assert stored.lost_writes() == []
+    assert stored.unsaved_changes() == []
     session.add_log("x")
     del session
-    assert stored.lost_writes() == [LostWrite("s", ("logs",), site)]
+    assert stored.unsaved_changes() == [UnsavedChanges("s", ("logs",), site)]
 
 
 def test_a_session_that_travelled(stored: TrackedSessionRepository) -> None:
@@ -201,7 +201,7 @@ def test_whoever_was_told_has_lost_nothing_silently(stored: TrackedSessionReposi
     with pytest.raises(InvalidSessionError):
         stored.update_session(bad)
     del late
-    assert stored.lost_writes() == []
+    assert stored.unsaved_changes() == []
     del bad.answers["x"]
     answer(bad)
     stored.update_session(bad)  # right at the second try, and watched again
@@ -217,7 +217,7 @@ def test_a_change_that_raises_within_modify(stored: TrackedSessionRepository) ->
 
     with pytest.raises(ZeroDivisionError):
         stored.modify_session("s", failing)
-    assert stored.lost_writes() == []
+    assert stored.unsaved_changes() == []
 
 
 def test_what_is_deleted_or_forgotten_on_purpose(stored: TrackedSessionRepository) -> None:
@@ -227,10 +227,10 @@ def test_what_is_deleted_or_forgotten_on_purpose(stored: TrackedSessionRepositor
         answer(session)
     stored.forget(second)
     stored.forget(second)
-    assert len(stored.lost_writes()) == 2
+    assert len(stored.unsaved_changes()) == 2
     stored.delete_session("s")
     del first, second, session
-    assert [lost.session_id for lost in stored.lost_writes()] == ["other"]
+    assert [lost.session_id for lost in stored.unsaved_changes()] == ["other"]
 
 
 class Extended(Session):
@@ -244,21 +244,21 @@ def test_what_is_no_field_or_makes_no_sense() -> None:
         def computed(self) -> int:
             return len(self.answers)
 
-    tracked = track_lost_writes(InMemorySessionRepository(session_type=Computing))
+    tracked = track_unsaved_changes(InMemorySessionRepository(session_type=Computing))
     session = tracked.create_session()
     assert session.computed == 0  # an attribute now, and no change
     session.version = "nonsense"  # type: ignore[assignment]
     del session
-    assert tracked.lost_writes() == []
+    assert tracked.unsaved_changes() == []
     session = tracked.create_session()
     del session.answers
     del session
-    assert [lost.fields for lost in tracked.lost_writes()] == [("answers",)]
+    assert [lost.fields for lost in tracked.unsaved_changes()] == [("answers",)]
 
 
 def test_on_an_event_loop() -> None:
-    async def work() -> list[LostWrite]:
-        tracked = track_lost_writes(AsyncInMemorySessionRepository())
+    async def work() -> list[UnsavedChanges]:
+        tracked = track_unsaved_changes(AsyncInMemorySessionRepository())
         session, site = await tracked.create_session(session_id="s"), line()
         answer(session)
         del session
@@ -273,18 +273,18 @@ def test_on_an_event_loop() -> None:
         with pytest.raises(StaleSessionError):
             await tracked.update_session(late)
         del late
-        assert tracked.lost_writes() == [LostWrite("s", ("answers",), site)]
+        assert tracked.unsaved_changes() == [UnsavedChanges("s", ("answers",), site)]
         other.add_log("y")
-        assert len(tracked.lost_writes()) == 2
+        assert len(tracked.unsaved_changes()) == 2
         await tracked.delete_session("s")
-        return tracked.lost_writes()
+        return tracked.unsaved_changes()
 
     assert len(asyncio.run(work())) == 1
 
 
 def test_fields_of_a_subclass() -> None:
     repository = InMemorySessionRepository(session_type=Extended)
-    tracked = track_lost_writes(repository)
+    tracked = track_unsaved_changes(repository)
     session = tracked.create_session(Extended(notes=[1]))
     assert session.notes is not None
     session.notes.append(2)
@@ -296,7 +296,7 @@ def test_a_class_that_replaces_its_attributes_is_refused() -> None:
     class Validated(Session, validate_assignment=True):
         pass
 
-    tracked = track_lost_writes(InMemorySessionRepository(session_type=Validated))
+    tracked = track_unsaved_changes(InMemorySessionRepository(session_type=Validated))
     with pytest.raises(InvalidSessionError, match="Validated cannot be tracked"):
         tracked.create_session()
 
@@ -310,8 +310,8 @@ def test_it_keeps_no_session_and_the_list_has_an_end(tracked: TrackedSessionRepo
     assert seen() is None
     for number in range(1100):
         read(tracked).add_log(str(number))
-    assert len(tracked.lost_writes()) == 1000
-    watched = tracked._tracker._watched
+    assert len(tracked.unsaved_changes()) == 1000
+    watched = tracked._tracker._tracked
     assert watched == {}
 
 
@@ -322,16 +322,16 @@ def test_a_session_in_a_cycle_is_found_by_the_collector(stored: TrackedSessionRe
     cycle.append(cycle)
     del session, cycle
     gc.collect()
-    assert [fields(stored), stored._tracker._watched] == [[("answers",)], {}]
+    assert [fields(stored), stored._tracker._tracked] == [[("answers",)], {}]
 
 
 def test_through_the_applications_store() -> None:
-    store = SessionStore(lambda: track_lost_writes(InMemorySessionRepository()))
+    store = SessionStore(lambda: track_unsaved_changes(InMemorySessionRepository()))
     assert isinstance(store.repository, TrackedSessionRepository)
     session, site = store.create_session(), line()
     answer(session)
     del session
-    assert [lost.call_site for lost in store.repository.lost_writes()] == [site]
+    assert [lost.call_site for lost in store.repository.unsaved_changes()] == [site]
 
 
 def test_threads(tracked: TrackedSessionRepository) -> None:
@@ -346,7 +346,7 @@ def test_threads(tracked: TrackedSessionRepository) -> None:
                 session.add_answer(str(turn), turn)
                 if turn % 2:
                     tracked.update_session(session)
-                tracked.lost_writes()
+                tracked.unsaved_changes()
         except BaseException as failure:  # noqa: BLE001 (told below)
             failures.append(failure)
 
@@ -356,14 +356,14 @@ def test_threads(tracked: TrackedSessionRepository) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert len(tracked.lost_writes()) == 4 * 25
+    assert len(tracked.unsaved_changes()) == 4 * 25
 
 
 def test_what_is_still_there_at_the_end_of_the_process(tmp_path: Path) -> None:
     code = """
 from vibeforge_sessions import InMemorySessionRepository
-from vibeforge_sessions.testing.unsaved_changes import track_lost_writes
-session = track_lost_writes(InMemorySessionRepository()).create_session(session_id="s")
+from vibeforge_sessions.testing import track_unsaved_changes
+session = track_unsaved_changes(InMemorySessionRepository()).create_session(session_id="s")
 session.add_log("x")
 """
     (tmp_path / "service.py").write_text(code)

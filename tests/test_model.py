@@ -20,7 +20,7 @@ from vibeforge_sessions.model.session import Session, SessionPhase
 from vibeforge_sessions.repository.serialization import ARTIFACTS
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, exact, full_session, numbered, stored
 from vibeforge_sessions.testing.stored_values import EXACT, nested
-from vibeforge_sessions.testing.updates import travelled
+from vibeforge_sessions.testing.updates import round_tripped
 
 SECRET = "s3cr3t-value"
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -256,7 +256,7 @@ def test_a_journey_is_exact(value: Any) -> None:
     session.clarification_answer = value
     session.add_error("a\0b", "\ud800 and \0")
     session.add_log("\udfff and \0")
-    assert_same(travelled(session), session)
+    assert_same(round_tripped(session), session)
 
 
 @pytest.mark.parametrize("fields", [None, 7, "text", [], [("phase", "IDEA")], Session], ids=numbered)

@@ -149,3 +149,22 @@ def test_an_unknown_name(name: str) -> None:
     with pytest.raises(AttributeError, match=f"'vibeforge_sessions' has no attribute '{name}'"):
         getattr(vibeforge_sessions, name)
     assert not hasattr(vibeforge_sessions, name)
+
+
+def test_only_the_contract_requires_pytest(tmp_path: Path) -> None:
+    code = """
+import json, sys
+sys.modules["pytest"] = sys.modules["_pytest"] = None  # importing them raises ModuleNotFoundError
+from vibeforge_sessions import InMemorySessionRepository
+from vibeforge_sessions.testing import track_unsaved_changes
+session = (repository := track_unsaved_changes(InMemorySessionRepository())).create_session()
+session.add_log("m")
+(unsaved,) = repository.unsaved_changes()
+try:
+    from vibeforge_sessions.testing import SessionRepositoryContract
+except ImportError as error:
+    print(json.dumps([unsaved.fields, str(error)]))
+"""
+    fields, message = fresh(code, tmp_path)
+    assert fields == ["logs"]
+    assert "pip install 'vibeforge-sessions[testing]'" in message

@@ -1,6 +1,6 @@
-"""Long-running sessions of an application: the model, and the repositories where they live.
+"""Long-running sessions of an application: the session model and the repositories that store sessions.
 
-Start with `open_repository`, or hand an SQLAlchemy engine to `SQLAlchemySessionRepository`.
+Start with `open_repository`, or pass an SQLAlchemy engine to `SQLAlchemySessionRepository`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ __all__ = [
     "open_repository",
 ]
 
-# Each name is imported when it is first used (PEP 562): importing the package for its model does not import SQLAlchemy,
-# and pytest, which imports the package for its fixtures wherever it is installed, does not import pydantic.
+# Each name is imported at its first use (PEP 562). Importing the package for its model therefore does not import
+# SQLAlchemy, and pytest, which imports the package for its fixtures, does not import pydantic.
 _MODULES = {
     "errors": (
         "ArchiveError",

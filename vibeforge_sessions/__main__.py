@@ -1,4 +1,4 @@
-"""``python -m vibeforge_sessions``: the same as ``vibeforge-sessions``."""
+"""``python -m vibeforge_sessions``, equivalent to ``vibeforge-sessions``."""
 
 from __future__ import annotations
 

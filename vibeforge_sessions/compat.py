@@ -1,7 +1,7 @@
-"""The names that the application's ``core/session.py`` has always offered.
+"""Names of the application's module ``core/session.py``.
 
-That module becomes ``from vibeforge_sessions.compat import *`` and its callers stay as they are. What changes is
-what the contract says: a session that was read is a copy, so a change counts once `update_session` was called.
+That module becomes ``from vibeforge_sessions.compat import *``, and its callers need no change. One behavior differs: a
+session that was read is a copy, so a change is stored only when `update_session` is called.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from vibeforge_sessions.memory import InMemorySessionRepository
 from vibeforge_sessions.model.session import Session, SessionPhase
 from vibeforge_sessions.repository.base import SessionRepository
-from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
+from vibeforge_sessions.repository.delegating import DelegatingSessionRepository
 from vibeforge_sessions.repository.fork_locks import fork_lock
 from vibeforge_sessions.settings import open_repository
 
@@ -22,7 +22,7 @@ __all__ = ["Session", "SessionPhase", "SessionStore", "SessionStoreInterface", "
 
 @runtime_checkable
 class SessionStoreInterface(Protocol):
-    """The five calls that the application's stores have. Every `SessionRepository` is one, by having them."""
+    """Protocol with the five methods of the application's stores; every `SessionRepository` has them."""
 
     @abstractmethod
     def create_session(self) -> Session:
@@ -30,25 +30,25 @@ class SessionStoreInterface(Protocol):
 
     @abstractmethod
     def get_session(self, session_id: str) -> Session | None:
-        """Return the session, None if there is none."""
+        """Return the session, or None if it does not exist."""
 
     @abstractmethod
     def update_session(self, session: Session) -> None:
-        """Store what was changed; a session that was never stored is created."""
+        """Store the changes of the session; create a session that was never stored."""
 
     @abstractmethod
     def delete_session(self, session_id: str) -> Any:
-        """Delete the session; an unknown id is no error."""
+        """Delete the session; an unknown id is not an error."""
 
     @abstractmethod
     def list_sessions(self) -> list[str]:
-        """Return all ids."""
+        """Return the ids of all sessions."""
 
 
-class SessionStore(ForwardingSessionRepository, SessionStoreInterface):
-    """A store of the application's own shape: ``SessionStore()`` keeps sessions in memory.
+class SessionStore(DelegatingSessionRepository, SessionStoreInterface):
+    """Store with the interface of the application; ``SessionStore()`` keeps sessions in memory.
 
-    :param open_store: called once, at the first use, for the repository that does the work.
+    :param open_store: a function that opens the underlying repository; it is called at the first use.
     """
 
     def __init__(self, open_store: Callable[[], SessionRepository] = InMemorySessionRepository) -> None:
@@ -58,7 +58,7 @@ class SessionStore(ForwardingSessionRepository, SessionStoreInterface):
 
     @property
     def repository(self) -> SessionRepository:
-        """The repository that does the work; opened at the first use, and again after `close`."""
+        """The underlying repository; opened at the first use, and again after `close`."""
         with self._lock:
             if self._opened is None:
                 self._opened = self._open_store()
@@ -72,4 +72,4 @@ class SessionStore(ForwardingSessionRepository, SessionStoreInterface):
 
 
 session_store = SessionStore(open_repository)
-"""The application's one store: what ``VIBEFORGE_SESSIONS_DATABASE_URL`` says, in memory without it."""
+"""The application's store: the database of ``VIBEFORGE_SESSIONS_DATABASE_URL``, or memory if that is not set."""

@@ -1,4 +1,4 @@
-"""The in-memory implementation: for tests, and for services that may forget when they stop."""
+"""In-memory implementation, for tests and for services whose sessions may end with the process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from typing import Any, TypeVar
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S, Session
-from vibeforge_sessions.repository import changeset, restoration, serialization
-from vibeforge_sessions.repository.aio import AsyncShell
+from vibeforge_sessions.repository import restoration, serialization
+from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
 from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.changeset import (
+    adopt_content,
+    changeset_for_create,
+    changeset_for_update,
+    check_session,
+    mark_stored,
+    needs_content,
+    new_session,
+)
 from vibeforge_sessions.repository.fork_locks import fork_lock
 from vibeforge_sessions.repository.query import (
     Query,
@@ -30,9 +39,9 @@ T = TypeVar("T")
 
 
 class InMemorySessionRepository(SessionRepository[S]):
-    """Sessions in this process's memory, under the whole contract of `SessionRepository`.
+    """Repository in the memory of the process, with the complete contract of `SessionRepository`.
 
-    :param session_type: the class of session it stores, `Session` or a subclass.
+    :param session_type: the class of the stored sessions, `Session` or a subclass.
     """
 
     def __init__(self, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
@@ -41,14 +50,14 @@ class InMemorySessionRepository(SessionRepository[S]):
         self._lock = fork_lock()
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        session = changeset.new_session(session, session_id, self._session_type)
-        write = changeset.plan_create(session)
+        session = new_session(session, session_id, self._session_type)
+        changeset = changeset_for_create(session)
         with self._lock:
-            if write.session_id in self._sessions:
-                raise SessionExistsError(write.session_id)
-            stored = self._sessions[write.session_id] = StoredSession.of(write)
+            if changeset.session_id in self._sessions:
+                raise SessionExistsError(changeset.session_id)
+            stored = self._sessions[changeset.session_id] = StoredSession.from_changeset(changeset)
             record = stored.record
-        changeset.mark_stored(session, write, record)
+        mark_stored(session, changeset, record)
         return serialization.decode_session(self._session_type, record, session.error_history, session.logs)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
@@ -57,33 +66,35 @@ class InMemorySessionRepository(SessionRepository[S]):
             stored = self._sessions.get(session_id)
             if stored is None:
                 return None
-            held = stored.tail(recent)
-        return held.session(self._session_type)  # decoding takes time: others need not wait for it
+            recent_part = stored.with_recent(recent)
+        return recent_part.to_session(self._session_type)  # decoded outside the lock, because it takes time
 
     def update_session(self, session: S) -> None:
-        changeset.check_session(session, self._session_type)
+        check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        if changeset.needs_content(session):
+        if needs_content(session):
             with self._lock:
                 current = self._current(session).record
-            changeset.adopt_content(session, current)
-        write = changeset.plan_update(session)
-        if write is None:
+            adopt_content(session, current)
+        changeset = changeset_for_update(session)
+        if changeset is None:
             return
         with self._lock:
             stored = self._current(session)
-            stored.update(write)
+            stored.update(changeset)
             record = stored.record
-        changeset.mark_stored(session, write, record)
+        mark_stored(session, changeset, record)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = validation.check_session_id(session_id)
-        seen = None if unchanged_since is None else restoration.check_seen(unchanged_since, "unchanged_since")
+        expected = (
+            None if unchanged_since is None else restoration.check_expected_record(unchanged_since, "unchanged_since")
+        )
         with self._lock:
             stored = self._sessions.get(session_id)
-            if stored is None or (seen is not None and not stored.may_go(seen)):
+            if stored is None or (expected is not None and not stored.is_deletable(expected)):
                 return False
             del self._sessions[session_id]
             return True
@@ -105,7 +116,7 @@ class InMemorySessionRepository(SessionRepository[S]):
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         session_id = validation.check_session_id(session_id)
-        # a caller's own __str__ is not run while others wait
+        # converted outside the lock, because a caller's __str__ may take time
         task_id, error_message = validation.storable_task_id(task_id), validation.storable_text(error_message)
         phase = None if phase is None else validation.storable_phase(phase)
         with self._lock:
@@ -166,7 +177,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         *,
         replacing: Record | None = None,
     ) -> None:
-        restored = StoredSession.restored(record, errors, logs)
+        restored = StoredSession.from_record(record, errors, logs)
         session_id = restored.record.session_id
         with self._lock:
             stored = self._sessions.get(session_id)
@@ -180,7 +191,7 @@ class InMemorySessionRepository(SessionRepository[S]):
             raise SessionNotFoundError(session_id) from None
 
     def _current(self, session: Session) -> StoredSession:
-        """Return what is stored, if it is still what the session was read from."""
+        """Return the stored session if it is in the state that `session` was read from."""
         stored = self._get(session.session_id)
         stored.check_unchanged(session)
         return stored
@@ -190,14 +201,14 @@ class InMemorySessionRepository(SessionRepository[S]):
             return [stored.record for stored in self._sessions.values()]
 
 
-class AsyncInMemorySessionRepository(AsyncShell[S]):
-    """`InMemorySessionRepository` for asyncio, under the contract of `AsyncSessionRepository`.
+class AsyncInMemorySessionRepository(AsyncRepositoryAdapter[S]):
+    """`InMemorySessionRepository` for asyncio, with the complete contract of `AsyncSessionRepository`.
 
-    :param session_type: the class of session it stores, `Session` or a subclass.
+    :param session_type: the class of the stored sessions, `Session` or a subclass.
     """
 
     def __init__(self, *, session_type: type[S] = Session) -> None:  # type: ignore[assignment]
         super().__init__(InMemorySessionRepository(session_type=session_type))
 
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        return call(*args, **kwargs)  # nothing to wait for
+        return call(*args, **kwargs)  # no I/O, so the event loop is not blocked

@@ -1,6 +1,6 @@
-"""Fixtures for whoever tests with sessions: a plugin that pytest finds by itself.
+"""Pytest plugin with fixtures for repositories; pytest loads it through its entry point.
 
-It loads neither SQLAlchemy nor anything else until a test asks for one of its fixtures.
+It imports SQLAlchemy and the rest of the package only when a test requests one of its fixtures.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from vibeforge_sessions.testing.unsaved_changes import TrackedSessionRepository
 
 _OPTION = "session_repository_url"
-_MEANING = (
-    "the database server for the fixture session_repository: a database with a random name is made there, and dropped "
-    "at the end; the one that the URL names stays as it is (default: SQLite files)"
+_HELP = (
+    "database server for the fixture session_repository: a database with a random name is created there and dropped "
+    "at the end; the database that the URL names is not changed (default: SQLite files)"
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--session-repository-url`` and the setting ``session_repository_url``."""
     group = parser.getgroup("vibeforge_sessions")
-    group.addoption("--session-repository-url", dest=_OPTION, metavar="URL", help=_MEANING)
-    parser.addini(_OPTION, f"{_MEANING}; --session-repository-url is stronger", default="sqlite://")
+    group.addoption("--session-repository-url", dest=_OPTION, metavar="URL", help=_HELP)
+    parser.addini(_OPTION, f"{_HELP}; --session-repository-url takes precedence", default="sqlite://")
 
 
 @pytest.fixture(scope="session")
 def stored_session_type() -> type[Session]:
-    """Return the class of session that the repositories store; override it to return a subclass of `Session`."""
-    from vibeforge_sessions.model.session import Session  # noqa: PLC0415 (see above)
+    """Return the class of the stored sessions; override it to return a subclass of `Session`."""
+    from vibeforge_sessions.model.session import Session  # noqa: PLC0415 (see the module's docstring)
 
     return Session
 
@@ -54,13 +54,13 @@ def _session_databases(
             databases = temporary_databases(url, tmp_path_factory.mktemp("session_repository"))
             empty_database = stack.enter_context(databases)
         except SessionRepositoryError as error:
-            pytest.fail(f"--session-repository-url: {error}", pytrace=False)  # a trace could show the URL
+            pytest.fail(f"--session-repository-url: {error}", pytrace=False)  # a traceback could show the URL
         yield empty_database
 
 
 @pytest.fixture
 def session_repository_url(_session_databases: EmptyDatabase) -> Iterator[str]:
-    """Give the URL of a migrated database without sessions, for what is tested to open a repository of its own."""
+    """Yield the URL of a migrated database without sessions, for code that opens its own repository."""
     with _session_databases() as url:
         yield url
 
@@ -69,11 +69,11 @@ def session_repository_url(_session_databases: EmptyDatabase) -> Iterator[str]:
 def session_repository(
     session_repository_url: str, stored_session_type: type[Session]
 ) -> Iterator[SQLAlchemySessionRepository]:
-    """Give a repository on a migrated database without sessions: a SQLite file of its own, or what the option says."""
+    """Yield a repository on a migrated database without sessions: a SQLite file, or one on the option's server."""
     from vibeforge_sessions.sql.engine import create_engine  # noqa: PLC0415
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository  # noqa: PLC0415
 
-    engine = create_engine(session_repository_url, synchronous="NORMAL")  # these need not survive a power loss
+    engine = create_engine(session_repository_url, synchronous="NORMAL")  # test data need not survive a power loss
     yield SQLAlchemySessionRepository(engine, session_type=stored_session_type)
     engine.dispose()
 
@@ -82,13 +82,15 @@ def session_repository(
 def async_session_repository(
     session_repository_url: str, stored_session_type: type[Session]
 ) -> Iterator[AsyncSQLAlchemySessionRepository]:
-    """Give an asynchronous repository on the database of `session_repository`, for any event loop of the test's."""
-    import asyncio  # noqa: PLC0415 (see above)
+    """Yield an asynchronous repository on the database of `session_repository`; it works on any event loop."""
+    import asyncio  # noqa: PLC0415 (see the module's docstring)
 
     from vibeforge_sessions.sql.aio import AsyncSQLAlchemySessionRepository  # noqa: PLC0415
     from vibeforge_sessions.sql.engine import create_engine  # noqa: PLC0415
 
-    engine = create_engine(session_repository_url, synchronous="NORMAL")  # in threads, which belong to no loop
+    engine = create_engine(
+        session_repository_url, synchronous="NORMAL"
+    )  # a synchronous engine in threads, which depend on no loop
     repository = AsyncSQLAlchemySessionRepository(engine, session_type=stored_session_type)
     yield repository
     asyncio.run(repository.close())
@@ -97,13 +99,13 @@ def async_session_repository(
 
 @pytest.fixture
 def tracked_session_repository(session_repository: SQLAlchemySessionRepository) -> Iterator[TrackedSessionRepository]:
-    """Give `session_repository`, tracked: the test fails at its end if a session was changed and never stored."""
-    from vibeforge_sessions.testing.unsaved_changes import track_lost_writes  # noqa: PLC0415
+    """Yield `session_repository` with tracking: the test fails at its end if a changed session was not stored."""
+    from vibeforge_sessions.testing import track_unsaved_changes  # noqa: PLC0415
 
-    tracked = track_lost_writes(session_repository)
+    tracked = track_unsaved_changes(session_repository)
     yield tracked
-    if lost := tracked.lost_writes():
-        pytest.fail("\n".join(map(str, lost)), pytrace=False)
+    if unsaved := tracked.unsaved_changes():
+        pytest.fail("\n".join(map(str, unsaved)), pytrace=False)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""A small service around sessions: ``make serve``, then http://127.0.0.1:8000/docs.
+"""Example service for sessions: ``make serve``, then http://127.0.0.1:8000/docs.
 
-Its database is ``VIBEFORGE_SESSIONS_DATABASE_URL``, by default a SQLite file beside it. Any number of its processes may
-run on one database, and any of them may be killed: what it has answered is stored, and the others go on with its work.
+Its database is ``VIBEFORGE_SESSIONS_DATABASE_URL``, by default a SQLite file in the current folder. Several processes
+can run on one database, and each of them may be killed: all acknowledged changes are stored, and the other processes
+continue its work.
 
-Whoever changes a session by hand says which version he has seen, and hears 409 with both versions if it is another
-now: he looks again and decides again. So no answer is lost, and a double click counts once.
+A client that changes a session sends the version that it has read. If the stored version is another one, the response
+is 409 with both versions, and the client reads the session again. So no answer is lost, and a double click counts once.
 """
 
 from __future__ import annotations
@@ -47,40 +48,40 @@ app = FastAPI(title="VibeForge", lifespan=_lifespan)
 install_error_handlers(app)
 
 
-class Seen(BaseModel):
-    """What a change is based on."""
+class Change(BaseModel):
+    """Version of the session that a change is based on."""
 
     version: int
 
 
-class Answer(Seen):
-    """The answer to a question."""
+class Answer(Change):
+    """Answer to a question."""
 
     question_id: str
     answer: str
 
 
-class Decision(Seen):
-    """What becomes of the plan."""
+class Decision(Change):
+    """Approval or rejection of the plan."""
 
     approved: bool
 
 
-class Clarification(Seen):
-    """The answer to what a task has asked."""
+class Clarification(Change):
+    """Answer to the question of a task."""
 
     answer: str
 
 
 async def _read(
-    repository: Repository, session_id: str, *phases: SessionPhase, seen: Seen | None = None
+    repository: Repository, session_id: str, *phases: SessionPhase, change: Change | None = None
 ) -> ForgeSession:
-    """Return a session for a change, if it is in one of the phases and as it was seen."""
+    """Return a session, if it is in one of the phases and has the version that the change is based on."""
     session = await repository.get_session(session_id, recent=0)
     if session is None:
         raise SessionNotFoundError(session_id)
-    if seen is not None and seen.version != session.version:
-        raise StaleSessionError(session_id, seen.version, session.version)
+    if change is not None and change.version != session.version:
+        raise StaleSessionError(session_id, change.version, session.version)
     if phases and session.phase not in phases:
         raise HTTPException(409, f"the session is in the phase {session.phase.value}")
     return session
@@ -112,7 +113,7 @@ async def list_sessions(
 
 @app.get("/sessions/{session_id}/question")
 async def next_question(session_id: str, repository: Repository) -> dict[str, Any]:
-    """Return the next question, None after the last one."""
+    """Return the next question, or None after the last one."""
     session = await _read(repository, session_id)
     index = session.current_question_index
     return {**_brief(session), "question": QUESTIONS[index] if index < len(QUESTIONS) else None}
@@ -121,7 +122,7 @@ async def next_question(session_id: str, repository: Repository) -> dict[str, An
 @app.post("/sessions/{session_id}/answers")
 async def answer(session_id: str, given: Answer, repository: Repository) -> dict[str, Any]:
     """Answer the current question."""
-    session = await _read(repository, session_id, SessionPhase.QUESTIONNAIRE, seen=given)
+    session = await _read(repository, session_id, SessionPhase.QUESTIONNAIRE, change=given)
     question = QUESTIONS[session.current_question_index]
     if given.question_id != question["id"] or given.answer not in question["options"]:
         raise HTTPException(422, f"the question is {question['id']}, and its options are {question['options']}")
@@ -132,8 +133,8 @@ async def answer(session_id: str, given: Answer, repository: Repository) -> dict
 
 @app.post("/sessions/{session_id}/plan")
 async def decide(session_id: str, decision: Decision, repository: Repository) -> dict[str, Any]:
-    """Approve the plan, or have another one made."""
-    session = await _read(repository, session_id, SessionPhase.PLAN_REVIEW, seen=decision)
+    """Approve the plan, or request another one."""
+    session = await _read(repository, session_id, SessionPhase.PLAN_REVIEW, change=decision)
     if decision.approved:
         session.update_phase(SessionPhase.EXECUTION)
     else:
@@ -145,7 +146,7 @@ async def decide(session_id: str, decision: Decision, repository: Repository) ->
 
 @app.get("/sessions/{session_id}/progress")
 async def progress(session_id: str, repository: Repository) -> dict[str, Any]:
-    """Tell how far it is, with the last errors and log lines."""
+    """Return the progress of the session, with its last errors and log lines."""
     session = await repository.get_session(session_id, recent=5)
     if session is None:
         raise SessionNotFoundError(session_id)
@@ -163,15 +164,15 @@ async def progress(session_id: str, repository: Repository) -> dict[str, Any]:
 
 @app.get("/sessions/{session_id}/clarification")
 async def clarification(session_id: str, repository: Repository) -> dict[str, Any]:
-    """Return what a task has asked, None if nothing."""
+    """Return the pending question of a task, or None."""
     session = await _read(repository, session_id)
     return {**_brief(session), "clarification": session.pending_clarification}
 
 
 @app.post("/sessions/{session_id}/clarification")
 async def clarify(session_id: str, given: Clarification, repository: Repository) -> dict[str, Any]:
-    """Answer what a task has asked; a worker goes on with it."""
-    session = await _read(repository, session_id, SessionPhase.CLARIFICATION, seen=given)
+    """Answer the question of a task; a worker then continues the session."""
+    session = await _read(repository, session_id, SessionPhase.CLARIFICATION, change=given)
     session.clarification_answer = given.answer
     session.pending_clarification = None
     session.update_phase(SessionPhase.EXECUTION)
@@ -181,14 +182,14 @@ async def clarify(session_id: str, given: Clarification, repository: Repository)
 
 @app.get("/sessions/{session_id}/result")
 async def result(session_id: str, repository: Repository) -> dict[str, Any]:
-    """Return the artifacts of a session that is complete."""
+    """Return the artifacts of a complete session."""
     session = await _read(repository, session_id, SessionPhase.COMPLETE)
     return {**_brief(session), "build_spec": session.build_spec, "concept": session.concept, "plan": session.task_graph}
 
 
 @app.post("/sessions/{session_id}/abort")
 async def abort(session_id: str, repository: Repository) -> dict[str, Any]:
-    """Abort a session, whoever is at it; once is as good as twice."""
+    """Abort a session, even if a worker has claimed it; a second abort has no effect."""
 
     def end(session: ForgeSession) -> None:
         if session.phase not in ENDED:

@@ -1,4 +1,4 @@
-"""What the service is about: its questions, its plan, and the session that carries them."""
+"""Questions, plan and session class of the service."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ TASKS: list[dict[str, Any]] = [
 
 UNDER_WAY = (SessionPhase.EXECUTION, SessionPhase.VERIFICATION)
 LEASE = timedelta(seconds=5)
-"""How long a worker that says nothing keeps a session: after that it is taken for dead.
+"""Time after its last update at which a worker loses its session to another worker.
 
-Longer than any task, then. One that is taken for dead and is not loses its work, and nothing else: its update is stale.
+It must be longer than any task. A worker that is only slow loses its current task: its next update is stale.
 """
 
 
 class ForgeSession(Session):
-    """A session with what this service needs besides: three fields, and no migration."""
+    """Session with three additional fields of this service; they need no migration."""
 
     is_aborted: bool = False
     worker: str | None = None
     leased_until: datetime | None = None
 
     def is_free(self) -> bool:
-        """Tell whether no worker is at it, or only one that has died."""
+        """Return whether no worker has a valid lease."""
         return self.leased_until is None or self.leased_until < datetime.now(UTC)
 
     def lease_to(self, worker: str) -> None:
-        """Let a worker have the session; it renews this with every update."""
+        """Lease the session to a worker, which renews the lease with every update."""
         self.worker, self.leased_until = worker, datetime.now(UTC) + LEASE
 
     def release(self) -> None:
-        """Leave the session to whoever comes next."""
+        """End the lease, so that any worker can claim the session."""
         self.worker = self.leased_until = None
 
     def answer(self, question_id: str, value: str) -> None:
-        """Take the answer to the current question; after the last one comes the plan."""
+        """Set the answer to the current question; make the plan after the last one."""
         self.add_answer(question_id, value)
         self.current_question_index += 1
         if self.current_question_index == len(QUESTIONS):
             self.plan()
 
     def plan(self) -> None:
-        """Make the artifacts of the answers: the same ones always, where an application would ask a model."""
+        """Make the artifacts from the answers; an application would call a model here."""
         self.intent_profile = {"audience": self.answers["audience"]}
         self.build_spec = {"platform": self.answers["platform"], "storage": self.answers["storage"]}
         self.concept = {"title": f"An app for {self.answers['audience']}", "platform": self.answers["platform"]}
@@ -63,5 +63,5 @@ class ForgeSession(Session):
         self.update_phase(SessionPhase.PLAN_REVIEW)
 
     def next_task(self) -> dict[str, Any] | None:
-        """Return the task to do next, None after the last one."""
+        """Return the next task, or None after the last one."""
         return next((task for task in TASKS if task["id"] not in self.completed_task_ids), None)

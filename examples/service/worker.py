@@ -1,9 +1,11 @@
-"""The workers: each process of the service has one, and any of them may die at any moment.
+"""Workers of the service: each process runs one, and each may be killed at any time.
 
-A worker takes a session by writing its name and a lease into it: of two that try, `update_session` refuses the second
-as stale. The same guard ends the work on a session that was aborted meanwhile: an abort is an update, so the worker's
-next one is stale. What a worker has to say in between is appended, which is never in anybody's way; that a task is done
-is said in the update that makes it so, or somebody who was killed between the two would have said it for nothing.
+A worker claims a session by storing its name and a lease in it. If two workers try, `update_session` rejects the second
+one as stale. An abort is an update too, so the next update of the worker is stale and its work on the session ends.
+
+A worker appends log lines and errors, which never conflicts with updates. The log line about a completed task is part
+of the update that completes it. A worker that is killed between two calls would otherwise leave a line about a task
+that is not complete.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from vibeforge_sessions import (
 TASK_SECONDS = float(os.environ.get("FORGE_TASK_SECONDS", "0.5"))
 IDLE_SECONDS = 0.1
 AT_ONCE = 20
-"""How many sessions a worker has in hand."""
+"""Maximum number of sessions that a worker has claimed at the same time."""
 
 logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Takes sessions that are under way and free, and does their tasks until it is cancelled."""
+    """Worker that claims free sessions in progress and runs their tasks until it is cancelled."""
 
     def __init__(self, repository: AsyncSessionRepository[ForgeSession]) -> None:
         self._repository = repository
@@ -44,13 +46,13 @@ class Worker:
         self._unreadable: set[str] = set()
 
     async def run(self) -> None:
-        """Look for sessions again and again."""
+        """Claim sessions in a loop."""
         try:
             while True:
                 try:
                     await self._take()
-                except SessionRepositoryError as error:  # it comes back; a service without workers would not
-                    logger.warning("the sessions cannot be reached: %s", error)
+                except SessionRepositoryError as error:  # transient; without its worker the process would be useless
+                    logger.warning("the session store is unavailable: %s", error)
                 await asyncio.sleep(IDLE_SECONDS)
         finally:
             tasks = list(self._working.values())
@@ -75,8 +77,8 @@ class Worker:
     async def _claim(self, session_id: str) -> ForgeSession | None:
         try:
             session = await self._repository.get_session(session_id, recent=0)
-        except CorruptSessionError:  # is for people to look at, and must not stop the others
-            logger.exception("session %s is left alone", session_id)
+        except CorruptSessionError:  # needs an operator, and must not stop the work on other sessions
+            logger.exception("session %s is skipped", session_id)
             self._unreadable.add(session_id)
             return None
         if session is None or session.phase not in UNDER_WAY or not session.is_free():
@@ -84,7 +86,7 @@ class Worker:
         session.lease_to(self._name)
         try:
             await self._repository.update_session(session)
-        except (StaleSessionError, SessionNotFoundError):  # another worker's, or aborted
+        except (StaleSessionError, SessionNotFoundError):  # claimed by another worker, or aborted
             return None
         return session
 
@@ -93,14 +95,14 @@ class Worker:
             while await self._step(session):
                 pass
         except (StaleSessionError, SessionNotFoundError):
-            logger.info("session %s is no longer this worker's", session.session_id)
-        except SessionRepositoryError as error:  # the lease runs out, and somebody takes it up again
-            logger.warning("session %s is left alone: %s", session.session_id, error)
+            logger.info("session %s was claimed by another worker, aborted or deleted", session.session_id)
+        except SessionRepositoryError as error:  # another worker claims the session when the lease has expired
+            logger.warning("the work on session %s has stopped: %s", session.session_id, error)
         finally:
             del self._working[session.session_id]
 
     async def _step(self, session: ForgeSession) -> bool:
-        """Do one task; return whether to go on."""
+        """Run one task; return whether to continue."""
         task = session.next_task()
         if task is None:
             return await self._finish(session)
@@ -113,12 +115,12 @@ class Worker:
         session.active_task_id = task["id"]
         await self._store(session)
         await self._repository.append_log(session.session_id, f"begins: {task['title']}")
-        await asyncio.sleep(TASK_SECONDS)  # the work itself
+        await asyncio.sleep(TASK_SECONDS)  # simulates the work
         if task.get("fails_first") and not await self._repository.list_errors(
             session.session_id, limit=1, task_id=task["id"]
         ):
             await self._repository.append_error(session.session_id, task["id"], "SyntaxError: invalid syntax")
-            return True  # and once more
+            return True  # the next step repeats the task
         session.add_log(f"done: {task['title']}")
         session.completed_task_ids.append(task["id"])
         session.active_task_id = None
@@ -142,7 +144,7 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def working(repository: AsyncSessionRepository[ForgeSession]) -> AsyncIterator[None]:
-    """Have a worker as long as the block runs."""
+    """Run a worker until the end of the block."""
     task = asyncio.create_task(Worker(repository).run())
     try:
         yield

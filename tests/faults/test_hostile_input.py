@@ -32,7 +32,7 @@ from vibeforge_sessions import (
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql import create_async_engine, create_engine
-from vibeforge_sessions.testing.aio import FromOtherThreads, event_loop
+from vibeforge_sessions.testing.aio import BlockingRepositoryAdapter, event_loop
 from vibeforge_sessions.testing.base import exact, full_session, stored
 
 THERE = "there"
@@ -46,7 +46,7 @@ class Target:
         self.repository = repository
         self.contents = contents
         self.records = records
-        self.is_shell = isinstance(repository, FromOtherThreads)
+        self.is_shell = isinstance(repository, BlockingRepositoryAdapter)
         self.every = 8 if self.is_shell else 1 if name in {"memory", "sqlite"} else 4
         self.before: Any = None
         self.reset()
@@ -113,7 +113,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
             engine = create_engine(url) if driver is None else create_async_engine(looking.url.set(drivername=driver))
             shell = AsyncSQLAlchemySessionRepository(engine, retry=retry)
             stack.callback(lambda: run(closed(shell, engine)))
-            repository = FromOtherThreads(shell, run)
+            repository = BlockingRepositoryAdapter(shell, run)
         else:
             repository = SQLAlchemySessionRepository(looking, retry=retry)
         yield Target(name, repository, lambda: dump(looking), records)

@@ -33,7 +33,7 @@ from vibeforge_sessions import (
     StorageError,
 )
 from vibeforge_sessions.sql import create_async_engine, create_engine
-from vibeforge_sessions.testing.aio import FromOtherThreads, event_loop
+from vibeforge_sessions.testing.aio import BlockingRepositoryAdapter, event_loop
 
 OK: Final = "ok"
 FAILED: Final = "StorageError"
@@ -192,7 +192,7 @@ def repository_of(settings: Settings) -> Iterator[SessionRepository]:
     if settings.asynchronous:
         engine = create_async_engine(settings.url, **settings.engine)
         with event_loop() as run:
-            yield FromOtherThreads(AsyncSQLAlchemySessionRepository(engine, retry=retry), run)
+            yield BlockingRepositoryAdapter(AsyncSQLAlchemySessionRepository(engine, retry=retry), run)
             run(engine.dispose())
     else:
         synchronous = create_engine(settings.url, **settings.engine)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vibeforge_sessions import ErrorEntry, InMemorySessionRepository, Session, SessionFilter, SessionRepository
 from vibeforge_sessions.model.validation import utc_now
-from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
+from vibeforge_sessions.repository.delegating import DelegatingSessionRepository
 from vibeforge_sessions.repository.query import SessionOrder, SessionPage
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.retention import PruneReport, prune
@@ -115,7 +115,7 @@ COUNTED = {name: name if name == "gone" else "touched" for name in TOUCHES} | {"
 """As what a prune counts it then."""
 
 
-class Busy(ForwardingSessionRepository[Session]):
+class Busy(DelegatingSessionRepository[Session]):
     """Somebody else is busy at the repository, at a certain moment of each session.
 
     :param moment: ``found``: after it was listed; ``read``: after its record was read; ``archive``: while its

@@ -36,7 +36,7 @@ from vibeforge_sessions import (
     open_repository,
 )
 from vibeforge_sessions.archive import ArchiveWriter
-from vibeforge_sessions.repository.aio import AsyncShell
+from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
 from vibeforge_sessions.retention import PruneReport, prune_async
 from vibeforge_sessions.sql.engine import engine_on
 from vibeforge_sessions.sql.tables import metadata
@@ -234,7 +234,7 @@ def test_the_others_get_a_multiple_of_each_deletions_time(
 # --- on an event loop ---
 
 
-class OnTheLoop(AsyncShell[Session]):
+class OnTheLoop(AsyncRepositoryAdapter[Session]):
     """A synchronous repository whose calls take no time."""
 
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

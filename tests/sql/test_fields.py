@@ -20,7 +20,7 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
 )
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, stored
-from vibeforge_sessions.testing.updates import travelled
+from vibeforge_sessions.testing.updates import round_tripped
 
 SECRET = "s3cret"
 
@@ -64,7 +64,7 @@ def test_fields_that_an_older_class_does_not_know_are_kept(engine: Engine, older
     new = SQLAlchemySessionRepository(engine, session_type=Newer)
     old = SQLAlchemySessionRepository(engine, session_type=older)
     new.create_session(Newer(session_id=SESSION_ID, budget=7, owners=["ann", "bob"]))
-    session = travelled(stored(old)) if journey else stored(old)
+    session = round_tripped(stored(old)) if journey else stored(old)
     session.add_answer("q", 1)
     if isinstance(session, Older):
         session.budget = 8

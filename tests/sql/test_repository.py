@@ -29,7 +29,7 @@ from vibeforge_sessions import (
 )
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, numbered, stored
-from vibeforge_sessions.testing.updates import travelled
+from vibeforge_sessions.testing.updates import round_tripped
 
 SECRET = "s3cr3t-value"
 TABLES = ("sessions", "session_documents", "session_errors", "session_logs")
@@ -136,7 +136,7 @@ def test_the_budgets_of_writes(repository: SQLAlchemySessionRepository, statemen
     session.add_log("m")
     session.add_log("m")
     assert sent(lambda: repository.update_session(session)) == ["UPDATE sessions", "INSERT session_logs"]
-    assert sent(lambda: repository.update_session(travelled(session))) == ["SELECT sessions"]
+    assert sent(lambda: repository.update_session(round_tripped(session))) == ["SELECT sessions"]
     everything = full_session("other")
     assert sent(lambda: repository.create_session(everything)) == [f"INSERT {table}" for table in TABLES]
     assert sent(lambda: repository.delete_session("nobody")) == ["DELETE sessions"]

@@ -78,7 +78,7 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
     phase = known.get("phase")
     known["phase"] = SessionPhase.QUESTIONNAIRE.value  # the application may have more phases
     session = Session.from_dict(known)
-    write = changeset.plan_create(session)
+    write = changeset.changeset_for_create(session)
     record = changeset.record_of(
         write,
         version=max(1, session.version),
@@ -92,7 +92,10 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
         documents={**record.content.documents, "extension": _extension(fields)},
     )
     parcel = Parcel(canonical(dataclasses.replace(record, content=content)), number)
-    for kind, entries in (("errors", changeset.place(write.errors, len(write.errors))), ("logs", write.logs)):
+    for kind, entries in (
+        ("errors", changeset.assign_positions(write.errors, len(write.errors))),
+        ("logs", write.logs),
+    ):
         for line, read in chunk_lines(kind, entries):
             parcel.add(kind, line, read)
     return parcel

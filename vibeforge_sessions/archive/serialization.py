@@ -74,7 +74,7 @@ def canonical(record: Record) -> Record:
 
     :raises InvalidSessionError: it holds what no repository would keep.
     """
-    return dataclasses.replace(restoration.plan_restore(record), write_id="")
+    return dataclasses.replace(restoration.record_for_restore(record), write_id="")
 
 
 def header_line(record: Record) -> bytes:

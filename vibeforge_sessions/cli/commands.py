@@ -40,7 +40,7 @@ from vibeforge_sessions.cli.output import (
 )
 from vibeforge_sessions.cli.sessions import sessions
 from vibeforge_sessions.model.session import Session
-from vibeforge_sessions.settings import reject_misspelt_variables
+from vibeforge_sessions.settings import reject_misspelled_variables
 from vibeforge_sessions.sql import migrate
 from vibeforge_sessions.sql.admin import maintenance
 from vibeforge_sessions.sql.engine import engine_on
@@ -52,7 +52,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         if "--help" not in ctx.args:
             with explained():
-                reject_misspelt_variables()
+                reject_misspelled_variables()
         return super().invoke(ctx)
 
 

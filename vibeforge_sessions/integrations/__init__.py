@@ -1,1 +1,1 @@
-"""Integrations with frameworks; each module needs the extra of its name."""
+"""Integrations with frameworks; each module requires an extra of this package."""

@@ -1,4 +1,4 @@
-"""FastAPI: open the repository when the application starts, inject it, and answer its refusals with the right status.
+"""FastAPI integration: lifespan, dependency and error handlers for a repository.
 
 ::
 
@@ -13,7 +13,7 @@
         return session.to_dict()
 
 ====== ============================================================= ==========================================
-status error                                                         further members of the body
+status error                                                         other members of the body
 ====== ============================================================= ==========================================
 404    `SessionNotFoundError`                                        session_id
 409    `StaleSessionError`                                           session_id, version, stored_version
@@ -21,14 +21,15 @@ status error                                                         further mem
 422    `InvalidSessionError`                                         path
 500    `CorruptSessionError`                                         session_id
 503    `StorageError`, `SchemaError`, with ``Retry-After``           none
-503    `OutcomeUnknownError`, without: look before you do it again   none
+503    `OutcomeUnknownError`, without that header                    none
 ====== ============================================================= ==========================================
 
-Every body is a `Refusal`: ``error``, the name of the error's class, and ``detail``, its message. What went wrong in the
-database or stands in the tables is not shown; it is logged by the logger ``vibeforge_sessions``, with its cause.
+Every body is an `RepositoryErrorBody`: ``error`` is the name of the error's class, and ``detail`` its message. The
+details of server errors (status 500 and above) are not sent to the client; the logger ``vibeforge_sessions`` logs them
+with their cause. After an `OutcomeUnknownError` the client must read the session before it repeats the request.
 
-A WebSocket that was accepted is closed instead, the name of the error's class being the reason: 1013 (try again later)
-where there would be a ``Retry-After``, 1011 for the other errors from 500 on, 1008 for the rest.
+An accepted WebSocket is closed instead, with the name of the error's class as the reason. The close code is 1013 (try
+again later) for errors with ``Retry-After``, 1011 for the other server errors, and 1008 for all other errors.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ from vibeforge_sessions.repository.aio import AsyncSessionRepository
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.settings import open_async_repository
 
-__all__ = ["RESPONSES", "Refusal", "Repository", "get_repository", "install_error_handlers", "lifespan"]
+__all__ = ["RESPONSES", "Repository", "RepositoryErrorBody", "get_repository", "install_error_handlers", "lifespan"]
 
 RETRY_AFTER: Final = 1
-"""Seconds, in the header of that name: most of what makes a database unavailable is over soon."""
+"""Seconds, for the header ``Retry-After``; most failures of a database are short."""
 
 _logger: Final = logging.getLogger("vibeforge_sessions")
 _STATE: Final = "session_repository"
@@ -85,11 +86,11 @@ def lifespan(
     schema: str | None = None,
     retry: RetryPolicy | None = None,
 ) -> Lifespan:
-    """Return a lifespan that opens the repository, with its schema checked, and closes it at the end.
+    """Return a lifespan that opens the repository at the start of the application and closes it at the end.
 
-    An application with a lifespan of its own enters it there: ``async with lifespan()(app): yield``, and finds the
-    repository in ``app.state.session_repository``. The arguments are those of `open_async_repository`, and so are the
-    errors, which keep the application from starting.
+    An application with its own lifespan enters this one in it: ``async with lifespan()(app): yield``. The repository is
+    ``app.state.session_repository``. The arguments and errors are those of `open_async_repository`; an error prevents
+    the application from starting.
     """
 
     @asynccontextmanager
@@ -107,11 +108,11 @@ def lifespan(
     return opened
 
 
-# a coroutine, since FastAPI would send a function through a thread, which has to be free, at each request
+# a coroutine function, because FastAPI runs each call of a plain function in a thread of its pool
 async def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[Any]:
-    """Return the application's repository: a dependency, of requests and of WebSockets.
+    """Return the application's repository; a dependency for requests and WebSockets.
 
-    A test gives another one by ``app.dependency_overrides[get_repository]``.
+    A test replaces it by ``app.dependency_overrides[get_repository]``.
 
     :raises RuntimeError: the lifespan has not run.
     """
@@ -124,44 +125,44 @@ async def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[A
 
 
 Repository = Annotated[AsyncSessionRepository, Depends(get_repository)]
-"""A parameter of this type is the application's repository.
+"""Type of a parameter that receives the application's repository.
 
-With a class of session of one's own: ``Annotated[AsyncSessionRepository[MySession], Depends(get_repository)]``.
+For an own session class: ``Annotated[AsyncSessionRepository[MySession], Depends(get_repository)]``.
 """
 
 
-class Refusal(BaseModel):
-    """The body of an answer that is an error of this package; an error has only some of the further members."""
+class RepositoryErrorBody(BaseModel):
+    """Body of a response to an error of this package; members that do not apply to the error are absent."""
 
     error: str
-    """The name of the error's class."""
+    """Name of the error's class."""
     detail: str
-    """For people to read: may become another one in a later version."""
+    """Text for humans; it may change between versions."""
     session_id: str | None = None
     version: int | None = None
-    """The version the change was based on."""
+    """Version that the change was based on."""
     stored_version: int | None = None
-    """The version that is stored now."""
+    """Version that is stored."""
     path: str | None = None
-    """Where in the session it stands."""
+    """Path of the invalid value in the session."""
 
 
-# 422 is left to FastAPI, which has a body of its own for what it refuses itself
+# 422 is absent, because FastAPI documents its own body for requests that it rejects itself
 RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"model": Refusal, "description": "There is no such session"},
-    409: {"model": Refusal, "description": "The session was changed meanwhile, or is there already"},
-    500: {"model": Refusal, "description": "The session cannot be read"},
-    503: {"model": Refusal, "description": "The database cannot be reached at the moment"},
+    404: {"model": RepositoryErrorBody, "description": "The session does not exist"},
+    409: {"model": RepositoryErrorBody, "description": "The session was changed meanwhile, or already exists"},
+    500: {"model": RepositoryErrorBody, "description": "The session cannot be read"},
+    503: {"model": RepositoryErrorBody, "description": "The database is currently unavailable"},
 }
-"""What OpenAPI is to say: ``FastAPI(responses=RESPONSES)``, or those of them that an endpoint has."""
+"""Responses for the OpenAPI document: ``FastAPI(responses=RESPONSES)``, or a selection for an endpoint."""
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer with a status and a `Refusal` where an endpoint raises an error of this package."""
-    app.add_exception_handler(SessionRepositoryError, _answer)
+    """Respond with a status and an `RepositoryErrorBody` if an endpoint raises an error of this package."""
+    app.add_exception_handler(SessionRepositoryError, _respond)
 
 
-_STATUS: Final[dict[type[SessionRepositoryError], int]] = {  # the first that an error is an instance of
+_STATUS: Final[dict[type[SessionRepositoryError], int]] = {  # the first match by isinstance applies
     SessionNotFoundError: 404,
     StaleSessionError: 409,
     SessionExistsError: 409,
@@ -170,27 +171,27 @@ _STATUS: Final[dict[type[SessionRepositoryError], int]] = {  # the first that an
     SessionRepositoryError: 503,
 }
 _DETAILS: Final[dict[type[SessionRepositoryError], str]] = {
-    CorruptSessionError: "the session is stored in a way that cannot be read",
-    OutcomeUnknownError: "nobody can tell whether it was stored: read it before you do it again",
-    StorageError: "the sessions cannot be reached at the moment; nothing was stored",
-    SchemaError: "the sessions cannot be reached at the moment; nothing was stored",
+    CorruptSessionError: "the stored session cannot be read",
+    OutcomeUnknownError: "it is unknown whether the change was stored: read the session before you repeat the request",
+    StorageError: "the session store is currently unavailable; nothing was stored",
+    SchemaError: "the session store is currently unavailable; nothing was stored",
 }
-"""What is said instead of a message that is for those who run the service."""
-_SHOWN: Final = Refusal.model_fields.keys() - {"error", "detail"}
+"""Texts that replace the messages of server errors, which are for the operators of the service."""
+_SHOWN: Final = RepositoryErrorBody.model_fields.keys() - {"error", "detail"}
 _SERVER_ERROR: Final = 500
 
 
-async def _answer(connection: HTTPConnection, error: Exception) -> Any:  # Any: a response, or None
+async def _respond(connection: HTTPConnection, error: Exception) -> Any:  # Any, because it is a response or None
     name = type(error).__name__
     status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     if status >= _SERVER_ERROR:
         _logger.error("%s: %s", name, error, exc_info=error)
-    again = isinstance(error, (StorageError, SchemaError)) and not isinstance(error, OutcomeUnknownError)
+    is_retryable = isinstance(error, (StorageError, SchemaError)) and not isinstance(error, OutcomeUnknownError)
     if isinstance(connection, WebSocket) and connection.application_state is not WebSocketState.CONNECTING:
         if connection.application_state is connection.client_state is WebSocketState.CONNECTED:
-            await connection.close(1013 if again else 1011 if status >= _SERVER_ERROR else 1008, name)
+            await connection.close(1013 if is_retryable else 1011 if status >= _SERVER_ERROR else 1008, name)
         return None
     detail = next((text for kind, text in _DETAILS.items() if isinstance(error, kind)), str(error))
     members = {member: getattr(error, member) for member in _SHOWN if hasattr(error, member)}
-    body = Refusal(error=name, detail=detail, **members).model_dump(exclude_unset=True)
-    return JSONResponse(body, status, headers={"Retry-After": str(RETRY_AFTER)} if again else None)
+    body = RepositoryErrorBody(error=name, detail=detail, **members).model_dump(exclude_unset=True)
+    return JSONResponse(body, status, headers={"Retry-After": str(RETRY_AFTER)} if is_retryable else None)

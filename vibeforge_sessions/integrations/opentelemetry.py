@@ -1,16 +1,16 @@
-"""OpenTelemetry: a span for each call of a repository, with SQLAlchemy's statements below it.
+"""OpenTelemetry spans of repository calls, with the spans of SQLAlchemy's statements as children.
 
 ::
 
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
-    from vibeforge_sessions import otel
+    from vibeforge_sessions.integrations import opentelemetry
 
-    SQLAlchemyInstrumentor().instrument(skip_dep_check=True)  # before engines are made; or with engine=…
-    otel.instrument()
+    SQLAlchemyInstrumentor().instrument(skip_dep_check=True)  # before engines are created, or with engine=…
+    opentelemetry.instrument()
 
-``skip_dep_check``, since the instrumentation (0.66b1) says of itself that it wants a SQLAlchemy before 2.1, and does
-nothing otherwise; our tests run it on 2.1. An engine that is instrumented is watched, so its statements go through
-SQLAlchemy's `Connection`.
+``skip_dep_check`` is necessary because the instrumentation (0.66b1) declares that it requires SQLAlchemy before 2.1,
+and does nothing with a later version. The tests of this package run it with 2.1. On an instrumented engine, statements
+are executed by SQLAlchemy's `Connection` and not as precompiled statements.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = ["instrument", "uninstrument"]
 
 
 def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
-    """Make a span of each call from now on, in the whole process.
+    """Create a span for each later call of a repository, in the whole process.
 
-    It is called ``SessionRepository.append_error`` and the like, and has the attributes
-    ``vibeforge_sessions.session_id``, ``….version``, ``….attempts`` and ``….outcome``, as the records of
-    `vibeforge_sessions.repository.instrumentation` have them. Its status is an error where the call has raised, with
-    the name of the error's class; no message, since it may quote a driver.
+    The name of a span is that of the method, for example ``SessionRepository.append_error``. Its attributes
+    ``vibeforge_sessions.session_id``, ``….version``, ``….attempts`` and ``….outcome`` are those of the log records of
+    `vibeforge_sessions.repository.instrumentation`. If the call raised, the status is an error with the name of the
+    error's class; it does not contain the message, which may quote a driver.
 
-    :param tracer_provider: OpenTelemetry's global one by default.
+    :param tracer_provider: the tracer provider; by default the global one of OpenTelemetry.
     """
     tracer = trace.get_tracer("vibeforge_sessions", tracer_provider=tracer_provider)
 
@@ -51,13 +51,13 @@ def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
             try:
                 yield
             finally:
-                told = {
+                attributes = {
                     "session_id": call.session_id,
                     "version": call.version,
                     "attempts": call.attempts,
                     "outcome": call.outcome,
                 }
-                for name, value in told.items():
+                for name, value in attributes.items():
                     if value is not None:
                         span.set_attribute(f"vibeforge_sessions.{name}", value)
                 if call.outcome != "ok":
@@ -67,5 +67,5 @@ def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
 
 
 def uninstrument() -> None:
-    """Make no more spans."""
+    """Stop creating spans."""
     instrumentation.use_spans(None)

@@ -1,4 +1,4 @@
-"""The session and what it may contain; no storage."""
+"""Session model and the rules of its values; no storage."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The types of a session's fields: what each takes when a session is made, and how it is told in a JSON schema.
+"""Types of a session's fields: validation on construction, and JSON schema.
 
-Plain validators: pydantic's own for str refuses surrogates, and the JSON rules are checked when a session is stored,
-since its dicts can change until then.
+The validators are plain functions. Pydantic's own validator for `str` rejects surrogates, which documents may contain.
+The JSON rules are checked when a session is stored, because its dicts can change until then.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from pydantic import BeforeValidator, FailFast, Field, PlainValidator, WithJsonS
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import plain_integer, plain_items, plain_list, plain_text
+from vibeforge_sessions.model.builtin_types import exact_int, exact_items, exact_list, exact_str
 from vibeforge_sessions.model.history import ErrorEntry
 
 _OBJECT: Final = {"type": "object", "additionalProperties": True}
-_TEXTS: Final = {"type": "array", "items": {"type": "string"}}
+_STRINGS: Final = {"type": "array", "items": {"type": "string"}}
 
 
-def fresh_id() -> str:
-    """Return a new id."""
+def new_session_id() -> str:
+    """Return a new random session id."""
     return str(uuid.uuid4())
 
 
 def now() -> datetime:
     """Return the current time."""
-    return validation.utc_now()  # looked up at each call: a test may set the clock
+    return validation.utc_now()  # looked up at each call, because tests replace the clock
 
 
-def check_text(value: object) -> str:
-    """Return the text that `value` is; pydantic would ask anything else whether it is equal to a phase."""
-    text = plain_text(value)
+def check_str(value: object) -> str:
+    """Return `value` as an exact `str`; pydantic would compare any other object with the phases by ``==``."""
+    text = exact_str(value)
     if text is None:
         raise InvalidSessionError(f"must be a text, not {type(value).__name__}")
     return text
 
 
 def _session_id(value: object) -> str:
-    return fresh_id() if value is None else validation.check_session_id(value)
+    return new_session_id() if value is None else validation.check_session_id(value)
 
 
 def _task_id(value: object) -> str | None:
@@ -48,7 +48,7 @@ def _task_id(value: object) -> str | None:
 
 
 def _object(value: object) -> dict[str, Any]:
-    items = plain_items(value)
+    items = exact_items(value)
     if items is None:
         raise InvalidSessionError(f"must be a dict, not {type(value).__name__}")
     return dict(items)
@@ -59,14 +59,14 @@ def _optional_object(value: object) -> dict[str, Any] | None:
 
 
 def _list(value: object) -> list[Any]:
-    entries = plain_list(value)
+    entries = exact_list(value)
     if entries is None:
         raise InvalidSessionError(f"must be a list, not {type(value).__name__}")
     return entries
 
 
 def _integer(value: object) -> object:
-    number = plain_integer(value)
+    number = exact_int(value)
     return value if number is None else number
 
 
@@ -88,6 +88,6 @@ OptionalDocument = Annotated[
     PlainValidator(_optional_object),
     WithJsonSchema({"anyOf": [_OBJECT, {"type": "null"}]}),
 ]
-Texts = Annotated[list[str], PlainValidator(_list), WithJsonSchema(_TEXTS)]
+Strings = Annotated[list[str], PlainValidator(_list), WithJsonSchema(_STRINGS)]
 ErrorEntries = Annotated[list[ErrorEntry], FailFast(), BeforeValidator(_list)]
-"""Of a list with a million wrong entries only the first one is told."""
+"""Only the first invalid entry is reported, because a list may contain a million of them."""

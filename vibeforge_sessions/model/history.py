@@ -1,4 +1,4 @@
-"""Entries of a session's histories: `ErrorEntry`, and how a log line is written."""
+"""Entries of a session's histories: `ErrorEntry` and log lines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic_core import CoreSchema, core_schema
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import dict_of, plain_integer
+from vibeforge_sessions.model.builtin_types import exact_dict, exact_int
 
 _KEYS: Final = ("timestamp", "task_id", "error_message", "phase")
 
 
 class SessionPhase(StrEnum):
-    """Where a session stands. Stored as text, so that an application can add phases of its own."""
+    """Phase of a session. It is stored as text, so that an application can add phases of its own."""
 
     QUESTIONNAIRE = "QUESTIONNAIRE"
     BUILD_SPEC = "BUILD_SPEC"
@@ -33,36 +33,36 @@ class SessionPhase(StrEnum):
     FAILED = "FAILED"
 
 
-# A slotted dataclass rather than a pydantic model: a history of 10,000 entries loads four times faster, since
-# rows that we wrote ourselves need no validation and the garbage collector has less to look at.
+# A slotted dataclass rather than a pydantic model: a history of 10,000 entries loads four times faster. Rows that this
+# package wrote need no validation, and the garbage collector tracks fewer objects.
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ErrorEntry(Mapping[str, str]):
     """One entry of the error history: immutable, with attributes, and readable like a dict.
 
-    As a mapping it is what the application used to keep, ``{"timestamp", "task_id", "error_message",
-    "phase"}``: there the timestamp is its ISO text and the phase its value. Two entries are equal if those
-    four are; `position` is not looked at, and an equal dict is equal too.
+    As a mapping it has the four keys of the dicts that the application used before: ``timestamp`` (ISO text),
+    ``task_id``, ``error_message`` and ``phase`` (text). Two entries are equal if these four values are equal;
+    `position` is not compared. An entry also equals a dict with the same four values.
     """
 
     timestamp: datetime
-    """When it happened; aware, UTC."""
+    """Time of the error; timezone-aware, UTC."""
     task_id: str
     """1 to 255 characters without control characters."""
     error_message: str
-    """Of any length; NUL and surrogates have been replaced by ``␀`` and ``�``."""
+    """Any length; NUL is replaced by ``␀`` and each surrogate by ``�``."""
     phase: str
-    """The phase it happened in: a member of the session's phase enum where that knows it, else its text."""
+    """Phase in which the error occurred: a member of the session's phase enum, or the text of any other phase."""
     position: int | None = None
-    """1, 2, 3 … within the session's history, in the order of commits; None until it is stored."""
+    """Position in the session's history: 1, 2, 3 … in commit order; None until the entry is stored."""
 
     @classmethod
     def of(cls, value: object, phases: type[StrEnum] = SessionPhase) -> Self:
-        """Return `value` if it is an entry, or the entry that a dict of the four keys stands for.
+        """Return an entry with exact built-in values, made from an entry or from a dict with the four keys.
 
-        What a caller has put into the history is a diagnostic: texts that no database takes are made
-        storable, a missing time is now.
+        An entry is a diagnostic, so its texts are never rejected: characters that a database cannot store are replaced.
+        A missing time becomes the current time.
 
-        :raises InvalidSessionError: it is no mapping, has other keys, or no message.
+        :raises InvalidSessionError: `value` is not a mapping, has other keys, or has no message.
         """
         if issubclass(type(value), cls):
             entry: Self = value  # type: ignore[assignment]
@@ -71,9 +71,9 @@ class ErrorEntry(Mapping[str, str]):
                 task_id=validation.storable_task_id(entry.task_id),
                 error_message=validation.storable_text(entry.error_message),
                 phase=phase_or_text(entry.phase, phases),
-                position=plain_integer(entry.position),
+                position=exact_int(entry.position),
             )
-        fields = dict_of(value)
+        fields = exact_dict(value)
         if fields is None or "error_message" not in fields or not fields.keys() <= set(_KEYS):
             raise InvalidSessionError(f"must be an ErrorEntry, or a dict with the keys {', '.join(_KEYS)}")
         return cls(
@@ -84,7 +84,7 @@ class ErrorEntry(Mapping[str, str]):
         )
 
     def at(self, position: int) -> Self:
-        """Return the same entry, stored at `position`."""
+        """Return the same entry with the given position."""
         return self if position == self.position else dataclasses.replace(self, position=position)
 
     def __getitem__(self, key: str) -> str:
@@ -119,7 +119,7 @@ class ErrorEntry(Mapping[str, str]):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # immutable, of immutable parts: a copy of a session may share it
+        return self  # immutable, and so are its values: copies of a session may share it
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -135,11 +135,11 @@ class ErrorEntry(Mapping[str, str]):
         return {"title": cls.__name__, "type": "object", "properties": properties, "required": ["error_message"]}
 
 
-def clean_errors(entries: Iterable[object], phases: type[StrEnum], start: int = 0) -> tuple[ErrorEntry, ...]:
-    """Return what callers have put into a history as entries.
+def normalize_errors(entries: Iterable[object], phases: type[StrEnum], start: int = 0) -> tuple[ErrorEntry, ...]:
+    """Return a caller's entries as normalized `ErrorEntry` objects.
 
-    :param start: where in ``error_history`` the first one stands.
-    :raises InvalidSessionError: one is none; the error names its path.
+    :param start: the index in ``error_history`` of the first entry.
+    :raises InvalidSessionError: an item is not an entry; the error names its path.
     """
     cleaned = []
     for index, entry in enumerate(entries, start):
@@ -151,7 +151,7 @@ def clean_errors(entries: Iterable[object], phases: type[StrEnum], start: int = 
 
 
 def phase_or_text(value: object, phases: type[StrEnum]) -> str:
-    """Return the member of `phases` that `value` stands for, or its text made storable."""
+    """Return the member of `phases` with this value, or the storable text if there is none."""
     text = validation.storable_phase(value)
     try:
         return phases(text)
@@ -160,5 +160,5 @@ def phase_or_text(value: object, phases: type[StrEnum]) -> str:
 
 
 def log_line(message: object) -> str:
-    """Return ``[<ISO time>] message``, storable everywhere."""
+    """Return the log line ``[<ISO time>] message``, with storable characters only."""
     return f"[{validation.utc_now().isoformat()}] {validation.storable_text(message)}"

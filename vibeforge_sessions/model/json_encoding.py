@@ -1,4 +1,4 @@
-"""Which JSON values can be kept: each is copied into JSON's own types, or refused with its path."""
+"""Normalization of JSON values: a copy of exact built-in types, or a rejection that names the path."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from vibeforge_sessions.model.builtin_types import plain_integer, plain_items, plain_list, plain_number, plain_text
+from vibeforge_sessions.model.builtin_types import exact_int, exact_items, exact_list, exact_number, exact_str
 
 MAX_DEPTH: Final = 200
-"""How deep a JSON value may be nested: ``[]`` is 1 deep, ``[[]]`` is 2."""
+"""Maximum nesting depth of a JSON value: ``[]`` has depth 1, ``[[]]`` has depth 2."""
 MAX_INTEGER_DIGITS: Final = 4300
-"""CPython's own default limit for reading an integer from text."""
+"""CPython's default limit for converting text to an integer."""
 MAX_VALUES: Final = 10_000_000
-"""How many values a JSON value may hold, all in all, as its text tells them.
+"""Maximum number of values in a JSON value, counted in its text.
 
-Lists that hold another one twice, which does so with the next one, double with each: a hundred take no memory, and have
-no end as text.
+A list that contains another list twice, which contains a third list twice, and so on, doubles its text with each level.
+A hundred such lists use almost no memory, but their text would never be complete.
 """
-MANY: Final = 100_000
-"""From so many values on it is worth it to count them as `check_count` does."""
+COUNT_THRESHOLD: Final = 100_000
+"""Number of values from which on `check_count` is called, because it costs more than a simple sum."""
 INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
 
 _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -28,8 +28,8 @@ _PATH_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
 
 
-class RefusedError(Exception):
-    """A value inside a JSON value is refused; its path is collected while the stack unwinds."""
+class RejectedError(Exception):
+    """Rejection of a value inside a JSON value; its path is collected while the stack unwinds."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -38,61 +38,62 @@ class RefusedError(Exception):
 
     @property
     def path(self) -> str:
-        """Where it stands, below the value that was asked about."""
+        """Path of the rejected value, relative to the whole value."""
         return "".join(reversed(self.parts))
 
 
-def copy_of(value: object) -> Any:
-    """Return a copy of JSON's own types.
+def normalize(value: object) -> Any:
+    """Return a copy of a JSON value that consists of exact built-in types.
 
-    A copy, since a subclass may show one thing to whoever checks it, and another one to whoever writes it.
+    The encoder gets this copy, because an instance of a subclass may give the validation and the encoder different
+    values.
 
-    :raises RefusedError: it is no JSON value that can be kept.
+    :raises RejectedError: the value cannot be stored as JSON.
     """
-    return _Copying(value).copy(value, 1)
+    return _Normalizer(value).normalize(value, 1)
 
 
-class _Copying:
+class _Normalizer:
     def __init__(self, whole: object) -> None:
         self._whole = whole
-        self._before_counting = MANY
+        self._before_counting = COUNT_THRESHOLD
 
-    def copy(self, value: object, depth: int) -> Any:
-        """Return a copy of what stands at this depth; one frame of the stack for each."""
-        items, entries = plain_items(value), plain_list(value)
+    def normalize(self, value: object, depth: int) -> Any:
+        """Return a normalized copy of the value at this depth, with one stack frame for each level."""
+        items, entries = exact_items(value), exact_list(value)
         if items is None and entries is None:
-            return _leaf(value)
-        if depth > MAX_DEPTH:  # also what ends the walk through a list that holds itself
-            raise RefusedError(_TOO_DEEP)
+            return _normalize_scalar(value)
+        if depth > MAX_DEPTH:  # also ends the recursion into a list that contains itself
+            raise RejectedError(_TOO_DEEP)
         self._before_counting -= len(items or entries or ())
         if self._before_counting < 0:
             check_count(self._whole)
             self._before_counting = MAX_VALUES
         copies: dict[str | int, Any] = {}
-        keyed = enumerate(entries or ()) if items is None else ((_key(key), item) for key, item in items)
+        keyed = enumerate(entries or ()) if items is None else ((_normalize_key(key), item) for key, item in items)
         for key, item in keyed:
             try:
-                copies[key] = self.copy(item, depth + 1)
-            except RefusedError as refused:
-                refused.parts.append(_path_part(key))
+                copies[key] = self.normalize(item, depth + 1)
+            except RejectedError as rejection:
+                rejection.parts.append(_path_part(key))
                 raise
         return list(copies.values()) if items is None else copies
 
 
 def check_count(value: object) -> None:
-    """Refuse what holds too many values, in the time that it takes to look into each list and dict once.
+    """Reject a value that contains too many values; each list and dict is visited once, even if it is shared.
 
-    :raises RefusedError: it holds too many, or itself.
+    :raises RejectedError: the value contains too many values, or contains itself.
     """
     if _count(value, {}, 1) > MAX_VALUES:
-        raise RefusedError(f"more than {MAX_VALUES:,} values")
+        raise RejectedError(f"more than {MAX_VALUES:,} values")
 
 
 def _count(container: object, known: dict[int, int], depth: int) -> int:
     if depth > MAX_DEPTH:
-        raise RefusedError(_TOO_DEEP)
-    items = plain_items(container)
-    entries = plain_list(container) or () if items is None else [item for _, item in items]
+        raise RejectedError(_TOO_DEEP)
+    items = exact_items(container)
+    entries = exact_list(container) or () if items is None else [item for _, item in items]
     count = len(entries)
     for entry in entries:
         if issubclass(type(entry), (dict, list, tuple)):
@@ -103,40 +104,40 @@ def _count(container: object, known: dict[int, int], depth: int) -> int:
     return count
 
 
-def _leaf(value: Any) -> Any:
+def _normalize_scalar(value: Any) -> Any:
     if value is None or value is True or value is False:
         return value
-    text, number = plain_text(value), plain_integer(value)
+    text, number = exact_str(value), exact_int(value)
     if text is not None:
-        return _checked_text(text)
+        return _check_str(text)
     if number is not None:
         if not -INTEGER_BOUND < number < INTEGER_BOUND:
-            raise RefusedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
+            raise RejectedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
         return number
-    size = plain_number(value)
+    size = exact_number(value)
     if size is None:
-        raise RefusedError(f"a {type(value).__name__} is no JSON value")
+        raise RejectedError(f"a {type(value).__name__} is no JSON value")
     if not math.isfinite(size):
-        raise RefusedError("NaN and infinities are no JSON values")
+        raise RejectedError("NaN and infinities are no JSON values")
     return size
 
 
-def _key(key: object) -> str:
-    text = plain_text(key)
+def _normalize_key(key: object) -> str:
+    text = exact_str(key)
     if text is None:
-        raise RefusedError(f"keys must be texts, not {type(key).__name__}")
-    return _checked_text(text)
+        raise RejectedError(f"keys must be texts, not {type(key).__name__}")
+    return _check_str(text)
 
 
-def _checked_text(text: str) -> str:
-    # JSON text cannot tell such a pair from the one character that it would stand for
+def _check_str(text: str) -> str:
+    # in JSON text such a pair is identical to the single character that it encodes
     if not text.isascii() and _SURROGATE_PAIR.search(text):
-        raise RefusedError("two surrogates side by side would come back as one character")
+        raise RejectedError("two surrogates side by side would come back as one character")
     return text
 
 
-def path_of(parts: Iterable[object]) -> str:
-    """Return a path of keys and indexes, in which no key can be mistaken for anything else."""
+def format_path(parts: Iterable[object]) -> str:
+    """Return an unambiguous path of keys and indexes, such as ``answers.q[0]['a b']``."""
     return "".join(map(_path_part, parts)).removeprefix(".")
 
 

@@ -1,4 +1,4 @@
-"""What is stored of a session, and what a session in hand knows of its stored state."""
+"""Encoded content of a session, and a session's knowledge of its stored state."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from vibeforge_sessions.model.history import ErrorEntry
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Content:
-    """A session without times and histories, as it is stored: plain texts and numbers."""
+    """Encoded session without times and histories: exact strings and integers."""
 
     phase: str
     current_question_index: int
     active_task_id: str | None
     documents: Mapping[str, str | None]
-    """The JSON text of each document field, None where there is none."""
+    """JSON text of each document field; None for a field without a value."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EarlierState:
-    """A session's stored state before a write of the caller's transaction, which a rollback brings back."""
+    """Stored state before a write of the caller's transaction; a rollback restores it."""
 
     version: int
     write_id: str
     updated_at: datetime
     error_count: int
-    """Stored entries at the head of ``error_history``."""
+    """Number of stored entries at the start of ``error_history``."""
     log_count: int
-    """Stored lines at the head of ``logs``."""
+    """Number of stored lines at the start of ``logs``."""
     log_position: int
     content: Content | None
     fingerprints: Mapping[str, bytes | None]
@@ -39,25 +39,25 @@ class EarlierState:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a session knows of its stored self: what tells the new in it from the old. Repositories write it."""
+    """Stored state that a session was read from or written as. Repositories set it, and compute changesets from it."""
 
     write_id: str
     created_at: datetime
     updated_at: datetime
     errors: tuple[ErrorEntry, ...] | None
-    """The stored entries at the head of ``error_history``; None where they were tampered with on a journey."""
+    """Stored entries at the start of ``error_history``; None if they were changed in the dict of `to_dict`."""
     logs: tuple[str, ...] | None
     omitted_errors: int = 0
     omitted_logs: int = 0
     content: Content | None = None
-    """None after a journey as JSON: a repository then reads it again before it tells what has changed."""
+    """None for a session made by `from_dict`: a repository then reads the content before it computes a changeset."""
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
-    """What the document fields held when they were stored, where that is known (see `values.fingerprint`)."""
+    """Fingerprints of the stored document fields, as far as they are known (see `validation.fingerprint`)."""
     missing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields that the dict given to `from_dict` did not have, with a copy of the default that stands in for each."""
+    """Fields that were missing in the dict given to `from_dict`, with a copy of the default that each one got."""
     log_position: int = 0
-    """The position of the last of ``logs``."""
+    """Position of the last stored line of ``logs``."""
     transaction: str | None = None
-    """The caller's transaction that had written the session by then, and may have been rolled back since."""
+    """Caller's transaction that wrote this state and may have been rolled back since; None if it is committed."""
     earlier: tuple[EarlierState, ...] = ()
-    """The states before each update by that transaction, newest first."""
+    """States before each update by that transaction, newest first."""

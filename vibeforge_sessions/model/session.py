@@ -1,4 +1,4 @@
-"""The session: everything that one run of the application knows. No storage in here."""
+"""`Session`: the state of one run of the application; no storage."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from pydantic_core import core_schema
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import fields, validation
-from vibeforge_sessions.model.builtin_types import dict_of, plain_text
-from vibeforge_sessions.model.history import ErrorEntry, SessionPhase, clean_errors, log_line, phase_or_text
-from vibeforge_sessions.model.json_encoding import path_of
+from vibeforge_sessions.model.builtin_types import exact_dict, exact_str
+from vibeforge_sessions.model.history import ErrorEntry, SessionPhase, log_line, normalize_errors, phase_or_text
+from vibeforge_sessions.model.json_encoding import format_path
 from vibeforge_sessions.model.record import Baseline
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar  # with a default, which Python has from 3.13 on
+    from typing_extensions import TypeVar  # its `default` parameter is in `typing` only since Python 3.13
 else:
     from typing import TypeVar
 
 __all__ = ["ErrorEntry", "Session", "SessionPhase"]
 
 STORED: Final = "stored"
-"""The key of `to_dict` under which the baseline travels."""
+"""Key of the dict of `to_dict` that contains the baseline."""
 _UNKNOWN_TRANSACTION: Final = "unknown"
-"""Stands for the caller's transaction in a session that traveled as a dict."""
+"""Name of the caller's transaction in a session made by `from_dict`."""
 
 
 class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
-    """One run of the application: where it stands, what it was told and made, and what went wrong.
+    """State of one run of the application: its phase, answers, artifacts, tasks, logs and errors.
 
-    A session is a snapshot: a change to it is stored when a repository is told, and not before. Answers,
-    artifacts and clarifications are JSON values, checked when they are stored. Unknown fields are refused.
+    A session is a snapshot: a change is stored when `SessionRepository.update_session` is called, not before. Answers,
+    artifacts and clarifications are JSON values and are validated when they are stored. Unknown fields are rejected.
 
-    A subclass may narrow ``phase`` to a string enum of its own and add fields that hold JSON values; hand the
-    subclass to the repository as its ``session_type``.
+    A subclass may narrow ``phase`` to its own string enum and add fields with JSON values. Pass the subclass to the
+    repository as ``session_type``.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    session_id: fields.SessionId = Field(default_factory=fields.fresh_id)
+    session_id: fields.SessionId = Field(default_factory=fields.new_session_id)
     phase: SessionPhase = SessionPhase.QUESTIONNAIRE
     created_at: fields.Time = Field(default_factory=fields.now)
     updated_at: fields.Time = Field(default_factory=fields.now)
@@ -64,10 +64,10 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     concept: fields.OptionalDocument = None
     task_graph: fields.OptionalDocument = None
 
-    completed_task_ids: fields.Texts = Field(default_factory=list)
-    failed_task_ids: fields.Texts = Field(default_factory=list)
+    completed_task_ids: fields.Strings = Field(default_factory=list)
+    failed_task_ids: fields.Strings = Field(default_factory=list)
     active_task_id: fields.OptionalTaskId = None
-    logs: fields.Texts = Field(default_factory=list)
+    logs: fields.Strings = Field(default_factory=list)
 
     pending_clarification: fields.OptionalDocument = None
     clarification_answer: Any = None
@@ -75,28 +75,28 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     error_history: fields.ErrorEntries = Field(default_factory=list)
 
     version: fields.Counter = 0
-    """Raised by each stored update; 0 = never stored. Only repositories write it."""
+    """Incremented by each stored update; 0 before the session is first stored. Only repositories set it."""
 
     _baseline: Baseline | None = PrivateAttr(default=None)
 
     @field_validator("phase", mode="before")
     @classmethod
     def _plain_phase(cls, value: object) -> object:
-        return fields.check_text(value)
+        return fields.check_str(value)
 
-    # --- what the application does with it ---
+    # --- changes ---
 
     def update_phase(self, phase: str) -> None:
-        """Move to `phase`; moves ``updated_at``.
+        """Set the phase, and update ``updated_at``.
 
         :raises InvalidSessionError: this class of session has no such phase.
         """
-        self.phase = cast("SessionPhase", phase_of(type(self), phase))
+        self.phase = cast("SessionPhase", parse_phase(type(self), phase))
         self._touch()
 
     def add_answer(self, question_id: str, answer: Any) -> None:
-        """Keep the answer, a JSON value, to a question; moves ``updated_at``."""
-        name = plain_text(question_id)
+        """Set the answer to a question, a JSON value, and update ``updated_at``."""
+        name = exact_str(question_id)
         if name is None:
             raise InvalidSessionError(f"keys must be texts, not {type(question_id).__name__}", "answers")
         if not issubclass(type(self.answers), dict):
@@ -105,13 +105,15 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         self._touch()
 
     def add_log(self, message: str) -> None:
-        """Add the line ``[<ISO time>] message``; NUL and surrogates are replaced visibly."""
+        """Append the log line ``[<ISO time>] message``; NUL becomes ``␀`` and each surrogate ``�``."""
         list.append(self._history("logs"), log_line(message))
 
     def add_error(self, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        """Add an entry to the error history and return it; moves ``updated_at``.
+        """Append an entry to the error history, update ``updated_at``, and return the entry.
 
-        Nothing is refused: what cannot be stored is replaced visibly. `phase` is the current one by default.
+        Texts are never rejected: characters that a database cannot store are replaced by visible ones.
+
+        :param phase: the phase of the entry; the current phase by default.
         """
         entry = ErrorEntry(
             timestamp=validation.utc_now(),
@@ -125,12 +127,12 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
     @property
     def omitted_errors(self) -> int:
-        """How many older errors are stored and not in ``error_history`` (see `get_session`'s ``recent``)."""
+        """Number of older stored errors that are not in ``error_history`` (see ``recent`` of `get_session`)."""
         return 0 if self._baseline is None else self._baseline.omitted_errors
 
     @property
     def omitted_logs(self) -> int:
-        """How many older log lines are stored and not in ``logs``."""
+        """Number of older stored log lines that are not in ``logs``."""
         return 0 if self._baseline is None else self._baseline.omitted_logs
 
     def _history(self, name: str) -> list[Any]:
@@ -140,21 +142,22 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         return cast("list[Any]", value)
 
     def _touch(self) -> None:
-        self.updated_at = validation.moved(self.updated_at)
+        self.updated_at = validation.monotonic_now(self.updated_at)
 
     def __eq__(self, other: object) -> bool:
-        # pydantic's own also compares private attributes: what is stored already is no part of the value
+        # pydantic's own __eq__ also compares private attributes, and the baseline is no part of the value
         if not isinstance(other, Session):
             return NotImplemented
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
-    # --- files and wires ---
+    # --- conversion to and from dicts ---
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the session as plain JSON values, for files and wires; `from_dict` reads it back.
+        """Return the session as a dict of JSON values, for files and network messages; `from_dict` is the reverse.
 
-        A stored session carries along what makes it updatable afterwards, under the key ``stored``. A field that was
-        missing in the dict that the session was made from, and was not assigned since, is missing in this one, too.
+        The dict of a stored session contains its baseline under the key ``stored``, so that the session can be updated
+        after `from_dict`. A field that was missing in the dict given to `from_dict` is missing here too, unless it was
+        assigned since.
 
         :raises InvalidSessionError: a value is not JSON, or a missing field was changed in place; the error names its
             path.
@@ -164,7 +167,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         for name in ("created_at", "updated_at"):
             data[name] = validation.check_time(data[name], path=name).isoformat()
         entries = list.copy(self._history("error_history"))
-        data["error_history"] = list(map(dict, clean_errors(entries, phases_of(type(self)))))
+        data["error_history"] = list(map(dict, normalize_errors(entries, phases_of(type(self)))))
         data["logs"] = list(map(validation.storable_text, list.copy(self._history("logs"))))
         baseline = self._baseline
         if baseline is not None:
@@ -187,29 +190,29 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the session that `to_dict` wrote, or one of a dict of its fields.
+        """Return the session of a dict written by `to_dict`, or of a dict of field values.
 
-        Without the key ``stored`` a missing field gets its default. With it a missing field counts as unchanged: an
-        update keeps its stored value. Until then the session has the default in its place; assigning the field
-        replaces the stored value, and changing the default in place makes the update raise.
+        Without the key ``stored`` a missing field gets its default. With that key a missing field is unchanged: an
+        update keeps its stored value. Until the update, the session has the default in its place. Assigning the field
+        replaces the stored value; changing the default in place makes the update raise.
 
-        :raises InvalidSessionError: it is no such dict, or has ``stored`` without ``session_id`` or ``version``; the
+        :raises InvalidSessionError: the dict is not valid, or has ``stored`` without ``session_id`` or ``version``; the
             error names the first path.
         """
-        given = dict_of(data)
+        given = exact_dict(data)
         if given is None:
             raise InvalidSessionError(f"a session is made from a dict, not from a {type(data).__name__}")
-        if len(given) > 2 * len(cls.model_fields) + 1:  # pydantic tells each that it does not know
+        if len(given) > 2 * len(cls.model_fields) + 1:  # pydantic reports each unknown key
             raise InvalidSessionError("has more keys than a session has fields")
-        travelled, stored = STORED in given, given.pop(STORED, None)
+        has_baseline, stored = STORED in given, given.pop(STORED, None)
         for name in ("session_id", "version"):
-            if travelled and name not in given:
+            if has_baseline and name not in given:
                 raise InvalidSessionError("is missing in the dict of a stored session: keep what to_dict wrote", name)
         try:
             session = cls.model_validate(given)
         except ValidationError as error:
             raise_invalid(error)
-        if travelled:
+        if has_baseline:
             try:
                 session._baseline = _restore_baseline(session, stored)  # noqa: SLF001 (its own)
             except (KeyError, TypeError, ValueError):
@@ -218,9 +221,10 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
 
 def missing_fields(session: Session) -> set[str]:
-    """Return the fields of which only the repository knows the value (see `Session.from_dict`).
+    """Return the names of the fields whose value only the repository knows (see `Session.from_dict`).
 
-    :raises InvalidSessionError: one was changed in place, so neither value would be right.
+    :raises InvalidSessionError: such a field was changed in place, so neither its default nor its stored value is
+        right.
     """
     baseline: Baseline | None = session._baseline  # noqa: SLF001 (its own)
     if baseline is None or not baseline.missing:
@@ -238,17 +242,17 @@ def missing_fields(session: Session) -> set[str]:
 
 @functools.cache
 def phases_of(session_type: type[Session]) -> type[StrEnum]:
-    """Return the enum of phases that this class of session uses."""
+    """Return the phase enum of a session class."""
     return cast("type[StrEnum]", session_type.model_fields["phase"].annotation)
 
 
-def phase_of(session_type: type[Session], value: object) -> StrEnum:
-    """Return the phase that a text stands for.
+def parse_phase(session_type: type[Session], value: object) -> StrEnum:
+    """Return the member of the phase enum with this value.
 
     :raises InvalidSessionError: this class of session has no such phase.
     """
     try:
-        return phases_of(session_type)(cast("str", plain_text(value)))
+        return phases_of(session_type)(cast("str", exact_str(value)))
     except ValueError:
         raise InvalidSessionError(f"is no phase of {session_type.__name__}", "phase") from None
 
@@ -257,13 +261,13 @@ _ERRORS_OF_PYDANTIC: Final = frozenset(get_args(core_schema.ErrorType))
 
 
 def raise_invalid(error: ValidationError) -> NoReturn:
-    """Raise pydantic's refusal as ours: the first path and reason, no values."""
+    """Raise a pydantic error as `InvalidSessionError`, with its first path and reason and without values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     reason = details[0]["msg"]
     if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:
         reason = "is refused by its validator"  # whose message may quote the value
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    raise InvalidSessionError(f"{reason}{more}", path_of(details[0]["loc"])) from None
+    raise InvalidSessionError(f"{reason}{more}", format_path(details[0]["loc"])) from None
 
 
 def _restore_baseline(session: Session, given: object) -> Baseline:
@@ -279,7 +283,7 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
         raise ValueError("a position for each stored entry")
     created_at, updated_at = validation.check_time(stored["created_at"]), validation.check_time(stored["updated_at"])
     missing = type(session).model_fields.keys() - session.model_fields_set
-    # what a missing history has stored is omitted, as with `get_session(recent=0)`; the times are known
+    # the entries of a missing history count as omitted, as after `get_session(recent=0)`
     for name, history in (("errors", "error_history"), ("logs", "logs")):
         if history in missing:
             counts[f"omitted_{name}"] += counts[name]
@@ -320,4 +324,4 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound=Session, default=Session)
 else:
     S = TypeVar("S", bound=Session)
-"""The class of session that a repository stores."""
+"""Class of the sessions that a repository stores."""

@@ -1,7 +1,7 @@
-"""What a session may hold: ids, times, diagnostics and JSON values, and how each is checked.
+"""Validation of ids, times, integers, diagnostics and JSON values.
 
-The rules stand here once, below the model and every repository, so that the in-memory implementation refuses
-exactly what a database would: a service must not meet its first refusal in production.
+Every repository uses these rules. The in-memory implementation therefore rejects exactly the values that a database
+implementation rejects, and a service finds invalid values in its tests instead of in production.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn, cast
 
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.model.builtin_types import plain_integer, plain_text
+from vibeforge_sessions.model.builtin_types import exact_int, exact_str
 from vibeforge_sessions.model.json_encoding import (
+    COUNT_THRESHOLD,
     INTEGER_BOUND,
-    MANY,
     MAX_DEPTH,
     MAX_VALUES,
-    RefusedError,
+    RejectedError,
     check_count,
-    copy_of,
+    normalize,
 )
 
 MAX_TASK_ID: Final = 255
@@ -38,16 +38,16 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def utc_now() -> datetime:
-    """Return the current time, aware, in UTC."""
+    """Return the current time, timezone-aware, in UTC."""
     return datetime.now(UTC)
 
 
-def moved(previous: object) -> datetime:
-    """Return the current time, or a microsecond after `previous` where the clock has not moved on."""
+def monotonic_now(previous: object) -> datetime:
+    """Return the current time, or `previous` plus a microsecond if the clock has not advanced since."""
     now = utc_now()
     try:
         previous = check_time(previous)
-    except InvalidSessionError:  # somebody has put it there, and it is refused when it is to be stored
+    except InvalidSessionError:  # assigned by the caller; it is rejected when the session is stored
         return now
     if now > previous:
         return now
@@ -58,10 +58,13 @@ def moved(previous: object) -> datetime:
 
 
 def check_time(value: object, *, path: str | None = None) -> datetime:
-    """Return an aware datetime, or its ISO text, in UTC; refuse naive ones, whose moment nobody can tell."""
+    """Return a timezone-aware datetime, or the time of an ISO 8601 text, in UTC.
+
+    A naive datetime is rejected, because its offset from UTC is unknown.
+    """
     if type(value) is datetime and value.tzinfo is UTC:
         return value
-    text = plain_text(value)
+    text = exact_str(value)
     if text is not None:
         try:
             value = datetime.fromisoformat(text)
@@ -73,7 +76,7 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
         moment = _in_utc(cast("datetime", value))
     except OverflowError:
         raise InvalidSessionError("is outside the years 1 to 9999 in UTC", path) from None
-    except Exception:  # noqa: BLE001 (whatever somebody else's time zone raises)
+    except Exception:  # noqa: BLE001 (a caller's tzinfo may raise anything)
         raise InvalidSessionError("has a time zone that does not tell its offset", path) from None
     if moment is None:
         raise InvalidSessionError("must be an aware datetime: one without a time zone names no moment", path)
@@ -81,7 +84,7 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
 
 
 def check_datetime(value: object, path: str) -> datetime:
-    """Return an aware datetime in UTC, and refuse texts, too."""
+    """Return a timezone-aware datetime in UTC; reject texts, unlike `check_time`."""
     if not issubclass(type(value), datetime):
         raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
     return check_time(value, path=path)
@@ -97,8 +100,11 @@ def _in_utc(value: datetime) -> datetime | None:
 
 
 def check_session_id(value: object) -> str:
-    """Return `value` if it is 1 to 64 of ``A-Z a-z 0-9 . _ : ~ -``; no database can mix two of these up."""
-    text = value if type(value) is str else plain_text(value)
+    """Return `value` if it consists of 1 to 64 of the characters ``A-Z a-z 0-9 . _ : ~ -``.
+
+    With these characters no collation and no padding rule of a database makes two different ids equal.
+    """
+    text = value if type(value) is str else exact_str(value)
     if text is None or not _SESSION_ID.fullmatch(text):
         raise InvalidSessionError("must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -", "session_id")
     return text
@@ -106,7 +112,7 @@ def check_session_id(value: object) -> str:
 
 def check_task_id(value: object, path: str) -> str:
     """Return `value` if it is 1 to 255 characters without control characters or surrogates."""
-    text = plain_text(value)
+    text = exact_str(value)
     if text is None:
         raise InvalidSessionError(f"must be a text, not {type(value).__name__}", path)
     if not 1 <= len(text) <= MAX_TASK_ID or _CONTROL.search(text) or _SURROGATE.search(text):
@@ -117,8 +123,8 @@ def check_task_id(value: object, path: str) -> str:
 
 
 def check_integer(value: object, path: str, *, least: int, most: int = MAX_BIGINT) -> int:
-    """Return `value` if it is an integer from `least` to `most`, at the most what a BIGINT column holds."""
-    number = plain_integer(value)
+    """Return `value` if it is an integer from `least` to `most`; the default for `most` is the maximum of BIGINT."""
+    number = exact_int(value)
     if number is None:
         raise InvalidSessionError(f"must be an integer, not {type(value).__name__}", path)
     if not least <= number <= most:
@@ -128,18 +134,18 @@ def check_integer(value: object, path: str, *, least: int, most: int = MAX_BIGIN
 
 
 def new_write_id() -> str:
-    """Return 128 random bits as text, by which a write can be recognised; a UUID of them takes three times as long."""
+    """Return 128 random bits as text, the identity of a write; making a UUID of them takes three times as long."""
     return os.urandom(16).hex()
 
 
-# --- diagnostics: never refused --------------------------------------------------------------------------
+# --- diagnostics: never rejected -------------------------------------------------------------------------
 
 
 def storable_text(value: object) -> str:
-    """Return a diagnostic as text that every database takes: NUL as ``␀``, each surrogate as ``�``.
+    """Return a diagnostic as text that every database can store: NUL becomes ``␀``, and each surrogate ``�``.
 
-    A compiler's output holds NUL bytes and broken encodings, and the moment of failure is the wrong one to
-    raise. What is not a text (an exception, say) becomes its ``str``.
+    The output of a compiler may contain NUL bytes and broken encodings, and recording a failure must not fail itself.
+    An object that is not a text, such as an exception, becomes its ``str``.
     """
     text = value if type(value) is str else _as_text(value)
     if text.isascii():
@@ -148,82 +154,88 @@ def storable_text(value: object) -> str:
 
 
 def storable_task_id(value: object) -> str:
-    """Return a task id for the error history: the same, or made to fit visibly (replaced, cut at 255)."""
+    """Return a task id for the error history, with control characters replaced, cut at 255 characters."""
     text = _CONTROL.sub(_control_picture, storable_text(value))[:MAX_TASK_ID]
     return text or "\ufffd"
 
 
 def storable_phase(value: object) -> str:
-    """Return the text of a phase for the error history, made to fit like a task id."""
+    """Return the text of a phase for the error history, with control characters replaced, cut at 64 characters."""
     return storable_task_id(value)[:MAX_PHASE]
 
 
 def _as_text(value: object) -> str:
-    text = plain_text(value)  # an enum's value, whatever its class prints
+    text = exact_str(value)  # of a string enum this is the value, whatever its __str__ returns
     if text is not None:
         return text
     if issubclass(type(value), bytes):
         return bytes.decode(value, "utf-8", "replace")  # type: ignore[arg-type]
     try:
         return str.__str__(str(value))
-    except Exception:  # noqa: BLE001 (a broken __str__ must not swallow the failure that it was to describe)
+    except Exception:  # noqa: BLE001 (a broken __str__ must not hide the failure that is being recorded)
         return f"<{type(value).__name__}>"
 
 
 def _control_picture(match: re.Match[str]) -> str:
     code = ord(match.group())
-    if code < 0x20:  # noqa: PLR2004 (C0 controls have their pictures in order)
+    if code < 0x20:  # noqa: PLR2004 (the pictures of the C0 controls are in the same order)
         return chr(0x2400 + code)
     return "\u2421" if code == 0x7F else "\ufffd"  # noqa: PLR2004 (DEL)
 
 
-# --- JSON values: exact or refused -----------------------------------------------------------------------
+# --- JSON values: exact or rejected ----------------------------------------------------------------------
 
 
 def encode_json(value: object, path: str) -> str:
-    """Return `value` as ASCII JSON text that `decode_json` reads back equal, of the same types, in key order.
+    """Return `value` as ASCII JSON text; `decode_json` returns an equal value of the same types and key order.
 
-    Tuples, and enums over str or int, become the plain JSON value that they stand for. The rest is refused
-    with `InvalidSessionError`, which names the path below `path` and never shows the value.
+    A tuple becomes a list, and a member of an enum over str or int becomes its value. Any other value is rejected with
+    an `InvalidSessionError` that names the path below `path` and does not contain the value.
     """
     try:
-        if _is_plain(value):
-            text = _encode_plain(value)
+        if _is_builtin_json(value):
+            text = _encode_builtin(value)
             if text is not None:
                 return text
-        return _encoder.encode(copy_of(value))
-    except RefusedError as refused:
-        raise InvalidSessionError(refused.reason, path + refused.path) from None
+        return _encoder.encode(normalize(value))
+    except RejectedError as rejection:
+        raise InvalidSessionError(rejection.reason, path + rejection.path) from None
     except RecursionError:
         raise InvalidSessionError("is nested deeper than what is left of this interpreter's stack", path) from None
-    except ValueError:  # a host may have lowered sys.set_int_max_str_digits below our own limit
+    except ValueError:  # the application may have lowered sys.set_int_max_str_digits below MAX_INTEGER_DIGITS
         raise InvalidSessionError("holds an integer that this interpreter does not write as text", path) from None
 
 
 def fingerprint(value: Any) -> bytes | None:
-    """Return bytes that are the same for two JSON values only if their JSON texts are the same; None for others.
+    """Return bytes that are equal for two JSON values only if their JSON texts are equal; None for other values.
 
-    It costs a tenth of `encode_json`. The converse does not hold quite: the format also knows which parts are the same
-    object, so that bytes that differ prove nothing.
+    It takes a tenth of the time of `encode_json`. Two equal JSON texts may have different fingerprints, because the
+    `marshal` format also records which parts are the same object.
     """
     try:
         return marshal.dumps(value)
-    except ValueError:  # an enum, say, or what is no JSON value at all
+    except ValueError:  # an enum member, for example, or a value that is not JSON
         return None
 
 
 def decode_json(text: str) -> Any:
-    """Read what `encode_json` wrote; raises `ValueError` (or `RecursionError`) for anything else."""
+    """Return the value of a text written by `encode_json`.
+
+    :raises ValueError: the text was not written by `encode_json`; deeply nested text may raise `RecursionError`.
+    """
     return _decoder.decode(text)
 
 
-_PLAIN: Final = frozenset({str, float, bool, type(None)})
+_SCALAR_TYPES: Final = frozenset({str, float, bool, type(None)})
 
 
-def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run for every value, and so has no calls)
-    """Tell quickly whether all is of JSON's own types, and not too deep; what is not, `copy_of` looks at."""
+def _is_builtin_json(value: object) -> bool:  # noqa: C901, PLR0912 (one loop without calls, because it runs for every value)
+    """Return quickly whether the value consists of exact built-in types within the limits.
+
+    If it does not, `normalize` copies it or rejects it with the path.
+    """
     level: list[Any] = [[value]]
-    count, counted = 1, MANY
+    count, counted = 1, COUNT_THRESHOLD
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for container in level:
@@ -235,7 +247,7 @@ def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run
                 items = container
             for item in items:
                 kind = type(item)
-                if kind in _PLAIN:
+                if kind in _SCALAR_TYPES:
                     continue
                 if kind is int:
                     if not -INTEGER_BOUND < item < INTEGER_BOUND:
@@ -254,8 +266,8 @@ def _is_plain(value: object) -> bool:  # noqa: C901, PLR0912 (a loop that is run
     return False
 
 
-def _encode_plain(value: object) -> str | None:
-    """Return the text of what is plain; None where `copy_of` has to look at it: NaN, infinities, surrogates."""
+def _encode_builtin(value: object) -> str | None:
+    """Return the text of a value of exact built-in types; None for NaN, infinities and surrogates, see `normalize`."""
     try:
         text = _encoder.encode(value)
     except ValueError:
@@ -263,9 +275,9 @@ def _encode_plain(value: object) -> str | None:
     return None if "\\ud" in text else text
 
 
-def _refuse_constant(_: str) -> NoReturn:
+def _reject_constant(_: str) -> NoReturn:
     raise ValueError("NaN and infinities are no JSON values")
 
 
 _encoder: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"))
-_decoder: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_decoder: Final = json.JSONDecoder(parse_constant=_reject_constant)

@@ -1,4 +1,4 @@
-"""The persistence seam: the abstract repositories and what an implementation of them is built from."""
+"""Abstract repositories and the service-provider interface for implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract for asyncio, and repositories as thin shells: each call is one of a synchronous repository."""
+"""Abstract asynchronous repository, and an adapter that implements it with a synchronous repository."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S
 from vibeforge_sessions.repository import instrumentation
-from vibeforge_sessions.repository.base import STALE, SessionRepository
-from vibeforge_sessions.repository.instrumentation import Observed
+from vibeforge_sessions.repository.base import STALE_RETRY_POLICY, SessionRepository
+from vibeforge_sessions.repository.instrumentation import Instrumented
 from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.serialization import Record
 
-__all__ = ["AsyncSessionRepository", "AsyncShell"]
+__all__ = ["AsyncRepositoryAdapter", "AsyncSessionRepository"]
 
 T = TypeVar("T")
 
 
-class AsyncSessionRepository(Observed, ABC, Generic[S]):
-    """`SessionRepository` for asyncio: the same names, the same promises, each call a coroutine.
+class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
+    """`SessionRepository` for asyncio: the same names and guarantees; each call is a coroutine.
 
-    **Tasks.** One repository is shared by all tasks of an event loop. A `Session` is not: each task reads its own, and
-    leaves it alone while a call with it is awaited.
+    **Tasks.** All tasks of an event loop can share one repository. They must not share a `Session`: each task reads its
+    own copy, and does not change it while a call with it is awaited.
 
-    **Cancellation.** A call that is cancelled has written all or nothing, and keeps no connection; what it was to mark
-    as stored may be unmarked, so read the session again.
+    **Cancellation.** A cancelled call has written everything or nothing, and has returned its connection. The session
+    that was passed to it may not be marked as stored, so read it again.
     """
 
     # --- sessions ---
@@ -57,23 +57,23 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
     ) -> S:
         """Do what `SessionRepository.modify_session` does.
 
-        :param change: what it returns is awaited if it can be.
+        :param change: a function or a coroutine function; an awaitable result is awaited.
         """
         attempts = validation.check_integer(attempts, "attempts", least=1)
         for attempt in range(1, attempts + 1):
             session = await self.get_session(session_id)
             if session is None:
                 raise SessionNotFoundError(session_id)
-            changing = change(session)
-            if inspect.isawaitable(changing):
-                await changing
+            result = change(session)
+            if inspect.isawaitable(result):
+                await result
             try:
                 await self.update_session(session)
             except StaleSessionError:
                 if attempt == attempts:
                     raise
-                instrumentation.again("StaleSessionError")
-                await asyncio.sleep(STALE.delay(attempt))
+                instrumentation.report_retry("StaleSessionError")
+                await asyncio.sleep(STALE_RETRY_POLICY.delay(attempt))
             else:
                 return session
         raise AssertionError("unreachable")
@@ -123,7 +123,7 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
     async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         """Do what `SessionRepository.list_logs` does."""
 
-    # --- keeping and moving ---
+    # --- holds, export and restore ---
 
     @abstractmethod
     async def hold_session(self, session_id: str) -> None:
@@ -148,7 +148,7 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
     ) -> None:
         """Do what `SessionRepository.restore_record` does."""
 
-    # --- its own life ---
+    # --- resources ---
 
     async def close(self) -> None:
         """Do what `SessionRepository.close` does."""
@@ -162,10 +162,10 @@ class AsyncSessionRepository(Observed, ABC, Generic[S]):
         await self.close()
 
 
-class AsyncShell(AsyncSessionRepository[S]):
-    """Passes every call on to a synchronous repository; a subclass says how it is run.
+class AsyncRepositoryAdapter(AsyncSessionRepository[S]):
+    """Adapter that forwards every call to a synchronous repository; a subclass implements `_run`.
 
-    :param repository: keeps the contract.
+    :param repository: the synchronous repository.
     """
 
     def __init__(self, repository: SessionRepository[S]) -> None:
@@ -173,7 +173,7 @@ class AsyncShell(AsyncSessionRepository[S]):
 
     @abstractmethod
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run a call of the synchronous repository without keeping the event loop waiting."""
+        """Run a call of the synchronous repository without blocking the event loop."""
 
     async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         return await self._run(self._repository.create_session, session, session_id=session_id)
@@ -244,10 +244,10 @@ class AsyncShell(AsyncSessionRepository[S]):
         await self._run(self._repository.restore_record, record, errors, logs, replacing=replacing)
 
 
-async def to_the_end(work: Awaitable[T], cancel: Callable[[], bool] = lambda: False) -> T:
-    """Await what cannot be interrupted, such as a thread; when cancelled, it has ended before the caller hears of it.
+async def await_completion(work: Awaitable[T], cancel: Callable[[], bool] = lambda: False) -> T:
+    """Await work that cannot be interrupted, such as a thread; after a cancellation, wait for its end and then raise.
 
-    :param cancel: called then, until it returns True: the work has not begun, and will not.
+    :param cancel: called after a cancellation; it returns True if the work had not started and will not start.
     """
     waiting = asyncio.ensure_future(work)
     try:
@@ -257,5 +257,5 @@ async def to_the_end(work: Awaitable[T], cancel: Callable[[], bool] = lambda: Fa
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([waiting])
         if waiting.done() and not waiting.cancelled():
-            waiting.exception()  # asked for, so that nobody is told that it was not
+            waiting.exception()  # retrieved, because asyncio logs exceptions that are never retrieved
         raise

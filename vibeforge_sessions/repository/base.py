@@ -1,4 +1,4 @@
-"""The contract of a repository: the persistence seam. Its twin for asyncio stands in `aio`."""
+"""Abstract repository: the contract of every implementation. `aio` has the asynchronous one."""
 
 from __future__ import annotations
 
@@ -12,123 +12,124 @@ from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S
 from vibeforge_sessions.repository import instrumentation
-from vibeforge_sessions.repository.instrumentation import Observed
+from vibeforge_sessions.repository.instrumentation import Instrumented
 from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.repository.serialization import Record
 
 __all__ = ["SessionRepository"]
 
-STALE = RetryPolicy(longest_delay=0.064)
-"""The pauses of `modify_session`."""
+STALE_RETRY_POLICY = RetryPolicy(longest_delay=0.064)
+"""Retry policy of `modify_session` for stale sessions; only its delays are used."""
 
 
-class SessionRepository(Observed, ABC, Generic[S]):
-    """Where sessions live. Every implementation keeps these promises; `vibeforge_sessions.testing` asks for each.
+class SessionRepository(Instrumented, ABC, Generic[S]):
+    """Store of sessions. Every implementation gives these guarantees; `vibeforge_sessions.testing` tests each of them.
 
-    ``SessionRepository[MySession]`` is one of an application's own class of session, ``SessionRepository`` one of
+    ``SessionRepository[MySession]`` stores sessions of an application's own class, ``SessionRepository`` those of class
     `Session`.
 
-    **Snapshots.** What goes in and what comes out are copies: no caller can change what is stored by holding on
-    to an object, and a change is stored when the repository is told, not before.
+    **Snapshots.** Sessions are copied when they are stored and when they are returned. A caller cannot change stored
+    data through an object that it kept. A change is stored when the caller calls `update_session`, not before.
 
-    **Atomic.** Each call is one transaction, wholly there or not at all. A call that raises has written nothing
-    (`OutcomeUnknownError` says so where nobody can tell).
+    **Atomicity.** Each call is one transaction. A call that raises has written nothing. The exception is
+    `OutcomeUnknownError`, which says that the outcome of the call is unknown.
 
-    **Versions.** A stored session has a version, from 1. `update_session` and `modify_session` raise it by one
-    when they store something; nothing else does. An update is stored only if the stored version is the one that
-    was read, and from the same life of the session: one that was deleted and made anew under the same id is
-    another.
+    **Versions.** A stored session has a version, starting at 1. `update_session` and `modify_session` increment it when
+    they store something; no other call does. An update is stored only if the stored version and incarnation are those
+    that were read. A session that was deleted and created again under the same id is a new incarnation.
 
-    **Histories** are append-only and commute. Entries get the positions 1, 2, 3 …, without gaps, in the order of
-    commits. Entries already stored cannot be changed or removed. ``append_*`` neither moves the version nor
-    conflicts with an update: nobody's session becomes stale by it.
+    **Histories** are append-only. Entries get the positions 1, 2, 3 …, without gaps, in commit order. Stored entries
+    cannot be changed or removed. ``append_*`` does not change the version and never conflicts with an update, so it
+    does not make any caller's copy stale.
 
-    **One moment.** A session that is read shows one state, never the documents of one version with the phase or
-    the history of another.
+    **Consistent reads.** A session that is read shows one committed state, never the documents of one version with the
+    phase or the history of another.
 
-    **Time.** All times are aware, UTC, with microseconds. Every write moves the stored ``updated_at``, appends
-    too, to the greater of the old one and now: it never goes back.
+    **Time.** All times are timezone-aware, in UTC, with microseconds. Every write, appends included, sets the stored
+    ``updated_at`` to the current time, unless the stored one is later. It never decreases.
 
-    **Threads.** One repository is shared by all threads of a service. A `Session` is not: each thread reads its own.
+    **Threads.** All threads of a service can share one repository. They must not share a `Session`: each thread reads
+    its own copy.
 
-    **Diagnostics are never refused.** In error messages and log lines NUL becomes ``␀`` and a surrogate ``�``.
-    **Everything else is exact or refused** with `InvalidSessionError`, which names the path, before anything is
-    written: JSON values come back equal, of the same types and in the same key order; tuples, and enums over str or
-    int, become the plain JSON value that they stand for.
+    **Diagnostics are never rejected.** In error messages and log lines NUL becomes ``␀`` and each surrogate ``�``.
+    **All other values are exact or rejected.** `InvalidSessionError` names the path of a rejected value and is raised
+    before anything is written. JSON values that are read are equal to those that were stored, of the same types and
+    with the same key order. A tuple becomes a list, and a member of an enum over str or int becomes its value.
 
     **Errors.** All are `SessionRepositoryError`. An id that breaks the rule of ids, a limit out of range, a filter
     or cursor that cannot be understood is `InvalidSessionError` in every call. A stored session that this code
     cannot read is `CorruptSessionError`; a database that fails, `StorageError`.
 
-    **Faults.** A call that fails for a passing reason is tried again, as a whole, until its deadline (`RetryPolicy`).
-    What was acknowledged is there once; what raised is not there, and where nobody can tell, `OutcomeUnknownError` says
-    so.
+    **Fault tolerance.** After a transient failure the whole call is retried until its deadline (`RetryPolicy`). A write
+    that was acknowledged is stored exactly once. A write that raised is not stored, unless the error is
+    `OutcomeUnknownError`.
 
-    **Each call is reported** as a record of the logger ``vibeforge_sessions``: see
-    `vibeforge_sessions.repository.instrumentation`. An implementation need do nothing for that.
+    **Reports.** Each call is a record of the logger ``vibeforge_sessions``: see
+    `vibeforge_sessions.repository.instrumentation`. An implementation gets this from the base class.
     """
 
     # --- sessions ---
 
     @abstractmethod
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        """Store a new session, a given one or a fresh one, at version 1, and return a copy.
+        """Store a new session at version 1 and return a copy.
 
-        The given one is marked as stored: it can be changed and updated from then on. One that was stored before
-        (in another repository, or deleted since) is stored anew, whole, with positions from 1.
-
-        :param session_id: the id of the fresh session; a new UUID4 by default. Not together with `session`.
-        :raises SessionExistsError: the id is taken.
-        :raises InvalidSessionError: it holds what cannot be kept, or was read without its older entries.
+        :param session: the session to store; by default an empty session is created. It is marked as stored, so that
+            the caller can change and update it. A session that was stored before, in another repository or before it
+            was deleted, is stored whole, with positions from 1.
+        :param session_id: the id of an empty session; a new UUID4 by default. It cannot be combined with `session`.
+        :raises SessionExistsError: a session with this id exists.
+        :raises InvalidSessionError: the session contains an invalid value, or was read without its older entries.
         """
 
     @abstractmethod
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        """Return the session, or None if there is none.
+        """Return the session, or None if it does not exist.
 
-        :param recent: only the last `recent` errors and the last `recent` logs, 0 for none of them;
-            ``omitted_errors`` and ``omitted_logs`` of the session tell how many came before. All by default. Such a
-            session can be changed and updated like any other.
-        :raises CorruptSessionError: this code does not know its phase, entries are missing, or it cannot be read
-            otherwise.
+        :param recent: read only the last `recent` errors and the last `recent` log lines; 0 reads none, and by default
+            all are read. ``omitted_errors`` and ``omitted_logs`` of the session are the numbers of older entries. Such
+            a session can be changed and updated like any other.
+        :raises CorruptSessionError: this code does not know the phase, entries are missing, or stored data cannot be
+            read.
         """
 
     @abstractmethod
     def update_session(self, session: S) -> None:
-        """Store what was changed since the session was read, and refresh its ``version`` and ``updated_at``.
+        """Store the changes made since the session was read, and set its new ``version`` and ``updated_at``.
 
-        Entries added to ``error_history`` and ``logs`` are stored after those that others have appended meanwhile.
-        The caller's lists stay as they are (others' entries are not in them) and count as stored from then on;
-        the new entries know their positions. Without a change nothing is written. (One that travelled as JSON is
-        compared with what is stored, so it must not be stale even then.)
+        Entries added to ``error_history`` and ``logs`` are stored after those that other callers appended meanwhile.
+        The lists of the session do not get the other callers' entries; the new entries in them get their positions.
+
+        An unchanged session is not written, even if it is stale. A session made by `Session.from_dict` is compared with
+        the stored one, so it must not be stale even if it is unchanged.
 
         A session that was never stored (version 0) is created.
 
-        :raises StaleSessionError: it was stored by somebody else since; nothing of this update was written.
-        :raises SessionNotFoundError: it was deleted since; it is not made anew.
-        :raises SessionExistsError: it was never stored, and its id is taken.
-        :raises InvalidSessionError: it holds what cannot be kept, an entry stored already was changed or removed,
-            or it has a version but was neither read from a repository nor by `Session.from_dict`.
+        :raises StaleSessionError: another caller has stored the session since; nothing of this update was written.
+        :raises SessionNotFoundError: the session was deleted since; it is not created again.
+        :raises SessionExistsError: the session was never stored, and a session with its id exists.
+        :raises InvalidSessionError: the session contains an invalid value; a stored entry was changed or removed; or
+            the session has a version but was read neither from a repository nor by `Session.from_dict`.
         """
 
     @abstractmethod
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        """Delete the session and its history; tell whether there was one.
+        """Delete the session and its histories; return whether a session was deleted.
 
-        :param unchanged_since: what `get_record` has returned: delete the session only if nobody has written to it
-            since, neither to it nor to its histories, and if it is not held. False otherwise.
+        :param unchanged_since: a record returned by `get_record`. The session is then deleted only if neither it nor
+            its histories were written since, and if it is not held.
         """
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
-        """Read the session, call ``change(session)``, update it; again if it was stored by somebody else meanwhile.
+        """Read the session, call ``change(session)`` and update it; start again if the session has become stale.
 
-        :param change: changes the session that it is given; called once an attempt, so it should do nothing else.
-            What it raises ends the call, with nothing written.
-        :param attempts: how often to try, at least once; with short random pauses between.
+        :param change: a function that changes the session. It is called once per attempt, so it should have no other
+            effects. An exception that it raises ends the call, and nothing is written.
+        :param attempts: the maximum number of attempts, at least 1; there are short random pauses between them.
         :return: the session as it was stored.
-        :raises SessionNotFoundError: there is none, or not any more.
-        :raises StaleSessionError: it was stale at every attempt.
+        :raises SessionNotFoundError: the session does not exist, or was deleted meanwhile.
+        :raises StaleSessionError: the session was stale at every attempt.
         """
         attempts = validation.check_integer(attempts, "attempts", least=1)
         for attempt in range(1, attempts + 1):
@@ -141,8 +142,8 @@ class SessionRepository(Observed, ABC, Generic[S]):
             except StaleSessionError:
                 if attempt == attempts:
                     raise
-                instrumentation.again("StaleSessionError")
-                time.sleep(STALE.delay(attempt))
+                instrumentation.report_retry("StaleSessionError")
+                time.sleep(STALE_RETRY_POLICY.delay(attempt))
             else:
                 return session
         raise AssertionError("unreachable")
@@ -151,7 +152,7 @@ class SessionRepository(Observed, ABC, Generic[S]):
 
     @abstractmethod
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002 (the contract's name)
-        """Return the ids of all sessions, or of those that match, oldest first (by creation, then id)."""
+        """Return the ids of all sessions, or of those that match the filter, ordered by creation time, then id."""
 
     @abstractmethod
     def find_sessions(
@@ -164,31 +165,33 @@ class SessionRepository(Observed, ABC, Generic[S]):
     ) -> SessionPage:
         """Return one page of summaries, newest first by default.
 
-        Pages are good while sessions come and go: by created time each session that is there throughout is
-        returned exactly once; by updated time one that is written meanwhile may come twice, or not at all.
+        The pages are stable keyset pagination. Ordered by creation time, each session that exists throughout is
+        returned exactly once. Ordered by update time, a session that is written meanwhile may be returned twice or not
+        at all.
 
-        :param limit: 1 to 1000 items.
-        :param cursor: ``next_cursor`` of the page before, of the same filter and order.
-        :raises InvalidSessionError: the limit is out of range; the cursor is malformed or of another filter or order.
+        :param limit: the maximum number of items, 1 to 1000.
+        :param cursor: ``next_cursor`` of the previous page, with the same filter and order.
+        :raises InvalidSessionError: the limit is out of range, or the cursor is malformed or belongs to another filter
+            or order.
         """
 
     # --- histories ---
 
     @abstractmethod
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        """Append one entry to the stored error history, without loading the session; return it with its position.
+        """Append one entry to the stored error history without loading the session; return it with its position.
 
-        :param task_id: made storable like the message, and cut at 255 characters.
-        :param phase: the phase it happened in; the stored one by default. One that this code does not know is kept as
-            text, made storable and cut at 64 characters.
-        :raises SessionNotFoundError: there is no such session.
+        :param task_id: the task; unstorable characters are replaced as in the message, and it is cut at 255 characters.
+        :param phase: the phase in which the error occurred; the stored phase by default. A phase that this code does
+            not know is stored as text, with the same replacements, cut at 64 characters.
+        :raises SessionNotFoundError: the session does not exist.
         """
 
     @abstractmethod
     def append_log(self, session_id: str, message: str) -> str:
-        """Append the line ``[<ISO time>] message`` to the stored logs, without loading the session; return the line.
+        """Append the line ``[<ISO time>] message`` to the stored logs without loading the session; return the line.
 
-        :raises SessionNotFoundError: there is no such session.
+        :raises SessionNotFoundError: the session does not exist.
         """
 
     @abstractmethod
@@ -201,52 +204,55 @@ class SessionRepository(Observed, ABC, Generic[S]):
         task_id: str | None = None,
         phase: str | None = None,
     ) -> list[ErrorEntry]:
-        """Return up to `limit` entries with positions greater than `after`, in order.
+        """Return up to `limit` entries with positions greater than `after`, ordered by position.
 
-        The cost does not depend on the length of the history; with a filter, at most this session's is read.
+        The cost does not depend on the length of the history. With a filter, at most the history of this session is
+        read.
 
-        :param after: a position; 0 for the beginning.
-        :param limit: at least 1.
-        :param task_id: only entries of this task, as `append_error` would have kept its id.
-        :param phase: only entries of this phase.
-        :raises SessionNotFoundError: there is no such session.
-        :raises CorruptSessionError: entries are missing (without a filter, where that can be told), or cannot be read.
+        :param after: a position; 0 for the start of the history.
+        :param limit: the maximum number of entries, at least 1.
+        :param task_id: return only entries of this task; the id is normalized as by `append_error`.
+        :param phase: return only entries of this phase.
+        :raises SessionNotFoundError: the session does not exist.
+        :raises CorruptSessionError: an entry cannot be read, or entries are missing. Missing entries are detected only
+            without a filter.
         """
 
     @abstractmethod
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        """Return up to `limit` log lines after the first `after` ones, in order.
+        """Return up to `limit` log lines with positions greater than `after`, ordered by position.
 
-        Positions have no gaps: the first line returned is at ``after + 1``, the next at ``after + 2``.
+        Positions have no gaps: the first line has the position ``after + 1``, the next one ``after + 2``.
 
-        :raises SessionNotFoundError: there is no such session.
+        :raises SessionNotFoundError: the session does not exist.
         :raises CorruptSessionError: lines are missing, or cannot be read.
         """
 
-    # --- keeping and moving ---
+    # --- holds, export and restore ---
 
     @abstractmethod
     def hold_session(self, session_id: str) -> None:
-        """Keep the session from being deleted for its age (`vibeforge_sessions.retention.prune`), until it is released.
+        """Exempt the session from deletion by `vibeforge_sessions.retention.prune` until it is released.
 
-        It moves neither the version nor ``updated_at``, and makes nobody's session stale. One that is held already
-        stays so. `delete_session` without `unchanged_since` deletes it all the same, and so does who replaces it.
+        A hold changes neither the version nor ``updated_at``, so it does not make any caller's copy stale. Holding a
+        held session has no effect. `delete_session` without `unchanged_since` and `restore_record` with `replacing`
+        ignore the hold.
 
-        :raises SessionNotFoundError: there is no such session.
+        :raises SessionNotFoundError: the session does not exist.
         """
 
     @abstractmethod
     def release_session(self, session_id: str) -> None:
-        """End what `hold_session` has begun, if it has.
+        """End the hold of the session, if it has one.
 
-        :raises SessionNotFoundError: there is no such session.
+        :raises SessionNotFoundError: the session does not exist.
         """
 
     @abstractmethod
     def get_record(self, session_id: str) -> Record | None:
-        """Return what is stored of the session but for its histories, as texts, or None if there is none.
+        """Return the encoded session without its histories, or None if it does not exist.
 
-        Also of a session that this code cannot read: one in a phase that it does not know, say.
+        It also returns the record of a session that `get_session` cannot read, for example because of an unknown phase.
         """
 
     @abstractmethod
@@ -258,26 +264,26 @@ class SessionRepository(Observed, ABC, Generic[S]):
         *,
         replacing: Record | None = None,
     ) -> None:
-        """Store a session as it was elsewhere, whole: with its version, times, counts and hold. Its write id is new.
+        """Store a session of another repository with its version, times, counts and hold; only its write id is new.
 
-        Its time limit is a second longer for each thousand entries.
+        The time limit of the call is extended by one second per thousand entries.
 
-        :param errors: all entries of the history, in order, with their positions. They are asked for one by one, and
-            again where the call is tried again: so give what can be iterated more than once.
-        :param logs: all lines, likewise.
-        :param replacing: what `get_record` has returned of the stored session that this one takes the place of.
-        :raises SessionExistsError: there is one of this id, and `replacing` is None.
-        :raises StaleSessionError: somebody has written to the stored one, or to its histories, since.
-        :raises SessionNotFoundError: the one to be replaced is not there any more.
-        :raises InvalidSessionError: something cannot be kept, or the histories are not as long as the record says.
+        :param errors: all entries of the error history, in order, with their positions. A retry iterates over them
+            again, so pass an iterable that can be iterated more than once.
+        :param logs: all log lines, in order; the same applies.
+        :param replacing: the record of the stored session to replace, as returned by `get_record`.
+        :raises SessionExistsError: a session with this id exists, and `replacing` is None.
+        :raises StaleSessionError: the stored session or its histories were written after `replacing` was read.
+        :raises SessionNotFoundError: the session to replace does not exist any more.
+        :raises InvalidSessionError: a value is invalid, or a history does not have the length that the record states.
         """
 
-    # --- its own life ---
+    # --- resources ---
 
     def close(self) -> None:
-        """Give back what the repository itself has opened; a host's engine is left alone.
+        """Release the resources that the repository itself has opened; an engine passed by the caller stays open.
 
-        It may be called twice. A call after it opens what it needs again.
+        It can be called more than once. A later call of another method opens the resources again.
         """
 
     def __enter__(self) -> Self:

@@ -1,7 +1,6 @@
-"""What storing a session takes: the change between what is stored and what a caller holds.
+"""Changesets: the difference between the stored state of a session and the caller's session.
 
-Everything that can be refused is refused here, before anything is written, so that every implementation
-refuses the same.
+Every value is validated here, before anything is written, so that all implementations reject the same values.
 """
 
 from __future__ import annotations
@@ -15,37 +14,37 @@ from pydantic import ValidationError
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import plain_list
-from vibeforge_sessions.model.history import ErrorEntry, clean_errors
+from vibeforge_sessions.model.builtin_types import exact_list
+from vibeforge_sessions.model.history import ErrorEntry, normalize_errors
 from vibeforge_sessions.model.record import Baseline, Content, EarlierState
 from vibeforge_sessions.model.session import S, Session, missing_fields, phases_of, raise_invalid
 from vibeforge_sessions.repository.serialization import Record, decode_session, encode_content, fingerprints_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Write:
-    """A session's change, checked, encoded and ready to be stored in one transaction."""
+class Changeset:
+    """Validated and encoded changes of a session, to be stored in one transaction."""
 
     session_id: str
     created_at: datetime
     updated_at: datetime
-    """The row keeps its own where that is later."""
+    """New update time, unless the stored one is later."""
     content: Content
     documents: Mapping[str, str | None]
-    """The documents that differ from what is stored; all of them for a new session."""
+    """Documents that differ from the stored ones; all documents for a new session."""
     errors: tuple[ErrorEntry, ...]
     logs: tuple[str, ...]
     version: int = 0
-    """The version this change was made from; 0 for a new session."""
-    replaces: str = ""
-    """The write id that must still be stored."""
+    """Version that the changes are based on; 0 for a new session."""
+    expected_write_id: str = ""
+    """Write id of the state that the changes are based on."""
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
-    """Of an update: what the document fields hold, so that the next one need not encode what stays the same."""
+    """Fingerprints of the document fields, set for an update, so that the next update encodes changed fields only."""
     write_id: str = dataclasses.field(default_factory=validation.new_write_id)
 
 
 def new_session(session: S | None, session_id: str | None, session_type: type[S]) -> S:
-    """Return the session that `create_session` is to store: the given one, or a fresh one."""
+    """Return the session that `create_session` stores: the given one, or an empty one."""
     if session is not None:
         if session_id is not None:
             raise InvalidSessionError("give a session or the id of a fresh one, not both", "session_id")
@@ -59,7 +58,7 @@ def new_session(session: S | None, session_id: str | None, session_type: type[S]
 
 
 def check_session(session: object, session_type: type[S]) -> S:
-    """Return the session if it is of the very class that the repository stores, and its id keeps the rule."""
+    """Return the session if it is exactly of the class that the repository stores, and its id and version are valid."""
     if type(session) is not session_type:
         raise InvalidSessionError(
             f"this repository stores {session_type.__name__}, not {type(session).__name__}: see its session_type"
@@ -71,59 +70,59 @@ def check_session(session: object, session_type: type[S]) -> S:
         ("session_id", validation.check_session_id(session.session_id)),
         ("version", validation.check_integer(session.version, "version", least=0)),
     ):
-        if vars(session)[name] is not value:  # of a subclass, which may answer differently the next time
+        if vars(session)[name] is not value:  # replace an instance of a subclass of str or int by its exact value
             setattr(session, name, value)
     return session
 
 
-def plan_create(session: Session) -> Write:
-    """Return what stores `session` as a new one, whole.
+def changeset_for_create(session: Session) -> Changeset:
+    """Return the changeset that stores `session` as a new session.
 
-    :raises InvalidSessionError: it holds what cannot be kept, or lacks entries that it was read without.
+    :raises InvalidSessionError: the session contains an invalid value, or was read without its older entries.
     """
     if session.omitted_errors or session.omitted_logs:
         raise InvalidSessionError("was read without its older entries: read it whole to store it anew", "error_history")
     for name in sorted(missing_fields(session)):
         raise InvalidSessionError("was missing in the dict that the session was made from: assign the field", name)
     content = encode_content(session)
-    return Write(
+    return Changeset(
         session_id=session.session_id,
         created_at=validation.check_datetime(session.created_at, "created_at"),
         updated_at=validation.check_datetime(session.updated_at, "updated_at"),
         content=content,
         documents=content.documents,
-        errors=clean_errors(_list(session, "error_history"), phases_of(type(session))),
-        logs=_clean_logs(_list(session, "logs")),
+        errors=normalize_errors(_list_field(session, "error_history"), phases_of(type(session))),
+        logs=_normalize_logs(_list_field(session, "logs")),
     )
 
 
-def record_of(write: Write, *, version: int, updated_at: datetime, error_count: int, log_count: int) -> Record:
-    """Return what a write leaves behind."""
+def record_of(changeset: Changeset, *, version: int, updated_at: datetime, error_count: int, log_count: int) -> Record:
+    """Return the record of the session after its changeset was stored."""
     return Record(
-        session_id=write.session_id,
-        created_at=write.created_at,
+        session_id=changeset.session_id,
+        created_at=changeset.created_at,
         updated_at=updated_at,
         version=version,
-        write_id=write.write_id,
+        write_id=changeset.write_id,
         error_count=error_count,
         log_count=log_count,
-        content=write.content,
+        content=changeset.content,
     )
 
 
-def plan_update(session: Session) -> Write | None:
-    """Return what stores the changes of `session`; None where there are none.
+def changeset_for_update(session: Session) -> Changeset | None:
+    """Return the changeset that updates `session`; None if the session is unchanged.
 
-    The session's baseline must hold its stored content (see `needs_content`).
+    The baseline of the session must contain the stored content (see `needs_content`).
 
-    :raises InvalidSessionError: it holds what cannot be kept, or an entry that was stored already is changed.
+    :raises InvalidSessionError: the session contains an invalid value, or a stored entry was changed or removed.
     """
     baseline = baseline_of(session)
     if baseline.content is None:
         raise AssertionError("the caller has to read the stored content first")
     if validation.check_datetime(session.created_at, "created_at") != baseline.created_at:
         raise InvalidSessionError("of a stored session cannot be changed", "created_at")
-    # a fingerprint costs a tenth of the text that it saves; a session that was just read has none yet
+    # a fingerprint takes a tenth of the time of encoding; a session that was just read has none yet
     fingerprints = fingerprints_of(session)
     same = {
         name: baseline.content.documents[name]
@@ -131,14 +130,14 @@ def plan_update(session: Session) -> Write | None:
         if fingerprint is not None and fingerprint == baseline.fingerprints.get(name)
     }
     content = encode_content(session, same)
-    added = _added(session, "error_history", baseline.errors)
-    errors = clean_errors(added, phases_of(type(session)), len(baseline.errors or ()))
-    logs = _clean_logs(_added(session, "logs", baseline.logs))
+    added = _new_entries(session, "error_history", baseline.errors)
+    errors = normalize_errors(added, phases_of(type(session)), len(baseline.errors or ()))
+    logs = _normalize_logs(_new_entries(session, "logs", baseline.logs))
     updated_at = validation.check_datetime(session.updated_at, "updated_at")
     if updated_at == baseline.updated_at and not errors and not logs and content == baseline.content:
         return None
     stored = baseline.content.documents
-    return Write(
+    return Changeset(
         session_id=session.session_id,
         created_at=baseline.created_at,
         updated_at=max(updated_at, validation.utc_now()),
@@ -147,18 +146,18 @@ def plan_update(session: Session) -> Write | None:
         errors=errors,
         logs=logs,
         version=session.version,
-        replaces=baseline.write_id,
+        expected_write_id=baseline.write_id,
         fingerprints=fingerprints,
     )
 
 
 def needs_content(session: Session) -> bool:
-    """Tell whether the session travelled as JSON, so that its stored content must be read before an update."""
+    """Return whether the stored content must be read before an update, as for a session made by `from_dict`."""
     return baseline_of(session).content is None
 
 
 def adopt_content(session: Session, stored: Record) -> None:
-    """Give the session back what was stored at its version, and the values of the fields that its dict did not have.
+    """Set the stored content in the session's baseline, and the stored values of fields that its dict did not have.
 
     :raises InvalidSessionError: such a field was changed in place.
     :raises CorruptSessionError: this code cannot read the stored session.
@@ -168,39 +167,39 @@ def adopt_content(session: Session, stored: Record) -> None:
         whole = decode_session(type(session), stored, (), ())
         for name in missing:
             setattr(session, name, getattr(whole, name))
-    session._baseline = dataclasses.replace(baseline_of(session), content=stored.content, missing={})  # noqa: SLF001 (a repository's)
+    session._baseline = dataclasses.replace(baseline_of(session), content=stored.content, missing={})  # noqa: SLF001 (set by repositories)
 
 
 def baseline_of(session: Session) -> Baseline:
-    """Return what the session knows of its stored self.
+    """Return the baseline of the session.
 
-    :raises InvalidSessionError: it has a version but not that; nobody could tell which of its entries are new.
+    :raises InvalidSessionError: the session has a version but no baseline, so its new entries cannot be determined.
     """
-    baseline: Baseline | None = session._baseline  # noqa: SLF001 (a repository's)
+    baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     if baseline is None or not session.version:
         raise InvalidSessionError("has a version, but was not read from a repository or by from_dict", "version")
     return baseline
 
 
-def mark_stored(session: Session, write: Write, stored: Record, *, transaction: str | None = None) -> None:
-    """Record in the caller's session what was stored: its version, its time, and the positions of its entries.
+def mark_stored(session: Session, changeset: Changeset, stored: Record, *, transaction: str | None = None) -> None:
+    """Set the stored version, update time, entry positions and baseline in the caller's session.
 
-    Its lists stay as they are, apart from the new entries' positions and from what storing made storable.
+    Its lists keep their entries. New entries get their positions, and their texts become the stored texts.
 
-    :param transaction: the caller's transaction in which it was stored, which may be rolled back.
+    :param transaction: the caller's transaction that stored the changeset and may still be rolled back.
     """
-    old: Baseline | None = session._baseline if write.version else None  # noqa: SLF001 (a repository's)
-    earlier = _before(old, write.version, transaction) if old else ()
+    old: Baseline | None = session._baseline if changeset.version else None  # noqa: SLF001 (set by repositories)
+    earlier = _earlier_states(old, changeset.version, transaction) if old else ()
     errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
-    if write.errors:  # what is written is stored by now: nothing of a caller's class is asked any more
-        errors += place(write.errors, stored.error_count)
+    if changeset.errors:  # the methods of `list`, because those of a caller's subclass may raise after the commit
+        errors += assign_positions(changeset.errors, stored.error_count)
         list.__setitem__(session.error_history, slice(len(errors)), errors)
-    if write.logs:
-        logs += write.logs
+    if changeset.logs:
+        logs += changeset.logs
         list.__setitem__(session.logs, slice(len(logs)), logs)
     session.version = stored.version
     session.updated_at = stored.updated_at
-    session._baseline = Baseline(  # noqa: SLF001 (a repository's)
+    session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
         write_id=stored.write_id,
         created_at=stored.created_at,
         updated_at=stored.updated_at,
@@ -209,39 +208,39 @@ def mark_stored(session: Session, write: Write, stored: Record, *, transaction: 
         omitted_errors=old.omitted_errors if old else 0,
         omitted_logs=old.omitted_logs if old else 0,
         content=stored.content,
-        fingerprints=write.fingerprints,
-        log_position=stored.log_count if write.logs else old.log_position if old else 0,
+        fingerprints=changeset.fingerprints,
+        log_position=stored.log_count if changeset.logs else old.log_position if old else 0,
         transaction=transaction,
         earlier=earlier,
     )
 
 
 def mark_uncommitted(session: S, transaction: str | None) -> S:
-    """Record in a session that was just read that the caller's transaction has written it; return the session."""
+    """Mark a session that was just read as written by the caller's open transaction; return the session."""
     if transaction is not None:
-        session._baseline = dataclasses.replace(baseline_of(session), transaction=transaction)  # noqa: SLF001 (a repository's)
+        session._baseline = dataclasses.replace(baseline_of(session), transaction=transaction)  # noqa: SLF001 (set by repositories)
     return session
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PossibleState:
-    """A state that may be the stored one of a session that the caller's transaction has written."""
+    """Candidate for the stored state of a session that the caller's transaction has written."""
 
     version: int
     write_id: str
     last_error: ErrorEntry | None
-    """The last entry of its error history that the session has."""
+    """Last error entry of this state that the session contains."""
     last_log: tuple[int, str] | None
-    """The position and text of the last of its log lines that the session has."""
+    """Position and text of the last log line of this state that the session contains."""
 
 
 def is_uncommitted(session: Session) -> bool:
-    """Return whether a transaction that has written the session may have been rolled back since."""
+    """Return whether the session was written by a transaction that may have been rolled back since."""
     return baseline_of(session).transaction is not None
 
 
 def possible_states(session: Session) -> list[PossibleState]:
-    """Return the states of which one is stored unless another writer has stored another, newest first."""
+    """Return the states of which one is stored, newest first, unless another writer has stored a later state."""
     baseline = baseline_of(session)
     errors, logs = baseline.errors or (), baseline.logs or ()
     counts = [(len(errors), len(logs), baseline.log_position)]
@@ -260,10 +259,10 @@ def possible_states(session: Session) -> list[PossibleState]:
 
 
 def adopt_state(session: Session, index: int, transaction: str | None) -> None:
-    """Make the session one of its possible states with changes; what was stored after that state is to be stored again.
+    """Make one of `possible_states` the baseline of the session; changes after that state become unsaved changes.
 
-    :param index: which of `possible_states` is stored.
-    :param transaction: the caller's transaction that finds it stored, if that has written the session itself.
+    :param index: the index in `possible_states` of the stored state.
+    :param transaction: the caller's transaction that has read the stored state, if it has written the session itself.
     """
     baseline = baseline_of(session)
     if index:
@@ -280,12 +279,12 @@ def adopt_state(session: Session, index: int, transaction: str | None) -> None:
             log_position=state.log_position,
             earlier=baseline.earlier[index:],
         )
-    if baseline.transaction != transaction:  # what another transaction finds is committed
+    if baseline.transaction != transaction:  # a state that another transaction reads is committed
         baseline = dataclasses.replace(baseline, transaction=None, earlier=())
-    session._baseline = baseline  # noqa: SLF001 (a repository's)
+    session._baseline = baseline  # noqa: SLF001 (set by repositories)
 
 
-def _before(old: Baseline, version: int, transaction: str | None) -> tuple[EarlierState, ...]:
+def _earlier_states(old: Baseline, version: int, transaction: str | None) -> tuple[EarlierState, ...]:
     if transaction is None:
         return ()
     state = EarlierState(
@@ -301,30 +300,30 @@ def _before(old: Baseline, version: int, transaction: str | None) -> tuple[Earli
     return (state, *old.earlier) if old.transaction == transaction else (state,)
 
 
-def place(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:
-    """Return the entries with the last positions of a history that is `count` long."""
+def assign_positions(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:
+    """Return the entries with positions at the end of a history of length `count`."""
     errors = tuple(errors)
     return tuple(entry.at(position) for position, entry in enumerate(errors, count - len(errors) + 1))
 
 
-def _list(session: Session, name: str) -> list[Any]:
+def _list_field(session: Session, name: str) -> list[Any]:
     value = getattr(session, name)
-    entries = plain_list(value)
-    if entries is None or not issubclass(type(value), list):  # which takes what is put into it
+    entries = exact_list(value)
+    if entries is None or not issubclass(type(value), list):  # only a list can be updated in place
         raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
     return entries
 
 
-def _added(session: Session, name: str, stored: tuple[Any, ...] | None) -> list[Any]:
-    entries = _list(session, name)
-    try:  # comparing lists is quick: entries that are the same objects are not looked into
+def _new_entries(session: Session, name: str, stored: tuple[Any, ...] | None) -> list[Any]:
+    entries = _list_field(session, name)
+    try:  # the comparison is quick, because identical objects are not compared further
         changed = stored is None or entries[: len(stored)] != list(stored)
-    except Exception:  # noqa: BLE001 (whatever somebody else's class raises)
+    except Exception:  # noqa: BLE001 (a caller's class may raise anything)
         changed = True
     if stored is None or changed:
         raise InvalidSessionError("entries that are stored already cannot be changed or removed", name)
     return entries[len(stored) :]
 
 
-def _clean_logs(lines: Iterable[Any]) -> tuple[str, ...]:
+def _normalize_logs(lines: Iterable[Any]) -> tuple[str, ...]:
     return tuple(validation.storable_text(line) for line in lines)

@@ -1,4 +1,4 @@
-"""A repository that passes every call on to another: the base of those that add something to one."""
+"""Base class of repositories that add behavior to another repository."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, Ses
 from vibeforge_sessions.repository.serialization import Record
 
 
-class ForwardingSessionRepository(SessionRepository[S]):
-    """Passes every call on as it is."""
+class DelegatingSessionRepository(SessionRepository[S]):
+    """Repository that forwards every call unchanged to `repository`."""
 
     @property
     @abstractmethod
     def repository(self) -> SessionRepository[S]:
-        """The repository that does the work."""
+        """The repository that the calls are forwarded to."""
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         return self.repository.create_session(session, session_id=session_id)

@@ -1,4 +1,7 @@
-"""Locks that no other thread holds while the process forks: a child would never see them released."""
+"""Locks that are free in a forked child process.
+
+A lock that another thread has acquired at the time of a fork would stay locked in the child for ever.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,35 @@ import threading
 from typing import Final
 from weakref import WeakSet
 
-_LONGEST: Final = 5.0
-"""How long a fork waits for a lock, in seconds."""
+_TIMEOUT_SECONDS: Final = 5.0
+"""Maximum time that a fork waits for each lock."""
 
 _locks: Final[WeakSet[threading.Lock]] = WeakSet()
-_held: Final = threading.local()
+_acquired: Final = threading.local()
 
 
 def fork_lock() -> threading.Lock:
-    """Return a lock for short sections without input or output; a fork waits until it is free."""
+    """Return a lock for short sections without I/O; a fork waits until it is free."""
     lock = threading.Lock()
     _locks.add(lock)
     return lock
 
 
-def hold(*locks: threading.Lock) -> None:
-    """Hold locks until this thread has forked; for a hook that is run before."""
-    _held.locks = [*getattr(_held, "locks", ()), *(lock for lock in locks if lock.acquire(timeout=_LONGEST))]
+def acquire_until_fork(*locks: threading.Lock) -> None:
+    """Acquire locks until this thread has forked; call it in a hook that runs before the fork."""
+    _acquired.locks = [
+        *getattr(_acquired, "locks", ()),
+        *(lock for lock in locks if lock.acquire(timeout=_TIMEOUT_SECONDS)),
+    ]
 
 
-def _hold_all() -> None:
-    hold(*_locks)
+def _acquire_all() -> None:
+    acquire_until_fork(*_locks)
 
 
 def _release() -> None:
-    # in the child, too: what is held there was acquired by the thread that forked, which is the child's only one
-    locks, _held.locks = getattr(_held, "locks", []), []
+    # also correct in the child: its only thread is the copy of the thread that acquired the locks and forked
+    locks, _acquired.locks = getattr(_acquired, "locks", []), []
     for lock in locks:
         lock.release()
 
@@ -40,9 +46,9 @@ def _release() -> None:
 def _release_in_child() -> None:
     _release()
     for lock in _locks:
-        if lock.locked():  # a thread kept it longer than the fork has waited, and does not exist here
+        if lock.locked():  # its thread kept it longer than the timeout, and does not exist in the child
             lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 (as the standard library does)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold_all, after_in_parent=_release, after_in_child=_release_in_child)
+    os.register_at_fork(before=_acquire_all, after_in_parent=_release, after_in_child=_release_in_child)

@@ -1,21 +1,23 @@
-"""What a call of a repository tells about itself: a log record, and a span where tracing is switched on.
+"""Log records of repository calls, and spans if tracing is enabled.
 
-Every call is a record of the logger ``vibeforge_sessions``, at DEBUG, with these attributes:
+Every call is a record of the logger ``vibeforge_sessions`` at DEBUG, with these attributes:
 
 =============== =====================================================================================================
-``call``        the method's name
-``session_id``  of the session, None where there is none (or it is not a valid id)
-``version``     of the session afterwards, None where the call has not told it
-``attempts``    how often it was tried: a database rolled it back in favour of another, or `modify_session` was stale
-``duration``    in seconds
+``call``        name of the method
+``session_id``  id of the session; None for a call without a session, or with an invalid id
+``version``     version of the session after the call; None if the call does not return it
+``attempts``    number of attempts: more than 1 after transient failures, or if `modify_session` was stale
+``duration``    duration in seconds
 ``outcome``     ``ok``, or the name of the error's class
 ``reason``      None; see below
 =============== =====================================================================================================
 
-Each attempt after the first is a record at INFO, whose ``reason`` is the name of what made it necessary; it has neither
-``duration`` nor ``outcome`` yet. A repository that is opened in memory because no database is named is a record at
-WARNING, whose ``call`` is ``open_repository`` or ``open_async_repository``, and which has no ``duration``. No record
-holds anything else of a session, a URL, or what a statement was given. A call that another call makes is not told.
+Each attempt after the first is also a record at INFO. Its ``reason`` is the name of the failure that caused the retry;
+its ``duration`` and ``outcome`` are None. If a repository is opened in memory because no database is configured, there
+is a record at WARNING. Its ``call`` is ``open_repository`` or ``open_async_repository``, and its ``duration`` is None.
+
+No record contains other data of a session, a URL, or the parameters of a statement. A call that is made by another call
+has no record of its own.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ logger: Final = logging.getLogger("vibeforge_sessions")
 
 @dataclasses.dataclass(slots=True)
 class Call:
-    """One call of a repository."""
+    """Call of a repository."""
 
     name: str
     session_id: str | None
     version: int | None = None
     attempts: int = 1
     outcome: str = ""
-    """Empty as long as it goes on."""
+    """Empty until the call has ended."""
 
 
 Spans = Callable[[Call], AbstractContextManager[None]]
@@ -76,52 +78,52 @@ _spans: Spans | None = None
 
 
 def use_spans(spans: Spans | None) -> None:
-    """Put each call into a span from now on; None for no more."""
+    """Run each later call within the context manager that `spans` returns; None disables spans."""
     global _spans  # noqa: PLW0603 (tracing is switched for the process)
     _spans = spans
 
 
-class Observed:
-    """What a repository is made of, whose own methods for the contract's calls are told, and so are its subclasses'."""
+class Instrumented:
+    """Base class that reports the calls of the repository methods that its subclasses define."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _CALLS & vars(cls).keys():
-            setattr(cls, name, _observed(vars(cls)[name]))
+            setattr(cls, name, _instrument(vars(cls)[name]))
 
 
-def _observed(method: Any) -> Any:
-    """Return the method, so that each call of it is told."""
+def _instrument(method: Any) -> Any:
+    """Return a wrapper of the method that reports each call."""
     name = method.__name__
 
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
         async def call_and_wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not _is_wanted():
+            if not _is_enabled():
                 return await method(self, *args, **kwargs)
-            with _telling(name, args, kwargs) as told:
-                return told(await method(self, *args, **kwargs))
+            with _report_call(name, args, kwargs) as record_result:
+                return record_result(await method(self, *args, **kwargs))
 
         return call_and_wait
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _is_wanted():
+        if not _is_enabled():
             return method(self, *args, **kwargs)
-        with _telling(name, args, kwargs) as told:
-            return told(method(self, *args, **kwargs))
+        with _report_call(name, args, kwargs) as record_result:
+            return record_result(method(self, *args, **kwargs))
 
     return call
 
 
-def again(reason: str) -> None:
-    """Tell that the current call is tried once more.
+def report_retry(reason: str) -> None:
+    """Report that the current call is retried.
 
-    :param reason: a name of what happened, without data.
+    :param reason: the name of the failure, without data.
     """
     call = _current.get()
-    if call is None:  # nobody listens
+    if call is None:  # reports are disabled
         return
     call.attempts += 1
     logger.info(
@@ -130,36 +132,36 @@ def again(reason: str) -> None:
         call.session_id or "",
         call.attempts,
         reason,
-        extra=_extra(call, None, reason),
+        extra=_log_attributes(call, None, reason),
     )
 
 
 def warn(call: str, message: str) -> None:
-    """Log a warning about a call that is not observed, with every attribute that records have.
+    """Log a warning about a function that is not instrumented, with the same attributes as the other records.
 
-    :param message: without data.
+    :param message: a text without data of sessions.
     """
-    logger.warning("%s: %s", call, message, extra=_extra(Call(call, None, outcome="ok"), None, None))
+    logger.warning("%s: %s", call, message, extra=_log_attributes(Call(call, None, outcome="ok"), None, None))
 
 
-def _is_wanted() -> bool:
-    if _spans is None and not logger.isEnabledFor(logging.INFO):  # INFO: what is tried again names its call
+def _is_enabled() -> bool:
+    if _spans is None and not logger.isEnabledFor(logging.INFO):  # INFO, because records of retries name the call
         return False
     call = _current.get()
-    return call is None or bool(call.outcome)  # a task that was started by a call outlives it
+    return call is None or bool(call.outcome)  # a task started during a call may run after its end
 
 
 @contextlib.contextmanager
-def _telling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
+def _report_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
     given = args[0] if args else kwargs.get("session")
     given = kwargs.get("session_id") if given is None else given
-    call = Call(name, _id_of(given) or _id_of(kwargs.get("session_id")))
+    call = Call(name, _loggable_id(given) or _loggable_id(kwargs.get("session_id")))
 
-    def told(result: Any) -> Any:
+    def record_result(result: Any) -> Any:
         session = next((each for each in (result, given) if issubclass(type(each), Session)), None)
         if session is not None:
             call.version = session.version
-            call.session_id = _id_of(session)
+            call.session_id = _loggable_id(session)
         return result
 
     token = _current.set(call)
@@ -167,7 +169,7 @@ def _telling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
     try:
         with contextlib.nullcontext() if _spans is None else _spans(call):
             try:
-                yield told
+                yield record_result
             except BaseException as error:
                 call.outcome = type(error).__name__
                 raise
@@ -175,10 +177,10 @@ def _telling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
                 call.outcome = "ok"
     finally:
         _current.reset(token)
-        _record(call, time.perf_counter() - began)
+        _log_call(call, time.perf_counter() - began)
 
 
-def _record(call: Call, duration: float) -> None:
+def _log_call(call: Call, duration: float) -> None:
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug(
             "%s %s: %s in %.1f ms",
@@ -186,12 +188,12 @@ def _record(call: Call, duration: float) -> None:
             call.session_id or "",
             call.outcome,
             duration * 1000,
-            extra=_extra(call, duration, None),
+            extra=_log_attributes(call, duration, None),
         )
 
 
-def _extra(call: Call, duration: float | None, reason: str | None) -> dict[str, Any]:
-    """Return the attributes of a record; each record has all of them, so that one format serves."""
+def _log_attributes(call: Call, duration: float | None, reason: str | None) -> dict[str, Any]:
+    """Return the attributes of a record; every record has all of them, so that one log format fits all records."""
     return {
         "call": call.name,
         "session_id": call.session_id,
@@ -203,8 +205,8 @@ def _extra(call: Call, duration: float | None, reason: str | None) -> dict[str, 
     }
 
 
-def _id_of(given: Any) -> str | None:
-    """Return an id that may be shown: what breaks the rule of ids could be anything."""
+def _loggable_id(given: Any) -> str | None:
+    """Return the id if it is valid, else None: an invalid id may contain secrets."""
     given = getattr(given, "session_id", None) if issubclass(type(given), Session) else given
     try:
         return validation.check_session_id(given)

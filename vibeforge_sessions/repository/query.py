@@ -1,4 +1,4 @@
-"""What can be asked of many sessions at once: filters, orders, pages, and the cursors between them."""
+"""Filters, orders, pages and cursors of session listings."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from typing import Final, Literal, cast, get_args
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import plain_text
+from vibeforge_sessions.model.builtin_types import exact_str
 
 SessionOrder = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
-"""By which time, oldest first; newest first with a minus. Equal times are ordered by id, in the same direction."""
+"""Time that sessions are ordered by: ascending, or descending with a minus. Equal times are ordered by id likewise."""
 
 MAX_PAGE: Final = 1000
 MAX_PHASES: Final = 1000
 _MAX_CURSOR: Final = 400
-"""Ours have less than 200 characters."""
+"""Characters; cursors of this package have less than 200."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFilter:
-    """Which sessions to find. None asks for nothing; what is given must hold all at once.
+    """Conditions on sessions. None is no condition; a session matches if it meets all conditions.
 
     :raises InvalidSessionError: a time is not an aware datetime, or `phases` is no collection of texts.
     """
 
     phases: Collection[str] | None = None
-    """One of these phases, at most 1000. An empty collection matches no session."""
+    """Allowed phases, at most 1000. An empty collection matches no session."""
     created_from: datetime | None = None
     """Created at this time or later."""
     created_before: datetime | None = None
-    """Created before this time, exclusive: windows that touch do not overlap."""
+    """Created before this time (exclusive), so that adjacent time windows do not overlap."""
     updated_from: datetime | None = None
     updated_before: datetime | None = None
     has_errors: bool | None = None
-    """True: with at least one entry in the error history; False: with none."""
+    """True: at least one entry in the error history. False: no entry."""
 
     def __post_init__(self) -> None:
         if self.phases is not None:
-            object.__setattr__(self, "phases", _phases(self.phases))
+            object.__setattr__(self, "phases", _check_phases(self.phases))
         for name in ("created_from", "created_before", "updated_from", "updated_before"):
             value = getattr(self, name)
             if value is None:
@@ -57,11 +57,11 @@ class SessionFilter:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionSummary:
-    """What a listing shows of a session, without its documents and histories."""
+    """Session in a listing, without its documents and histories."""
 
     session_id: str
     phase: str
-    """The stored text: a listing goes on where it meets a phase that this code does not know."""
+    """Stored text, so that sessions in phases that this code does not know can be listed."""
     created_at: datetime
     updated_at: datetime
     version: int
@@ -69,55 +69,55 @@ class SessionSummary:
     log_count: int
     active_task_id: str | None
     artifacts: frozenset[str]
-    """Which of ``intent_profile``, ``build_spec``, ``concept`` and ``task_graph`` are there."""
+    """Names of those of ``intent_profile``, ``build_spec``, ``concept`` and ``task_graph`` that are not None."""
     held: bool = False
-    """Whether it is held: see `SessionRepository.hold_session`."""
+    """True if the session is held (see `SessionRepository.hold_session`)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionPage:
-    """One page of summaries."""
+    """Page of session summaries."""
 
     items: tuple[SessionSummary, ...]
     next_cursor: str | None
-    """Hand it to the next call, with the same filter and order; None at the end."""
+    """Cursor of the next page, for a call with the same filter and order; None on the last page."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
-    """A checked call of `find_sessions`."""
+    """Validated arguments of `find_sessions`."""
 
     filter: SessionFilter
     order: SessionOrder
     limit: int
     after: tuple[datetime, str] | None
-    """The time and id of the last session of the page before."""
+    """Time and id of the last session of the previous page."""
 
     @property
     def column(self) -> Literal["created_at", "updated_at"]:
-        """The time that is ordered by."""
+        """Name of the time that sessions are ordered by."""
         return "updated_at" if self.order.endswith("updated_at") else "created_at"
 
     @property
     def descending(self) -> bool:
-        """Whether the newest come first."""
+        """True if the newest sessions come first."""
         return self.order.startswith("-")
 
     @classmethod
     def of(cls, filter: SessionFilter | None, order: str, limit: int, cursor: str | None) -> Query:  # noqa: A002 (the contract's name)
-        """Check the arguments of `find_sessions`."""
+        """Validate the arguments of `find_sessions`."""
         if filter is None:
             filter = SessionFilter()  # noqa: A001
         elif not issubclass(type(filter), SessionFilter):
             raise InvalidSessionError(f"must be a SessionFilter, not {type(filter).__name__}", "filter")
-        known = plain_text(order)
+        known = exact_str(order)
         if known not in get_args(SessionOrder):
             raise InvalidSessionError(f"must be one of {', '.join(get_args(SessionOrder))}", "order")
         query = cls(filter, cast("SessionOrder", known), check_limit(limit, most=MAX_PAGE), None)
         return query if cursor is None else dataclasses.replace(query, after=query._read_cursor(cursor))
 
     def page(self, found: list[SessionSummary]) -> SessionPage:
-        """Return the page of what was found, one more than the limit if there is another page."""
+        """Return the page of the given summaries, which are one more than the limit if there is a next page."""
         items = tuple(found[: self.limit])
         return SessionPage(items, self._cursor(items[-1]) if len(found) > self.limit else None)
 
@@ -126,7 +126,7 @@ class Query:
         return base64.urlsafe_b64encode(f"{text}|{_digest(text)}".encode("ascii")).decode("ascii")
 
     def _read_cursor(self, cursor: object) -> tuple[datetime, str]:
-        given = plain_text(cursor)
+        given = exact_str(cursor)
         try:
             if given is None or len(given) > _MAX_CURSOR:
                 raise ValueError("none of ours")
@@ -142,13 +142,18 @@ class Query:
         return after
 
     def _signature(self) -> str:
-        asked = self.filter
-        phases = None if asked.phases is None else sorted(asked.phases)
+        conditions = self.filter
+        phases = None if conditions.phases is None else sorted(conditions.phases)
         times = [
             None if time is None else time.isoformat()
-            for time in (asked.created_from, asked.created_before, asked.updated_from, asked.updated_before)
+            for time in (
+                conditions.created_from,
+                conditions.created_before,
+                conditions.updated_from,
+                conditions.updated_before,
+            )
         ]
-        return _digest(repr((self.order, phases, times, asked.has_errors)))
+        return _digest(repr((self.order, phases, times, conditions.has_errors)))
 
 
 def _digest(text: str) -> str:
@@ -160,14 +165,14 @@ def check_limit(limit: object, *, most: int = validation.MAX_BIGINT) -> int:
     return validation.check_integer(limit, "limit", least=1, most=most)
 
 
-def _phases(given: object) -> frozenset[str]:
-    """Return the texts of phases; what gives out its phases but once is no collection, and could be without end."""
+def _check_phases(given: object) -> frozenset[str]:
+    """Return phases as exact strings; reject iterators, because they can be consumed only once and may be endless."""
     if issubclass(type(given), (str, bytes)) or not issubclass(type(given), Collection):
         raise InvalidSessionError("must be a collection of phases", "phases")
     phases: set[str] = set()
     try:
         for phase in cast("Collection[object]", given):
-            text = plain_text(phase)
+            text = exact_str(phase)
             if text is None:
                 raise InvalidSessionError("must be texts", "phases")
             phases.add(text)
@@ -175,11 +180,11 @@ def _phases(given: object) -> frozenset[str]:
                 raise InvalidSessionError(f"must be at most {MAX_PHASES}", "phases")
     except InvalidSessionError:
         raise
-    except Exception:  # noqa: BLE001 (whatever somebody else's collection raises)
+    except Exception:  # noqa: BLE001 (a caller's collection may raise anything)
         raise InvalidSessionError("must be a collection of phases", "phases") from None
     return frozenset(phases)
 
 
 def check_recent(recent: object) -> int | None:
-    """Return `recent` of `get_session` if it is None or a count."""
+    """Return `recent` of `get_session` if it is None or an integer of at least 0."""
     return None if recent is None else validation.check_integer(recent, "recent", least=0)

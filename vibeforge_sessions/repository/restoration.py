@@ -1,6 +1,6 @@
-"""What storing a session as it was elsewhere takes, and deleting or replacing one that nobody has touched since.
+"""Validation for restoring a session, and for deleting or replacing a session only if it is unchanged.
 
-As in `changes`, everything that can be refused is refused here, and what is stored is of Python's own types.
+As in `changeset`, every value is validated and normalized to exact built-in types here, before anything is written.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
 )
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import plain_integer, plain_list, plain_text
+from vibeforge_sessions.model.builtin_types import exact_int, exact_list, exact_str
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.repository.serialization import Record, check_documents
 
 
-def check_seen(record: object, path: str) -> Record:
-    """Return what a caller has got of `SessionRepository.get_record`, to be compared with what is stored."""
+def check_expected_record(record: object, path: str) -> Record:
+    """Return a record that the caller got from `SessionRepository.get_record`, for comparison with the stored one."""
     if type(record) is not Record:
         raise InvalidSessionError(f"must be a Record, not {type(record).__name__}", path)
-    write_id = plain_text(record.write_id)
+    write_id = exact_str(record.write_id)
     return dataclasses.replace(
         record,
         version=validation.check_integer(record.version, f"{path}.version", least=0),
@@ -38,36 +38,36 @@ def check_seen(record: object, path: str) -> Record:
     )
 
 
-def is_same_state(stored: Record, seen: Record) -> bool:
-    """Tell whether nobody has written to a session since it was seen: neither to it nor to its histories."""
-    return (stored.version, stored.write_id, *stored.counts) == (seen.version, seen.write_id, *seen.counts)
+def is_same_state(stored: Record, expected: Record) -> bool:
+    """Return whether the session and its histories are unchanged since `expected` was read."""
+    return (stored.version, stored.write_id, *stored.counts) == (expected.version, expected.write_id, *expected.counts)
 
 
 def check_replacing(session_id: str, stored: Record | None, replacing: Record | None) -> None:
-    """Refuse to restore a session over one that is not the one to be replaced.
+    """Reject a restore unless the stored record is the one that the caller wants to replace.
 
-    :raises SessionExistsError: there is one, and none was to be replaced.
-    :raises StaleSessionError: somebody has written to the one to be replaced.
-    :raises SessionNotFoundError: it is gone.
+    :raises SessionExistsError: a session with this id exists, and `replacing` is None.
+    :raises StaleSessionError: the stored session was written after `replacing` was read.
+    :raises SessionNotFoundError: the session to replace does not exist.
     """
-    seen = None if replacing is None else check_seen(replacing, "replacing")
+    expected = None if replacing is None else check_expected_record(replacing, "replacing")
     if stored is None:
-        if seen is not None:
+        if expected is not None:
             raise SessionNotFoundError(session_id)
-    elif seen is None:
+    elif expected is None:
         raise SessionExistsError(session_id)
-    elif not is_same_state(stored, seen):
-        raise StaleSessionError(session_id, seen.version, stored.version)
+    elif not is_same_state(stored, expected):
+        raise StaleSessionError(session_id, expected.version, stored.version)
 
 
-def plan_restore(record: object) -> Record:
-    """Return the record with a write id of its own, if it can be stored as it is.
+def record_for_restore(record: object) -> Record:
+    """Return the validated record with a new write id.
 
-    :raises InvalidSessionError: it cannot; the path says where.
+    :raises InvalidSessionError: a value is invalid; the error names its path.
     """
     if type(record) is not Record or type(record.content) is not Content:
         raise InvalidSessionError(f"must be a Record, not {type(record).__name__}", "record")
-    content, phase = record.content, plain_text(record.content.phase)
+    content, phase = record.content, exact_str(record.content.phase)
     if phase is None or validation.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
     question = validation.check_integer(content.current_question_index, "current_question_index", least=0)
@@ -91,29 +91,30 @@ def plan_restore(record: object) -> Record:
 
 
 def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]:
-    """Give the entries of a history that is to be restored, one by one.
+    """Yield the validated entries of an error history to restore.
 
-    :raises InvalidSessionError: one cannot be kept, stands at another position, or there are more or fewer of them.
+    :raises InvalidSessionError: an entry is invalid or has another position, or the number of entries is not that of
+        the record.
     """
     position = 0
-    for position, entry in enumerate(_each(errors, "error_history"), 1):
+    for position, entry in enumerate(_iterate(errors, "error_history"), 1):
         path = f"error_history[{position - 1}]"
         if (
             not issubclass(type(entry), ErrorEntry)
-            or plain_integer(entry.position) != position
+            or exact_int(entry.position) != position
             or position > record.error_count
         ):
             raise InvalidSessionError("is not the next entry of this history", path)
-        yield _kept(entry, position, path)
+        yield _check_entry(entry, position, path)
     if position != record.error_count:
         raise InvalidSessionError(f"has {position} entries, and not {record.error_count}", "error_history")
 
 
 def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
-    """Give the lines that are to be restored, one by one; raises as `check_history` does."""
+    """Yield the validated log lines to restore; raise the errors of `check_history`."""
     position = 0
-    for position, line in enumerate(_each(logs, "logs"), 1):
-        text = plain_text(line)
+    for position, line in enumerate(_iterate(logs, "logs"), 1):
+        text = exact_str(line)
         if text is None or validation.storable_text(text) != text or position > record.log_count:
             raise InvalidSessionError("is not a line that these logs keep", f"logs[{position - 1}]")
         yield text
@@ -121,9 +122,9 @@ def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
         raise InvalidSessionError(f"has {position} lines, and not {record.log_count}", "logs")
 
 
-def _kept(entry: ErrorEntry, position: int, path: str) -> ErrorEntry:
+def _check_entry(entry: ErrorEntry, position: int, path: str) -> ErrorEntry:
     task_id = validation.check_task_id(entry.task_id, f"{path}.task_id")
-    message, phase = plain_text(entry.error_message), plain_text(entry.phase)
+    message, phase = exact_str(entry.error_message), exact_str(entry.phase)
     if (
         message is None
         or phase is None
@@ -136,19 +137,19 @@ def _kept(entry: ErrorEntry, position: int, path: str) -> ErrorEntry:
     return ErrorEntry(timestamp, task_id, message, known, position)
 
 
-def _each(given: Iterable[Any], path: str) -> Iterator[Any]:
-    """Give what a caller's own object gives, and say so if it raises instead."""
+def _iterate(given: Iterable[Any], path: str) -> Iterator[Any]:
+    """Yield the items of a caller's iterable; raise an exception of its methods as `InvalidSessionError`."""
     try:
-        entries = plain_list(given)
+        entries = exact_list(given)
         each = iter(given if entries is None else entries)
-    except Exception:  # noqa: BLE001 (whatever somebody else's class raises)
+    except Exception:  # noqa: BLE001 (a caller's class may raise anything)
         raise InvalidSessionError(f"must be entries, not {type(given).__name__}", path) from None
     while True:
         try:
             entry = next(each)
         except StopIteration:
             return
-        except SessionRepositoryError:  # of a repository, or of an archive, that they come from
+        except SessionRepositoryError:  # raised by the repository or archive that the entries are read from
             raise
         except Exception as error:  # noqa: BLE001
             raise InvalidSessionError(f"could not be read: {type(error).__name__}", path) from None

@@ -1,4 +1,4 @@
-"""`RetryPolicy`: how long a call may take, and how it is tried again."""
+"""`RetryPolicy`: deadline and retries of a call."""
 
 from __future__ import annotations
 
@@ -7,55 +7,55 @@ import random
 from typing import Final
 
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.model.builtin_types import plain_integer, plain_number
+from vibeforge_sessions.model.builtin_types import exact_int, exact_number
 
 __all__ = ["RetryPolicy"]
 
-_MOST: Final = 1_000_000_000
-"""Seconds: 31 years. What is more, the system's clocks may not take."""
+_MAX_SECONDS: Final = 1_000_000_000
+"""31 years; the operating system's timers may not accept longer times."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How a call that the database has not done for a passing reason is tried again; all times in seconds.
+    """Deadline and retries of a call after transient failures; all times are in seconds.
 
-    Tried again is the whole call, never a part of it, when the database rolled it back in favour of another (a
-    deadlock), when a lock was not to be had, and when the connection or the server was lost. A write of which nobody
-    knows whether it was committed is looked for first, and done again only if it is not there.
+    A retry repeats the whole call. Transient failures are a rollback by the database because of a deadlock, a lock that
+    was not available in time, and the loss of the connection or the server. The outcome of an in-doubt write is
+    resolved first, and the write is repeated only if it was not committed.
 
-    ``RetryPolicy(attempts=1)`` tries nothing again, and looks for nothing.
+    ``RetryPolicy(attempts=1)`` disables both retries and outcome resolution.
     """
 
     deadline: float = 30.0
-    """How long a call may take, with all its attempts and the pauses between them.
+    """Maximum duration of a call, including all attempts and the pauses between them.
 
-    One attempt takes at most half of it, so that there is time for another when a server says nothing. A synchronous
-    call may exceed it by what its last attempt waits for a connection (``pool_timeout`` and ``connect_timeout`` of the
-    engine); on SQLite, by the last wait for the lock (``busy_timeout``).
+    One attempt takes at most half of it, so that there is time for a second attempt when a server does not answer. The
+    last attempt of a synchronous call may exceed the deadline while it waits for a connection (``pool_timeout`` and
+    ``connect_timeout`` of the engine), and on SQLite while it waits for the lock (``busy_timeout``).
     """
     attempts: int = 100
-    """How often a call is tried at the most."""
+    """Maximum number of attempts."""
     first_delay: float = 0.002
-    """The longest pause before the second attempt; it doubles with each one."""
+    """Maximum pause before the second attempt; it doubles with each further attempt."""
     longest_delay: float = 1.0
-    """The longest pause there is."""
+    """Upper limit of the doubled pause."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "attempts" else 0
-            number = plain_integer(value) if field.name == "attempts" else plain_number(value)
+            number = exact_int(value) if field.name == "attempts" else exact_number(value)
             if number is None:
                 raise InvalidSessionError(f"must be a number, not {type(value).__name__}", field.name)
-            if not least <= number <= _MOST or (field.name == "deadline" and not number):
+            if not least <= number <= _MAX_SECONDS or (field.name == "deadline" and not number):
                 raise InvalidSessionError(
-                    f"must be a number from {least} to {_MOST:,}, and a deadline more than 0", field.name
+                    f"must be a number from {least} to {_MAX_SECONDS:,}, and a deadline more than 0", field.name
                 )
             object.__setattr__(self, field.name, number)
 
     def delay(self, attempt: int) -> float:
-        """Return how long to wait after an attempt, counted from 1.
+        """Return a random pause in seconds after the given attempt, counted from 1.
 
-        Full jitter: writers that have collided spread out instead of colliding again.
+        The jitter is full, so that conflicting writers do not retry at the same time.
         """
         longest = min(self.longest_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
         return random.uniform(0, longest)  # noqa: S311 (no secret)

@@ -1,4 +1,4 @@
-"""Sessions as repositories keep them, plain texts and numbers, and back. The JSON rules stand in `values`."""
+"""Encoding of sessions as records of strings and integers, and decoding. `validation` has the rules of JSON values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic_core import PydanticSerializationError
 
 from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import dict_of, plain_list, plain_text
+from vibeforge_sessions.model.builtin_types import exact_dict, exact_list, exact_str
 from vibeforge_sessions.model.history import ErrorEntry
-from vibeforge_sessions.model.json_encoding import RefusedError, check_count
+from vibeforge_sessions.model.json_encoding import RejectedError, check_count
 from vibeforge_sessions.model.record import Baseline, Content
-from vibeforge_sessions.model.session import STORED, S, Session, phase_of, phases_of, raise_invalid
+from vibeforge_sessions.model.session import STORED, S, Session, parse_phase, phases_of, raise_invalid
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
-"""The four artifacts, in the order in which a run makes them."""
+"""Names of the artifacts, in the order in which a run makes them."""
 DOCUMENTS: Final = (
     "answers",
     *ARTIFACTS,
@@ -31,14 +31,14 @@ DOCUMENTS: Final = (
     "clarification_answer",
     "extension",
 )
-"""What is kept as JSON text. ``extension`` holds the fields that a subclass of `Session` adds."""
+"""Names of the documents, stored as JSON text. ``extension`` contains the fields that a subclass of `Session` adds."""
 REQUIRED: Final = frozenset({"answers", "completed_task_ids", "failed_task_ids"})
-"""The documents that every session has."""
+"""Documents that are never None."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """A stored session without its histories."""
+    """Encoded session without its histories."""
 
     session_id: str
     created_at: datetime
@@ -49,18 +49,18 @@ class Record:
     log_count: int
     content: Content
     held_at: datetime | None = None
-    """Since when the session is held, so that nothing deletes it for its age; None where it is not."""
+    """Start of the hold, which exempts the session from pruning; None if it is not held."""
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many errors there are, and how many log lines."""
+        """Number of error entries, and number of log lines."""
         return self.error_count, self.log_count
 
 
 def check_session_type(session_type: type[S]) -> type[S]:
-    """Return the class if a repository can store it.
+    """Return the class if a repository can store its instances.
 
-    :raises InvalidSessionError: its phases are no string enum, or a field has a name that `to_dict` needs itself.
+    :raises InvalidSessionError: its phase is not a string enum, or a field has the name of a key that `to_dict` uses.
     """
     phases: object = phases_of(session_type)
     if not (isinstance(phases, type) and issubclass(phases, str) and issubclass(phases, Enum)):
@@ -71,12 +71,13 @@ def check_session_type(session_type: type[S]) -> type[S]:
 
 
 def encode_content(session: Session, same: Mapping[str, str | None] | None = None) -> Content:
-    """Return the session's content as texts and numbers, or refuse it with its path.
+    """Return the encoded content of a session.
 
-    :param same: the texts of documents that are known not to have changed.
+    :param same: texts of documents that are known to be unchanged; they are not encoded again.
+    :raises InvalidSessionError: a value is invalid; the error names its path.
     """
     same = same or {}
-    phase = phase_of(type(session), session.phase).value
+    phase = parse_phase(type(session), session.phase).value
     if validation.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
     active = session.active_task_id
@@ -94,9 +95,9 @@ def encode_content(session: Session, same: Mapping[str, str | None] | None = Non
 
 
 def decode_session(session_type: type[S], record: Record, errors: Sequence[ErrorEntry], logs: Sequence[str]) -> S:
-    """Return the session that a record and the last entries of its histories stand for.
+    """Return the session of a record and the most recent entries of its histories.
 
-    :raises CorruptSessionError: this code cannot read it.
+    :raises CorruptSessionError: this code cannot read the record.
     """
     content = record.content
     try:
@@ -123,15 +124,15 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         )
     except ValidationError as error:
         path = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-        # not chained: a validator of the application's own may quote the value
+        # not chained, because the message of an application's validator may contain the value
         raise CorruptSessionError(
             record.session_id, f"{path} has no value that {session_type.__name__} takes"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptSessionError(record.session_id, "a document is no JSON text of ours") from error
-    session.error_history = plain_list(errors) or []
-    session.logs = plain_list(logs) or []
-    session._baseline = Baseline(  # noqa: SLF001 (a repository's)
+    session.error_history = exact_list(errors) or []
+    session.logs = exact_list(logs) or []
+    session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
         write_id=record.write_id,
         created_at=record.created_at,
         updated_at=record.updated_at,
@@ -146,16 +147,16 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
 
 
 def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the texts of documents that come from elsewhere, as `encode_content` would write them.
+    """Return the normalized texts of documents from another repository, as `encode_content` writes them.
 
-    :raises InvalidSessionError: they are not the documents of a session, or hold what cannot be kept.
+    :raises InvalidSessionError: these are not the documents of a session, or a value is invalid.
     """
-    given = dict_of(documents)
+    given = exact_dict(documents)
     if given is None or given.keys() != set(DOCUMENTS):
         raise InvalidSessionError(f"must be {', '.join(DOCUMENTS)}", "documents")
     checked: dict[str, str | None] = {}
     for name in DOCUMENTS:
-        text = None if given[name] is None else plain_text(given[name])
+        text = None if given[name] is None else exact_str(given[name])
         value: Any = None
         if given[name] is not None:
             try:
@@ -169,7 +170,7 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
         if wanted == (list,):
             for index, task_id in enumerate(value):
                 validation.check_task_id(task_id, f"{name}[{index}]")
-        if name == "extension" and value is not None:  # each field is as deep as a document may be
+        if name == "extension" and value is not None:  # the depth limit applies to each field
             fields = [f"{validation.encode_json(key, key)}:{validation.encode_json(value[key], key)}" for key in value]
             checked[name] = "{" + ",".join(fields) + "}"
         else:
@@ -178,7 +179,7 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
 
 
 def fingerprints_of(session: Session) -> dict[str, bytes | None]:
-    """Return the fingerprint of what each document is made of (see `values.fingerprint`)."""
+    """Return the fingerprint of each document of a session (see `validation.fingerprint`)."""
     fields, fingerprint = session.__dict__, validation.fingerprint
     found = {name: fingerprint(fields[name]) for name in DOCUMENTS if name != "extension"}
     extra = _extra_fields(type(session))
@@ -191,7 +192,7 @@ def _encode_document(session: Session, name: str) -> str | None:
         return _encode_extension(session)
     value = getattr(session, name)
     if name in {"completed_task_ids", "failed_task_ids"}:
-        entries = plain_list(value)
+        entries = exact_list(value)
         if entries is None:
             raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
         value = [validation.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(entries)]
@@ -203,12 +204,12 @@ def _encode_document(session: Session, name: str) -> str | None:
 
 
 def _encode_extension(session: Session) -> str | None:
-    # fields that a newer version of the application stored, and this one does not know, stay as they are
-    baseline: Baseline | None = session._baseline  # noqa: SLF001 (a repository's)
+    # keeps the fields that only a newer version of the application knows
+    baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     stored = baseline.content.documents["extension"] if baseline and baseline.content else None
     extension: dict[str, Any] = validation.decode_json(stored) if stored else {}
     extension |= {name: getattr(session, name) for name in _extra_fields(type(session))}
-    # each is a document of its own, as deep as any other
+    # each field is encoded separately, because the depth limit applies to each field
     texts = [
         f"{validation.encode_json(name, name)}:{_encode_field(session, name, extension[name])}" for name in extension
     ]
@@ -219,22 +220,22 @@ def _encode_field(session: Session, name: str, value: Any) -> str:
     try:
         return validation.encode_json(value, name)
     except InvalidSessionError:
-        # a datetime, a model, a Decimal …: as pydantic writes it, if it reads the same from that
+        # a datetime, a model, a Decimal …: pydantic encodes it, and it is stored if pydantic decodes an equal value
         try:
-            check_count(value)  # pydantic writes out whatever it is
+            check_count(value)  # pydantic has no limit
             dumped = session.model_dump(mode="json", include={name}, warnings="error")[name]
             text = validation.encode_json(dumped, name)
             field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
             if getattr(field, name) == value and type(getattr(field, name)) is type(value):
                 return text
-        # a ValidationError is a ValueError, as is our own
-        except (RefusedError, PydanticSerializationError, ValueError, KeyError):
+        # ValidationError and InvalidSessionError are ValueErrors
+        except (RejectedError, PydanticSerializationError, ValueError, KeyError):
             pass
         raise
 
 
 def _check_readable(session: Session, extension: str | None) -> None:
-    """Refuse values that the class itself would not take when the session is read."""
+    """Reject values that the session class rejects when the session is read."""
     known = {name: value for name, value in vars(session).items() if name not in {"error_history", "logs"}}
     if extension is not None:
         stored = validation.decode_json(extension)

@@ -1,16 +1,17 @@
-"""What an implementation of `SessionRepository` of one's own is built from.
+"""Service-provider interface (SPI) for implementations of `SessionRepository`.
 
-``examples/file_repository.py`` shows all of it at work; `vibeforge_sessions.testing` has the contract as a test class.
-A call goes through these steps:
+``examples/file_repository.py`` uses all of it. `vibeforge_sessions.testing` has the contract as a test class. A call
+consists of these steps:
 
-- *check* what was given: `check_session_type`, `check_session_id`, `check_session`, `check_recent`, `check_limit`,
-  `check_integer`, `check_seen`; `Query.of` for a listing;
-- *plan* a write, before anything is locked: `new_session` and `plan_create`, or `plan_update` (after `adopt_content`,
-  where `needs_content` says so). What can be refused is refused here, so that every implementation refuses the same;
-- *store* it: `StoredSession` is one stored session, whole, and knows what each write makes of it, and how one is
-  restored (`check_replacing` tells whether it may take another's place);
-- *tell* the caller's session what was stored: `mark_stored`;
-- *list*: `select` and `summary_of`, where the store itself cannot search.
+- *Validate* the arguments: `check_session_type`, `check_session_id`, `check_session`, `check_recent`, `check_limit`,
+  `check_integer`, `check_expected_record`; `Query.of` for a listing.
+- *Compute the changeset* before anything is locked: `new_session` and `changeset_for_create`, or `changeset_for_update`
+  (after `adopt_content`, if `needs_content` returns True). Invalid values are rejected here, so that all
+  implementations reject the same values.
+- *Store* the changeset: `StoredSession` is a complete stored session with a method for each write. `check_replacing`
+  rejects a restore that would replace another session than the caller expects.
+- *Mark* the caller's session as stored: `mark_stored`.
+- *List* sessions, if the store itself cannot search: `select` and `summary_of`.
 """
 
 from __future__ import annotations
@@ -19,33 +20,35 @@ from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.model.session import S, phases_of
 from vibeforge_sessions.model.validation import check_integer, check_session_id
 from vibeforge_sessions.repository.changeset import (
-    Write,
+    Changeset,
     adopt_content,
+    changeset_for_create,
+    changeset_for_update,
     check_session,
     mark_stored,
     needs_content,
     new_session,
-    plan_create,
-    plan_update,
 )
 from vibeforge_sessions.repository.query import Query, check_limit, check_recent
-from vibeforge_sessions.repository.restoration import check_replacing, check_seen
+from vibeforge_sessions.repository.restoration import check_expected_record, check_replacing
 from vibeforge_sessions.repository.serialization import Record, check_session_type
 from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
 
 __all__ = [
+    "Changeset",
     "Content",
     "Query",
     "Record",
     "S",
     "StoredSession",
-    "Write",
     "adopt_content",
+    "changeset_for_create",
+    "changeset_for_update",
+    "check_expected_record",
     "check_integer",
     "check_limit",
     "check_recent",
     "check_replacing",
-    "check_seen",
     "check_session",
     "check_session_id",
     "check_session_type",
@@ -53,8 +56,6 @@ __all__ = [
     "needs_content",
     "new_session",
     "phases_of",
-    "plan_create",
-    "plan_update",
     "select",
     "summary_of",
 ]

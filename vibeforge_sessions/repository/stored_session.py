@@ -1,6 +1,6 @@
-"""One session as a repository keeps it, whole: for implementations that have no tables.
+"""`StoredSession`: a complete stored session, for implementations without tables.
 
-Nothing in here locks or writes: a repository does that around it.
+It does no locking and no I/O; the repository that uses it does.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from vibeforge_sessions.errors import StaleSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry, log_line, phase_or_text
 from vibeforge_sessions.model.session import S, Session, phases_of
-from vibeforge_sessions.repository import changeset, restoration, serialization
-from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository import restoration, serialization
+from vibeforge_sessions.repository.changeset import Changeset, assign_positions, baseline_of, record_of
 from vibeforge_sessions.repository.query import Query, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
 
 
 @dataclasses.dataclass(slots=True)
 class StoredSession:
-    """A stored session: what `create_session` left, brought up to date by the writes after it.
+    """Stored session: its record and histories, and the effect of each write on them.
 
-    Its values are encoded like a database's, so that nobody holds a part of it.
+    All values are encoded as in a database, so that it shares no mutable object with a caller's session.
     """
 
     record: Record
@@ -32,34 +32,34 @@ class StoredSession:
     logs: list[str]
 
     @classmethod
-    def of(cls, write: Write) -> Self:
-        """Return what a write of `plan_create` leaves behind."""
-        record = changeset.record_of(write, version=1, updated_at=write.updated_at, error_count=0, log_count=0)
+    def from_changeset(cls, changeset: Changeset) -> Self:
+        """Return the stored session of a changeset of `changeset_for_create`."""
+        record = record_of(changeset, version=1, updated_at=changeset.updated_at, error_count=0, log_count=0)
         stored = cls(record, [], [])
-        stored._append(write)
+        stored._append(changeset)
         return stored
 
     @classmethod
-    def restored(cls, record: Record, errors: Iterable[ErrorEntry], logs: Iterable[str]) -> Self:
-        """Return what `SessionRepository.restore_record` leaves behind.
+    def from_record(cls, record: Record, errors: Iterable[ErrorEntry], logs: Iterable[str]) -> Self:
+        """Return the stored session that `SessionRepository.restore_record` stores.
 
-        :raises InvalidSessionError: something cannot be kept, or the histories are not as long as the record says.
+        :raises InvalidSessionError: a value is invalid, or a history does not have the length that the record states.
         """
-        record = restoration.plan_restore(record)
+        record = restoration.record_for_restore(record)
         history = restoration.check_history(record, errors)
         return cls(record, list(history), list(restoration.check_logs(record, logs)))
 
     def check_unchanged(self, session: Session) -> None:
-        """Refuse an update of a session that was read from another state than this.
+        """Reject an update of a session that was read from another state.
 
-        :raises StaleSessionError: somebody else has stored it since, or has made it anew under the same id.
+        :raises StaleSessionError: another caller has stored the session since, or this is another incarnation.
         """
         record = self.record
-        if (record.version, record.write_id) != (session.version, changeset.baseline_of(session).write_id):
+        if (record.version, record.write_id) != (session.version, baseline_of(session).write_id):
             raise StaleSessionError(session.session_id, session.version, record.version)
 
-    def may_go(self, unchanged_since: Record) -> bool:
-        """Tell whether `SessionRepository.delete_session` may delete it, asked for with this (checked) record."""
+    def is_deletable(self, unchanged_since: Record) -> bool:
+        """Return whether `SessionRepository.delete_session` with this validated record deletes the session."""
         return restoration.is_same_state(self.record, unchanged_since) and self.record.held_at is None
 
     def hold(self, *, held: bool) -> None:
@@ -67,16 +67,16 @@ class StoredSession:
         held_at = (self.record.held_at or validation.utc_now()) if held else None
         self.record = dataclasses.replace(self.record, held_at=held_at)
 
-    def update(self, write: Write) -> None:
-        """Apply a write of `plan_update`, made from this state."""
+    def update(self, changeset: Changeset) -> None:
+        """Apply a changeset of `changeset_for_update` that is based on this state."""
         self.record = dataclasses.replace(
             self.record,
-            updated_at=max(self.record.updated_at, write.updated_at),
+            updated_at=max(self.record.updated_at, changeset.updated_at),
             version=self.record.version + 1,
-            write_id=write.write_id,
-            content=write.content,
+            write_id=changeset.write_id,
+            content=changeset.content,
         )
-        self._append(write)
+        self._append(changeset)
 
     def append_error(
         self, task_id: str, error_message: str, phase: str | None, session_type: type[Session]
@@ -91,28 +91,28 @@ class StoredSession:
             position=self.record.error_count + 1,
         )
         self.errors.append(entry)
-        self._count(now)
+        self._update_counts(now)
         return entry
 
     def append_log(self, message: str) -> str:
         """Do what `SessionRepository.append_log` does."""
         line = log_line(message)
         self.logs.append(line)
-        self._count(validation.utc_now())
+        self._update_counts(validation.utc_now())
         return line
 
-    def session(self, session_type: type[S], recent: int | None = None) -> S:
-        """Return a copy, as `SessionRepository.get_session` does."""
-        held = self.tail(recent)
-        return serialization.decode_session(session_type, held.record, held.errors, held.logs)
+    def to_session(self, session_type: type[S], recent: int | None = None) -> S:
+        """Return a decoded copy, as `SessionRepository.get_session` does."""
+        part = self.with_recent(recent)
+        return serialization.decode_session(session_type, part.record, part.errors, part.logs)
 
-    def tail(self, recent: int | None) -> Self:
-        """Return the same with only the last `recent` entries, in lists of its own."""
+    def with_recent(self, recent: int | None) -> Self:
+        """Return a copy with only the last `recent` entries of each history."""
         starts = (0 if recent is None else max(0, count - recent) for count in self.record.counts)
         return dataclasses.replace(self, errors=self.errors[next(starts) :], logs=self.logs[next(starts) :])
 
     def list_errors(self, *, after: int, limit: int, task_id: str | None, phase: str | None) -> list[ErrorEntry]:
-        """Return a slice of the errors, as `SessionRepository.list_errors` does."""
+        """Return a slice of the error history, as `SessionRepository.list_errors` does."""
         if task_id is None and phase is None:
             return self.errors[after : after + limit]
         errors = self.errors[after:]
@@ -128,17 +128,17 @@ class StoredSession:
         """Return a slice of the log lines, as `SessionRepository.list_logs` does."""
         return self.logs[after : after + limit]
 
-    def _append(self, write: Write) -> None:
+    def _append(self, changeset: Changeset) -> None:
         self.record = dataclasses.replace(
             self.record,
-            error_count=self.record.error_count + len(write.errors),
-            log_count=self.record.log_count + len(write.logs),
+            error_count=self.record.error_count + len(changeset.errors),
+            log_count=self.record.log_count + len(changeset.logs),
         )
-        self.errors.extend(changeset.place(write.errors, self.record.error_count))
-        self.logs.extend(write.logs)
+        self.errors.extend(assign_positions(changeset.errors, self.record.error_count))
+        self.logs.extend(changeset.logs)
 
-    def _count(self, now: datetime) -> None:
-        """Bring the record up to date after an append: counts and time, never the version."""
+    def _update_counts(self, now: datetime) -> None:
+        """Set the counts and the update time of the record after an append; the version stays the same."""
         self.record = dataclasses.replace(
             self.record,
             updated_at=max(self.record.updated_at, now),
@@ -148,7 +148,7 @@ class StoredSession:
 
 
 def select(query: Query, records: Iterable[Record]) -> list[Record]:
-    """Return the records that a query asks for, in its order, from its cursor on."""
+    """Return the records that match a query, in its order, starting after its cursor."""
 
     def key(record: Record) -> tuple[datetime, str]:
         return (record.updated_at if query.column == "updated_at" else record.created_at), record.session_id
@@ -161,7 +161,7 @@ def select(query: Query, records: Iterable[Record]) -> list[Record]:
 
 
 def summary_of(record: Record) -> SessionSummary:
-    """Return what a listing shows of a session."""
+    """Return the summary of a session for a listing."""
     documents = record.content.documents
     return SessionSummary(
         session_id=record.session_id,
@@ -177,13 +177,13 @@ def summary_of(record: Record) -> SessionSummary:
     )
 
 
-def matches(record: Record, asked: SessionFilter) -> bool:
-    """Tell whether a filter asks for this session."""
+def matches(record: Record, conditions: SessionFilter) -> bool:
+    """Return whether a session matches a filter."""
     return (
-        (asked.phases is None or record.content.phase in asked.phases)
-        and (asked.created_from is None or record.created_at >= asked.created_from)
-        and (asked.created_before is None or record.created_at < asked.created_before)
-        and (asked.updated_from is None or record.updated_at >= asked.updated_from)
-        and (asked.updated_before is None or record.updated_at < asked.updated_before)
-        and (asked.has_errors is None or asked.has_errors is (record.error_count > 0))
+        (conditions.phases is None or record.content.phase in conditions.phases)
+        and (conditions.created_from is None or record.created_at >= conditions.created_from)
+        and (conditions.created_before is None or record.created_at < conditions.created_before)
+        and (conditions.updated_from is None or record.updated_at >= conditions.updated_from)
+        and (conditions.updated_before is None or record.updated_at < conditions.updated_before)
+        and (conditions.has_errors is None or conditions.has_errors is (record.error_count > 0))
     )

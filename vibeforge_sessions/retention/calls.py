@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from vibeforge_sessions.archive.writer import ArchiveWriter
-from vibeforge_sessions.repository.aio import AsyncSessionRepository, to_the_end
+from vibeforge_sessions.repository.aio import AsyncSessionRepository, await_completion
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter, SessionPage
 from vibeforge_sessions.repository.serialization import Record
@@ -58,10 +58,10 @@ class Awaited:
         return await self._repository.delete_session(record.session_id, unchanged_since=record)
 
     async def add(self, archive: ArchiveWriter, record: Record) -> None:
-        await to_the_end(archive.add_async(self._repository, record))
+        await await_completion(archive.add_async(self._repository, record))
 
     async def on_disk(self, call: Callable[[], T]) -> T:
-        return await to_the_end(asyncio.to_thread(call))
+        return await await_completion(asyncio.to_thread(call))
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

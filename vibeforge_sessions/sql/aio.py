@@ -14,7 +14,7 @@ from sqlalchemy import Engine, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
 from vibeforge_sessions.model.session import S, Session
-from vibeforge_sessions.repository.aio import AsyncShell, to_the_end
+from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter, await_completion
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine, is_asynchronous
@@ -37,7 +37,7 @@ _THREADS: Final = 5
 T = TypeVar("T")
 
 
-class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
+class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
     """Sessions in a database, under the contract of `AsyncSessionRepository`.
 
     The constructor neither connects nor makes tables; see `SQLAlchemySessionRepository`.
@@ -89,7 +89,7 @@ class AsyncSQLAlchemySessionRepository(AsyncShell[S]):
             self._threads_process = os.getpid()
             self._threads = ThreadPoolExecutor(_size(self._threads_of), "vibeforge_sessions")
         working = self._threads.submit(contextvars.copy_context().run, call)
-        return await to_the_end(asyncio.wrap_future(working), working.cancel)
+        return await await_completion(asyncio.wrap_future(working), working.cancel)
 
 
 def _sync(bind: object) -> Any:

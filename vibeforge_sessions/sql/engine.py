@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.model.builtin_types import plain_text
+from vibeforge_sessions.model.builtin_types import exact_str
 from vibeforge_sessions.sql import fork_safety
 from vibeforge_sessions.sql.dialects import DATABASES, Database, Settings, database_named
 from vibeforge_sessions.sql.dialects.base import OURS
@@ -126,7 +126,7 @@ def parse_url(url: str | URL) -> URL:
     :raises StorageError: it is no URL, or of a database that is not supported; its password is not shown.
     """
     try:
-        given = url if issubclass(type(url), URL) else plain_text(url)
+        given = url if issubclass(type(url), URL) else exact_str(url)
         if given is None:  # SQLAlchemy would ask it for its repr
             raise TypeError
         parsed = make_url(given)

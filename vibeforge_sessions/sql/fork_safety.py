@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, Pool, event
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.repository.fork_locks import hold
+from vibeforge_sessions.repository.fork_locks import acquire_until_fork
 
 _PROCESS: Final = "vibeforge_sessions_process"
 """The process that has opened a connection; in the `info` of the connection."""
@@ -158,7 +158,7 @@ def _before() -> None:
     """Leave no SQLite file open, and no dialect half initialized."""
     _wait_for_calls()
     pools = {engine.pool for engine in list(_engines)}
-    hold(*filter(None, map(_initializing, pools)))
+    acquire_until_fork(*filter(None, map(_initializing, pools)))
     for record in (record for pool in pools for record in _open_records(pool)):
         if record.info.get(_FILE) and not record.in_use:
             _close_sqlite(record)

@@ -90,7 +90,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         session = changeset.new_session(session, session_id, self._session_type)
-        write = changeset.plan_create(session)
+        write = changeset.changeset_for_create(session)
         record = self._run(CreateSession(write))
         transaction = self._transactions.transaction_of(record.session_id)
         changeset.mark_stored(session, write, record, transaction=transaction)
@@ -123,7 +123,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             write_id = changeset.baseline_of(session).write_id
             record = self._run(GetCurrentRecord(session.session_id, session.version, write_id))
             changeset.adopt_content(session, record)
-        write = changeset.plan_update(session)
+        write = changeset.changeset_for_update(session)
         if write is not None:
             record = self._run(UpdateSession(write))
             transaction = self._transactions.transaction_of(session.session_id)
@@ -131,7 +131,9 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = validation.check_session_id(session_id)
-        seen = None if unchanged_since is None else restoration.check_seen(unchanged_since, "unchanged_since")
+        seen = (
+            None if unchanged_since is None else restoration.check_expected_record(unchanged_since, "unchanged_since")
+        )
         return self._run(DeleteSession(session_id, seen))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
@@ -211,8 +213,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         *,
         replacing: Record | None = None,
     ) -> None:
-        record = restoration.plan_restore(record)
-        seen = None if replacing is None else restoration.check_seen(replacing, "replacing")
+        record = restoration.record_for_restore(record)
+        seen = None if replacing is None else restoration.check_expected_record(replacing, "replacing")
         self._run(RestoreRecord(record, errors, logs, seen))
 
     def _run(self, operation: Operation[T]) -> T:

@@ -1,6 +1,6 @@
-"""The contract of `SessionRepository` as a test class: whoever writes a repository subclasses it.
+"""Tools for tests: the contract of `SessionRepository` as test classes, and the tracking of unsaved changes.
 
-::
+An implementation of `SessionRepository` is tested by a subclass of the contract::
 
     from vibeforge_sessions.testing import SessionRepositoryContract
 
@@ -9,82 +9,91 @@
         def new_repository(self):
             return MyRepository  # called without arguments, or with session_type=…
 
-Every call of `new_repository` gives a repository over storage of its own, empty. `AsyncSessionRepositoryContract` asks
-the same of an `AsyncSessionRepository`, with a fixture ``new_async_repository``.
+Every call of ``new_repository`` returns an empty repository with its own storage. `AsyncSessionRepositoryContract` is
+the contract of `AsyncSessionRepository`, with a fixture ``new_async_repository``.
+
+The contract classes require pytest. `track_unsaved_changes` does not, so it can be used in development too.
 """
 
 from __future__ import annotations
 
-try:
-    import pytest
-except ModuleNotFoundError as error:
-    raise ImportError("vibeforge_sessions.testing needs pytest: pip install 'vibeforge-sessions[testing]'") from error
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
-# so that a failing assertion of the contract shows its values, as one in a test module does
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{room}"
-        for room in (
-            "aio",
-            "base",
-            "partial_dicts",
-            "sessions",
-            "updates",
-            "histories",
-            "holds",
-            "listings",
-            "observation",
-            "stored_values",
-            "threads",
-            "subclasses",
-            "diagnostics",
-        )
+if TYPE_CHECKING:
+    from vibeforge_sessions.testing.aio import NewAsyncRepository, Run
+    from vibeforge_sessions.testing.base import NewRepository
+    from vibeforge_sessions.testing.contract import AsyncSessionRepositoryContract, SessionRepositoryContract
+    from vibeforge_sessions.testing.unsaved_changes import (
+        AsyncTrackedSessionRepository,
+        TrackedSessionRepository,
+        UnsavedChanges,
+        track_unsaved_changes,
     )
+
+__all__ = [
+    "AsyncSessionRepositoryContract",
+    "AsyncTrackedSessionRepository",
+    "NewAsyncRepository",
+    "NewRepository",
+    "Run",
+    "SessionRepositoryContract",
+    "TrackedSessionRepository",
+    "UnsavedChanges",
+    "track_unsaved_changes",
+]
+
+_CONTRACT_MODULES = (
+    "aio",
+    "base",
+    "diagnostics",
+    "histories",
+    "holds",
+    "listings",
+    "observation",
+    "partial_dicts",
+    "sessions",
+    "stored_values",
+    "subclasses",
+    "threads",
+    "updates",
 )
 
-from vibeforge_sessions.testing.aio import AsyncTests, NewAsyncRepository, Run  # noqa: E402 (rewriting comes first)
-from vibeforge_sessions.testing.base import NewRepository, RepositoryTests  # noqa: E402 (rewriting comes first)
-from vibeforge_sessions.testing.diagnostics import DiagnosticTests  # noqa: E402
-from vibeforge_sessions.testing.histories import HistoryTests  # noqa: E402
-from vibeforge_sessions.testing.holds import KeepingTests  # noqa: E402
-from vibeforge_sessions.testing.listings import ListingTests  # noqa: E402
-from vibeforge_sessions.testing.observation import ObservationTests  # noqa: E402
-from vibeforge_sessions.testing.partial_dicts import PartialDictTests  # noqa: E402
-from vibeforge_sessions.testing.sessions import SessionTests  # noqa: E402
-from vibeforge_sessions.testing.stored_values import StoredValueTests  # noqa: E402
-from vibeforge_sessions.testing.subclasses import SubclassTests  # noqa: E402
-from vibeforge_sessions.testing.threads import ThreadTests  # noqa: E402
-from vibeforge_sessions.testing.updates import UpdateTests  # noqa: E402
+# Failing assertions of the contract then show their values, as those of a test module do. It must be registered before
+# the modules are imported. Without pytest in memory, no test is running.
+if (pytest := sys.modules.get("pytest")) is not None:
+    pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACT_MODULES))
 
-__all__ = ["AsyncSessionRepositoryContract", "NewAsyncRepository", "NewRepository", "Run", "SessionRepositoryContract"]
-
-
-class SessionRepositoryContract(
-    SessionTests,
-    UpdateTests,
-    PartialDictTests,
-    HistoryTests,
-    DiagnosticTests,
-    SubclassTests,
-    KeepingTests,
-    ListingTests,
-    ObservationTests,
-    StoredValueTests,
-    ThreadTests,
-    RepositoryTests,
-):
-    """The whole contract. A subclass has a fixture ``new_repository``; nobody is exempt from a test."""
+_MODULES = {
+    "aio": ("NewAsyncRepository", "Run"),
+    "base": ("NewRepository",),
+    "contract": ("AsyncSessionRepositoryContract", "SessionRepositoryContract"),
+    "unsaved_changes": (
+        "AsyncTrackedSessionRepository",
+        "TrackedSessionRepository",
+        "UnsavedChanges",
+        "track_unsaved_changes",
+    ),
+}
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 
-class AsyncSessionRepositoryContract(AsyncTests, SessionRepositoryContract):
-    """The whole contract, of an asynchronous repository. A subclass has a fixture ``new_async_repository``.
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != "pytest":
+            raise
+        raise ImportError(
+            f"vibeforge_sessions.testing.{name} needs pytest: pip install 'vibeforge-sessions[testing]'"
+        ) from error
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
 
-    What that makes is called within an event loop of the test's own, and closed there at the end. The fixture ``run``
-    runs a coroutine on the same loop, for what else has to be done there::
 
-        @pytest.fixture
-        def new_async_repository(self, run):
-            engine = create_async_engine(...)
-            yield lambda **options: MyAsyncRepository(engine, **options)
-            run(engine.dispose())
-    """
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

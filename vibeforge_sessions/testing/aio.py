@@ -1,4 +1,4 @@
-"""The contract of `AsyncSessionRepository`: the synchronous one, asked through an event loop, and what tasks add."""
+"""Contract of `AsyncSessionRepository`: the synchronous tests through an event loop, and tests of concurrent tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from vibeforge_sessions import AsyncSessionRepository, Session, SessionRepository
 from vibeforge_sessions.model.session import S
-from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
+from vibeforge_sessions.repository.delegating import DelegatingSessionRepository
 from vibeforge_sessions.testing.base import SESSION_ID, NewRepository, RepositoryTests, stored
 
 TASKS = 1_000
@@ -24,21 +24,21 @@ T = TypeVar("T")
 
 
 class Run(Protocol):
-    """Runs a coroutine on the event loop of a test, from any other thread, and returns its result."""
+    """Function that runs a coroutine on the event loop of a test, from another thread, and returns its result."""
 
     def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
 class NewAsyncRepository(Protocol):
-    """Makes a repository over storage of its own, empty; is called within the event loop."""
+    """Function that creates an empty repository with its own storage; it is called within the event loop."""
 
     def __call__(
         self, *, session_type: type[Session] = ...
     ) -> AsyncSessionRepository | Awaitable[AsyncSessionRepository]: ...
 
 
-class FromOtherThreads(ForwardingSessionRepository[S]):
-    """An asynchronous repository, for callers who stand outside its event loop."""
+class BlockingRepositoryAdapter(DelegatingSessionRepository[S]):
+    """Adapter that implements `SessionRepository` with an asynchronous repository on another thread's event loop."""
 
     def __init__(self, repository: AsyncSessionRepository[S], run: Run) -> None:
         self.asynchronous = repository
@@ -46,17 +46,17 @@ class FromOtherThreads(ForwardingSessionRepository[S]):
 
     @property
     def repository(self) -> Any:
-        """The asynchronous one, whose calls return when they have been waited for."""
-        return _WaitedFor(self.asynchronous, self.run)
+        """The asynchronous repository with methods that block until their result is available."""
+        return _BlockingCalls(self.asynchronous, self.run)
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
-        async def elsewhere(session: S) -> None:  # a change may call the repository, and so wait for the loop
+        async def change_in_thread(session: S) -> None:  # `change` may call this adapter, which blocks on the loop
             await asyncio.to_thread(change, session)
 
-        return self.run(self.asynchronous.modify_session(session_id, elsewhere, attempts=attempts))
+        return self.run(self.asynchronous.modify_session(session_id, change_in_thread, attempts=attempts))
 
 
-class _WaitedFor:
+class _BlockingCalls:
     def __init__(self, repository: AsyncSessionRepository[Any], run: Run) -> None:
         self._repository = repository
         self._run = run
@@ -68,7 +68,7 @@ class _WaitedFor:
 
 @contextlib.contextmanager
 def event_loop() -> Iterator[Run]:
-    """Give an event loop that runs in a thread, as a function that runs a coroutine there."""
+    """Run an event loop in a thread, and yield a function that runs a coroutine on it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="event loop of the contract")
     thread.start()
@@ -86,7 +86,7 @@ def event_loop() -> Iterator[Run]:
 
 
 class AsyncTests(RepositoryTests):
-    """Turns the asynchronous fixture into the synchronous one, and asks what only tasks can."""
+    """Tests of concurrent tasks; they also implement the synchronous fixture by the asynchronous one."""
 
     @pytest.fixture
     def run(self) -> Iterator[Run]:
@@ -106,15 +106,15 @@ class AsyncTests(RepositoryTests):
             return await new if inspect.isawaitable(new) else new
 
         def new_repository(*, session_type: type[Session] | None = None) -> SessionRepository:
-            made.append(FromOtherThreads(run(make(session_type)), run))
+            made.append(BlockingRepositoryAdapter(run(make(session_type)), run))
             return made[-1]
 
         yield new_repository
         for repository in made:
             repository.close()
 
-    def test_a_thousand_tasks_on_one_repository(self, repository: SessionRepository, run: Run) -> None:
-        assert isinstance(repository, FromOtherThreads)
+    def test_thousand_tasks_share_one_repository(self, repository: SessionRepository, run: Run) -> None:
+        assert isinstance(repository, BlockingRepositoryAdapter)
         shared: AsyncSessionRepository = repository.asynchronous
         sessions = [f"s{number}" for number in range(10)]
 
@@ -128,11 +128,11 @@ class AsyncTests(RepositoryTests):
                 answer = functools.partial(Session.add_answer, question_id=f"w{number}", answer=True)
                 await shared.modify_session(session_id, answer, attempts=1_000)
 
-        async def everybody() -> None:
+        async def run_all() -> None:
             await asyncio.gather(*(shared.create_session(session_id=session_id) for session_id in sessions))
             await asyncio.gather(*map(work, range(TASKS)))
 
-        run(everybody())
+        run(run_all())
         found = [stored(repository, session_id) for session_id in sessions]
         tasks = Counter(entry.task_id for session in found for entry in session.error_history)
         assert tasks == {f"w{number}": 1 for number in range(1, TASKS, 2)}
@@ -141,8 +141,8 @@ class AsyncTests(RepositoryTests):
         for session in found:
             assert [entry.position for entry in session.error_history] == list(range(1, len(session.error_history) + 1))
 
-    def test_a_change_may_wait(self, repository: SessionRepository, run: Run) -> None:
-        assert isinstance(repository, FromOtherThreads)
+    def test_modify_awaits_coroutine_function(self, repository: SessionRepository, run: Run) -> None:
+        assert isinstance(repository, BlockingRepositoryAdapter)
         shared: AsyncSessionRepository = repository.asynchronous
 
         async def change(session: Session) -> None:
@@ -155,10 +155,10 @@ class AsyncTests(RepositoryTests):
                 return await shared.modify_session(SESSION_ID, change)
 
         assert run(work()).answers == {"waited": True}
-        assert stored(repository).answers == {"waited": True}  # what was closed opens again
+        assert stored(repository).answers == {"waited": True}  # a closed repository opens again
 
-    def test_a_task_that_is_cancelled_before_it_begins(self, repository: SessionRepository, run: Run) -> None:
-        assert isinstance(repository, FromOtherThreads)
+    def test_cancelled_tasks_lose_no_acknowledged_append(self, repository: SessionRepository, run: Run) -> None:
+        assert isinstance(repository, BlockingRepositoryAdapter)
         shared: AsyncSessionRepository = repository.asynchronous
 
         async def work() -> None:
@@ -168,8 +168,8 @@ class AsyncTests(RepositoryTests):
             for task in tasks[1::2]:
                 task.cancel()
             done = await asyncio.gather(*tasks, return_exceptions=True)
-            kept = {line for line in done if isinstance(line, str)}
-            assert len(kept) >= len(tasks) // 2
-            assert kept <= set(await shared.list_logs(SESSION_ID, limit=1_000))
+            acknowledged = {line for line in done if isinstance(line, str)}
+            assert len(acknowledged) >= len(tasks) // 2
+            assert acknowledged <= set(await shared.list_logs(SESSION_ID, limit=1_000))
 
         run(work())

@@ -1,4 +1,4 @@
-"""What the parts of the contract share: the fixtures, and what "exactly the same" means."""
+"""Fixtures and helper functions of the contract tests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vibeforge_sessions import Session, SessionRepository
 from vibeforge_sessions.model.session import S
 
 SESSION_ID = "session-1"
-UNKNOWN_ID = "nobody"
+UNKNOWN_ID = "unknown"
 
 
 class NewRepository(Protocol):
-    """Makes a repository over storage of its own, empty."""
+    """Function that creates an empty repository with its own storage."""
 
     def __call__(self, *, session_type: type[Session] = ...) -> SessionRepository: ...
 
 
 class RepositoryTests:
-    """The fixtures of the contract."""
+    """Fixtures of the contract."""
 
     @pytest.fixture
     def new_repository(self) -> NewRepository:
@@ -32,19 +32,19 @@ class RepositoryTests:
 
 
 def numbered(_value: object) -> str:
-    """Return a case's name that shows nothing of its value: pytest numbers the same ones."""
+    """Return the id of a parameter whose value must not be shown; pytest appends a number to equal ids."""
     return "case"
 
 
 def stored(repository: SessionRepository[S], session_id: str = SESSION_ID) -> S:
-    """Return what is stored; it must be there."""
+    """Return the stored session, which must exist."""
     session = repository.get_session(session_id)
     assert session is not None
     return session
 
 
 def full_session(session_id: str = SESSION_ID) -> Session:
-    """Return a session that has something in every field."""
+    """Return a session with a value in every field."""
     session = Session(
         session_id=session_id,
         current_question_index=3,
@@ -65,7 +65,7 @@ def full_session(session_id: str = SESSION_ID) -> Session:
 
 
 def exact(value: Any) -> Any:
-    """Return a form of a JSON value in which 1, 1.0 and True differ, as do 0.0 and -0.0, and orders of keys."""
+    """Return a comparable form of a JSON value that distinguishes 1, 1.0 and True, 0.0 and -0.0, and key orders."""
     if isinstance(value, dict):
         return "dict", [(exact(key), exact(item)) for key, item in value.items()]
     if isinstance(value, list):
@@ -76,7 +76,7 @@ def exact(value: Any) -> Any:
 
 
 def assert_same(left: Session, right: Session) -> None:
-    """Assert that two sessions are equal, of the same types, in the same order, with the same positions."""
+    """Assert that two sessions have exactly the same values, types, key orders and positions."""
     assert left == right
     for name in type(left).model_fields:
         ours, theirs = getattr(left, name), getattr(right, name)

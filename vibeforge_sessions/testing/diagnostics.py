@@ -1,4 +1,4 @@
-"""The contract, part eight: diagnostics are never refused."""
+"""Contract tests of diagnostics, which are never rejected."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from typing import Any
 import pytest
 
 from vibeforge_sessions import ErrorEntry, Session, SessionPhase, SessionRepository
-from vibeforge_sessions.testing.base import SESSION_ID, assert_same, numbered, stored
+from vibeforge_sessions.testing.base import SESSION_ID, assert_same, stored
 
-DIAGNOSTICS = [
-    ("", ""),
-    ("plain", "plain"),
-    ("nul \0 byte", "nul ␀ byte"),
-    ("lone \ud800 and \udfff", "lone � and �"),
-    ("pair \ud83d\ude00", "pair ��"),
-    ("é ☃ 😀 \u202e \x1b[31m \r\n\t", "é ☃ 😀 \u202e \x1b[31m \r\n\t"),
-    ("'; DROP TABLE vibeforge_sessions; --", "'; DROP TABLE vibeforge_sessions; --"),
-    ("%s %(x)s :name {0} \\ \\n", "%s %(x)s :name {0} \\ \\n"),
-    (" spaces ", " spaces "),
-    ("x" * 65_536, "x" * 65_536),
-    ("☃" * 2_000_000, "☃" * 2_000_000),
-]
+DIAGNOSTICS = {
+    "empty": ("", ""),
+    "ascii": ("plain", "plain"),
+    "nul": ("nul \0 byte", "nul ␀ byte"),
+    "lone_surrogates": ("lone \ud800 and \udfff", "lone � and �"),
+    "surrogate_pair": ("pair \ud83d\ude00", "pair ��"),
+    "unicode": ("é ☃ 😀 \u202e \x1b[31m \r\n\t", "é ☃ 😀 \u202e \x1b[31m \r\n\t"),
+    "sql": ("'; DROP TABLE vibeforge_sessions; --", "'; DROP TABLE vibeforge_sessions; --"),
+    "placeholders": ("%s %(x)s :name {0} \\ \\n", "%s %(x)s :name {0} \\ \\n"),
+    "spaces": (" spaces ", " spaces "),
+    "64_kilobytes": ("x" * 65_536, "x" * 65_536),
+    "6_megabytes": ("☃" * 2_000_000, "☃" * 2_000_000),
+}
+"""Messages, and the same messages as they are stored."""
 
-
-TASK_IDS = [
-    ("t", "t"),
-    ("a\nb\0c\x7fd\x85e\ud800", "a␊b␀c␡d�e�"),
-    ("x" * 300, "x" * 255),
-    ("", "�"),
-    ("t ", "t "),
-    ("😀" * 255, "😀" * 255),
-]
+TASK_IDS = {
+    "ascii": ("t", "t"),
+    "control_characters": ("a\nb\0c\x7fd\x85e\ud800", "a␊b␀c␡d�e�"),
+    "too_long": ("x" * 300, "x" * 255),
+    "empty": ("", "�"),
+    "trailing_space": ("t ", "t "),
+    "maximum_length": ("😀" * 255, "😀" * 255),
+}
+"""Task ids, and the same ids as they are stored."""
 
 
 class DiagnosticTests:
-    """What a tool has printed is kept, visibly replaced where no database could keep it."""
+    """Error messages, log lines and task ids of errors: unstorable characters are replaced by visible ones."""
 
-    @pytest.mark.parametrize(("message", "kept"), DIAGNOSTICS, ids=numbered)
-    def test_a_message_is_never_refused(self, repository: SessionRepository, message: str, kept: str) -> None:
+    @pytest.mark.parametrize(("message", "expected"), DIAGNOSTICS.values(), ids=DIAGNOSTICS)
+    def test_any_message_is_stored(self, repository: SessionRepository, message: str, expected: str) -> None:
         session = repository.create_session(session_id=SESSION_ID)
         session.add_error("t", message)
         session.add_log(message)
@@ -47,22 +48,22 @@ class DiagnosticTests:
         repository.append_error(SESSION_ID, "t", message)
         repository.append_log(SESSION_ID, message)
         after = stored(repository)
-        assert [entry.error_message for entry in after.error_history] == [kept, kept]
-        assert [line.split("] ", 1)[1] for line in after.logs] == [kept, kept]
+        assert [entry.error_message for entry in after.error_history] == [expected, expected]
+        assert [line.split("] ", 1)[1] for line in after.logs] == [expected, expected]
         assert after.error_history == repository.list_errors(SESSION_ID)
 
-    @pytest.mark.parametrize(("task_id", "kept"), TASK_IDS, ids=numbered)
-    def test_a_task_id_of_an_error_is_never_refused(
-        self, repository: SessionRepository, task_id: str, kept: str
+    @pytest.mark.parametrize(("task_id", "expected"), TASK_IDS.values(), ids=TASK_IDS)
+    def test_any_task_id_of_an_error_is_stored(
+        self, repository: SessionRepository, task_id: str, expected: str
     ) -> None:
         session = repository.create_session(session_id=SESSION_ID)
-        assert session.add_error(task_id, "m").task_id == kept
+        assert session.add_error(task_id, "m").task_id == expected
         repository.update_session(session)
-        assert repository.append_error(SESSION_ID, task_id, "m").task_id == kept
-        assert [entry.task_id for entry in stored(repository).error_history] == [kept, kept]
+        assert repository.append_error(SESSION_ID, task_id, "m").task_id == expected
+        assert [entry.task_id for entry in stored(repository).error_history] == [expected, expected]
         assert len(repository.list_errors(SESSION_ID, task_id=task_id)) == 2
 
-    def test_an_unknown_phase_of_an_error_is_kept_as_text(self, repository: SessionRepository) -> None:
+    def test_unknown_phase_of_an_error_is_stored_as_text(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         assert repository.append_error(SESSION_ID, "t", "m", "DEPLOYMENT").phase == "DEPLOYMENT"
         assert repository.append_error(SESSION_ID, "t", "m", "EXECUTION").phase is SessionPhase.EXECUTION
@@ -73,7 +74,7 @@ class DiagnosticTests:
         repository.update_session(session)
         assert [entry.position for entry in repository.list_errors(SESSION_ID, phase="DEPLOYMENT")] == [1, 4]
 
-    def test_what_a_caller_puts_into_the_lists_is_made_storable(self, repository: SessionRepository) -> None:
+    def test_entries_added_to_lists_are_normalized(self, repository: SessionRepository) -> None:
         session = Session(session_id=SESSION_ID)
         at = datetime(2026, 1, 2, tzinfo=UTC)
         session.logs += ["a\0b", "\udcff"]
@@ -92,7 +93,7 @@ class DiagnosticTests:
         assert [entry.timestamp for entry in after.error_history[:2]] == [at, at]
         assert_same(session, after)
 
-    def test_an_entry_put_in_directly_is_kept_like_any_other(self, repository: SessionRepository) -> None:
+    def test_entry_object_added_to_list_is_normalized(self, repository: SessionRepository) -> None:
         session = Session(session_id=SESSION_ID)
         elsewhere = datetime(2026, 1, 2, 3, tzinfo=timezone(timedelta(hours=2)))
         session.error_history.append(ErrorEntry(elsewhere, SessionPhase.IDEA, "m", "EXECUTION"))

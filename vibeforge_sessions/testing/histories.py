@@ -1,4 +1,4 @@
-"""The contract, part three: the error history and the logs."""
+"""Contract tests of the error history and the logs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LINE = re.compile(r"\[(?P<time>[^]]+)\] (?P<message>.*)", re.DOTALL)
 
 
 class HistoryTests:
-    """append_error, append_log, list_errors, list_logs, and the histories inside sessions."""
+    """`append_error`, `append_log`, `list_errors`, `list_logs`, and the histories in sessions."""
 
-    def test_entries_keep_their_order_phase_and_time(self, repository: SessionRepository) -> None:
+    def test_entries_have_order_phase_and_time(self, repository: SessionRepository) -> None:
         session = repository.create_session(session_id=SESSION_ID)
         session.add_error("t1", "in the default phase")
         session.add_error("t2", "in another phase", phase=SessionPhase.VERIFICATION)
@@ -49,7 +49,7 @@ class HistoryTests:
         assert entries == repository.list_errors(SESSION_ID)
         assert [entry.position for entry in repository.list_errors(SESSION_ID)] == [1, 2, 3, 4, 5]
 
-    def test_an_entry_reads_like_the_dict_it_used_to_be(self, repository: SessionRepository) -> None:
+    def test_entry_is_a_mapping(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         returned = repository.append_error(SESSION_ID, "t", "m")
         (entry,) = stored(repository).error_history
@@ -64,7 +64,7 @@ class HistoryTests:
         assert "position" not in entry
         assert (returned.position, entry.position) == (1, 1)
 
-    def test_a_log_line_has_its_time(self, repository: SessionRepository) -> None:
+    def test_log_line_starts_with_time(self, repository: SessionRepository) -> None:
         session = repository.create_session(session_id=SESSION_ID)
         session.add_log("first")
         repository.update_session(session)
@@ -78,7 +78,7 @@ class HistoryTests:
             assert match["message"] == message
             assert datetime.fromisoformat(match["time"]).tzinfo == UTC
 
-    def test_an_append_moves_the_time_and_not_the_version(self, repository: SessionRepository) -> None:
+    def test_append_changes_time_and_not_version(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         for append in (repository.append_error, lambda s, _, m: repository.append_log(s, m)):
             before = stored(repository)
@@ -88,17 +88,17 @@ class HistoryTests:
             assert after.updated_at > before.updated_at
             assert after.created_at == before.created_at
 
-    def test_appends_while_a_third_holds_the_session(self, repository: SessionRepository) -> None:
+    def test_appends_do_not_conflict_with_update(self, repository: SessionRepository) -> None:
         session = repository.create_session(session_id=SESSION_ID)
         repository.append_error(SESSION_ID, "worker 1", "m")
         repository.append_log(SESSION_ID, "worker 2")
         session.update_phase(SessionPhase.EXECUTION)
-        mine = session.add_error("holder", "m")
-        session.add_log("holder")
+        mine = session.add_error("caller", "m")
+        session.add_log("caller")
         errors, logs = session.error_history, session.logs
         repository.append_error(SESSION_ID, "worker 2", "m")
         repository.update_session(session)
-        # the holder's own lists: the same, without the others' entries, counted as stored
+        # the caller's lists are the same objects, without the workers' entries, and count as stored
         assert session.error_history is errors
         assert session.logs is logs
         assert errors == [mine]
@@ -106,9 +106,9 @@ class HistoryTests:
         assert mine.position is None
         assert len(logs) == 1
         after = stored(repository)
-        assert [entry.task_id for entry in after.error_history] == ["worker 1", "worker 2", "holder"]
-        assert [line.split("] ")[1] for line in after.logs] == ["worker 2", "holder"]
-        session.add_error("holder", "again")
+        assert [entry.task_id for entry in after.error_history] == ["worker 1", "worker 2", "caller"]
+        assert [line.split("] ")[1] for line in after.logs] == ["worker 2", "caller"]
+        session.add_error("caller", "again")
         repository.update_session(session)
         assert [entry.position for entry in session.error_history] == [3, 4]
         assert [entry.position for entry in stored(repository).error_history] == [1, 2, 3, 4]
@@ -128,10 +128,23 @@ class HistoryTests:
             lambda s: s.logs.__setitem__(1, "changed"),
             lambda s: setattr(s, "logs", []),
         ],
+        ids=[
+            "remove_last_error",
+            "remove_first_error",
+            "clear_errors",
+            "reverse_errors",
+            "insert_error",
+            "replace_error",
+            "assign_no_errors",
+            "remove_log",
+            "insert_log",
+            "replace_log",
+            "assign_no_logs",
+        ],
     )
-    @pytest.mark.parametrize("journey", [False, True])
-    def test_what_is_stored_cannot_be_changed(
-        self, repository: SessionRepository, tamper: Callable[[Session], object], journey: bool
+    @pytest.mark.parametrize("round_trip", [False, True], ids=["direct", "round_trip"])
+    def test_change_of_stored_entries_is_rejected(
+        self, repository: SessionRepository, tamper: Callable[[Session], object], round_trip: bool
     ) -> None:
         repository.create_session(full_session())
         repository.append_error(SESSION_ID, "t4", "second")
@@ -139,18 +152,18 @@ class HistoryTests:
         session = stored(repository)
         before = stored(repository)
         session.add_answer("q", 1)
-        if journey:
+        if round_trip:
             fields = session.to_dict()
             session = Session.from_dict({**fields, "stored": None} | {"stored": fields["stored"]})
         tamper(session)
-        if journey:
+        if round_trip:
             session = Session.from_dict(session.to_dict())
         with pytest.raises(InvalidSessionError) as caught:
             repository.update_session(session)
         assert caught.value.path in {"error_history", "logs"}
         assert_same(stored(repository), before)
 
-    def test_history_tampered_with_on_a_journey(self, repository: SessionRepository) -> None:
+    def test_change_of_stored_entries_in_dict_is_rejected(self, repository: SessionRepository) -> None:
         session = repository.create_session(full_session())
         before = stored(repository)
         for name, entry in (("error_history", None), ("logs", None), ("error_history", 0), ("logs", 0)):
@@ -171,7 +184,7 @@ class HistoryTests:
         ("recent", "messages"),
         [(0, []), (1, ["4"]), (2, ["3", "4"]), (4, list("1234")), (99, list("1234")), (None, list("1234"))],
     )
-    def test_the_recent_part(self, repository: SessionRepository, recent: int | None, messages: list[str]) -> None:
+    def test_get_with_recent(self, repository: SessionRepository, recent: int | None, messages: list[str]) -> None:
         repository.create_session(session_id=SESSION_ID)
         for message in "1234":
             repository.append_error(SESSION_ID, "t", message)
@@ -188,7 +201,7 @@ class HistoryTests:
         assert [entry.error_message for entry in stored(repository).error_history] == list("12345")
         assert [line.split("] ")[1] for line in stored(repository).logs] == list("12345")
 
-    def test_what_was_omitted_stays_omitted(self, new_repository: NewRepository) -> None:
+    def test_omitted_entries_stay_omitted(self, new_repository: NewRepository) -> None:
         repository, elsewhere = new_repository(), new_repository()
         repository.create_session(session_id=SESSION_ID)
         for message in "123":
@@ -209,19 +222,19 @@ class HistoryTests:
             elsewhere.create_session(session)
 
     @pytest.mark.parametrize("recent", [-1, True, 1.0, "1"])
-    def test_a_recent_part_that_is_no_count(self, repository: SessionRepository, recent: Any) -> None:
+    def test_invalid_recent_is_rejected(self, repository: SessionRepository, recent: Any) -> None:
         repository.create_session(session_id=SESSION_ID)
         with pytest.raises(InvalidSessionError):
             repository.get_session(SESSION_ID, recent=recent)
 
-    def test_slices_of_the_error_history(self, repository: SessionRepository) -> None:
+    def test_list_errors_returns_slices(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         for number in range(1, 7):
             phase = SessionPhase.EXECUTION if number % 3 else SessionPhase.VERIFICATION
             repository.append_error(SESSION_ID, "odd" if number % 2 else "even", f"m{number}", phase)
 
-        def positions(**asked: Any) -> list[int | None]:
-            return [entry.position for entry in repository.list_errors(SESSION_ID, **asked)]
+        def positions(**arguments: Any) -> list[int | None]:
+            return [entry.position for entry in repository.list_errors(SESSION_ID, **arguments)]
 
         assert positions() == positions(after=0, limit=6) == positions(limit=99) == [1, 2, 3, 4, 5, 6]
         assert positions(limit=1) == [1]
@@ -234,11 +247,11 @@ class HistoryTests:
         assert positions(task_id="even", phase="VERIFICATION") == [6]
         assert positions(task_id="even", phase="VERIFICATION", after=6) == []
         assert (
-            positions(task_id="") == positions(phase="") == positions(task_id="nobody") == positions(phase="\0") == []
+            positions(task_id="") == positions(phase="") == positions(task_id="unknown") == positions(phase="\0") == []
         )
         assert positions(task_id="ODD") == positions(task_id="odd ") == positions(task_id="\ud800" * 999) == []
 
-    def test_slices_of_the_logs(self, repository: SessionRepository) -> None:
+    def test_list_logs_returns_slices(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         lines = [repository.append_log(SESSION_ID, str(number)) for number in range(5)]
         assert repository.list_logs(SESSION_ID) == lines
@@ -248,7 +261,7 @@ class HistoryTests:
         assert repository.list_logs(SESSION_ID, after=5) == repository.list_logs(SESSION_ID, after=2**63 - 1) == []
 
     @pytest.mark.parametrize(
-        "asked",
+        "arguments",
         [
             {"limit": 0},
             {"limit": -1},
@@ -259,13 +272,13 @@ class HistoryTests:
             {"after": None},
         ],
     )
-    def test_slices_out_of_range(self, repository: SessionRepository, asked: dict[str, Any]) -> None:
+    def test_invalid_slice_is_rejected(self, repository: SessionRepository, arguments: dict[str, Any]) -> None:
         repository.create_session(session_id=SESSION_ID)
         for call in (repository.list_errors, repository.list_logs):
             with pytest.raises(InvalidSessionError):
-                call(SESSION_ID, **asked)
+                call(SESSION_ID, **arguments)
 
-    def test_a_history_of_ten_thousand(self, repository: SessionRepository) -> None:
+    def test_history_of_ten_thousand_entries(self, repository: SessionRepository) -> None:
         session = repository.create_session(session_id=SESSION_ID)
         for number in range(9_999):
             session.add_error(f"t{number % 7}", f"error {number}")

@@ -1,4 +1,4 @@
-"""Holding sessions, and moving them from one store to another as they are."""
+"""Contract tests of holds, records, conditional deletion and restore."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONG_AGO = datetime(2001, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 
 
 def record_of(repository: SessionRepository, session_id: str = SESSION_ID) -> Record:
-    """Return what is stored; it must be there."""
+    """Return the stored record, which must exist."""
     record = repository.get_record(session_id)
     assert record is not None
     return record
@@ -43,7 +43,7 @@ def history_of(repository: SessionRepository) -> tuple[list[ErrorEntry], list[st
 
 
 def old_record(repository: SessionRepository) -> tuple[Record, list[ErrorEntry], list[str]]:
-    """Return a session as one that has been stored often and long ago, which is not stored any more."""
+    """Return the record and histories of an old session with a high version, which is not stored any more."""
     session = full_session()
     session.error_history += [ErrorEntry(LONG_AGO, "t1", f"it broke {number}", session.phase) for number in range(2500)]
     session.logs += [f"line {number}" for number in range(2500)]
@@ -57,14 +57,14 @@ def old_record(repository: SessionRepository) -> tuple[Record, list[ErrorEntry],
 
 
 def without_write_id(record: Record) -> Record:
-    """Return what stays when a session is moved."""
+    """Return a copy of the record without its write id, which differs after a restore."""
     return dataclasses.replace(record, write_id="")
 
 
-class KeepingTests(RepositoryTests):
-    """The contract's part on holds, records, restoring, and on deleting what nobody has touched."""
+class HoldAndRestoreTests(RepositoryTests):
+    """`hold_session`, `release_session`, `get_record`, `restore_record` and conditional `delete_session`."""
 
-    def test_a_record_is_what_is_stored(self, repository: SessionRepository) -> None:
+    def test_get_record_returns_stored_data(self, repository: SessionRepository) -> None:
         session = full_session()
         repository.create_session(session)
         record = record_of(repository)
@@ -76,22 +76,22 @@ class KeepingTests(RepositoryTests):
         assert record.content.documents["build_spec"] == '{"stack":"vite-react"}'
         assert repository.get_record(UNKNOWN_ID) is None
 
-    def test_a_record_is_a_snapshot(self, repository: SessionRepository) -> None:
+    def test_record_is_a_snapshot(self, repository: SessionRepository) -> None:
         repository.create_session(full_session())
         record = record_of(repository)
-        was = record_of(repository)
+        before = record_of(repository)
         if isinstance(record.content.documents, dict):
             record.content.documents["build_spec"] = '"changed"'
-        assert record_of(repository) == was
+        assert record_of(repository) == before
         repository.append_error(SESSION_ID, "t", "m")
         repository.modify_session(SESSION_ID, lambda session: session.add_answer("later", 1))
-        assert was.counts == (1, 1)
-        assert was.version == 1
-        assert "later" not in str(was.content.documents["answers"])
+        assert before.counts == (1, 1)
+        assert before.version == 1
+        assert "later" not in str(before.content.documents["answers"])
 
     # --- holds ---
 
-    def test_a_hold_shows_and_changes_nothing_else(self, repository: SessionRepository) -> None:
+    def test_hold_changes_only_held_at(self, repository: SessionRepository) -> None:
         repository.create_session(full_session())
         before, session = record_of(repository), stored(repository)
         repository.hold_session(SESSION_ID)
@@ -102,7 +102,7 @@ class KeepingTests(RepositoryTests):
         repository.hold_session(SESSION_ID)
         assert record_of(repository) == held
         session.add_answer("a", 1)
-        repository.update_session(session)  # nobody is stale
+        repository.update_session(session)  # a hold does not make the session stale
         repository.append_log(SESSION_ID, "m")
         assert record_of(repository).held_at == held.held_at
         repository.release_session(SESSION_ID)
@@ -110,7 +110,7 @@ class KeepingTests(RepositoryTests):
         assert record_of(repository).held_at is None
         assert [item.held for item in repository.find_sessions().items] == [False]
 
-    def test_nobody_is_held(self, repository: SessionRepository) -> None:
+    def test_hold_of_unknown_or_invalid_id_raises(self, repository: SessionRepository) -> None:
         for call in (repository.hold_session, repository.release_session):
             with pytest.raises(SessionNotFoundError):
                 call(UNKNOWN_ID)
@@ -119,43 +119,45 @@ class KeepingTests(RepositoryTests):
         with pytest.raises(InvalidSessionError):
             repository.get_record("no id")
 
-    # --- deletion of what nobody has touched ---
+    # --- conditional deletion ---
 
-    def test_what_nobody_has_touched_is_deleted(self, repository: SessionRepository) -> None:
+    def test_conditional_delete_of_unchanged_session(self, repository: SessionRepository) -> None:
         repository.create_session(full_session())
         assert repository.delete_session(SESSION_ID, unchanged_since=record_of(repository))
         assert repository.get_session(SESSION_ID) is None
         repository.create_session(session_id=SESSION_ID)
         assert history_of(repository) == ([], [])
 
-    @pytest.mark.parametrize("touch", ["update", "error", "log", "anew", "hold", "gone"])
-    def test_what_somebody_has_touched_is_not(self, repository: SessionRepository, touch: str) -> None:
+    @pytest.mark.parametrize("change", ["update", "error", "log", "incarnation", "hold", "delete"])
+    def test_conditional_delete_of_changed_session_does_nothing(
+        self, repository: SessionRepository, change: str
+    ) -> None:
         repository.create_session(full_session())
         record = record_of(repository)
-        if touch == "update":
+        if change == "update":
             repository.modify_session(SESSION_ID, lambda session: session.add_answer("a", 1))
-        elif touch == "error":
+        elif change == "error":
             repository.append_error(SESSION_ID, "t", "m")
-        elif touch == "log":
+        elif change == "log":
             repository.append_log(SESSION_ID, "m")
-        elif touch == "hold":
+        elif change == "hold":
             repository.hold_session(SESSION_ID)
         else:
             repository.delete_session(SESSION_ID)
-            if touch == "anew":
+            if change == "incarnation":
                 repository.create_session(full_session())
         before = repository.get_session(SESSION_ID)
         assert not repository.delete_session(SESSION_ID, unchanged_since=record)
         assert repository.get_session(SESSION_ID) == before
 
-    def test_a_held_session_can_be_deleted_by_name(self, repository: SessionRepository) -> None:
+    def test_unconditional_delete_ignores_hold(self, repository: SessionRepository) -> None:
         repository.create_session(full_session())
         repository.hold_session(SESSION_ID)
         assert repository.delete_session(SESSION_ID)
 
-    # --- restoring ---
+    # --- restore ---
 
-    def test_a_session_is_restored_as_it_was(self, repository: SessionRepository) -> None:
+    def test_restore_keeps_version_times_histories_and_hold(self, repository: SessionRepository) -> None:
         record, errors, logs = old_record(repository)
         record = dataclasses.replace(record, held_at=LONG_AGO)
         repository.restore_record(record, errors, logs)
@@ -171,7 +173,7 @@ class KeepingTests(RepositoryTests):
         assert (session.version, session.error_history[-1].position) == (42, 2502)
         assert repository.append_error(SESSION_ID, "t", "m").position == 2503
 
-    def test_an_id_that_is_taken_is_refused(self, repository: SessionRepository) -> None:
+    def test_restore_of_existing_id_raises_exists(self, repository: SessionRepository) -> None:
         record, errors, logs = old_record(repository)
         repository.create_session(session_id=SESSION_ID)
         before = stored(repository)
@@ -179,34 +181,34 @@ class KeepingTests(RepositoryTests):
             repository.restore_record(record, errors, logs)
         assert_same(stored(repository), before)
 
-    def test_a_session_takes_the_place_of_another(self, repository: SessionRepository) -> None:
+    def test_restore_replaces_stored_session(self, repository: SessionRepository) -> None:
         record, errors, logs = old_record(repository)
         repository.create_session(Session(session_id=SESSION_ID, answers={"new": 1}, logs=["a"]))
         repository.restore_record(record, errors, logs, replacing=record_of(repository))
         assert without_write_id(record_of(repository)) == without_write_id(record)
         assert history_of(repository) == (errors, logs)
 
-    @pytest.mark.parametrize("touch", ["update", "error", "log", "gone"])
-    def test_one_that_somebody_has_touched_is_not_replaced(self, repository: SessionRepository, touch: str) -> None:
+    @pytest.mark.parametrize("change", ["update", "error", "log", "delete"])
+    def test_restore_does_not_replace_changed_session(self, repository: SessionRepository, change: str) -> None:
         record, errors, logs = old_record(repository)
         repository.create_session(session_id=SESSION_ID)
         replacing = record_of(repository)
-        if touch == "update":
+        if change == "update":
             repository.modify_session(SESSION_ID, lambda session: session.add_answer("a", 1))
-        elif touch == "error":
+        elif change == "error":
             repository.append_error(SESSION_ID, "t", "m")
-        elif touch == "log":
+        elif change == "log":
             repository.append_log(SESSION_ID, "m")
         else:
             repository.delete_session(SESSION_ID)
         before = repository.get_session(SESSION_ID)
-        with pytest.raises(SessionNotFoundError if touch == "gone" else StaleSessionError):
+        with pytest.raises(SessionNotFoundError if change == "delete" else StaleSessionError):
             repository.restore_record(record, errors, logs, replacing=replacing)
         assert repository.get_session(SESSION_ID) == before
 
-    @pytest.mark.parametrize("more", [-1, 1])
+    @pytest.mark.parametrize("more", [-1, 1], ids=["too_short", "too_long"])
     @pytest.mark.parametrize("history", ["errors", "logs"])
-    def test_histories_of_another_length_are_refused(
+    def test_restore_rejects_histories_of_other_length(
         self, repository: SessionRepository, history: str, more: int
     ) -> None:
         record, errors, logs = old_record(repository)
@@ -228,13 +230,12 @@ class KeepingTests(RepositoryTests):
             ("session_id", "no id"),
             ("version", 0),
             ("error_count", -1),
-            ("created_at", datetime(2001, 2, 3)),  # noqa: DTZ001 (a naive one is the point)
+            ("created_at", datetime(2001, 2, 3)),  # noqa: DTZ001 (naive on purpose)
             ("updated_at", "today"),
         ],
+        ids=["session_id", "version", "error_count", "created_at", "updated_at"],
     )
-    def test_a_record_that_cannot_be_kept_is_refused(
-        self, repository: SessionRepository, field: str, value: object
-    ) -> None:
+    def test_restore_rejects_invalid_record(self, repository: SessionRepository, field: str, value: object) -> None:
         record, errors, logs = old_record(repository)
         with pytest.raises(InvalidSessionError):
             repository.restore_record(dataclasses.replace(record, **{field: value}), errors, logs)  # type: ignore[arg-type]
@@ -243,8 +244,9 @@ class KeepingTests(RepositoryTests):
     @pytest.mark.parametrize(
         ("document", "text"),
         [("answers", "[]"), ("answers", None), ("concept", "{"), ("concept", '{"a":NaN}'), ("failed_task_ids", "[1]")],
+        ids=["wrong_type", "missing", "malformed", "nan", "invalid_task_id"],
     )
-    def test_documents_that_cannot_be_kept_are_refused(
+    def test_restore_rejects_invalid_documents(
         self, repository: SessionRepository, document: str, text: str | None
     ) -> None:
         record, errors, logs = old_record(repository)
@@ -253,7 +255,7 @@ class KeepingTests(RepositoryTests):
             repository.restore_record(dataclasses.replace(record, content=content), errors, logs)
         assert repository.list_sessions() == []
 
-    def test_a_session_of_a_phase_that_this_code_does_not_know_is_moved(self, new_repository: NewRepository) -> None:
+    def test_restore_keeps_unknown_phase(self, new_repository: NewRepository) -> None:
         source, target = new_repository(), new_repository()
         record, errors, logs = old_record(source)
         content = dataclasses.replace(record.content, phase="DEPLOYMENT")

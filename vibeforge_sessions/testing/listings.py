@@ -1,4 +1,4 @@
-"""The contract, part four: list_sessions and find_sessions."""
+"""Contract tests of `list_sessions` and `find_sessions`."""
 
 from __future__ import annotations
 
@@ -19,49 +19,65 @@ from vibeforge_sessions import (
     SessionRepository,
     SessionSummary,
 )
-from vibeforge_sessions.testing.base import SESSION_ID, full_session, numbered, stored
+from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ORDERS: tuple[SessionOrder, ...] = get_args(SessionOrder)
+MALFORMED_CURSORS = {
+    "empty": "",
+    "space": " ",
+    "letter": "x",
+    "text": "not a cursor",
+    "symbol": "☃",
+    "nul": "\0",
+    "too_long": "a" * 10_000,
+    "integer": 7,
+    "bytes": b"x",
+    "encoded_empty": base64.urlsafe_b64encode(b"").decode(),
+    "encoded_too_few_parts": base64.urlsafe_b64encode(b"a|b").decode(),
+    "encoded_invalid_id": base64.urlsafe_b64encode(b"0123456789abcdef|2026-01-01T00:00:00+00:00|a b").decode(),
+    "encoded_invalid_time": base64.urlsafe_b64encode(b"0123456789abcdef|yesterday|a").decode(),
+    "encoded_bytes": base64.urlsafe_b64encode(b"\xff|\xff|\xff").decode(),
+}
 
 
-def fill(repository: SessionRepository, count: int, *, a_second: int = 1) -> list[str]:
-    """Store sessions created a second apart (or several in the same one); return their ids, oldest first."""
+def fill(repository: SessionRepository, count: int, *, per_second: int = 1) -> list[str]:
+    """Store sessions, `per_second` of them with the same creation time; return their ids, oldest first."""
     ids = [f"s{number:03}" for number in range(count)]
     for number, session_id in enumerate(ids):
-        at = START + timedelta(seconds=number // a_second)
+        at = START + timedelta(seconds=number // per_second)
         repository.create_session(Session(session_id=session_id, created_at=at, updated_at=at))
     return ids
 
 
 def pages(
     repository: SessionRepository,
-    asked: SessionFilter | None = None,
+    conditions: SessionFilter | None = None,
     *,
     order: SessionOrder = "-created_at",
     limit: int,
 ) -> Iterator[list[str]]:
-    """Yield the ids of page after page."""
+    """Yield the ids of each page."""
     cursor = None
     while True:
-        page = repository.find_sessions(asked, order=order, limit=limit, cursor=cursor)
+        page = repository.find_sessions(conditions, order=order, limit=limit, cursor=cursor)
         yield [item.session_id for item in page.items]
         cursor = page.next_cursor
         if cursor is None:
             return
 
 
-def found(repository: SessionRepository, asked: SessionFilter | None = None) -> list[str]:
-    """Return the ids that are found, checking that both listings agree."""
-    ids = [item.session_id for item in repository.find_sessions(asked, order="created_at", limit=1000).items]
-    assert repository.list_sessions(asked) == ids
+def found(repository: SessionRepository, conditions: SessionFilter | None = None) -> list[str]:
+    """Return the ids that match a filter, and assert that both listings return the same ids."""
+    ids = [item.session_id for item in repository.find_sessions(conditions, order="created_at", limit=1000).items]
+    assert repository.list_sessions(conditions) == ids
     return ids
 
 
 class ListingTests:
-    """list_sessions, find_sessions."""
+    """`list_sessions` and `find_sessions`."""
 
-    def test_none_one_and_many(self, repository: SessionRepository) -> None:
+    def test_listings_of_no_one_and_many_sessions(self, repository: SessionRepository) -> None:
         page = repository.find_sessions()
         assert (page.items, page.next_cursor, repository.list_sessions()) == ((), None, [])
         ids = fill(repository, 1)
@@ -73,7 +89,19 @@ class ListingTests:
         assert [item.session_id for item in repository.find_sessions().items] == ids[::-1]
 
     def test_equal_times_are_ordered_by_id(self, repository: SessionRepository) -> None:
-        ids = ["-", ".", "0", "9", ":", "A", "B", "_", "a", "b", "~"]  # as bytes, whatever the database's locale
+        ids = [
+            "-",
+            ".",
+            "0",
+            "9",
+            ":",
+            "A",
+            "B",
+            "_",
+            "a",
+            "b",
+            "~",
+        ]  # ids are compared byte by byte, independently of the database's locale
         for session_id in reversed(ids):
             repository.create_session(Session(session_id=session_id, created_at=START, updated_at=START))
         assert repository.list_sessions() == ids
@@ -81,7 +109,7 @@ class ListingTests:
             expected = ids[::-1] if order.startswith("-") else ids
             assert [item for page in pages(repository, order=order, limit=3) for item in page] == expected
 
-    def test_a_summary_shows_what_is_stored(self, repository: SessionRepository) -> None:
+    def test_summary_shows_stored_values(self, repository: SessionRepository) -> None:
         given = full_session()
         given.build_spec = None
         repository.create_session(given)
@@ -103,11 +131,11 @@ class ListingTests:
         assert summary.created_at.tzinfo is UTC
         assert isinstance(repository.find_sessions().items, tuple)
 
-    def test_an_empty_artifact_is_there(self, repository: SessionRepository) -> None:
+    def test_empty_artifact_is_listed(self, repository: SessionRepository) -> None:
         repository.create_session(Session(session_id=SESSION_ID, concept={}))
         assert repository.find_sessions().items[0].artifacts == {"concept"}
 
-    def test_by_phase(self, repository: SessionRepository) -> None:
+    def test_filter_by_phase(self, repository: SessionRepository) -> None:
         ids = fill(repository, 4)
         for session_id, phase in zip(ids, ("EXECUTION", "FAILED", "EXECUTION", "IDEA"), strict=True):
             repository.modify_session(session_id, functools.partial(Session.update_phase, phase=SessionPhase(phase)))
@@ -118,7 +146,7 @@ class ListingTests:
         assert found(repository, SessionFilter(phases=["execution"])) == []
         assert found(repository, SessionFilter(phases=["", "\0", "\ud800", "NO_SUCH_PHASE", "x" * 999])) == []
 
-    def test_by_time_windows(self, repository: SessionRepository) -> None:
+    def test_filter_by_time(self, repository: SessionRepository) -> None:
         ids = fill(repository, 4)
         at = [START + timedelta(seconds=second) for second in range(4)]
         tick = timedelta(microseconds=1)
@@ -137,7 +165,7 @@ class ListingTests:
         here = at[1].astimezone()
         assert found(repository, SessionFilter(created_from=here)) == ids[1:]
 
-    def test_by_the_presence_of_errors(self, repository: SessionRepository) -> None:
+    def test_filter_by_presence_of_errors(self, repository: SessionRepository) -> None:
         ids = fill(repository, 3)
         repository.append_error(ids[1], "t", "m")
         assert found(repository, SessionFilter(has_errors=True)) == [ids[1]]
@@ -146,7 +174,7 @@ class ListingTests:
         assert found(repository, SessionFilter()) == found(repository, None) == ids
 
     @pytest.mark.parametrize(
-        "asked",
+        "conditions",
         [
             {"phases": "EXECUTION"},
             {"phases": 7},
@@ -157,47 +185,59 @@ class ListingTests:
             {"updated_from": 0},
             {"has_errors": 1},
         ],
+        ids=[
+            "phases_text",
+            "phases_integer",
+            "phase_integer",
+            "phase_none",
+            "naive_time",
+            "time_text",
+            "time_integer",
+            "has_errors_integer",
+        ],
     )
-    def test_a_filter_that_cannot_be_understood(self, asked: dict[str, Any]) -> None:
+    def test_invalid_filter_is_rejected(self, conditions: dict[str, Any]) -> None:
         with pytest.raises(InvalidSessionError) as caught:
-            SessionFilter(**asked)
-        assert caught.value.path in asked
+            SessionFilter(**conditions)
+        assert caught.value.path in conditions
 
-    def test_something_else_than_a_filter(self, repository: SessionRepository) -> None:
+    def test_other_object_than_filter_is_rejected(self, repository: SessionRepository) -> None:
         for call in (repository.find_sessions, repository.list_sessions):
             with pytest.raises(InvalidSessionError):
                 call({"phases": []})  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("order", ORDERS)
     @pytest.mark.parametrize("limit", [1, 2, 3, 6, 7, 1000])
-    @pytest.mark.parametrize("a_second", [1, 3])
-    def test_pages_hold_everything_once(
-        self, repository: SessionRepository, order: SessionOrder, limit: int, a_second: int
+    @pytest.mark.parametrize("per_second", [1, 3])
+    def test_pages_contain_each_session_once(
+        self, repository: SessionRepository, order: SessionOrder, limit: int, per_second: int
     ) -> None:
-        ids = fill(repository, 6, a_second=a_second)
+        ids = fill(repository, 6, per_second=per_second)
         read = list(pages(repository, order=order, limit=limit))
         assert [item for page in read for item in page] == (ids[::-1] if order.startswith("-") else ids)
         assert all(len(page) == limit for page in read[:-1])
         assert 1 <= len(read[-1]) <= limit
 
     @pytest.mark.parametrize("order", ["created_at", "-created_at"])
-    def test_pages_while_sessions_come_and_go(self, repository: SessionRepository, order: SessionOrder) -> None:
-        ids = fill(repository, 20, a_second=3)
-        there_throughout = set(ids)
+    def test_pages_are_stable_during_creates_and_deletes(
+        self, repository: SessionRepository, order: SessionOrder
+    ) -> None:
+        ids = fill(repository, 20, per_second=3)
+        never_deleted = set(ids)
         read: list[str] = []
         for number, page in enumerate(pages(repository, order=order, limit=3)):
             read += page
-            gone = page[-1] if number % 2 else ids[(number * 7) % 20]  # also the very one the cursor points at
-            if repository.delete_session(gone):
-                there_throughout.discard(gone)
+            deleted = page[-1] if number % 2 else ids[(number * 7) % 20]  # the last one is that of the cursor
+            if repository.delete_session(deleted):
+                never_deleted.discard(deleted)
             for second in (-5, number, 30):
                 at = START + timedelta(seconds=second)
                 repository.create_session(Session(session_id=f"new{number}.{second}", created_at=at, updated_at=at))
             repository.append_log(page[0], "touched") if repository.get_session(page[0]) else None
         assert len(read) == len(set(read))
-        assert there_throughout <= set(read)
+        assert never_deleted <= set(read)
 
-    def test_pages_by_updated_time_follow_the_writes(self, repository: SessionRepository) -> None:
+    def test_order_by_updated_at_follows_writes(self, repository: SessionRepository) -> None:
         ids = fill(repository, 3)
         repository.append_error(ids[0], "t", "m")
         assert [item.session_id for item in repository.find_sessions(order="-updated_at").items] == [
@@ -211,40 +251,21 @@ class ListingTests:
             ids[0],
         ]
 
-    def test_pages_of_a_filter(self, repository: SessionRepository) -> None:
+    def test_pages_with_filter(self, repository: SessionRepository) -> None:
         ids = fill(repository, 6)
         for session_id in ids[::2]:
             repository.append_error(session_id, "t", "m")
-        asked = SessionFilter(has_errors=True, phases=["QUESTIONNAIRE"])
-        assert list(pages(repository, asked, limit=1)) == [[ids[4]], [ids[2]], [ids[0]]]
+        conditions = SessionFilter(has_errors=True, phases=["QUESTIONNAIRE"])
+        assert list(pages(repository, conditions, limit=1)) == [[ids[4]], [ids[2]], [ids[0]]]
 
-    @pytest.mark.parametrize(
-        "cursor",
-        [
-            "",
-            " ",
-            "x",
-            "not a cursor",
-            "☃",
-            "\0",
-            "a" * 10_000,
-            7,
-            b"x",
-            base64.urlsafe_b64encode(b"").decode(),
-            base64.urlsafe_b64encode(b"a|b").decode(),
-            base64.urlsafe_b64encode(b"0123456789abcdef|2026-01-01T00:00:00+00:00|a b").decode(),
-            base64.urlsafe_b64encode(b"0123456789abcdef|yesterday|a").decode(),
-            base64.urlsafe_b64encode(b"\xff|\xff|\xff").decode(),
-        ],
-        ids=numbered,
-    )
-    def test_a_malformed_cursor(self, repository: SessionRepository, cursor: Any) -> None:
+    @pytest.mark.parametrize("cursor", MALFORMED_CURSORS.values(), ids=MALFORMED_CURSORS)
+    def test_malformed_cursor_is_rejected(self, repository: SessionRepository, cursor: Any) -> None:
         fill(repository, 2)
         with pytest.raises(InvalidSessionError) as caught:
             repository.find_sessions(cursor=cursor)
         assert caught.value.path == "cursor"
 
-    def test_a_damaged_cursor(self, repository: SessionRepository) -> None:
+    def test_damaged_cursor_is_rejected(self, repository: SessionRepository) -> None:
         fill(repository, 3)
         cursor = repository.find_sessions(limit=1).next_cursor
         assert cursor is not None
@@ -253,27 +274,27 @@ class ListingTests:
                 repository.find_sessions(cursor=damaged)
 
     @pytest.mark.parametrize("name", ["created_from", "created_before", "updated_from", "updated_before"])
-    def test_a_cursor_of_another_window(self, repository: SessionRepository, name: str) -> None:
+    def test_cursor_of_other_time_filter_is_rejected(self, repository: SessionRepository, name: str) -> None:
         fill(repository, 3)
         far: Any = {"from": START, "before": START + timedelta(days=1)}[name.split("_")[1]]
-        asked = SessionFilter(**{name: far})
-        cursor = repository.find_sessions(asked, limit=1).next_cursor
+        conditions = SessionFilter(**{name: far})
+        cursor = repository.find_sessions(conditions, limit=1).next_cursor
         assert cursor is not None
-        assert len(repository.find_sessions(asked, cursor=cursor).items) == 2
+        assert len(repository.find_sessions(conditions, cursor=cursor).items) == 2
         for other in (None, SessionFilter(**{name: far + timedelta(microseconds=1)})):
             with pytest.raises(InvalidSessionError):
                 repository.find_sessions(other, cursor=cursor)
 
-    def test_a_cursor_of_another_filter_or_order(self, repository: SessionRepository) -> None:
+    def test_cursor_of_other_filter_or_order_is_rejected(self, repository: SessionRepository) -> None:
         fill(repository, 3)
-        asked = SessionFilter(phases=["QUESTIONNAIRE", "IDEA"], created_from=START)
-        cursor = repository.find_sessions(asked, limit=1).next_cursor
+        conditions = SessionFilter(phases=["QUESTIONNAIRE", "IDEA"], created_from=START)
+        cursor = repository.find_sessions(conditions, limit=1).next_cursor
         assert cursor is not None
         same = SessionFilter(phases=("IDEA", "QUESTIONNAIRE", "IDEA"), created_from=START.astimezone())
         assert len(repository.find_sessions(same, limit=5, cursor=cursor).items) == 2
         others: list[tuple[SessionFilter | None, SessionOrder]] = [
-            (asked, "created_at"),
-            (asked, "-updated_at"),
+            (conditions, "created_at"),
+            (conditions, "-updated_at"),
             (None, "-created_at"),
             (SessionFilter(), "-created_at"),
             (SessionFilter(phases=["QUESTIONNAIRE"], created_from=START), "-created_at"),
@@ -286,13 +307,13 @@ class ListingTests:
             assert caught.value.path == "cursor"
 
     @pytest.mark.parametrize("limit", [0, -1, 1001, True, 1.0, "1", None])
-    def test_a_limit_out_of_range(self, repository: SessionRepository, limit: Any) -> None:
+    def test_limit_out_of_range_is_rejected(self, repository: SessionRepository, limit: Any) -> None:
         with pytest.raises(InvalidSessionError) as caught:
             repository.find_sessions(limit=limit)
         assert caught.value.path == "limit"
 
     @pytest.mark.parametrize("order", ["", "created", "phase", "--created_at", None, 7])
-    def test_an_order_that_is_none(self, repository: SessionRepository, order: Any) -> None:
+    def test_invalid_order_is_rejected(self, repository: SessionRepository, order: Any) -> None:
         with pytest.raises(InvalidSessionError) as caught:
             repository.find_sessions(order=order)
         assert caught.value.path == "order"

@@ -1,4 +1,4 @@
-"""The contract, part nine: what a call tells about itself, and what it does not."""
+"""Contract tests of the log records of repository calls."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import pytest
 from vibeforge_sessions import InvalidSessionError, Session, SessionRepository, StaleSessionError
 from vibeforge_sessions.testing.base import SESSION_ID, UNKNOWN_ID, RepositoryTests, stored
 
-SECRET = "s3cret"  # noqa: S105 (bait)
+SECRET = "s3cret"  # noqa: S105 (no record may contain it)
+
+NewRecords = Callable[[], list[dict[str, Any]]]
+"""Function that returns the log records since its last call."""
 
 
-Told = Callable[[], list[dict[str, Any]]]
-
-
-class ObservationTests(RepositoryTests):
-    """One record for each call, with ids, versions and times, and nothing of what a session holds."""
+class InstrumentationTests(RepositoryTests):
+    """One record for each call, with id, version and time, and without data of the session."""
 
     @pytest.fixture
-    def told(self, caplog: pytest.LogCaptureFixture) -> Told:
-        """Return what returns what has been told since it was asked the last time."""
+    def new_records(self, caplog: pytest.LogCaptureFixture) -> NewRecords:
+        """Return a function that returns the log records since its last call."""
         caplog.set_level(logging.DEBUG, logger="vibeforge_sessions")
 
-        def told() -> list[dict[str, Any]]:
+        def new_records() -> list[dict[str, Any]]:
             records = [vars(record) for record in caplog.records if record.name == "vibeforge_sessions"]
             caplog.clear()
             return records
 
-        return told
+        return new_records
 
-    def test_each_call_is_one_record(self, repository: SessionRepository, told: Told) -> None:
+    def test_each_call_is_one_log_record(self, repository: SessionRepository, new_records: NewRecords) -> None:
         session = repository.create_session(session_id=SESSION_ID)
         session.add_answer(SECRET, SECRET)
         repository.update_session(session)
@@ -58,18 +58,18 @@ class ObservationTests(RepositoryTests):
             ("modify_session", SESSION_ID, 3),
             ("delete_session", SESSION_ID, None),
         ]
-        records = told()
+        records = new_records()
         assert [(each["call"], each["session_id"], each["version"]) for each in records] == expected
         assert {(each["attempts"], each["outcome"], each["levelname"]) for each in records} == {(1, "ok", "DEBUG")}
         assert all(isinstance(each["duration"], float) and each["duration"] >= 0 for each in records)
         assert SECRET not in str(records)
 
-    def test_a_call_that_raises_is_told_too(self, repository: SessionRepository, told: Told) -> None:
+    def test_call_that_raises_is_reported(self, repository: SessionRepository, new_records: NewRecords) -> None:
         repository.create_session(session_id=SESSION_ID)
         old = stored(repository)
         repository.modify_session(SESSION_ID, lambda session: session.add_answer("q", 1))
         old.add_answer(SECRET, SECRET)
-        told()
+        new_records()
         with pytest.raises(StaleSessionError):
             repository.update_session(old)
         with pytest.raises(LookupError):
@@ -77,17 +77,17 @@ class ObservationTests(RepositoryTests):
         with pytest.raises(InvalidSessionError):
             repository.get_session(f"{SECRET}\n{SECRET}")
         with pytest.raises(InvalidSessionError):
-            repository.create_session(Session(session_id="spoilt", answers={SECRET: {SECRET}}))
-        records = told()
+            repository.create_session(Session(session_id="invalid", answers={SECRET: {SECRET}}))
+        records = new_records()
         assert [(each["call"], each["session_id"], each["outcome"]) for each in records] == [
             ("update_session", SESSION_ID, "StaleSessionError"),
             ("append_log", UNKNOWN_ID, "SessionNotFoundError"),
-            ("get_session", None, "InvalidSessionError"),  # what is no id could be anything
-            ("create_session", "spoilt", "InvalidSessionError"),
+            ("get_session", None, "InvalidSessionError"),  # an invalid id may contain secrets
+            ("create_session", "invalid", "InvalidSessionError"),
         ]
         assert SECRET not in str(records)
 
-    def test_each_attempt_is_told(self, repository: SessionRepository, told: Told) -> None:
+    def test_each_retry_is_reported(self, repository: SessionRepository, new_records: NewRecords) -> None:
         repository.create_session(session_id=SESSION_ID)
         seen: list[Any] = []
 
@@ -99,11 +99,11 @@ class ObservationTests(RepositoryTests):
                 repository.update_session(other)
             session.add_answer("mine", 1)
 
-        told()
+        new_records()
         repository.modify_session(SESSION_ID, change)
-        records = told()
-        again = [each for each in records if each["levelname"] == "INFO"]
-        assert [(each["call"], each["session_id"], each["attempts"], each["reason"]) for each in again] == [
+        records = new_records()
+        retries = [each for each in records if each["levelname"] == "INFO"]
+        assert [(each["call"], each["session_id"], each["attempts"], each["reason"]) for each in retries] == [
             ("modify_session", SESSION_ID, 2, "StaleSessionError"),
             ("modify_session", SESSION_ID, 3, "StaleSessionError"),
         ]

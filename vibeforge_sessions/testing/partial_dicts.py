@@ -1,4 +1,4 @@
-"""Contract tests of sessions that are made from a dict."""
+"""Contract tests of sessions made from a dict with missing fields."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def _partial(repository: SessionRepository, *missing: str) -> Session:
 
 
 class PartialDictTests:
-    """update_session after `Session.from_dict` of a stored session's dict in which fields are missing."""
+    """`update_session` after `Session.from_dict` of a stored session's dict in which fields are missing."""
 
     @pytest.mark.parametrize("name", sorted(Session.model_fields.keys() - _REQUIRED))
-    def test_a_missing_field_keeps_its_stored_value(self, repository: SessionRepository, name: str) -> None:
+    def test_update_keeps_stored_value_of_missing_field(self, repository: SessionRepository, name: str) -> None:
         before = repository.create_session(full_session())
         session = _partial(repository, name)
         repository.update_session(session)
         assert_same(stored(repository), before)
         session = _partial(repository, name)
-        for line in ("one", "two"):  # the second update must not take the missing field for one that was emptied
+        for line in ("one", "two"):  # the second update must not store the default of the missing field
             session.add_log(line)
             repository.update_session(session)
         after = stored(repository)
@@ -40,7 +40,7 @@ class PartialDictTests:
         before.logs, before.version, before.updated_at = after.logs, after.version, after.updated_at
         assert_same(after, before)
 
-    def test_all_fields_may_be_missing(self, repository: SessionRepository) -> None:
+    def test_update_with_all_fields_missing(self, repository: SessionRepository) -> None:
         before = repository.create_session(full_session())
         session = _partial(repository, *(Session.model_fields.keys() - _REQUIRED))
         session.add_error("t", "new")
@@ -54,7 +54,7 @@ class PartialDictTests:
         assert_same(after, before)
 
     @pytest.mark.parametrize("name", sorted(_REQUIRED))
-    def test_a_dict_without_its_identity_is_rejected(self, repository: SessionRepository, name: str) -> None:
+    def test_from_dict_without_id_or_version_is_rejected(self, repository: SessionRepository, name: str) -> None:
         repository.create_session(full_session())
         data = stored(repository).to_dict()
         del data[name]
@@ -69,8 +69,9 @@ class PartialDictTests:
             ("answers", lambda s: s.answers.update(q=1)),
             ("completed_task_ids", lambda s: s.completed_task_ids.append("t9")),
         ],
+        ids=["add_answer", "answers_update", "completed_task_ids_append"],
     )
-    def test_a_missing_field_that_is_changed_in_place_is_rejected(
+    def test_missing_field_changed_in_place_is_rejected(
         self, repository: SessionRepository, name: str, change: Callable[[Session], None]
     ) -> None:
         before = repository.create_session(full_session())
@@ -94,16 +95,14 @@ class PartialDictTests:
             ("phase", SessionPhase.FAILED),
         ],
     )
-    def test_a_missing_field_that_is_assigned_is_stored(
-        self, repository: SessionRepository, name: str, value: Any
-    ) -> None:
+    def test_assigned_missing_field_is_stored(self, repository: SessionRepository, name: str, value: Any) -> None:
         repository.create_session(full_session())
         session = _partial(repository, name)
         setattr(session, name, value)
         repository.update_session(session)
         assert getattr(stored(repository), name) == value
 
-    def test_a_missing_field_is_still_missing_after_another_journey(self, repository: SessionRepository) -> None:
+    def test_missing_field_is_missing_after_second_round_trip(self, repository: SessionRepository) -> None:
         before = repository.create_session(full_session())
         data = _partial(repository, "concept", "answers", "logs", "error_history").to_dict()
         assert data.keys().isdisjoint({"concept", "answers"})
@@ -114,7 +113,7 @@ class PartialDictTests:
         assert (after.concept, after.answers, after.active_task_id) == (before.concept, before.answers, "t5")
         assert_same(repository.create_session(Session(session_id="other")), stored(repository, "other"))
 
-    def test_a_partial_session_is_not_created(self, repository: SessionRepository) -> None:
+    def test_create_of_partial_session_is_rejected(self, repository: SessionRepository) -> None:
         repository.create_session(full_session())
         session = _partial(repository, "concept")
         repository.delete_session(SESSION_ID)
@@ -125,11 +124,11 @@ class PartialDictTests:
         repository.create_session(session)
         assert stored(repository).concept == {"title": "assigned"}
 
-    def test_without_stored_a_missing_field_has_its_default(self) -> None:
+    def test_missing_field_has_default_without_stored_key(self) -> None:
         session = Session.from_dict({"session_id": SESSION_ID, "answers": {"q": 1}})
         assert (session.version, session.concept, session.answers) == (0, None, {"q": 1})
 
-    def test_a_missing_field_of_a_subclass_keeps_its_stored_value(self, new_repository: NewRepository) -> None:
+    def test_update_keeps_stored_value_of_missing_subclass_field(self, new_repository: NewRepository) -> None:
         repository = new_repository(session_type=ExtendedSession)
         repository.create_session(
             ExtendedSession(session_id=SESSION_ID, is_aborted=True, failure_artifact={"reason": "r"})

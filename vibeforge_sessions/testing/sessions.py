@@ -1,4 +1,4 @@
-"""The contract, part one: creating, reading, deleting; ids; copies."""
+"""Contract tests of creating, reading and deleting sessions, of ids, and of copies."""
 
 from __future__ import annotations
 
@@ -25,37 +25,43 @@ from vibeforge_sessions.testing.base import (
     NewRepository,
     assert_same,
     full_session,
-    numbered,
     stored,
 )
 
-BAD_IDS = [
-    "",
-    " ",
-    "a b",
-    "a/b",
-    "ä",
-    "äbc",
-    "abc ",
-    " abc",
-    "a\n",
-    "\0",
-    "\ud800",
-    "x" * 65,
-    "a'b",
-    'a"b',
-    "a%",
-    None,
-    7,
-    b"a",
-]
-GOOD_IDS = ["a", "x" * 64, "A-Z_a.z:0~9", "0", "-", ".."]
+INVALID_IDS = {
+    "empty": "",
+    "space": " ",
+    "inner_space": "a b",
+    "slash": "a/b",
+    "umlaut": "ä",
+    "umlaut_first": "äbc",
+    "trailing_space": "abc ",
+    "leading_space": " abc",
+    "newline": "a\n",
+    "nul": "\0",
+    "surrogate": "\ud800",
+    "too_long": "x" * 65,
+    "single_quote": "a'b",
+    "double_quote": 'a"b',
+    "percent": "a%",
+    "none": None,
+    "integer": 7,
+    "bytes": b"a",
+}
+VALID_IDS = {
+    "letter": "a",
+    "maximum_length": "x" * 64,
+    "all_kinds_of_characters": "A-Z_a.z:0~9",
+    "digit": "0",
+    "hyphen": "-",
+    "dots": "..",
+}
 
 
 class SessionTests:
-    """create_session, get_session, delete_session."""
+    """`create_session`, `get_session` and `delete_session`."""
 
-    def test_a_fresh_session_has_its_initial_values(self, repository: SessionRepository) -> None:
+    def test_new_session_has_initial_values(self, repository: SessionRepository) -> None:
         for session in (created := repository.create_session(), stored(repository, created.session_id)):
             assert str(uuid.UUID(session.session_id)) == session.session_id
             assert uuid.UUID(session.session_id).version == 4
@@ -73,12 +79,12 @@ class SessionTests:
             assert session.version == 1
             assert session.omitted_errors == session.omitted_logs == 0
 
-    @pytest.mark.parametrize("session_id", GOOD_IDS)
-    def test_an_id_of_its_own(self, repository: SessionRepository, session_id: str) -> None:
+    @pytest.mark.parametrize("session_id", VALID_IDS.values(), ids=VALID_IDS)
+    def test_create_with_valid_id(self, repository: SessionRepository, session_id: str) -> None:
         assert repository.create_session(session_id=session_id).session_id == session_id
         assert stored(repository, session_id).session_id == session_id
 
-    def test_ids_that_differ_in_case_are_two(self, repository: SessionRepository) -> None:
+    def test_ids_are_case_sensitive(self, repository: SessionRepository) -> None:
         for session_id in ("abc", "ABC", "Abc"):
             repository.create_session(Session(session_id=session_id, answers={"id": session_id}))
         assert [stored(repository, session_id).answers["id"] for session_id in ("abc", "ABC", "Abc")] == [
@@ -89,10 +95,10 @@ class SessionTests:
         assert repository.delete_session("ABC")
         assert repository.list_sessions() == ["abc", "Abc"]
 
-    @pytest.mark.parametrize("session_id", BAD_IDS, ids=numbered)
-    def test_a_bad_id_is_refused_in_every_call(self, repository: SessionRepository, session_id: Any) -> None:
-        unlucky = Session()
-        unlucky.session_id = session_id
+    @pytest.mark.parametrize("session_id", INVALID_IDS.values(), ids=INVALID_IDS)
+    def test_invalid_id_is_rejected_by_every_call(self, repository: SessionRepository, session_id: Any) -> None:
+        session = Session()
+        session.session_id = session_id
         calls: list[Callable[[], object]] = [
             lambda: repository.get_session(session_id),
             lambda: repository.delete_session(session_id),
@@ -101,8 +107,8 @@ class SessionTests:
             lambda: repository.list_errors(session_id),
             lambda: repository.list_logs(session_id),
             lambda: repository.modify_session(session_id, lambda _: None),
-            lambda: repository.update_session(unlucky),
-            lambda: repository.create_session(unlucky),
+            lambda: repository.update_session(session),
+            lambda: repository.create_session(session),
         ]
         if session_id is not None:
             calls.append(lambda: repository.create_session(session_id=session_id))
@@ -112,7 +118,7 @@ class SessionTests:
             assert caught.value.path == "session_id"
         assert repository.list_sessions() == []
 
-    def test_an_unknown_id_in_every_call(self, repository: SessionRepository) -> None:
+    def test_unknown_id_in_every_call(self, repository: SessionRepository) -> None:
         assert repository.get_session(UNKNOWN_ID) is None
         assert repository.get_session(UNKNOWN_ID, recent=1) is None
         assert repository.delete_session(UNKNOWN_ID) is False
@@ -130,7 +136,7 @@ class SessionTests:
             assert isinstance(caught.value, LookupError)
         assert repository.list_sessions() == []
 
-    def test_a_given_session_is_stored_whole_and_marked_as_stored(self, repository: SessionRepository) -> None:
+    def test_create_stores_given_session_and_marks_it_as_stored(self, repository: SessionRepository) -> None:
         given = full_session()
         returned = repository.create_session(given)
         assert given.version == returned.version == 1
@@ -141,14 +147,14 @@ class SessionTests:
         repository.update_session(given)
         assert stored(repository).logs == given.logs
 
-    def test_the_times_of_a_given_session_are_kept(self, repository: SessionRepository) -> None:
+    def test_create_keeps_times_of_given_session(self, repository: SessionRepository) -> None:
         given = full_session()
         created_at, updated_at = given.created_at, given.updated_at
         repository.create_session(given)
         session = stored(repository)
         assert (session.created_at, session.updated_at) == (created_at, updated_at)
 
-    def test_an_id_that_is_taken(self, repository: SessionRepository) -> None:
+    def test_create_with_existing_id_raises_exists(self, repository: SessionRepository) -> None:
         first = repository.create_session(full_session())
         second = Session(session_id=SESSION_ID)
         second.add_log("the second one's")
@@ -165,20 +171,20 @@ class SessionTests:
         assert_same(stored(repository), first)
         assert len(repository.list_logs(SESSION_ID)) == 1
 
-    def test_a_session_or_an_id_but_not_both(self, repository: SessionRepository) -> None:
+    def test_create_rejects_session_and_id_together(self, repository: SessionRepository) -> None:
         with pytest.raises(InvalidSessionError):
             repository.create_session(Session(), session_id="x")
         assert repository.list_sessions() == []
 
-    @pytest.mark.parametrize("thing", [{}, "session", 7, Session])
-    def test_only_sessions_are_stored(self, repository: SessionRepository, thing: Any) -> None:
+    @pytest.mark.parametrize("thing", [{}, "session", 7, Session], ids=["dict", "text", "integer", "class"])
+    def test_other_objects_than_sessions_are_rejected(self, repository: SessionRepository, thing: Any) -> None:
         for call in (repository.create_session, repository.update_session):
             with pytest.raises(InvalidSessionError):
                 call(thing)
         with pytest.raises(InvalidSessionError):
             repository.update_session(None)  # type: ignore[arg-type]
 
-    def test_a_deleted_session_is_gone_with_its_history(self, repository: SessionRepository) -> None:
+    def test_delete_removes_session_and_histories(self, repository: SessionRepository) -> None:
         repository.create_session(full_session())
         other = repository.create_session(full_session("other"))
         assert repository.delete_session(SESSION_ID) is True
@@ -191,7 +197,7 @@ class SessionTests:
         assert repository.append_error(SESSION_ID, "t", "m").position == 1
         assert_same(stored(repository, "other"), other)
 
-    def test_sessions_do_not_see_each_other(self, repository: SessionRepository) -> None:
+    def test_sessions_are_independent(self, repository: SessionRepository) -> None:
         one, two = repository.create_session(session_id="one"), repository.create_session(session_id="two")
         one.add_answer("q", 1)
         repository.update_session(one)
@@ -202,7 +208,7 @@ class SessionTests:
         assert repository.list_logs("one") == []
         assert stored(repository, "two").version == two.version
 
-    def test_repositories_do_not_see_each_other(self, new_repository: NewRepository) -> None:
+    def test_repositories_are_independent(self, new_repository: NewRepository) -> None:
         one, two = new_repository(), new_repository()
         session = one.create_session(session_id=SESSION_ID)
         assert two.get_session(SESSION_ID) is None
@@ -215,7 +221,7 @@ class SessionTests:
             two.update_session(session)
         assert stored(two).answers == {}
 
-    def test_a_stored_session_can_be_stored_anew_elsewhere(self, new_repository: NewRepository) -> None:
+    def test_stored_session_can_be_created_in_another_repository(self, new_repository: NewRepository) -> None:
         one, two = new_repository(), new_repository()
         one.create_session(full_session())
         one.append_error(SESSION_ID, "t9", "later")
@@ -226,7 +232,7 @@ class SessionTests:
         assert_same(stored(two), moved)
         assert [entry.position for entry in stored(two).error_history] == [1, 2]
 
-    def test_a_session_without_its_older_entries_is_not_stored_anew(self, new_repository: NewRepository) -> None:
+    def test_create_without_older_entries_is_rejected(self, new_repository: NewRepository) -> None:
         one, two = new_repository(), new_repository()
         one.create_session(full_session())
         part = one.get_session(SESSION_ID, recent=0)
@@ -235,29 +241,29 @@ class SessionTests:
             two.create_session(part)
         assert two.list_sessions() == []
 
-    def test_what_goes_in_is_copied(self, repository: SessionRepository) -> None:
+    def test_stored_data_is_independent_of_given_objects(self, repository: SessionRepository) -> None:
         given = full_session()
         repository.create_session(given)
         before = stored(repository)
-        _spoil(given)
+        _change_in_place(given)
         assert_same(stored(repository), before)
         after = stored(repository)
         after.add_answer("new", {"deep": []})
         repository.update_session(after)
         before = stored(repository)
-        _spoil(after)
+        _change_in_place(after)
         assert_same(stored(repository), before)
 
-    def test_what_comes_out_is_a_copy(self, repository: SessionRepository) -> None:
+    def test_stored_data_is_independent_of_returned_objects(self, repository: SessionRepository) -> None:
         given = full_session()
         returned = repository.create_session(given)
         before = stored(repository)
-        _spoil(returned)
+        _change_in_place(returned)
         assert_same(given, before)
-        _spoil(stored(repository))
+        _change_in_place(stored(repository))
         modified = repository.modify_session(SESSION_ID, lambda session: session.add_answer("new", {"deep": []}))
         before = stored(repository)
-        _spoil(modified)
+        _change_in_place(modified)
         for answer in (
             repository.list_sessions(),
             repository.list_errors(SESSION_ID),
@@ -268,12 +274,12 @@ class SessionTests:
         assert repository.list_sessions() == [SESSION_ID]
         assert len(repository.list_errors(SESSION_ID)) == len(repository.list_logs(SESSION_ID)) == 1
 
-    def test_it_can_be_used_in_a_with_block_and_closed_twice(self, new_repository: NewRepository) -> None:
+    def test_with_block_and_second_close(self, new_repository: NewRepository) -> None:
         with new_repository() as repository:
             repository.create_session()
         repository.close()
 
-    def test_an_incomplete_implementation_cannot_be_made(self) -> None:
+    def test_incomplete_implementation_cannot_be_instantiated(self) -> None:
         class Incomplete(SessionRepository):
             def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
                 return False
@@ -282,15 +288,15 @@ class SessionTests:
             Incomplete()  # type: ignore[abstract]
 
 
-def _spoil(session: Session) -> None:
-    """Change everything that a session holds, in place."""
-    session.answers["spoilt"] = True
-    session.answers["budget"][0] = "spoilt"
+def _change_in_place(session: Session) -> None:
+    """Change every value of a session in place."""
+    session.answers["changed"] = True
+    session.answers["budget"][0] = "changed"
     for name in ("intent_profile", "build_spec", "concept", "task_graph", "pending_clarification"):
-        getattr(session, name)["spoilt"] = True
-    session.task_graph["tasks"][0]["needs"].append("spoilt")  # type: ignore[index]
+        getattr(session, name)["changed"] = True
+    session.task_graph["tasks"][0]["needs"].append("changed")  # type: ignore[index]
     session.completed_task_ids.clear()
-    session.failed_task_ids.append("spoilt")
+    session.failed_task_ids.append("changed")
     session.logs.clear()
     session.error_history.clear()
     session.phase = SessionPhase.FAILED

@@ -1,4 +1,4 @@
-"""The contract, part five: JSON values are exact or refused, times and ids are exact."""
+"""Contract tests of stored values: JSON values are exact or rejected, times and ids are exact."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from vibeforge_sessions import InvalidSessionError, Session, SessionRepository
-from vibeforge_sessions.testing.base import SESSION_ID, assert_same, exact, numbered, stored
+from vibeforge_sessions.testing.base import SESSION_ID, assert_same, exact, stored
 
 
-class Colour(StrEnum):
+class Color(StrEnum):
     RED = "red"
 
 
@@ -27,14 +27,14 @@ class Plain(Enum):
 
 
 def nested(depth: int, *, innermost: Any = 1) -> Any:
-    """Return lists and dicts in turn, nested so deep."""
+    """Return alternating lists and dicts, nested to the given depth."""
     value = innermost
     for level in range(depth):
         value = {"k": value} if level % 2 else [value]
     return value
 
 
-SECRET = "s3cr3t-value"  # noqa: S105 (what no message may show)
+SECRET = "s3cr3t-value"  # noqa: S105 (no message may contain it)
 
 EXACT: dict[str, Any] = {
     "scalars": [None, True, False, 0, 1, -1, 0.0, -0.0, 1.0, ""],
@@ -71,45 +71,61 @@ EXACT: dict[str, Any] = {
     },
     "order": {"z": 1, "a": 2, "m": {"2": 1, "10": 2, "1": 3}},
     "empty": [[], {}, [[]], [{}], {"a": []}],
-    "deep": nested(199),  # and the dict of answers around it makes 200
+    "deep": nested(199),  # with the dict of answers around it the depth is 200
     "text": "x" * 1_000_000 + "☃",
     "many": list(range(10_000)),
 }
-NORMALISED: list[tuple[Any, Any]] = [
-    ((1, (2, ())), [1, [2, []]]),
-    (Colour.RED, "red"),
-    (Size.BIG, 3),
-    ({Colour.RED: Size.BIG}, {"red": 3}),
-]
-REFUSED: list[tuple[Any, str | None]] = [
-    (math.nan, ""),
-    ([1, math.inf], "[1]"),
-    ({"a": -math.inf}, ".a"),
-    ({SECRET, 1}, ""),
-    (SECRET.encode(), ""),
-    (datetime(2026, 1, 1, tzinfo=UTC), ""),
-    (date(2026, 1, 1), ""),
-    (Decimal(1), ""),
-    (1j, ""),
-    (Plain.ONE, ""),
-    (object(), ""),
-    ({1: SECRET}, ""),
-    ({None: SECRET}, ""),
-    ({("a",): SECRET}, ""),
-    ({"a": [{"b c": {SECRET}}]}, ".a[0]['b c']"),
-    (10**4300, ""),
-    (-(10**4300), ""),
-    (nested(200), None),
-    ("\ud83d\ude00", ""),
-    ({"\ud83d\ude00": 1}, ""),
-]
+EXACT_TASK_IDS = {
+    "lower_case": "t",
+    "upper_case": "T",
+    "trailing_space": "t ",
+    "leading_space": " t",
+    "accent": "é",
+    "symbol": "☃",
+    "maximum_length": "😀" * 255,
+    "single_quote": "a'b",
+    "double_quote": 'a"b',
+    "placeholder": "%s",
+    "line_separator": "\u2028",
+    "ligature": "ﬁ",
+}
+NORMALIZED: dict[str, tuple[Any, Any]] = {
+    "tuple": ((1, (2, ())), [1, [2, []]]),
+    "string_enum": (Color.RED, "red"),
+    "integer_enum": (Size.BIG, 3),
+    "enum_as_key": ({Color.RED: Size.BIG}, {"red": 3}),
+}
+"""Values, and the same values as they are stored."""
+REJECTED: dict[str, tuple[Any, str | None]] = {
+    "nan": (math.nan, ""),
+    "infinity": ([1, math.inf], "[1]"),
+    "negative_infinity": ({"a": -math.inf}, ".a"),
+    "set": ({SECRET, 1}, ""),
+    "bytes": (SECRET.encode(), ""),
+    "datetime": (datetime(2026, 1, 1, tzinfo=UTC), ""),
+    "date": (date(2026, 1, 1), ""),
+    "decimal": (Decimal(1), ""),
+    "complex": (1j, ""),
+    "enum": (Plain.ONE, ""),
+    "object": (object(), ""),
+    "integer_key": ({1: SECRET}, ""),
+    "none_key": ({None: SECRET}, ""),
+    "tuple_key": ({("a",): SECRET}, ""),
+    "nested_set": ({"a": [{"b c": {SECRET}}]}, ".a[0]['b c']"),
+    "large_integer": (10**4300, ""),
+    "large_negative_integer": (-(10**4300), ""),
+    "too_deep": (nested(200), None),
+    "surrogate_pair": ("\ud83d\ude00", ""),
+    "surrogate_pair_in_key": ({"\ud83d\ude00": 1}, ""),
+}
+"""Values that are rejected, and the end of the path that the error names; None for any end."""
 
 
 class StoredValueTests:
-    """What a session holds comes back the same, or is refused before anything is written."""
+    """Values are read exactly as they were stored; invalid values are rejected before anything is written."""
 
     @pytest.mark.parametrize("name", EXACT)
-    def test_json_values_come_back_exactly(self, repository: SessionRepository, name: str) -> None:
+    def test_json_values_are_exact(self, repository: SessionRepository, name: str) -> None:
         value = EXACT[name]
         session = Session(session_id=SESSION_ID, answers={"q": value}, concept={"c": value}, clarification_answer=value)
         repository.create_session(session)
@@ -120,31 +136,33 @@ class StoredValueTests:
         assert_same(stored(repository), session)
         assert exact(stored(repository).answers["again"]) == exact(value)
 
-    def test_the_order_of_keys_is_part_of_the_value(self, repository: SessionRepository) -> None:
+    def test_update_of_key_order_only_is_stored(self, repository: SessionRepository) -> None:
         repository.create_session(Session(session_id=SESSION_ID, answers={"a": 1, "b": 2}))
         session = stored(repository)
         session.answers = {"b": 2, "a": 1}
         repository.update_session(session)
         assert list(stored(repository).answers) == ["b", "a"]
 
-    @pytest.mark.parametrize(("before", "after"), [(1, True), (1, 1.0), (0.0, -0.0), (0, False)])
-    def test_a_change_of_type_alone_is_a_change(self, repository: SessionRepository, before: Any, after: Any) -> None:
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [(1, True), (1, 1.0), (0.0, -0.0), (0, False)],
+        ids=["integer_to_bool", "integer_to_float", "sign_of_zero", "zero_to_bool"],
+    )
+    def test_update_of_type_only_is_stored(self, repository: SessionRepository, before: Any, after: Any) -> None:
         repository.create_session(Session(session_id=SESSION_ID, answers={"q": before}))
         session = stored(repository)
         session.answers["q"] = after
         repository.update_session(session)
         assert exact(stored(repository).answers["q"]) == exact(after)
 
-    @pytest.mark.parametrize(("given", "kept"), NORMALISED, ids=numbered)
-    def test_tuples_and_enums_become_what_they_stand_for(
-        self, repository: SessionRepository, given: Any, kept: Any
-    ) -> None:
+    @pytest.mark.parametrize(("given", "expected"), NORMALIZED.values(), ids=NORMALIZED)
+    def test_tuples_and_enums_are_normalized(self, repository: SessionRepository, given: Any, expected: Any) -> None:
         returned = repository.create_session(Session(session_id=SESSION_ID, answers={"q": given}))
-        assert exact(returned.answers["q"]) == exact(kept)
-        assert exact(stored(repository).answers["q"]) == exact(kept)
+        assert exact(returned.answers["q"]) == exact(expected)
+        assert exact(stored(repository).answers["q"]) == exact(expected)
 
-    @pytest.mark.parametrize(("value", "path"), REFUSED, ids=numbered)
-    def test_what_json_cannot_hold_is_refused(
+    @pytest.mark.parametrize(("value", "path"), REJECTED.values(), ids=REJECTED)
+    def test_other_values_than_json_are_rejected(
         self, repository: SessionRepository, value: Any, path: str | None
     ) -> None:
         session = repository.create_session(session_id=SESSION_ID)
@@ -171,7 +189,7 @@ class StoredValueTests:
         assert repository.list_logs(SESSION_ID) == []
         assert stored(repository).version == 1
 
-    def test_a_value_that_holds_itself_is_refused(self, repository: SessionRepository) -> None:
+    def test_value_that_contains_itself_is_rejected(self, repository: SessionRepository) -> None:
         loop: list[Any] = []
         loop.append(loop)
         with pytest.raises(InvalidSessionError):
@@ -189,8 +207,9 @@ class StoredValueTests:
             datetime(2106, 2, 7, 6, 28, 16, tzinfo=UTC),
             datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
         ],
+        ids=str,
     )
-    def test_times_come_back_exactly(self, repository: SessionRepository, at: datetime) -> None:
+    def test_times_are_exact(self, repository: SessionRepository, at: datetime) -> None:
         session = Session(session_id=SESSION_ID, created_at=at, updated_at=at)
         session.error_history.append({"timestamp": at, "task_id": "t", "error_message": "m", "phase": "IDEA"})  # type: ignore[arg-type]
         repository.create_session(session)
@@ -200,10 +219,8 @@ class StoredValueTests:
         (summary,) = repository.find_sessions().items
         assert (summary.created_at, summary.updated_at) == (at, at)
 
-    @pytest.mark.parametrize(
-        "task_id", ["t", "T", "t ", " t", "é", "☃", "😀" * 255, "a'b", 'a"b', "%s", "\u2028", "ﬁ"], ids=numbered
-    )
-    def test_task_ids_come_back_exactly(self, repository: SessionRepository, task_id: str) -> None:
+    @pytest.mark.parametrize("task_id", EXACT_TASK_IDS.values(), ids=EXACT_TASK_IDS)
+    def test_task_ids_are_exact(self, repository: SessionRepository, task_id: str) -> None:
         session = Session(
             session_id=SESSION_ID,
             active_task_id=task_id,
@@ -214,7 +231,7 @@ class StoredValueTests:
         assert_same(stored(repository), session)
         assert repository.find_sessions().items[0].active_task_id == task_id
 
-    def test_the_greatest_numbers(self, repository: SessionRepository) -> None:
+    def test_maximum_question_index_is_stored(self, repository: SessionRepository) -> None:
         session = Session(session_id=SESSION_ID, current_question_index=2**63 - 1)
         repository.create_session(session)
         assert stored(repository).current_question_index == 2**63 - 1
@@ -232,10 +249,21 @@ class StoredValueTests:
             (2**70, 2**70 + 1),
             ("\ud800", "\udc00"),
         ],
+        ids=[
+            "integer_to_bool",
+            "integer_to_float",
+            "sign_of_zero",
+            "key_order",
+            "nested_none_to_bool",
+            "list_to_dict",
+            "empty_text_to_none",
+            "large_integer",
+            "surrogate",
+        ],
     )
-    def test_the_smallest_change_is_stored(self, repository: SessionRepository, before: Any, after: Any) -> None:
+    def test_smallest_changes_are_stored(self, repository: SessionRepository, before: Any, after: Any) -> None:
         session = repository.create_session()
-        for answer in (before, after, before, after):  # also after an update by which the repository knows the value
+        for answer in (before, after, before, after):  # the repository has fingerprints after the first update
             session.answers["q"] = answer
             session.clarification_answer = [answer]
             repository.update_session(session)
@@ -244,10 +272,10 @@ class StoredValueTests:
             assert exact(found.clarification_answer) == exact([answer])
         assert session.version == 5
 
-    @pytest.mark.parametrize("value", [float("nan"), {1}, {1: 1}, "\ud83d\ude00"], ids=numbered)
-    def test_what_cannot_be_kept_is_refused_after_an_update_too(
-        self, repository: SessionRepository, value: Any
-    ) -> None:
+    @pytest.mark.parametrize(
+        "value", [float("nan"), {1}, {1: 1}, "\ud83d\ude00"], ids=["nan", "set", "integer_key", "surrogate_pair"]
+    )
+    def test_invalid_value_is_rejected_after_an_update(self, repository: SessionRepository, value: Any) -> None:
         session = repository.create_session()
         session.answers["q"] = 1
         repository.update_session(session)

@@ -1,4 +1,4 @@
-"""The contract, part seven: an application's own class of session."""
+"""Contract tests of session classes that an application defines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vibeforge_sessions.testing.stored_values import nested
 
 
 class ExtendedPhase(StrEnum):
-    """An application's own phases."""
+    """Phases that an application defines."""
 
     QUESTIONNAIRE = "QUESTIONNAIRE"
     DEPLOYMENT = "DEPLOYMENT"
 
 
 class ExtendedSession(Session):
-    """An application's own session: narrower phases, more fields."""
+    """Session class with other phases and additional fields."""
 
     phase: ExtendedPhase = ExtendedPhase.QUESTIONNAIRE  # type: ignore[assignment]
     is_aborted: bool = False
@@ -32,14 +32,14 @@ class ExtendedSession(Session):
 
 
 class Owner(BaseModel):
-    """What a field may be made of."""
+    """Pydantic model as the type of a field."""
 
     name: str
     since: date
 
 
 class TypedSession(Session):
-    """A session with fields that JSON does not have."""
+    """Session class with fields of types that are not JSON."""
 
     deadline: datetime | None = None
     price: Decimal = Decimal("0.00")
@@ -50,11 +50,11 @@ class TypedSession(Session):
 
 
 class Moment(datetime):
-    """A time of an application's own."""
+    """Subclass of `datetime`."""
 
 
-class OddPhase(str, Enum):  # noqa: UP042 (as applications wrote it before StrEnum)
-    """Phases that a database must not mix up or trim."""
+class OddPhase(str, Enum):  # noqa: UP042 (the form that applications used before StrEnum)
+    """Phases with characters that a collation might ignore or a database might trim."""
 
     QUESTIONNAIRE = "À FAIRE\u00a0!"
     WIDE = "wide\u3000"
@@ -62,40 +62,40 @@ class OddPhase(str, Enum):  # noqa: UP042 (as applications wrote it before StrEn
 
 
 class OddSession(Session):
-    """A session with these."""
+    """Session class with `OddPhase`."""
 
     phase: OddPhase = OddPhase.QUESTIONNAIRE  # type: ignore[assignment]
 
 
-class UnkeptPhase(StrEnum):
-    """Phases that do not fit a column, or that a line could not show."""
+class InvalidPhase(StrEnum):
+    """Phases that are too long, or contain control characters."""
 
     LONG = "x" * 65
     BROKEN = "a\nb"
 
 
-class UnkeptSession(Session):
-    """A session with these."""
+class SessionOfInvalidPhases(Session):
+    """Session class with `InvalidPhase`."""
 
-    phase: UnkeptPhase = UnkeptPhase.LONG  # type: ignore[assignment]
+    phase: InvalidPhase = InvalidPhase.LONG  # type: ignore[assignment]
 
 
 class PhaseOfAnyText(Session):
-    """A session whose phases nobody could list."""
+    """Session class whose phase is not an enum."""
 
     phase: str = "x"  # type: ignore[assignment]
 
 
 class FieldOfToDict(Session):
-    """A session with a field that to_dict would overwrite."""
+    """Session class with a field whose name is a key of `to_dict`."""
 
     stored: int = 0
 
 
 class SubclassTests:
-    """Fields and phases of an application's own."""
+    """Fields and phases that an application defines."""
 
-    def test_a_subclass_with_fields_and_phases_of_its_own(self, new_repository: NewRepository) -> None:
+    def test_subclass_fields_and_phases_are_stored(self, new_repository: NewRepository) -> None:
         repository = new_repository(session_type=ExtendedSession)
         given = ExtendedSession(session_id=SESSION_ID, failure_artifact={"file": "a.py"})
         given.update_phase(ExtendedPhase.DEPLOYMENT)
@@ -112,7 +112,7 @@ class SubclassTests:
         assert repository.append_error(SESSION_ID, "t", "m").phase is ExtendedPhase.DEPLOYMENT
         assert [entry.phase for entry in repository.list_errors(SESSION_ID)] == [ExtendedPhase.DEPLOYMENT] * 2
 
-    def test_an_older_kind_of_string_enum_with_odd_phases(self, new_repository: NewRepository) -> None:
+    def test_str_enum_mixin_with_unusual_phases(self, new_repository: NewRepository) -> None:
         repository = new_repository(session_type=OddSession)
         for phase in OddPhase:
             repository.create_session(OddSession(session_id=phase.name, phase=phase)).add_error("t", "m")
@@ -124,20 +124,20 @@ class SubclassTests:
         with pytest.raises(InvalidSessionError):
             SessionFilter(phases=[str(number) for number in range(1001)])
 
-    def test_a_phase_that_cannot_be_kept(self, new_repository: NewRepository) -> None:
-        repository = new_repository(session_type=UnkeptSession)
-        for phase in UnkeptPhase:
+    def test_invalid_phase_is_rejected(self, new_repository: NewRepository) -> None:
+        repository = new_repository(session_type=SessionOfInvalidPhases)
+        for phase in InvalidPhase:
             with pytest.raises(InvalidSessionError) as caught:
-                repository.create_session(UnkeptSession(phase=phase))
+                repository.create_session(SessionOfInvalidPhases(phase=phase))
             assert caught.value.path == "phase"
         assert repository.list_sessions() == []
 
     @pytest.mark.parametrize("session_type", [PhaseOfAnyText, FieldOfToDict])
-    def test_a_class_that_cannot_be_stored(self, new_repository: NewRepository, session_type: type[Session]) -> None:
+    def test_invalid_session_type_is_rejected(self, new_repository: NewRepository, session_type: type[Session]) -> None:
         with pytest.raises(InvalidSessionError):
             new_repository(session_type=session_type).list_sessions()
 
-    def test_a_field_of_a_subclass_may_be_as_deep_as_any(self, new_repository: NewRepository) -> None:
+    def test_depth_limit_applies_to_each_subclass_field(self, new_repository: NewRepository) -> None:
         repository = new_repository(session_type=ExtendedSession)
         given = ExtendedSession(session_id=SESSION_ID, failure_artifact={"deep": nested(199)})
         repository.create_session(given)
@@ -147,7 +147,7 @@ class SubclassTests:
             repository.update_session(given)
         assert str(caught.value.path).startswith("failure_artifact.deep")
 
-    def test_fields_come_back_as_they_are_typed(self, new_repository: NewRepository) -> None:
+    def test_typed_subclass_fields_are_exact(self, new_repository: NewRepository) -> None:
         repository = new_repository(session_type=TypedSession)
         given = TypedSession(
             session_id=SESSION_ID,
@@ -162,7 +162,7 @@ class SubclassTests:
         assert_same(session, given)
         assert str(session.price) == "12.50"
         repository.update_session(session)
-        assert stored(repository).version == 1  # nothing was changed, whatever the form in which it is kept
+        assert stored(repository).version == 1  # unchanged, although it is stored in another form
         session.owners.append(Owner(name="Bob", since=date(2026, 1, 3)))
         repository.update_session(session)
         assert_same(stored(repository), session)
@@ -177,10 +177,20 @@ class SubclassTests:
             ("ratio", float("nan")),
             ("owners", [{"name": "Ann"}]),
             ("owners", None),
-            ("deadline", Moment(2026, 1, 2, tzinfo=UTC)),  # equal to what would come back, and of another type
+            ("deadline", Moment(2026, 1, 2, tzinfo=UTC)),  # decoded as an equal value of another type
+        ],
+        ids=[
+            "out_of_range",
+            "text_for_integer",
+            "text_for_datetime",
+            "object",
+            "nan",
+            "dict_for_model",
+            "none_for_list",
+            "subclass_of_datetime",
         ],
     )
-    def test_what_a_field_would_not_take_back_is_refused(
+    def test_value_that_the_field_rejects_is_rejected(
         self, new_repository: NewRepository, name: str, value: Any
     ) -> None:
         repository = new_repository(session_type=TypedSession)
@@ -191,7 +201,7 @@ class SubclassTests:
         assert str(caught.value.path).startswith(name)
         assert stored(repository).version == 1
 
-    def test_another_class_of_session_is_refused(self, new_repository: NewRepository) -> None:
+    def test_other_session_class_is_rejected(self, new_repository: NewRepository) -> None:
         for given, session_type in ((ExtendedSession(), Session), (Session(), ExtendedSession)):
             repository = new_repository(session_type=session_type)
             with pytest.raises(InvalidSessionError, match="session_type"):

@@ -1,4 +1,4 @@
-"""Databases that live as long as a run of tests: migrated once, empty for each test. Nobody else's are touched."""
+"""Temporary databases for a test run: migrated once, and emptied for each test. No other database is changed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.error_translation import connected
 
 NAME: Final = "vibeforge_sessions_test_"
-"""What the names of databases on a server begin with; the rest is random."""
+"""Prefix of the names of databases on a server; the rest is random."""
 
 EmptyDatabase = Callable[[], AbstractContextManager[str]]
-"""Gives the URL of a migrated and empty database for as long as a block runs; one block at a time."""
+"""Context manager that yields the URL of a migrated, empty database; only one block may be active at a time."""
 
 
 class HiddenURL(str):
-    """A database's URL, whose ``repr`` shows no password: test reports show the ``repr`` of arguments."""
+    """Database URL whose ``repr`` hides the password, because test reports contain the ``repr`` of arguments."""
 
     __slots__ = ()
 
@@ -37,20 +37,20 @@ class HiddenURL(str):
 
 @contextmanager
 def temporary_databases(url: str | URL, folder: Path) -> Iterator[EmptyDatabase]:
-    """Give what makes databases for tests, for as long as the block runs.
+    """Yield a factory of test databases, which are dropped at the end of the block.
 
-    :param url: ``sqlite://`` for files, each a copy of one that was migrated; or a server's, on which a database with a
-        random name is made, emptied for each test, and dropped at the end. The one that the URL names is only
-        connected to.
-    :param folder: where the files lie.
-    :raises StorageError: the URL is of a SQLite file, is not supported, or the server does not let its user make
-        databases.
+    :param url: ``sqlite://`` for files, each a copy of a migrated one; or the URL of a server. On a server, a database
+        with a random name is created, emptied for each test, and dropped at the end. The database that the URL names is
+        used only for the connection.
+    :param folder: the folder of the SQLite files.
+    :raises StorageError: the URL names a SQLite file or an unsupported database, or its user lacks the privilege to
+        create databases.
     """
     parsed = parse_url(url)
     database = database_named(parsed.get_backend_name())
     if database.create_database is not None:
-        with _on_server(parsed, database) as made:
-            yield made
+        with _on_server(parsed, database) as empty_database:
+            yield empty_database
     elif parsed.database in {None, "", ":memory:"}:
         yield _in_files(folder)
     else:
@@ -70,7 +70,7 @@ def _in_files(folder: Path) -> EmptyDatabase:
         try:
             yield f"sqlite:///{file}"
         finally:
-            for rest in folder.glob(f"{file.name}*"):  # SQLite's own files lie beside it
+            for rest in folder.glob(f"{file.name}*"):  # also the -wal, -shm and -journal files
                 rest.unlink(missing_ok=True)
 
     return empty_database
@@ -99,7 +99,7 @@ def _emptied(engine: Engine, database: Database) -> Iterator[str]:
     with connected(engine) as connection:
         for statement in database.wait_briefly:
             connection.exec_driver_sql(statement)
-        connection.execute(sessions.delete())  # their histories go with them
+        connection.execute(sessions.delete())  # ON DELETE CASCADE deletes their histories
         connection.commit()
     yield HiddenURL(engine.url.render_as_string(hide_password=False))
 
@@ -108,4 +108,4 @@ def _execute(engine: Engine, *statements: str) -> None:
     with connected(engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
-    engine.dispose()  # nobody stays connected to a database of others
+    engine.dispose()  # leave no connection to the database that the URL names

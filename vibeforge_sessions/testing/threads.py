@@ -1,4 +1,4 @@
-"""The contract, part six: one repository, many threads."""
+"""Contract tests of one repository that is used by many threads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROUNDS = 5
 
 
 class ThreadTests:
-    """Twenty threads on one repository: nothing lost, positions gapless, no error that is not the contract's."""
+    """Twenty threads on one repository: no write is lost, positions have no gaps, and only documented errors occur."""
 
-    def test_threads_append_and_update_one_session(self, repository: SessionRepository) -> None:
+    def test_concurrent_appends_and_updates_are_all_stored(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         barrier = Barrier(THREADS)
 
@@ -44,12 +44,12 @@ class ThreadTests:
         assert session.version == everything + 1
         assert [entry.position for entry in session.error_history] == list(range(1, everything + 1))
         assert Counter(entry.task_id for entry in session.error_history) == {f"w{w}": ROUNDS for w in range(THREADS)}
-        for worker in range(THREADS):  # each one's entries in the order in which it made them
+        for worker in range(THREADS):  # the entries of each thread are in the order of its calls
             mine = [entry.error_message for entry in session.error_history if entry.task_id == f"w{worker}"]
             assert mine == [str(number) for number in range(ROUNDS)]
         assert len(set(session.logs)) == len(session.logs) == everything
 
-    def test_one_of_many_stale_updates_wins(self, repository: SessionRepository) -> None:
+    def test_one_of_many_concurrent_updates_succeeds(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
         copies = [stored(repository) for _ in range(THREADS)]
         barrier = Barrier(THREADS)
@@ -72,7 +72,7 @@ class ThreadTests:
         assert session.answers == {"winner": won[0]}
         assert [entry.task_id for entry in session.error_history] == [f"w{won[0]}"]
 
-    def test_sessions_come_and_go_under_the_same_ids(self, repository: SessionRepository) -> None:
+    def test_concurrent_creates_and_deletes_of_the_same_ids(self, repository: SessionRepository) -> None:
         barrier = Barrier(THREADS)
 
         def work(worker: int) -> None:
@@ -96,7 +96,7 @@ class ThreadTests:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(work, range(THREADS)))
 
-    def test_one_of_many_creates_wins(self, repository: SessionRepository) -> None:
+    def test_one_of_many_concurrent_creates_succeeds(self, repository: SessionRepository) -> None:
         barrier = Barrier(THREADS)
 
         def work(_: int) -> bool:

@@ -1,7 +1,7 @@
-"""Finding lost writes, in development and in tests: sessions that were read, changed, and never stored.
+"""Detection of unsaved changes: sessions that were read and changed, but never stored.
 
-A session that a repository hands out is a copy: a change to it counts once `update_session` was called, and one that
-is not followed by that call is lost without a word. `track_lost_writes` says where.
+A session that a repository returns is a copy. A change to it is stored only by `update_session`; without that call it
+is lost, and no error is raised. `track_unsaved_changes` reports such changes in development and in tests.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.record import Baseline
 from vibeforge_sessions.model.session import S, Session
 from vibeforge_sessions.repository import serialization
-from vibeforge_sessions.repository.aio import AsyncSessionRepository, AsyncShell
+from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter, AsyncSessionRepository
 from vibeforge_sessions.repository.base import SessionRepository
-from vibeforge_sessions.repository.delegating import ForwardingSessionRepository
+from vibeforge_sessions.repository.delegating import DelegatingSessionRepository
 from vibeforge_sessions.repository.serialization import Record
 
-__all__ = ["AsyncTrackedSessionRepository", "LostWrite", "TrackedSessionRepository", "track_lost_writes"]
+__all__ = ["AsyncTrackedSessionRepository", "TrackedSessionRepository", "UnsavedChanges", "track_unsaved_changes"]
 
 T = TypeVar("T")
 
-_KEPT: Final = 1000
-"""How many lost writes are kept for `TrackedSessionRepository.lost_writes`; all of them are logged."""
+_MAX_DROPPED: Final = 1000
+"""Maximum number of dropped sessions in `TrackedSessionRepository.unsaved_changes`; all of them are logged."""
 
 _logger: Final = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LostWrite:
-    """A session that was changed and never stored. It names the fields and shows none of their values."""
+class UnsavedChanges:
+    """Unsaved changes of one session. It contains the names of the fields and none of their values."""
 
     session_id: str
     fields: tuple[str, ...]
-    """What was changed; without ``updated_at``, which moves with the others, unless it is all."""
+    """Names of the changed fields; ``updated_at`` is included only if no other field was changed."""
     call_site: str
-    """The file and line that got the session from the repository."""
+    """File and line that got the session from the repository."""
 
     def __str__(self) -> str:
         return (
@@ -53,39 +53,45 @@ class LostWrite:
 
 
 @overload
-def track_lost_writes(repository: SessionRepository[S]) -> TrackedSessionRepository[S]: ...
+def track_unsaved_changes(repository: SessionRepository[S]) -> TrackedSessionRepository[S]: ...
 
 
 @overload
-def track_lost_writes(repository: AsyncSessionRepository[S]) -> AsyncTrackedSessionRepository[S]: ...
+def track_unsaved_changes(repository: AsyncSessionRepository[S]) -> AsyncTrackedSessionRepository[S]: ...
 
 
-def track_lost_writes(
+def track_unsaved_changes(
     repository: SessionRepository[S] | AsyncSessionRepository[S],
 ) -> TrackedSessionRepository[S] | AsyncTrackedSessionRepository[S]:
-    """Return a repository that passes every call on to `repository` and finds the writes that its callers forget.
+    """Return a repository that forwards every call to `repository` and detects unsaved changes.
 
-    Use it in place of the other in development, where each lost write is logged as a warning once the session is
-    garbage, or in a test, which asks for `TrackedSessionRepository.lost_writes` at its end.
+    In development, use it instead of `repository`: unsaved changes are logged as a warning when the session is garbage
+    collected. A test calls `TrackedSessionRepository.unsaved_changes` at its end.
     """
     if isinstance(repository, AsyncSessionRepository):
         return AsyncTrackedSessionRepository(repository)
     return TrackedSessionRepository(repository)
 
 
-class TrackedSessionRepository(ForwardingSessionRepository[S]):
-    """A repository that finds lost writes; made by `track_lost_writes`.
+class TrackedSessionRepository(DelegatingSessionRepository[S]):
+    """Repository that detects unsaved changes; `track_unsaved_changes` creates it.
 
-    It watches each session that it hands out or stores, for as long as the caller has it and without keeping it. When
-    the caller drops it (or the process ends) and it differs from what was stored of it last, that is a lost write,
-    logged as a warning by the logger ``vibeforge_sessions.testing.unsaved_changes``.
+    It tracks each session that it returns or stores, without keeping it alive. When the caller drops the session, or
+    the process ends, the session is compared with its last stored state. If they differ, the logger
+    ``vibeforge_sessions.testing.unsaved_changes`` logs a warning.
 
-    No lost writes are: changes whose `update_session` raised an error, since the caller was told (a session that is
-    stored later is watched again); those of a session that was deleted by this repository; those within a
-    `modify_session` that raised; those of a session given to `forget`. Copies that a caller makes of a session are not
-    watched. A class of session with pydantic's ``validate_assignment`` cannot be watched and is refused.
+    These changes are not reported:
 
-    What it costs: one comparison of the session with what was stored of it, when the session is dropped.
+    - changes whose `update_session` raised, because the caller got the error; a session that is stored later is tracked
+      again;
+    - changes of a session that this repository deleted;
+    - changes within a `modify_session` that raised;
+    - changes of a session that was passed to `forget`;
+    - changes of a copy of a session that the caller made.
+
+    A session class with pydantic's ``validate_assignment`` cannot be tracked and is rejected.
+
+    The cost is one comparison of each session with its stored state, when the session is dropped.
     """
 
     def __init__(self, repository: SessionRepository[S]) -> None:
@@ -94,70 +100,72 @@ class TrackedSessionRepository(ForwardingSessionRepository[S]):
 
     @property
     def repository(self) -> SessionRepository[S]:
-        """The repository that does the work."""
+        """The underlying repository."""
         return self._repository
 
-    def lost_writes(self) -> list[LostWrite]:
-        """Return the lost writes so far, the last 1000: of sessions that are gone, then of those that are still there.
+    def unsaved_changes(self) -> list[UnsavedChanges]:
+        """Return the unsaved changes: of the last 1000 dropped sessions that had any, then of the sessions in use.
 
-        A session that somebody still has may yet be stored: ask when all the work is done.
+        A session in use may still be stored, so call this when all work is done.
         """
-        return self._tracker.lost_writes()
+        return self._tracker.unsaved_changes()
 
     def forget(self, session: S) -> None:
-        """Watch this session no longer: its changes are not meant to be stored."""
+        """Stop tracking this session, whose changes are not meant to be stored."""
         self._tracker.forget(session)
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        """Do what `SessionRepository.create_session` does, and watch the given session and the copy."""
+        """Do what `SessionRepository.create_session` does, and track the given session and the copy."""
         created = super().create_session(session, session_id=session_id)
-        self._tracker.watch(session)
-        self._tracker.watch(created)
+        self._tracker.track(session)
+        self._tracker.track(created)
         return created
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        """Do what `SessionRepository.get_session` does, and watch the session."""
+        """Do what `SessionRepository.get_session` does, and track the session."""
         session = super().get_session(session_id, recent=recent)
-        self._tracker.watch(session)
+        self._tracker.track(session)
         return session
 
     def update_session(self, session: S) -> None:
-        """Do what `SessionRepository.update_session` does; watch the session, or no longer if that failed."""
+        """Do what `SessionRepository.update_session` does; track the session, or stop tracking it after an error."""
         try:
             super().update_session(session)
         except Exception:
             self._tracker.forget(session)
             raise
-        self._tracker.watch(session)
+        self._tracker.track(session)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        """Do what `SessionRepository.delete_session` does; nothing is left to be lost."""
+        """Do what `SessionRepository.delete_session` does, and stop tracking the copies of this session."""
         deleted = super().delete_session(session_id, unchanged_since=unchanged_since)
         self._tracker.forget_all(session_id)
         return deleted
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
-        """Do what `SessionRepository.modify_session` does, and watch the session that it returns."""
+        """Do what `SessionRepository.modify_session` does, and track the session that it returns."""
         session = super().modify_session(session_id, change, attempts=attempts)
-        self._tracker.watch(session)
+        self._tracker.track(session)
         return session
 
 
-class AsyncTrackedSessionRepository(AsyncShell[S]):
-    """`TrackedSessionRepository` for asyncio: finds the same lost writes."""
+class AsyncTrackedSessionRepository(AsyncRepositoryAdapter[S]):
+    """`TrackedSessionRepository` for asyncio; it detects the same unsaved changes."""
 
     def __init__(self, repository: AsyncSessionRepository[S]) -> None:
-        super().__init__(cast("SessionRepository[S]", repository))  # the same names; `_run` awaits what they return
+        super().__init__(
+            cast("SessionRepository[S]", repository)
+        )  # it has the same methods; `_run` awaits their results
         self.repository = repository
-        """The repository that does the work."""
+        """The underlying repository."""
         self._tracker = Tracker()
 
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return await cast("Awaitable[T]", call(*args, **kwargs))
 
-    def lost_writes(self) -> list[LostWrite]:
-        """Do what `TrackedSessionRepository.lost_writes` does."""
-        return self._tracker.lost_writes()
+    def unsaved_changes(self) -> list[UnsavedChanges]:
+        """Do what `TrackedSessionRepository.unsaved_changes` does."""
+        return self._tracker.unsaved_changes()
 
     def forget(self, session: S) -> None:
         """Do what `TrackedSessionRepository.forget` does."""
@@ -166,14 +174,14 @@ class AsyncTrackedSessionRepository(AsyncShell[S]):
     async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         """Do what `TrackedSessionRepository.create_session` does."""
         created = await super().create_session(session, session_id=session_id)
-        self._tracker.watch(session)
-        self._tracker.watch(created)
+        self._tracker.track(session)
+        self._tracker.track(created)
         return created
 
     async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
         """Do what `TrackedSessionRepository.get_session` does."""
         session = await super().get_session(session_id, recent=recent)
-        self._tracker.watch(session)
+        self._tracker.track(session)
         return session
 
     async def update_session(self, session: S) -> None:
@@ -183,7 +191,7 @@ class AsyncTrackedSessionRepository(AsyncShell[S]):
         except Exception:
             self._tracker.forget(session)
             raise
-        self._tracker.watch(session)
+        self._tracker.track(session)
 
     async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         """Do what `TrackedSessionRepository.delete_session` does."""
@@ -196,7 +204,7 @@ class AsyncTrackedSessionRepository(AsyncShell[S]):
     ) -> S:
         """Do what `TrackedSessionRepository.modify_session` does."""
         session = await self.repository.modify_session(session_id, change, attempts=attempts)
-        self._tracker.watch(session)
+        self._tracker.track(session)
         return session
 
     async def close(self) -> None:
@@ -205,57 +213,59 @@ class AsyncTrackedSessionRepository(AsyncShell[S]):
 
 
 class Tracker:
-    """What watches sessions, whichever kind of repository they come from.
+    """Tracker of sessions of synchronous and asynchronous repositories.
 
-    Sessions die at any moment, also in the middle of a call here and in any thread: there is no lock, and each step is
-    a single operation on a dict or a deque.
+    The garbage collector may finalize a session at any time and in any thread, even during a call of this class. A lock
+    could therefore deadlock, so every step is a single atomic operation on a dict or a deque.
     """
 
     def __init__(self) -> None:
-        self._watched: dict[int, _Watched] = {}
-        self._lost: deque[LostWrite] = deque(maxlen=_KEPT)
+        self._tracked: dict[int, _TrackedSession] = {}
+        self._dropped: deque[UnsavedChanges] = deque(maxlen=_MAX_DROPPED)
 
-    def watch(self, session: Session | None) -> None:
-        """Watch a session that was just read or stored; one that is watched already stays so."""
-        if session is None or id(session) in self._watched:
+    def track(self, session: Session | None) -> None:
+        """Track a session that was just read or stored; tracking it twice has no effect."""
+        if session is None or id(session) in self._tracked:
             return
         if type(session).model_config.get("validate_assignment"):
-            # pydantic then gives the object new attributes at each assignment; those held here would be old ones
+            # pydantic then replaces the object's attribute dict at each assignment, and the tracked dict is outdated
             raise InvalidSessionError(
                 f"{type(session).__name__} cannot be tracked: it is a class of session with validate_assignment"
             )
         key = id(session)
-        end = weakref.finalize(session, self._gone, key)
+        end = weakref.finalize(session, self._on_finalize, key)
         private: Any = session.__pydantic_private__
-        self._watched[key] = _Watched(type(session), session.__dict__, private, session.session_id, _call_site(), end)
+        self._tracked[key] = _TrackedSession(
+            type(session), session.__dict__, private, session.session_id, _call_site(), end
+        )
 
     def forget(self, session: Session) -> None:
-        """Watch a session no longer."""
-        watched = self._watched.pop(id(session), None)
-        if watched is not None:
-            watched.end.detach()
+        """Stop tracking a session."""
+        tracked = self._tracked.pop(id(session), None)
+        if tracked is not None:
+            tracked.end.detach()
 
     def forget_all(self, session_id: str) -> None:
-        """Watch no longer what was read of a session."""
-        for key, watched in self._watched.copy().items():
-            if watched.session_id == session_id and watched.end.detach():
-                self._watched.pop(key, None)
+        """Stop tracking all copies of a session."""
+        for key, tracked in self._tracked.copy().items():
+            if tracked.session_id == session_id and tracked.end.detach():
+                self._tracked.pop(key, None)
 
-    def lost_writes(self) -> list[LostWrite]:
-        """Return what was lost, and what would be if all sessions were dropped now."""
-        there = [watched.lost_write() for watched in self._watched.copy().values()]
-        return [*self._lost.copy(), *(lost for lost in there if lost is not None)]
+    def unsaved_changes(self) -> list[UnsavedChanges]:
+        """Return the unsaved changes of dropped sessions, then those of the sessions in use."""
+        in_use = [tracked.unsaved_changes() for tracked in self._tracked.copy().values()]
+        return [*self._dropped.copy(), *(changes for changes in in_use if changes is not None)]
 
-    def _gone(self, key: int) -> None:
-        lost = self._watched.pop(key).lost_write()
-        if lost is not None:
-            self._lost.append(lost)
-            _logger.warning("%s", lost)
+    def _on_finalize(self, key: int) -> None:
+        changes = self._tracked.pop(key).unsaved_changes()
+        if changes is not None:
+            self._dropped.append(changes)
+            _logger.warning("%s", changes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Watched:
-    """What is held of a session: its attributes, which outlive it, and not the session itself."""
+class _TrackedSession:
+    """Attributes of a tracked session. They outlive the session, to which it has no reference."""
 
     session_type: type[Session]
     fields: dict[str, Any]
@@ -264,20 +274,20 @@ class _Watched:
     call_site: str
     end: weakref.finalize[[int], Any]
 
-    def lost_write(self) -> LostWrite | None:
-        """Return what is lost if the session is dropped as it is."""
+    def unsaved_changes(self) -> UnsavedChanges | None:
+        """Return the unsaved changes of the session, or None if it has none."""
         changed = self._changed_fields()
-        return LostWrite(self.session_id, changed, self.call_site) if changed else None
+        return UnsavedChanges(self.session_id, changed, self.call_site) if changed else None
 
     def _changed_fields(self) -> tuple[str, ...]:
         baseline: Baseline | None = self.private["_baseline"]
         if baseline is None or baseline.content is None or baseline.errors is None or baseline.logs is None:
-            return ()  # it has been nowhere, or it came by JSON and nobody has compared it yet
+            return ()  # never stored, or made by `from_dict` and not yet compared with the stored state
         record = serialization.Record(
             session_id=self.session_id,
             created_at=baseline.created_at,
             updated_at=baseline.updated_at,
-            version=1,  # whichever: it is not compared
+            version=1,  # any valid version, because it is not compared
             write_id=baseline.write_id,
             error_count=baseline.omitted_errors + len(baseline.errors),
             log_count=baseline.omitted_logs + len(baseline.logs),
@@ -290,10 +300,10 @@ class _Watched:
 
 
 def _same(value: object, stored: object) -> bool:
-    """Tell whether a field holds what was stored, to the letter: 1 is not 1.0, and the order of keys counts."""
+    """Return whether a field has exactly the stored value; 1 differs from 1.0, and key order is significant."""
     try:
         texts = _text(value), _text(stored)
-    except RuntimeError:  # another thread is changing it at this very moment: it is not lost yet
+    except RuntimeError:  # another thread is changing the value, so the session is still in use
         return True
     return value == stored if texts == (None, None) else texts[0] == texts[1]
 
@@ -301,13 +311,13 @@ def _same(value: object, stored: object) -> bool:
 def _text(value: object) -> str | None:
     try:
         return validation.encode_json(value, "")
-    except InvalidSessionError:  # a time, an entry, or what no repository would take
+    except InvalidSessionError:  # a time, an entry, or an invalid value
         return None
 
 
 def _call_site() -> str:
     """Return the file and line of the first caller outside this package."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (what `inspect` would return, without its costs)
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (`inspect` is slower)
     while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("vibeforge_sessions."):
         frame = frame.f_back
     return "unknown" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

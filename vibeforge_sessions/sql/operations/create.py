@@ -10,7 +10,7 @@ from sqlalchemy import Insert, Select, insert, select
 
 from vibeforge_sessions.errors import SessionExistsError
 from vibeforge_sessions.repository import changeset
-from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
 from vibeforge_sessions.sql.operations.session_rows import entry_rows, session_row, store_entries, store_rows
@@ -51,7 +51,7 @@ class CreateSession(WriteOperation[Record]):
     :raises SessionExistsError: the id is taken.
     """
 
-    write: Write
+    write: Changeset
 
     @property
     def about(self) -> str:

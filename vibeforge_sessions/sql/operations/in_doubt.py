@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Select, Update, delete, insert, select, update
 
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.sql.operations.session_rows import (
     ERRORS,
     ID,
@@ -62,7 +62,7 @@ def lock_row(executor: ConnectionExecutor, session_id: str) -> LockedRow | None:
     return None if row is None else LockedRow(*row)
 
 
-def last_positions(executor: ConnectionExecutor, write: Write) -> dict[History, int]:
+def last_positions(executor: ConnectionExecutor, write: Changeset) -> dict[History, int]:
     """Return the last position of a changeset's new entries in each history in which some are stored."""
     found = {}
     for history, entries in ((ERRORS, write.errors), (LOGS, write.logs)):

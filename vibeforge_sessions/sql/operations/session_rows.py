@@ -29,7 +29,7 @@ from sqlalchemy import (
 from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository import changeset
-from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql.tables import errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
@@ -139,9 +139,9 @@ def log_rows(session_id: str, lines: Iterable[str], first: int, write_id: str) -
         yield {"session_id": session_id, "position": position, "message": line, "write_id": write_id}
 
 
-def entry_rows(write: Write, error_count: int, log_count: int) -> dict[History, list[dict[str, Any]]]:
+def entry_rows(write: Changeset, error_count: int, log_count: int) -> dict[History, list[dict[str, Any]]]:
     """Return the rows of a changeset's new entries, in the last positions of histories of these lengths."""
-    placed = changeset.place(write.errors, error_count)
+    placed = changeset.assign_positions(write.errors, error_count)
     first = log_count - len(write.logs) + 1
     return {
         ERRORS: list(error_rows(write.session_id, placed, write.write_id)),

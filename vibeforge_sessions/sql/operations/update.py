@@ -11,7 +11,7 @@ from sqlalchemy import Update, bindparam, exists, select, update
 
 from vibeforge_sessions.errors import StaleSessionError
 from vibeforge_sessions.repository import changeset
-from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
 from vibeforge_sessions.sql.operations.session_rows import (
@@ -89,7 +89,7 @@ class UpdateSession(WriteOperation[Record]):
     :raises CorruptSessionError: its documents were deleted.
     """
 
-    write: Write
+    write: Changeset
 
     @property
     def about(self) -> str:
@@ -104,7 +104,7 @@ class UpdateSession(WriteOperation[Record]):
             "write_id": write.write_id,
             ID: write.session_id,
             VERSION: write.version,
-            WRITE_ID: write.replaces,
+            WRITE_ID: write.expected_write_id,
             NOW: write.updated_at,
             "new_errors": len(write.errors),
             "new_logs": len(write.logs),
@@ -116,7 +116,7 @@ class UpdateSession(WriteOperation[Record]):
         else:
             found = update_counters(executor, _update_session, parameters)
         if found is None:
-            raise missed(executor, write.session_id, write.version, write.replaces)
+            raise missed(executor, write.session_id, write.version, write.expected_write_id)
         record = self._record(found)
         if not executor.database.writes_at_once:
             self._write_children(executor, names, record)
@@ -135,7 +135,7 @@ class UpdateSession(WriteOperation[Record]):
         row = lock_row(executor, write.session_id)
         if row is None:
             raise UnresolvableOutcome("the session is deleted, and whether it was updated before is not visible")
-        if (row.version, row.write_id) == (write.version, write.replaces):
+        if (row.version, row.write_id) == (write.version, write.expected_write_id):
             return self.execute(executor)
         positions = last_positions(executor, write)
         if row.write_id == write.write_id or positions:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from sqlalchemy import CTE, ColumnElement, Table, bindparam, func, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from vibeforge_sessions.repository.changeset import Write
+from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.sql.operations.session_rows import ERRORS, LOGS, History, entry_rows
 from vibeforge_sessions.sql.tables import errors
 from vibeforge_sessions.sql.transactions.executor import Executor
@@ -59,7 +59,7 @@ def _entry_part(row: CTE, history: History) -> CTE:
     return insert(table).from_select(["session_id", "position", *names], select(*columns)).cte(f"added_{table.name}")
 
 
-def changeset_parameters(executor: Executor, write: Write) -> dict[str, Any]:
+def changeset_parameters(executor: Executor, write: Changeset) -> dict[str, Any]:
     """Return the parameters of a changeset's documents and new entries, whose positions the database assigns."""
     if not (write.documents or write.errors or write.logs):
         return {}

@@ -194,7 +194,7 @@ class OwnedTransactions(TransactionRunner):
                 if not may_retry or attempt >= retry.attempts or time.monotonic() + delay >= until:
                     error = (in_doubt or failed).error
                     raise error from error.__cause__
-                instrumentation.again(failed.reason)
+                instrumentation.report_retry(failed.reason)
             self._wait(delay)
             statements = None  # SQLAlchemy's path also handles the other connections of a pool whose server is gone
         raise AssertionError("unreachable")
