@@ -1,4 +1,4 @@
-"""What ``alembic`` runs, from the command line and from `vibeforge_sessions.sql.migrate`: thin, on purpose."""
+"""Environment of Alembic, for its command line and for `vibeforge_sessions.sql.migrate`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ DEFAULT_URL = "sqlite:///vibeforge_sessions.db"
 
 
 def main() -> None:
-    """Migrate on the connection that a host has handed over, or on the database of the URL, or as SQL."""
+    """Migrate on the connection of the caller or on the database of the URL, or print SQL."""
     config = context.config
-    asked = getattr(config.cmd_opts, "cmd", None)  # on a command line: the function, and its arguments' names
-    if asked is None:
-        given = config.attributes
+    command_line = getattr(config.cmd_opts, "cmd", None)  # on the command line: the function and its argument names
+    if command_line is None:
+        attributes = config.attributes
         migrate.run_in_environment(
-            given["connection"],
+            attributes["connection"],
             context,
-            upgrading=given["upgrading"],
-            schema=given.get("schema"),
-            timeouts=given["timeouts"],
+            upgrading=attributes["upgrading"],
+            schema=attributes.get("schema"),
+            timeouts=attributes["timeouts"],
         )
         return
     try:
-        run_from_command_line(upgrading=asked[0] is command.upgrade)
-    except SessionRepositoryError as error:  # one line, and no traceback
+        run_from_command_line(upgrading=command_line[0] is command.upgrade)
+    except SessionRepositoryError as error:  # one line without a traceback
         raise CommandError(str(error)) from None
 
 
 def run_from_command_line(*, upgrading: bool) -> None:
-    """Find the database's URL, and run on it."""
+    """Migrate the database of the URL that the options or the environment name."""
     settings = Settings.read()
     url = parse_url(context.get_x_argument(as_dictionary=True).get("url") or settings.url() or DEFAULT_URL)
     if context.is_offline_mode():

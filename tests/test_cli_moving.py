@@ -81,7 +81,7 @@ def test_what_is_there_already(tmp_path: Path) -> None:
     assert (done.code, done.out) == (0, "sessions: 4 unchanged; with 0 errors and 0 log lines\n")
     done = run(url, "sessions", "export", str(archive))
     assert (done.code, done.out) == (1, "")
-    assert done.errors.splitlines()[-1].startswith("error: there is a file of this name already")
+    assert done.errors.splitlines()[-1].startswith("error: a file of this name exists already")
     options = ("--overwrite", "--no-gzip", "--phase", "QUESTIONNAIRE", "--no-errors", "--json")
     done = run(url, "sessions", "export", str(archive), *options)
     assert (done.code, done.json["exported"]) == (0, 1)
@@ -112,7 +112,7 @@ def test_files_of_the_application(tmp_path: Path) -> None:
     files = [f"{number}.json" for number in range(4)]
     done = run(url, "sessions", "import", *files, "missing")
     assert (done.code, done.out) == (8, "sessions: 3 created, 2 failed; with 3 errors and 3 log lines\n")
-    assert "failed: 3.json: line 1: is no line of an archive" in done.errors
+    assert "failed: 3.json: line 1: is not a line of an archive" in done.errors
     assert "failed: missing: the file cannot be read: No such file or directory" in done.errors
     stopped = run(url, "sessions", "import", "missing", *files, "--stop-on-error")
     assert (stopped.code, stopped.out) == (1, "")
@@ -134,7 +134,7 @@ def test_what_is_damaged_is_told_and_not_shown(tmp_path: Path) -> None:
     url = make(f"sqlite:///{tmp_path}/a.db")
     done = run(url, "sessions", "import", "a\x1b[31m")
     assert done.code == 8
-    assert "failed: a␛[31m: line 6: session 's1': is no header" in done.errors
+    assert "failed: a␛[31m: line 6: session 's1': is not a header" in done.errors
     assert "\x1b[31m" not in done.out + done.errors
     assert "s3cret" not in done.errors
 
@@ -174,7 +174,8 @@ def test_an_export_is_interrupted(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from vibeforge_sessions.archive import exporting\n"
-        "put, exporting._put = exporting._put, lambda *args: (put(*args), os.kill(os.getpid(), signal.SIGINT))\n"
+        "write = exporting._write\n"
+        "exporting._write = lambda *args: (write(*args), os.kill(os.getpid(), signal.SIGINT))\n"
         "from vibeforge_sessions.cli import main\n"
         "main()\n"
     )

@@ -25,7 +25,6 @@ from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.cli.output import EXIT_CODES
 from vibeforge_sessions.sql import create_engine, metadata
-from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "dba-guide.md").read_text("utf-8")
@@ -171,7 +170,7 @@ def test_the_tests(number: int, tmp_path: Path) -> None:
 
 def test_tables_page_names_every_table_column_and_index() -> None:
     page = (ROOT / "docs" / "tables.md").read_text("utf-8")
-    for name in APPLICATION_RIGHTS:
+    for name in APPLICATION_PRIVILEGES:
         assert f"`{name}`" in page
     for table in metadata.tables.values():
         for column in table.columns:

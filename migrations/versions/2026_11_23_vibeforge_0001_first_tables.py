@@ -1,4 +1,4 @@
-"""The first tables: sessions, their documents, errors and logs.
+"""First tables: sessions, documents, errors and logs.
 
 Revision: vibeforge_0001, after nothing
 """
@@ -22,7 +22,7 @@ rewrites: tuple[str, ...] = ()
 online = ("postgresql", "mariadb")
 loses = "every session, with its documents, errors and logs"
 
-# Written out here, and not taken from the package's models: what a revision makes must never change with them.
+# Not imported from the package: a revision must not change with its tables.
 TIME = (
     sa.DateTime()
     .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
@@ -41,19 +41,19 @@ OPTIONS: dict[str, Any] = {
 
 
 def identifier(length: int) -> sa.types.TypeEngine[str]:
-    """Return a text that is compared byte by byte."""
+    """Return a text type that is compared byte by byte."""
     return sa.String(length).with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def of_session(table: str) -> sa.ForeignKeyConstraint:
-    """Return the reference of a child row to its session."""
+    """Return the foreign key of a child row to its session."""
     return sa.ForeignKeyConstraint(
         ["session_id"], ["vibeforge_sessions.session_id"], name=f"fk_{table}_session_id", ondelete="CASCADE"
     )
 
 
 def upgrade() -> None:
-    """Make the four tables."""
+    """Create the four tables."""
     op.create_table(
         "vibeforge_sessions",
         sa.Column("session_id", identifier(64), nullable=False),
@@ -69,7 +69,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("session_id", name="pk_vibeforge_sessions"),
         **OPTIONS,
     )
-    # before any child table: with one, and rows coming in, CREATE INDEX can hang a Galera cluster
+    # before any child table: with a child table and concurrent inserts, CREATE INDEX can hang a Galera cluster
     op.create_index("ix_vibeforge_sessions_created_at_session_id", "vibeforge_sessions", ["created_at", "session_id"])
     op.create_index(
         "ix_vibeforge_sessions_phase_created_at_session_id", "vibeforge_sessions", ["phase", "created_at", "session_id"]
@@ -117,7 +117,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them, children first, and every session with them."""
+    """Drop the tables, children first, and every session with them."""
     op.drop_table("vibeforge_session_logs")
     op.drop_table("vibeforge_session_errors")
     op.drop_table("vibeforge_session_documents")

@@ -1,8 +1,8 @@
-"""An index for listings by the time of the last write; and the oldest code that may go on with this schema.
+"""Index for listings by the last update, and the minimum compatible revision.
 
 Revision: vibeforge_0002, after vibeforge_0001
 
-"Which were touched last?" is what operators ask first, and without an index the database reads every session for it.
+Operators first ask for the sessions that were updated last. Without an index, the database reads all sessions then.
 Measured by ``python -m benchmarks.listing_index``: 100,000 sessions, a page of 50, milliseconds without and with it::
 
                               SQLite          PostgreSQL 18   MariaDB 10.11
@@ -11,9 +11,9 @@ Measured by ``python -m benchmarks.listing_index``: 100,000 sessions, a page of 
     an append                   1.3    1.3     0.96   0.93      2.7    3.2
     … bytes of the log                        636    1061      526    722
 
-An append moves ``updated_at``, so it pays: more bytes for the log, and on PostgreSQL no heap-only updates any more; its
-time is that of the log's sync, with the index or without. The other listings (by phase, by errors, the stuck ones) took
-0.4 to 12 ms without any index of their own and did not get one.
+An append changes ``updated_at`` and therefore the index: it writes more bytes to the database log, and on PostgreSQL it
+is no longer a heap-only update. Its duration is that of the log's sync, with the index or without. The other listings
+(by phase, by errors, stuck sessions) took 0.4 to 12 ms without an index of their own, so they did not get one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ rewrites: tuple[str, ...] = ()
 online = ("postgresql", "mariadb")
 loses = None
 
-FLOOR = "vibeforge_0001"  # nothing that older code uses is changed
+MINIMUM_COMPATIBLE = "vibeforge_0001"  # the change affects nothing that older code uses
 INDEX = "ix_vibeforge_sessions_updated_at_session_id"
 COLUMNS = ["updated_at", "session_id"]
 IDENTIFIER = sa.String(32).with_variant(sa.Text(collation="C"), "postgresql")
@@ -54,11 +54,11 @@ OPTIONS: dict[str, Any] = {
 
 
 def upgrade() -> None:
-    """Make both, so that a try that was interrupted can be repeated on every database."""
+    """Create both. An interrupted upgrade can be repeated on every database."""
     dialect = op.get_context().dialect.name
-    if dialect == "postgresql" and may_leave_the_transaction():
+    if dialect == "postgresql" and owns_transaction():
         with op.get_context().autocommit_block():
-            # an interrupted try leaves an invalid index of this name, that every write pays for and no query uses
+            # an interrupted upgrade leaves an invalid index of this name: writes maintain it, and no query uses it
             op.drop_index(INDEX, "vibeforge_sessions", postgresql_concurrently=True, if_exists=True)
             op.create_index(INDEX, "vibeforge_sessions", COLUMNS, postgresql_concurrently=True, if_not_exists=True)
     elif dialect in {"mysql", "mariadb"}:
@@ -74,14 +74,14 @@ def upgrade() -> None:
         **OPTIONS,
     )
     op.execute(compatibility.delete())
-    op.execute(compatibility.insert().values(revision=revision, floor=FLOOR))
+    op.execute(compatibility.insert().values(revision=revision, floor=MINIMUM_COMPATIBLE))
 
 
 def downgrade() -> None:
-    """Remove both."""
+    """Drop both."""
     dialect = op.get_context().dialect.name
     op.drop_table("vibeforge_sessions_compatibility", if_exists=dialect in {"mysql", "mariadb"})
-    if dialect == "postgresql" and may_leave_the_transaction():
+    if dialect == "postgresql" and owns_transaction():
         with op.get_context().autocommit_block():
             op.drop_index(INDEX, "vibeforge_sessions", postgresql_concurrently=True, if_exists=True)
     elif dialect in {"mysql", "mariadb"}:
@@ -90,15 +90,21 @@ def downgrade() -> None:
         op.drop_index(INDEX, "vibeforge_sessions")
 
 
-def may_leave_the_transaction() -> bool:
-    """Tell whether the transaction is Alembic's own: CONCURRENTLY works outside one only, and a host's must stay."""
+def owns_transaction() -> bool:
+    """Return whether Alembic owns the transaction.
+
+    CONCURRENTLY works only outside a transaction, and a transaction of the caller must not be ended.
+    """
     context = op.get_context()
-    return context.as_sql or not context._in_external_transaction  # noqa: SLF001 (there is no public way to ask)
+    return context.as_sql or not context._in_external_transaction  # noqa: SLF001 (there is no public attribute)
 
 
 def alter(change: str) -> None:
-    """Change the table while others write; on a Galera cluster, where CREATE INDEX has hung all nodes, alone."""
+    """Change the table while applications write.
+
+    On a Galera cluster, where CREATE INDEX has hung all nodes, the change takes an exclusive lock.
+    """
     context = op.get_context()
-    alone = not context.as_sql and op.get_bind().execute(sa.text("SHOW VARIABLES LIKE 'wsrep_on'")).first()
-    lock = "EXCLUSIVE" if alone and alone[1] == "ON" else "NONE"
+    galera = not context.as_sql and op.get_bind().execute(sa.text("SHOW VARIABLES LIKE 'wsrep_on'")).first()
+    lock = "EXCLUSIVE" if galera and galera[1] == "ON" else "NONE"
     op.execute(f"ALTER TABLE vibeforge_sessions {change}, LOCK={lock}")

@@ -1,10 +1,10 @@
-"""Since when a session is held, so that nothing deletes it for its age.
+"""Time of a session's hold, which protects it from pruning.
 
 Revision: vibeforge_0003, after vibeforge_0002
 
-A column and not a table of its own: whoever prunes says ``held_at IS NULL`` in the deletion itself, and a new table
-would need new rights. It has no index: nobody looks for held sessions but an operator. No row is written anew on any
-database. PostgreSQL's lock lasts for the change of its catalogue, once it has it: who comes after waits with it.
+It is a column and not a table: a prune checks ``held_at IS NULL`` in the deletion itself, and a new table would need
+new privileges. It has no index, because only operators search for held sessions. No database rewrites rows. PostgreSQL
+holds its lock only while it changes its catalog. While the migration waits for this lock, later statements wait, too.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ rewrites: tuple[str, ...] = ()
 online = ("mariadb",)
 loses = "which sessions are held"
 
-FLOOR = "vibeforge_0001"  # nothing that older code uses is changed
+MINIMUM_COMPATIBLE = "vibeforge_0001"  # the change affects nothing that older code uses
 TIME = sa.DateTime().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
     """Add the column."""
-    if op.get_context().dialect.name in {"mysql", "mariadb"}:  # a try that was interrupted can be repeated
+    if op.get_context().dialect.name in {"mysql", "mariadb"}:  # an interrupted upgrade can be repeated
         alter("ADD COLUMN IF NOT EXISTS held_at DATETIME(6) NULL")
     else:
         op.add_column("vibeforge_sessions", sa.Column("held_at", TIME, nullable=True), schema=schema())
-    set_floor(revision)
+    set_minimum_compatible(revision)
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the column."""
     if op.get_context().dialect.name in {"mysql", "mariadb"}:
         alter("DROP COLUMN IF EXISTS held_at")
     else:
         op.drop_column("vibeforge_sessions", "held_at", schema=schema())
-    set_floor(down_revision)
+    set_minimum_compatible(down_revision)
 
 
-def set_floor(current: str) -> None:
-    """Say which code may go on with the schema of a revision."""
+def set_minimum_compatible(current: str) -> None:
+    """Record the minimum compatible revision for the schema of a revision."""
     compatibility = sa.table(
         "vibeforge_sessions_compatibility",
         sa.column("revision", sa.String),
@@ -59,21 +59,21 @@ def set_floor(current: str) -> None:
         schema=schema(),
     )
     op.execute(compatibility.delete())
-    op.execute(compatibility.insert().values(revision=current, floor=FLOOR))
+    op.execute(compatibility.insert().values(revision=current, floor=MINIMUM_COMPATIBLE))
 
 
 def schema() -> str | None:
-    """Return the schema that statements are sent to; new columns, and tables made up here, do not go there alone."""
+    """Return the schema of the statements. SQLAlchemy does not translate it for new columns and ad-hoc tables."""
     context = op.get_context()
     if context.as_sql or context.connection is None:
-        return None  # nobody is asked, and a search path is set
+        return None  # SQL for a client, which sets the search path
     found: str | None = context.connection.get_execution_options().get("schema_translate_map", {}).get(None)
     return found
 
 
 def alter(change: str) -> None:
-    """Change the table while others write; on a Galera cluster, where nobody can meanwhile, alone."""
+    """Change the table while applications write. On a Galera cluster, writes are blocked meanwhile."""
     context = op.get_context()
-    alone = not context.as_sql and op.get_bind().execute(sa.text("SHOW VARIABLES LIKE 'wsrep_on'")).first()
-    lock = "EXCLUSIVE" if alone and alone[1] == "ON" else "NONE"
+    galera = not context.as_sql and op.get_bind().execute(sa.text("SHOW VARIABLES LIKE 'wsrep_on'")).first()
+    lock = "EXCLUSIVE" if galera and galera[1] == "ON" else "NONE"
     op.execute(f"ALTER TABLE vibeforge_sessions {change}, LOCK={lock}")

@@ -188,7 +188,7 @@ def test_one_that_is_refused_is_told_with_its_number(fields: dict[str, Any], rea
 def test_ids_that_do_not_agree() -> None:
     report = imported(text({"other": STATE, f"{SECRET}!": {**STATE, "session_id": None}}))
     assert [problem.session_id for problem in report.problems] == ["other", None]
-    assert "is not the one that it stands beside" in str(report.problems[0].reason)
+    assert "differs from the key of this session" in str(report.problems[0].reason)
     assert SECRET not in str(report)
 
 

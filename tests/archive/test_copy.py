@@ -176,7 +176,7 @@ def test_what_the_target_changes_is_noticed() -> None:
     report = copy_sessions(source, target)
     assert (report.created, report.failed) == (1, 1)
     assert report.problems[0].session_id == "s0"
-    assert "not what was copied" in str(report.problems[0].reason)
+    assert "differs from what was copied" in str(report.problems[0].reason)
     with pytest.raises(CorruptSessionError):
         copy_sessions(source, Forgetful(), stop_on_error=True)
 

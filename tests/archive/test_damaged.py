@@ -16,7 +16,7 @@ import pytest
 from tests.archive.samples import SECRET, closed, edited, exported, filled_archive, imported, record_of
 from vibeforge_sessions import ArchiveError, InMemorySessionRepository, SessionRepository
 from vibeforge_sessions.archive import Report, Result, export_sessions, import_sessions
-from vibeforge_sessions.archive.report import KEPT
+from vibeforge_sessions.archive.report import MAX_PROBLEMS
 
 # The archive, from line 1: its beginning, s2 (2: header, 3: errors, 4: logs, 5: end), s1 (6-9), s0 (10-13), empty
 # (14-15), its end
@@ -47,24 +47,24 @@ def flips_a_bit(lines: Lines) -> Lines:
 
 DAMAGES: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
     # what is done to s1, the line that is told, and why
-    "a line that is cut": (lambda lines: [*lines[:6], lines[6][:-9] + b"\n", *lines[7:]], 7, "no JSON text"),
+    "a line that is cut": (lambda lines: [*lines[:6], lines[6][:-9] + b"\n", *lines[7:]], 7, "not a JSON text"),
     "a bit": (flips_a_bit, 9, "checksum"),
     "a checksum": (sets(8, "sha256", value="0" * 64), 9, "checksum"),
     "no checksum": (drops(8, "sha256"), 9, "closing line"),
     "another session's end": (sets(8, "session_id", value="s2"), 9, "closing line"),
     "a count in the end": (sets(8, "errors", value=2), 9, "number of errors"),
     "a count in the header": (sets(5, "logs", value=2), 9, "number of logs"),
-    "no closing line": (replaces(8), 8, "what should follow is missing: the closing line"),
+    "no closing line": (replaces(8), 8, "ends early: the closing line"),
     "no header": (replaces(5), 6, "belongs to no session"),
     "no errors": (replaces(6), 8, "number of errors"),
     "logs twice": (lambda lines: [*lines[:7], lines[7], *lines[7:]], 9, "not the next chunk of logs"),
     "a version of the format": (sets(5, "format", value=2), 6, "version 2"),
     "no version of the format": (sets(5, "format", value=True), 6, "version of the format"),
-    "a missing field": (drops(5, "phase"), 6, "no header"),
+    "a missing field": (drops(5, "phase"), 6, "not a header"),
     "a missing document": (
         lambda lines: edited(lines, 5, lambda data: data["documents"].pop("answers")),
         6,
-        "no header",
+        "not a header",
     ),
     "a time": (sets(5, "created_at", value=f"{SECRET} ago"), 6, "ISO 8601"),
     "a time without a zone": (sets(5, "updated_at", value="2001-02-03T04:05:06"), 6, "aware"),
@@ -80,12 +80,12 @@ DAMAGES: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
     "a log that is none": (sets(7, "entries", 0, value=7), 8, "chunk of logs"),
     "an empty chunk": (sets(7, "entries", value=[]), 8, "chunk of logs"),
     "too long a chunk": (sets(7, "entries", value=["x"] * 1001), 8, "chunk of logs"),
-    "no bytes of UTF-8": (replaces(6, b"\xff\xfe\x00\n"), 7, "no JSON text"),
-    "NaN": (sets(5, "documents", "answers", "z", value=float("nan")), 6, "no JSON text"),
-    "as deep as it gets": (replaces(5, b"[" * 100_000 + b"\n"), 6, "no JSON text"),
-    "foreign JSON": (replaces(6, json.dumps({SECRET: 1}).encode() + b"\n"), 7, "no line of an archive"),
-    "another kind": (sets(6, "kind", value=SECRET), 7, "no line of an archive"),
-    "no object": (replaces(6, b"7\n"), 7, "no line of an archive"),
+    "no bytes of UTF-8": (replaces(6, b"\xff\xfe\x00\n"), 7, "not a JSON text"),
+    "NaN": (sets(5, "documents", "answers", "z", value=float("nan")), 6, "not a JSON text"),
+    "as deep as it gets": (replaces(5, b"[" * 100_000 + b"\n"), 6, "not a JSON text"),
+    "foreign JSON": (replaces(6, json.dumps({SECRET: 1}).encode() + b"\n"), 7, "not a line of an archive"),
+    "another kind": (sets(6, "kind", value=SECRET), 7, "not a line of an archive"),
+    "no object": (replaces(6, b"7\n"), 7, "not a line of an archive"),
 }
 
 
@@ -152,8 +152,8 @@ def test_line_ends_of_another_system() -> None:
 
 def test_many_problems_are_counted_and_the_first_are_kept() -> None:
     told: list[Result] = []
-    report = imported(b"x\n" * (2 * KEPT), on_session=told.append)
-    assert (report.failed, len(report.problems), len(told)) == (2 * KEPT, KEPT, 2 * KEPT)
+    report = imported(b"x\n" * (2 * MAX_PROBLEMS), on_session=told.append)
+    assert (report.failed, len(report.problems), len(told)) == (2 * MAX_PROBLEMS, MAX_PROBLEMS, 2 * MAX_PROBLEMS)
 
 
 # --- cut off ---

@@ -190,7 +190,7 @@ def test_clocks_in_the_future(repository: SessionRepository, field: str) -> None
     assert repository.list_sessions() == ["soon"]
     (problem,) = report.problems
     assert problem.session_id == "never"
-    assert f"{field}: lies more than a day ahead" in str(problem.reason)
+    assert f"{field}: is more than a day ahead" in str(problem.reason)
 
 
 @pytest.mark.parametrize("on_conflict", ["fail", "skip", "replace"])
@@ -201,7 +201,7 @@ def test_an_id_that_is_there_twice(repository: SessionRepository, on_conflict: O
     assert (report.created, report.failed) == (1, 1)
     (problem,) = report.problems
     assert (problem.session_id, problem.line) == ("s", len(first.splitlines()) + 2)
-    assert "stands in this file already" in str(problem.reason)
+    assert "contains this session twice" in str(problem.reason)
     assert exported(repository) == first
 
 

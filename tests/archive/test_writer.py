@@ -307,14 +307,14 @@ def test_what_the_disk_gives_back_is_compared(
 ) -> None:
     archived(path, source, "s0")
     before = path.read_bytes()
-    honest = files.forget_cached
+    honest = files.drop_page_cache
 
     def damaging(file: io.FileIO) -> None:
         path.write_bytes(flipped(path.read_bytes(), len(before) + 100))
         honest(file)  # type: ignore[arg-type]
 
     with ArchiveWriter(path) as archive:
-        monkeypatch.setattr(writer, "forget_cached", damaging)
+        monkeypatch.setattr(writer, "drop_page_cache", damaging)
         archive.add(source, record_of(source, "s1"))
         with pytest.raises(ArchiveError):
             archive.commit()

@@ -12,8 +12,8 @@ from tests.cli.conftest import Place
 from tests.cli.data import HOUR, restore
 from vibeforge_sessions import ErrorEntry, Session, StorageError
 from vibeforge_sessions.cli import statistics
-from vibeforge_sessions.cli.tables import bar, console, cut, size, spark
-from vibeforge_sessions.cli.times import ago, spoken
+from vibeforge_sessions.cli.tables import bar, console, shorten, size, spark
+from vibeforge_sessions.cli.times import ago, format_age
 from vibeforge_sessions.model import validation
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
@@ -119,11 +119,11 @@ def test_small_things() -> None:
     assert [size(each) for each in (0, 1023, 1024, 150 * 1024, 5 * 2**30, 2**50)] == [
         "0 B", "1023 B", "1.0 KB", "150 KB", "5.0 GB", "1024.0 TB"
     ]  # fmt: skip
-    assert cut("one\ntwo\nthree", 2, 100) == "one\ntwo… (6 characters more)"
-    assert cut("abcdef", 2, 4) == "abcd… (2 characters more)"
-    assert cut("abc\ndef", 2, 7) == "abc\ndef"
+    assert shorten("one\ntwo\nthree", 2, 100) == "one\ntwo… (6 characters more)"
+    assert shorten("abcdef", 2, 4) == "abcd… (2 characters more)"
+    assert shorten("abc\ndef", 2, 7) == "abc\ndef"
     assert [ago(NOW - each, NOW) for each in (0 * DAY, 5 * HOUR / 3600, HOUR / 2, HOUR, 3 * DAY)] == [
         "now", "5s ago", "30m ago", "1h ago", "3d ago"
     ]  # fmt: skip
     assert ago(NOW + 2 * DAY, NOW) == "in 2d"
-    assert spoken(timedelta(days=365)) == "365d"
+    assert format_age(timedelta(days=365)) == "365d"

@@ -158,7 +158,7 @@ def test_show_of_what_this_code_cannot_read(place: Place) -> None:
     shown = place("show", "session-1")
     assert shown.code == 0
     assert "OF_TOMORROW" in shown.out
-    assert "no JSON" in shown.out
+    assert "not JSON" in shown.out
     assert "cannot be read" in shown.out
     assert place("show", "session-1", "--json").json["completed_task_ids"] is None
     assert place("list", "--phase", "OF_TOMORROW", "--json").lines[0]["session_id"] == "session-1"
@@ -200,7 +200,7 @@ def test_parts_however_much_is_read_at_once(on_sqlite: Place, monkeypatch: pytes
 def look_at_parts(place: Place, monkeypatch: pytest.MonkeyPatch, slice_: int) -> None:
     errors, lines = errors_of(11), [f"line {number}" for number in range(1, 12)]
     restore(place.repository, Session(session_id="s"), errors, lines)
-    monkeypatch.setattr(inspection, "_SLICE", slice_)
+    monkeypatch.setattr(inspection, "_PAGE", slice_)
 
     def positions(command: str, *options: str) -> tuple[list[int], str]:
         done = place(command, "s", *options, "--json")

@@ -100,7 +100,7 @@ def test_interrupted(on_sqlite: Place) -> None:
 
 def test_each_entry_is_told_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are between two looks, and also one that is appended during a look."""
-    monkeypatch.setattr(watch, "_SLICE", 3)
+    monkeypatch.setattr(watch, "_PAGE", 3)
     repository = place.repository
     repository.create_session(session_id="s")
     watched = Watch(repository, "s")
@@ -109,13 +109,13 @@ def test_each_entry_is_told_once(place: Place, monkeypatch: pytest.MonkeyPatch) 
         for number in range(turn * 3):
             repository.append_error("s", "t", f"error {turn}.{number}")
             repository.append_log("s", f"log {turn}.{number}")
-        for event in watched.look():
+        for event in watched.poll():
             if not told:
                 repository.append_error("s", "t", "during a look")
             told.append(event.text)
     wanted = [f"{kind} {turn}.{number}" for turn in range(4) for number in range(turn * 3) for kind in ("error", "log")]
     assert sorted(text.split("] ")[-1] for text in told) == sorted([*wanted, "during a look"])
-    assert list(watched.look()) == []
+    assert list(watched.poll()) == []
 
 
 def test_made_anew(place: Place) -> None:
@@ -126,7 +126,7 @@ def test_made_anew(place: Place) -> None:
     repository.delete_session("s")
     repository.create_session(session_id="s")
     repository.append_log("s", "of the second")
-    assert [event.kind for event in watched.look()] == ["anew", "log"]
+    assert [event.kind for event in watched.poll()] == ["recreated", "log"]
 
 
 def test_on_a_terminal_it_also_shows_where_the_session_stands(on_sqlite: Place) -> None:

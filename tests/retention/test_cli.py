@@ -116,7 +116,7 @@ def test_when_it_is_interrupted_it_says_how_far_it_came(url: str, repository: SQ
         out, errors = process.communicate()
     assert process.returncode != 0
     assert (out, "Traceback" in errors) == ("", False)
-    assert "before it was stopped: deleted: 1, held: 1\n" in errors
+    assert "before the interruption: deleted: 1, held: 1\n" in errors
     assert len(ids_of(repository)) == 2
 
 

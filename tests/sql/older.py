@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Engine, text
 
-from vibeforge_sessions.sql.tables import HOSTS_VERSION_TABLE, VERSION_TABLE
+from vibeforge_sessions.sql.tables import DEFAULT_VERSION_TABLE, VERSION_TABLE
 
 SESSION_ID = "session-1"
 
@@ -61,7 +61,7 @@ class OlderClient:
         found = {}
         with self.engine.connect() as connection:
             for table in sqlalchemy.inspect(connection).get_table_names():
-                of_revision = table in {VERSION_TABLE, HOSTS_VERSION_TABLE, "vibeforge_sessions_compatibility"}
+                of_revision = table in {VERSION_TABLE, DEFAULT_VERSION_TABLE, "vibeforge_sessions_compatibility"}
                 if table.startswith("vibeforge") and not of_revision:
                     rows = connection.execute(text(f"SELECT * FROM {table}")).mappings().all()
                     found[table] = [dict(row) for row in rows]

@@ -195,7 +195,7 @@ ENV = """
 from alembic import context
 from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine
 import os
-from vibeforge_sessions.sql import hosting
+from vibeforge_sessions.sql.migrations import host_alembic
 
 metadata = MetaData()
 Table("sessions", metadata, Column("id", Integer, primary_key=True), Column("data", Text))
@@ -222,8 +222,8 @@ def downgrade():
     op.drop_table("sessions")
 '''
 OPTIONS = {
-    "include_name": "include_name=hosting.include_name",
-    "include_object": "include_object=hosting.include_object",
+    "include_name": "include_name=host_alembic.include_name",
+    "include_object": "include_object=host_alembic.include_object",
 }
 
 
@@ -285,9 +285,9 @@ def test_our_migrations_as_a_branch_of_the_host(host_url: str, tmp_path: Path) -
     assert (behind.state, behind.of_host, behind.pending) == ("behind", True, tuple(LATER))
     assert behind.command is not None
     assert behind.command.startswith("alembic upgrade vibeforge_sessions@head")
-    with pytest.raises(SchemaError, match="own Alembic"):
+    with pytest.raises(SchemaError, match="Alembic of the application"):
         migrate.upgrade(engine)
-    with pytest.raises(SchemaError, match="own Alembic"):
+    with pytest.raises(SchemaError, match="Alembic of the application"):
         migrate.downgrade(engine, "base")
     run("alembic", "upgrade", "vibeforge_sessions@head", folder=host, HOST_URL=host_url)
     found = check_schema(engine, exact=True)

@@ -296,7 +296,7 @@ def test_a_revision_that_breaks_foreign_keys_is_refused(copy: MakeCopy, kind: st
     before = made.committed()
     answer = made.ask(how, "upgrade")
     assert answer["error"] == "SchemaError"
-    assert "refer to sessions that are not there" in answer["text"]
+    assert "refer to missing sessions" in answer["text"]
     assert not answer.get("in_transaction")
     assert made.committed() == before
     with opened(kind, made.database) as engine:
@@ -311,7 +311,7 @@ def test_rows_of_no_session_keep_nobody_from_starting_but_are_not_migrated(copy:
         migrate.upgrade(engine)
     answer = made.ask("engine", "upgrade")
     assert answer["error"] == "SchemaError"
-    assert "refer to sessions that are not there" in answer["text"]
+    assert "refer to missing sessions" in answer["text"]
     assert made.committed() == before
 
 

@@ -321,7 +321,7 @@ def test_the_callers_patience_counts_for_a_second_look_too(url: str, act: Callab
 def _elsewhere(call: Callable[[], None]) -> None:
     """Make a call in a process of its own: within one, migrations take turns."""
     failure: list[BaseException] = []
-    lock, migrate._one_at_a_time = migrate._one_at_a_time, threading.RLock()
+    lock, migrate._process_lock = migrate._process_lock, threading.RLock()
 
     def run() -> None:
         try:
@@ -334,7 +334,7 @@ def _elsewhere(call: Callable[[], None]) -> None:
         thread.start()
         thread.join()
     finally:
-        migrate._one_at_a_time = lock
+        migrate._process_lock = lock
     if failure:
         raise failure[0]
 

@@ -20,7 +20,7 @@ from tests.servers.fixtures import skipping
 from tests.servers.machine import free_port
 from tests.sql.older import OlderClient
 from vibeforge_sessions.sql import create_engine, migrate
-from vibeforge_sessions.sql.dialects import Timeouts
+from vibeforge_sessions.sql.dialects import MigrationTimeouts
 
 REVISIONS = migrate.history()
 AFTER_THE_FIRST = REVISIONS[1:]
@@ -282,5 +282,5 @@ def test_a_tables_lock_is_not_waited_for_without_end(new_engine: Callable[[str],
         with pytest.raises(Exception, match=r"1205|writing to the file"):
             migrate.upgrade(migrating, lock_timeout=1)
     migrate.upgrade(migrating)
-    assert Timeouts().table == 10
+    assert MigrationTimeouts().table == 10
     migrating.dispose()

@@ -294,7 +294,7 @@ def test_what_the_server_could_not_take_is_refused_with_the_sizes(small_packets:
         fresh = Session(concept={"c": text_})
         for call in (lambda: repository.update_session(session), lambda given=fresh: repository.create_session(given)):
             with pytest.raises(
-                InvalidSessionError, match=r"takes [\d,]+ bytes, .* takes 1,048,576 \(max_allowed_packet\)"
+                InvalidSessionError, match=r"need [\d,]+ bytes, .* at most 1,048,576 \(max_allowed_packet\)"
             ):
                 call()
     for message in ("x" * 1_100_000, "'" * 600_000, "\n" * 600_000, "😀" * 300_000):

@@ -158,13 +158,13 @@ def test_sizes(engine: Engine) -> None:
 
 @pytest.mark.parametrize("kind", ["limited", "not told"])
 def test_a_file_whose_tables_cannot_be_told_apart(sqlite: Storage, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vibeforge_sessions.sql.dialects import sqlite as room  # noqa: PLC0415
+    from vibeforge_sessions.sql.dialects import sqlite as sqlite_module  # noqa: PLC0415
 
     engine = sqlite.new_engine()
     if kind == "not told":  # a library without dbstat
-        monkeypatch.setattr(room, "_TELLS_SIZES", "SELECT 1 WHERE FALSE")
+        monkeypatch.setattr(sqlite_module, "_HAS_DBSTAT", "SELECT 1 WHERE FALSE")
     else:
-        monkeypatch.setattr(room, "_OFTEN", 1)
+        monkeypatch.setattr(sqlite_module, "_STEPS_BETWEEN_CLOCK_CHECKS", 1)
     (size,) = table_sizes(engine, timeout=1e-9 if kind == "limited" else 30.0)
     assert (size.table, size.indexes) == (None, 0)
     assert size.data > 0
@@ -178,7 +178,7 @@ def test_a_statement_is_ended_in_time(engine: Engine, monkeypatch: pytest.Monkey
     filled(engine)
     tables = ", ".join(f"vibeforge_sessions AS of_{number}" for number in range(8))
     monkeypatch.setattr(statistics, "_phases", text(f"SELECT count(*), min(of_0.version + of_7.version) FROM {tables}"))
-    with pytest.raises(StorageError, match=r"it takes longer than 0\.2 s"):
+    with pytest.raises(StorageError, match=r"exceeded the limit of 0\.2 s"):
         count_phases(engine, timeout=0.2)
     monkeypatch.undo()
     with engine.connect() as connection:  # the limit is gone from the connection in the pool

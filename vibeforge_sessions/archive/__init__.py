@@ -1,7 +1,7 @@
-"""Files of sessions: export, import, archives of what is to be deleted, and copies from one store to another.
+"""Archive files of sessions: export, import, archiving before deletion, and copies between repositories.
 
-A file holds sessions as lines of JSON (see `vibeforge_sessions.archive.serialization`), compressed or not. The same
-session gives the same bytes, whatever it is stored in.
+A file contains sessions as JSON Lines (see `vibeforge_sessions.archive.serialization`), optionally compressed with
+gzip. Equal sessions give equal bytes, whatever database they are stored in.
 """
 
 from __future__ import annotations

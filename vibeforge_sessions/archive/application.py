@@ -1,4 +1,4 @@
-"""Sessions as the application itself has written them: ``session_state.json``, the shape of `Session.to_dict`."""
+"""Session files of the application itself: ``session_state.json``, in the form of `Session.to_dict`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Generator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from vibeforge_sessions.archive.bundle import Parcel
-from vibeforge_sessions.archive.reading import Problem, shown_id
+from vibeforge_sessions.archive.bundle import Bundle
+from vibeforge_sessions.archive.reading import Problem, displayable_id
 from vibeforge_sessions.archive.serialization import canonical, chunk_lines
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import SessionPhase, validation
@@ -16,17 +16,20 @@ from vibeforge_sessions.model.session import STORED, Session
 from vibeforge_sessions.repository import changeset
 
 _KNOWN: Final = frozenset({*Session.model_fields, STORED})
-_SESSIONS: Final = frozenset({"phase", "created_at", "answers", "error_history", "current_question_index"})
-"""A JSON object with one of these is a session, and not an object of sessions by their ids."""
+_SESSION_FIELDS: Final = frozenset({"phase", "created_at", "answers", "error_history", "current_question_index"})
+"""A JSON object with one of these keys is a session. Any other object maps ids to sessions."""
 
 
 def is_session(data: object) -> bool:
-    """Tell whether a JSON value is a session of the application."""
-    return isinstance(data, dict) and not _SESSIONS.isdisjoint(data)
+    """Return whether a JSON value is a session of the application."""
+    return isinstance(data, dict) and not _SESSION_FIELDS.isdisjoint(data)
 
 
-def sessions_in(file: bytes) -> list[tuple[str | None, Any]] | None:
-    """Return the sessions of a file, with their ids as far as these stand beside them; None if it is no such file."""
+def decode_sessions(file: bytes) -> list[tuple[str | None, Any]] | None:
+    """Decode a file of the application.
+
+    :returns: pairs of the id under which a session was found, if any, and its fields; None for any other file.
+    """
     try:
         data = validation.decode_json(file.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -40,24 +43,26 @@ def sessions_in(file: bytes) -> list[tuple[str | None, Any]] | None:
     return None
 
 
-def parcels(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Parcel | Problem, None, None]:
-    """Give each session of a file of the application.
+def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Bundle | Problem, None, None]:
+    """Yield the sessions of a file of the application.
 
-    Older shapes have fewer fields, and get the defaults. Fields of the application's own that `Session` does not have
-    are kept, as those of a subclass are.
+    Older files have fewer fields; the missing ones get their defaults. Fields that `Session` does not have are kept
+    like those of a subclass.
 
-    :param written_at: when the file was written: the time of sessions that have none.
+    :param written_at: the modification time of the file, used for sessions without times.
     """
     for number, (session_id, fields) in enumerate(data, 1):
         try:
-            yield _parcel(session_id, fields, number, written_at)
+            yield _bundle(session_id, fields, number, written_at)
         except InvalidSessionError as error:
             yield Problem(
-                number, shown_id(session_id or fields.get("session_id")), f"is no session that can be kept: {error}"
+                number,
+                displayable_id(session_id or fields.get("session_id")),
+                f"is not a session that can be stored: {error}",
             )
 
 
-def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Parcel:
+def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Bundle:
     known = {
         # in a dict of to_dict a field that is null is not a missing one
         name: value
@@ -67,16 +72,16 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
     if known.setdefault("session_id", session_id) is None:
         raise InvalidSessionError("is missing", "session_id")
     if session_id is not None and known["session_id"] != session_id:
-        raise InvalidSessionError("is not the one that it stands beside", "session_id")
+        raise InvalidSessionError("differs from the key of this session in the file", "session_id")
     known["updated_at"] = known.get("updated_at") or known.get("created_at") or written_at
     known["created_at"] = known.get("created_at") or known["updated_at"]
-    # an entry without a time would get that of the import, and be another one at each
+    # without this, an entry without a time would get the time of the import, and differ after each import
     known["error_history"] = [
         {"timestamp": known["updated_at"], **entry} if isinstance(entry, Mapping) else entry
         for entry in _list(known.get("error_history", []), "error_history")
     ]
     phase = known.get("phase")
-    known["phase"] = SessionPhase.QUESTIONNAIRE.value  # the application may have more phases
+    known["phase"] = SessionPhase.QUESTIONNAIRE.value  # the application may have phases that SessionPhase does not have
     session = Session.from_dict(known)
     write = changeset.changeset_for_create(session)
     record = changeset.record_of(
@@ -91,14 +96,14 @@ def _parcel(session_id: str | None, fields: Mapping[str, Any], number: int, writ
         phase=record.content.phase if phase is None else phase,
         documents={**record.content.documents, "extension": _extension(fields)},
     )
-    parcel = Parcel(canonical(dataclasses.replace(record, content=content)), number)
+    bundle = Bundle(canonical(dataclasses.replace(record, content=content)), number)
     for kind, entries in (
         ("errors", changeset.assign_positions(write.errors, len(write.errors))),
         ("logs", write.logs),
     ):
         for line, read in chunk_lines(kind, entries):
-            parcel.add(kind, line, read)
-    return parcel
+            bundle.add(kind, line, read)
+    return bundle
 
 
 def _extension(fields: Mapping[str, Any]) -> str | None:

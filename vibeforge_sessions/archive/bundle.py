@@ -1,4 +1,4 @@
-"""One session on its way from one place to another: read whole and of one moment first, and then stored."""
+"""Bundles: complete, consistent copies of single sessions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from vibeforge_sessions.repository.serialization import Record
 
 T = TypeVar("T", ErrorEntry, str)
 
-_IN_MEMORY: Final = 4 * 1024 * 1024
-"""How many bytes of a session are kept in memory; a longer one lies in a temporary file meanwhile."""
-_SLICE: Final = 64
-"""How many entries are asked for at first, when nobody knows yet how long they are."""
-_SLICE_SIZE: Final = 4 * 1024 * 1024
-"""How many characters the following slices should have."""
+_MAX_MEMORY: Final = 4 * 1024 * 1024
+"""Bytes of a session that are kept in memory. A larger session is kept in a temporary file."""
+_FIRST_PAGE: Final = 64
+"""Entries of the first page, while the length of the entries is unknown."""
+_PAGE_CHARACTERS: Final = 4 * 1024 * 1024
+"""Intended number of characters of the following pages."""
 _ATTEMPTS: Final = 10
-"""How often a session is read that somebody stores meanwhile."""
+"""Attempts to read a session that other writers update meanwhile."""
 
 
 class Source(Protocol):
-    """What is asked of a repository that sessions are read from."""
+    """Part of a repository that is needed to read sessions."""
 
     def get_record(self, session_id: str, /) -> Record | None: ...  # noqa: D102
     def list_errors(self, session_id: str, /, *, after: int, limit: int) -> list[ErrorEntry]: ...  # noqa: D102
@@ -39,7 +39,7 @@ class Source(Protocol):
 
 
 class Entries(Generic[T]):
-    """The entries of one of a parcel's histories, as often as somebody asks for them."""
+    """Entries of one history of a bundle. They can be iterated repeatedly."""
 
     def __init__(self, spool: IO[bytes]) -> None:
         self._spool = spool
@@ -48,7 +48,10 @@ class Entries(Generic[T]):
         self.count = 0
 
     def add(self, offset: int, read: list[T] | None, count: int) -> None:
-        """Take note of a chunk at this place of the spool; its entries are kept if it stays the only one."""
+        """Add a chunk that begins at this offset of the spool.
+
+        The entries stay in memory while there is no second chunk.
+        """
         self._read = read if not self._chunks else None
         self._chunks.append((offset, self.count))
         self.count += count
@@ -64,44 +67,48 @@ class Entries(Generic[T]):
             yield from serialization.entries_from(serialization.parse(line), after)
 
 
-class Parcel:
-    """A session as lines, with its digest: what `SessionRepository.restore_record` takes.
+class Bundle:
+    """One session as archive lines, with its digest. `SessionRepository.restore_record` stores its parts.
 
-    Close it: it may hold a temporary file.
+    A bundle must be closed, because it may have a temporary file.
 
-    :param record: canonical, as `lines.canonical` returns it.
-    :param line: the number of its first line in the file that it comes from.
+    :param record: in canonical form, as `serialization.canonical` returns it.
+    :param line: the number of its first line in the file from which it was read.
     """
 
     def __init__(self, record: Record, line: int | None = None) -> None:
         self.record = record
         self.line = line
-        # no with: it lives as long as the parcel
-        self._spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        # no `with`: `close` closes it
+        self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_MEMORY)  # noqa: SIM115
         self._hash = hashlib.sha256()
         self.size = 0
         self.errors: Entries[ErrorEntry] = Entries(self._spool)
         self.logs: Entries[str] = Entries(self._spool)
-        self._put(serialization.header_line(record))
+        self._append(serialization.header_line(record))
 
     @property
     def digest(self) -> str:
-        """The checksum of its lines so far: the same for the same session, wherever it is stored."""
+        """The checksum of the lines so far. Equal sessions have equal digests, wherever they are stored."""
         return self._hash.hexdigest()
 
     @property
     def counted(self) -> dict[str, int]:
-        """How many entries there are so far."""
+        """The number of entries of each history so far."""
         return {serialization.ERRORS: self.errors.count, serialization.LOGS: self.logs.count}
 
     def add(self, kind: str, line: bytes, read: list[Any]) -> None:
-        """Take a chunk, as a line and read."""
+        """Add a chunk of a history.
+
+        :param line: its line in the archive.
+        :param read: its entries.
+        """
         history: Entries[Any] = self.errors if kind == serialization.ERRORS else self.logs
         history.add(self.size, read, len(read))
-        self._put(line)
+        self._append(line)
 
     def lines(self) -> Iterator[bytes]:
-        """Give all lines, the closing one too."""
+        """Yield all lines, including the closing line."""
         with disk_errors():
             self._spool.seek(0)
         while True:
@@ -113,7 +120,7 @@ class Parcel:
         yield serialization.end_line(self.record, self.digest)
 
     def close(self) -> None:
-        """Forget it."""
+        """Release the memory or the temporary file."""
         self._spool.close()
 
     def __enter__(self) -> Self:
@@ -122,20 +129,20 @@ class Parcel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, line: bytes) -> None:
+    def _append(self, line: bytes) -> None:
         with disk_errors():
             self._spool.write(line)
         self._hash.update(line)
         self.size += len(line)
 
 
-def pack(source: Source, session_id: str, longest: int | None = None) -> Parcel | None:
-    """Return a stored session as of one moment; None if there is none, or not any more.
+def pack(source: Source, session_id: str, longest: int | None = None) -> Bundle | None:
+    """Return a consistent bundle of a stored session; None if the session is missing or was deleted meanwhile.
 
-    :param longest: how long its lines may be, if somebody minds.
-    :raises StaleSessionError: it is stored so often that it cannot be read.
-    :raises CorruptSessionError: it holds what no repository would keep.
-    :raises InvalidSessionError: a line would be longer.
+    :param longest: maximum length of a line in bytes; None for no limit.
+    :raises StaleSessionError: other writers updated the session during each of ten attempts.
+    :raises CorruptSessionError: the stored session violates the rules for sessions.
+    :raises InvalidSessionError: a line would be too long.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         record = source.get_record(session_id)
@@ -151,31 +158,32 @@ def pack(source: Source, session_id: str, longest: int | None = None) -> Parcel 
     raise AssertionError("unreachable")
 
 
-def pack_record(source: Source, record: Record, longest: int | None = None) -> Parcel:
-    """Return a session as it was when this record was read.
+def pack_record(source: Source, record: Record, longest: int | None = None) -> Bundle:
+    """Return a bundle of a session in the state of a record.
 
-    Its histories are read after that: they only grow, so that up to the record's counts they are of its moment, as long
-    as the session has not been stored anew since. That is asked at the end.
+    The histories are read after the record. They only grow, so their entries up to the counts of the record belong to
+    its state unless the session was updated since. The version is compared at the end.
 
-    :raises SessionNotFoundError: it is gone.
-    :raises StaleSessionError: it was stored since.
-    :raises CorruptSessionError: see `pack`; so do the others.
+    :raises SessionNotFoundError: the session was deleted.
+    :raises StaleSessionError: the session was updated since the record was read.
+    :raises CorruptSessionError: as for `pack`.
+    :raises InvalidSessionError: as for `pack`.
     """
-    parcel = Parcel(canonical_of(record))
+    bundle = Bundle(canonical_of(record))
     try:
-        _check_length(parcel.size, longest)
-        for kind, line, read in _chunks(source, parcel.record):
+        _check_length(bundle.size, longest)
+        for kind, line, read in _chunks(source, bundle.record):
             _check_length(len(line), longest)
-            parcel.add(kind, line, read)
-        _check_read(source, record, parcel.counted)
+            bundle.add(kind, line, read)
+        _check_read(source, record, bundle.counted)
     except BaseException:
-        parcel.close()
+        bundle.close()
         raise
-    return parcel
+    return bundle
 
 
 def digest_of(source: Source, record: Record) -> str:
-    """Return the digest of a stored session as it was when this record was read; raises as `pack_record` does."""
+    """Return the digest of a stored session in the state of a record. Raises the errors of `pack_record`."""
     kept = canonical_of(record)
     digest = hashlib.sha256(serialization.header_line(kept))
     counted = {serialization.ERRORS: 0, serialization.LOGS: 0}
@@ -186,13 +194,16 @@ def digest_of(source: Source, record: Record) -> str:
     return digest.hexdigest()
 
 
-def is_same_head(one: Record, other: Record) -> bool:
-    """Tell whether all but the histories of two sessions is the same, and these are of the same lengths."""
+def has_equal_head(one: Record, other: Record) -> bool:
+    """Return whether two sessions are equal without their histories, and have as many history entries."""
     return canonical_of(one) == canonical_of(other)
 
 
 def canonical_of(record: Record) -> Record:
-    """Return what of a stored record is moved."""
+    """Return the canonical form of a stored record.
+
+    :raises CorruptSessionError: the record violates the rules for sessions.
+    """
     try:
         return serialization.canonical(record)
     except InvalidSessionError as error:
@@ -209,35 +220,35 @@ def _chunks(source: Source, record: Record) -> Iterator[tuple[str, bytes, list[A
 
 
 def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> Iterator[Any]:
-    """Give the first entries of a history, read in slices that are short where the entries are long.
+    """Yield the first `count` entries of a history, in pages that are shorter for longer entries.
 
-    Where somebody has deleted rows by hand they are fewer than that.
+    There are fewer entries if rows were deleted by hand.
     """
-    after, limit = 0, _SLICE
+    after, limit = 0, _FIRST_PAGE
     last: list[Any] = []
     while after < count:
-        # a log line does not tell where it stands: so the one before is read again
+        # a log line has no position: the previous line is read again, to detect missing rows
         asked = min(limit, count - after) + len(last)
         entries = fetch(session_id, after=after - len(last), limit=asked)
         if (
             len(entries) < asked
             or entries[: len(last)] != last
-            or _is_elsewhere(entries[-1], after - len(last) + asked)
+            or _has_other_position(entries[-1], after - len(last) + asked)
         ):
             return
         yield from entries[len(last) :]
         after += asked - len(last)
         last = entries[-1:]
         size = sum(len(entry if isinstance(entry, str) else entry.error_message) for entry in entries)
-        limit = max(1, min(serialization.CHUNK, _SLICE_SIZE * len(entries) // (size + 1)))
+        limit = max(1, min(serialization.CHUNK, _PAGE_CHARACTERS * len(entries) // (size + 1)))
 
 
-def _is_elsewhere(entry: ErrorEntry | str, position: int) -> bool:
+def _has_other_position(entry: ErrorEntry | str, position: int) -> bool:
     return isinstance(entry, ErrorEntry) and entry.position != position
 
 
 def _check_read(source: Source, record: Record, counted: Mapping[str, int]) -> None:
-    """Refuse histories that were not read from the session of this record, or not whole."""
+    """Check that the histories are complete and belong to the state of this record."""
     if not any(record.counts):
         return
     now = source.get_record(record.session_id)
@@ -251,4 +262,6 @@ def _check_read(source: Source, record: Record, counted: Mapping[str, int]) -> N
 
 def _check_length(length: int, longest: int | None) -> None:
     if longest is not None and length > longest:
-        raise InvalidSessionError(f"makes a line of {length} bytes, and those of the archive have at most {longest}")
+        raise InvalidSessionError(
+            f"needs a line of {length} bytes, but lines of this archive have at most {longest}: allow longer lines"
+        )

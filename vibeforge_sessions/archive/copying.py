@@ -1,10 +1,10 @@
-"""`copy_sessions`: from one repository to another."""
+"""Copies of sessions from one repository to another."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
-from vibeforge_sessions.archive.bundle import Parcel, canonical_of, digest_of, history_of, is_same_head, pack
+from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, has_equal_head, history_of, pack
 from vibeforge_sessions.archive.exporting import session_ids
 from vibeforge_sessions.archive.importing import PER_SESSION, OnConflict, store
 from vibeforge_sessions.archive.report import OnSession, Report, Result
@@ -24,21 +24,22 @@ def copy_sessions(
     stop_on_error: bool = False,
     on_session: OnSession | None = None,
 ) -> Report:
-    """Store the sessions of one repository in another as they are there, while the source is in use.
+    """Copy sessions unchanged from one repository to another, while the source is in use.
 
-    Each is read as of one moment, stored in one transaction, read back from the target and compared by its digest.
-    Nothing is deleted in the target. A copy that was interrupted is just begun again, and a second one takes what has
-    changed since: a session whose copy is an earlier state of it is ``replaced`` by the later one. Nobody should write
-    to the target before the last copy is done.
+    Each session is read in one consistent state, stored in one transaction, read back from the target, and compared by
+    its digest. Nothing is deleted in the target. An interrupted copy can be started again. A second copy transfers the
+    changes since the first: if the target has an earlier state of a session, it is ``replaced``. Applications should
+    not write to the target before the last copy is complete.
 
-    :param filter: which sessions; all by default.
-    :param on_conflict: about a session of which the target has another than an earlier state: made anew under the same
-        id, or written to in both places. ``fail``: tell it, and leave it. ``skip``: leave it. ``replace``: put the
-        source's in its place. ``newer``: put it there if its ``updated_at`` is later.
-    :param thorough: compare the histories, too, of sessions that are the same in all else and have as many entries; by
-        default such a session counts as copied, since histories only grow and every entry moves ``updated_at``.
-    :param stop_on_error: raise what is wrong with a session instead of going on. What was copied before stays.
-    :raises InvalidSessionError: source and target are the same.
+    :param filter: selects sessions; all by default.
+    :param on_conflict: decides about a session of which the target has anything but an earlier state: another
+        incarnation under the same id, or changes of its own. ``fail``: report the conflict and keep the target's.
+        ``skip``: keep the target's. ``replace``: store the source's instead. ``newer``: store the source's if its
+        ``updated_at`` is later.
+    :param thorough: compare the histories, too, of sessions that are otherwise equal. By default such a session counts
+        as copied if it has as many entries, because histories only grow and every entry moves ``updated_at``.
+    :param stop_on_error: raise the first problem instead of continuing. Sessions that were copied before stay.
+    :raises InvalidSessionError: source and target are the same repository.
     """
     if on_conflict not in get_args(OnConflict):
         raise InvalidSessionError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
@@ -64,38 +65,40 @@ def _copy(
     *,
     thorough: bool,
 ) -> Result:
-    if not thorough and _looks_copied(source, target, session_id):
+    if not thorough and _has_equal_copy(source, target, session_id):
         return Result("unchanged", session_id)
-    parcel = pack(source, session_id)
-    if parcel is None:
+    bundle = pack(source, session_id)
+    if bundle is None:
         return Result("gone", session_id)
 
     def may_replace(stored: Record) -> bool:
         return (
             on_conflict == "replace"
-            or (on_conflict == "newer" and parcel.record.updated_at > stored.updated_at)
-            or _is_earlier(target, stored, parcel)
+            or (on_conflict == "newer" and bundle.record.updated_at > stored.updated_at)
+            or _is_earlier_state(target, stored, bundle)
         )
 
-    with parcel:
-        outcome = store(target, parcel, may_replace)
+    with bundle:
+        outcome = store(target, bundle, may_replace)
         if outcome in {"unchanged", "skipped"}:
             if outcome == "skipped" and on_conflict == "fail":
-                raise InvalidSessionError("the target has another session of this id, or a later state of it")
+                raise InvalidSessionError(
+                    "the target has another session of this id, or a later state of it: choose another on_conflict"
+                )
             return Result(outcome, session_id)
-        _check_stored(target, parcel)
-        return Result(outcome, session_id, *parcel.record.counts)
+        _check_stored(target, bundle)
+        return Result(outcome, session_id, *bundle.record.counts)
 
 
-def _looks_copied(source: SessionRepository[Any], target: SessionRepository[Any], session_id: str) -> bool:
-    there = target.get_record(session_id)
-    here = None if there is None else source.get_record(session_id)
-    return there is not None and here is not None and is_same_head(here, there)
+def _has_equal_copy(source: SessionRepository[Any], target: SessionRepository[Any], session_id: str) -> bool:
+    copied = target.get_record(session_id)
+    stored = None if copied is None else source.get_record(session_id)
+    return copied is not None and stored is not None and has_equal_head(stored, copied)
 
 
-def _is_earlier(target: SessionRepository[Any], stored: Record, parcel: Parcel) -> bool:
-    """Tell whether what the target has is what the source had before: the same session, and nothing more in it."""
-    record = parcel.record
+def _is_earlier_state(target: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
+    """Return whether the record of the target is an earlier state of the session in the source."""
+    record = bundle.record
     if stored.created_at != record.created_at or stored.updated_at > record.updated_at:
         return False
     if stored.version > record.version or any(map(int.__gt__, stored.counts, record.counts)):
@@ -104,15 +107,17 @@ def _is_earlier(target: SessionRepository[Any], stored: Record, parcel: Parcel) 
         return False
     errors = history_of(target.list_errors, record.session_id, stored.error_count)
     logs = history_of(target.list_logs, record.session_id, stored.log_count)
-    return all(map(_equal, errors, parcel.errors)) and all(map(_equal, logs, parcel.logs))
+    return all(map(_equal, errors, bundle.errors)) and all(map(_equal, logs, bundle.logs))
 
 
 def _equal(one: object, other: object) -> bool:
     return one == other
 
 
-def _check_stored(target: SessionRepository[Any], parcel: Parcel) -> None:
-    session_id = parcel.record.session_id
+def _check_stored(target: SessionRepository[Any], bundle: Bundle) -> None:
+    session_id = bundle.record.session_id
     stored = target.get_record(session_id)
-    if stored is None or digest_of(target, stored) != parcel.digest:
-        raise CorruptSessionError(session_id, "it is not what was copied; or somebody else writes to the target")
+    if stored is None or digest_of(target, stored) != bundle.digest:
+        raise CorruptSessionError(
+            session_id, "it differs from what was copied: another process writes to the target, or its data is damaged"
+        )

@@ -1,4 +1,4 @@
-"""`export_sessions`: from a repository to a file."""
+"""Export of sessions from a repository to a file."""
 
 from __future__ import annotations
 
@@ -44,28 +44,29 @@ def export_sessions(
     on_session: OnSession | None = None,
     longest_line: int = serialization.LONGEST_LINE,
 ) -> Report:
-    """Write sessions to a file, oldest first, each as of one moment, while the store is in use.
+    """Write sessions to a file, oldest first, each in one consistent state, while the store is in use.
 
-    The file has its name when it is whole: until then it is ``….part``, which an interrupted export leaves behind, and
-    which the next one removes to begin anew. It is created new, readable by its owner only. A ``….part`` that is a
-    link, belongs to another user or may be written by other users is rejected: another user may have prepared it.
-    What is exported, imported and exported again is the same, byte for byte.
+    The file gets its name once it is complete. Until then it is called ``….part``. An interrupted export leaves this
+    file behind, and the next export removes it. The file is created new, readable by its owner only. A ``….part``
+    that is a link, belongs to another user or may be written by other users is rejected: another user may have
+    prepared it. An export, its import and another export give equal bytes.
 
-    A session that is deleted before it is read is ``gone``; one that is stored so often that no moment of it can be
-    read, or that holds what no repository keeps, has ``failed``. Both are left out, and the others are exported.
+    A session that is deleted before it is read is ``gone``. A session is ``failed`` if it is updated so often that no
+    consistent state can be read, or if it violates the rules for sessions. Both are left out, and the others are
+    exported.
 
-    :param target: a path, or a file that is open for writing bytes, which is left open.
-    :param filter: which sessions; all by default.
-    :param compress: as gzip; by default if the path ends in ``.gz``.
-    :param overwrite: take the place of a file that is there.
-    :param stop_on_error: raise what is wrong with a session instead of leaving it out; there is no file then.
-    :param longest_line: how many bytes a line may have; a session that needs more has failed.
-    :raises ArchiveError: the file is there, or cannot be written; another process is writing it, or another user may
+    :param target: a path, or a binary file that is open for writing, which stays open.
+    :param filter: selects sessions; all by default.
+    :param compress: with gzip; by default if the path ends in ``.gz``.
+    :param overwrite: replace an existing file.
+    :param stop_on_error: raise the first problem instead of leaving the session out. Then no file is written.
+    :param longest_line: maximum length of a line in bytes. A session that needs a longer line is ``failed``.
+    :raises ArchiveError: the file exists, or cannot be written; another process is writing it, or another user may
         have prepared its ``….part``.
     """
     report = Report()
-    with _written(target, compress=compress, overwrite=overwrite) as file:
-        _put(file, serialization.archive_line())
+    with _open_target(target, compress=compress, overwrite=overwrite) as file:
+        _write(file, serialization.archive_line())
         for session_id in session_ids(repository, filter):
             try:
                 result = _export(repository, session_id, file, longest_line)
@@ -74,12 +75,12 @@ def export_sessions(
                     raise
                 result = Result("failed", session_id, reason=str(error))
             report.add(result, on_session)
-        _put(file, serialization.archive_end_line(report.exported))
+        _write(file, serialization.archive_end_line(report.exported))
     return report
 
 
 def session_ids(repository: SessionRepository[Any], asked: SessionFilter | None) -> Iterator[str]:
-    """Give the ids of sessions, oldest first, a page at a time."""
+    """Yield the ids of sessions, oldest first. They are read in pages."""
     cursor: str | None = None
     while True:
         page = repository.find_sessions(asked, order="created_at", limit=_PAGE, cursor=cursor)
@@ -91,48 +92,48 @@ def session_ids(repository: SessionRepository[Any], asked: SessionFilter | None)
 
 
 def _export(repository: SessionRepository[Any], session_id: str, file: IO[bytes], longest: int) -> Result:
-    parcel = pack(repository, session_id, longest)
-    if parcel is None:
+    bundle = pack(repository, session_id, longest)
+    if bundle is None:
         return Result("gone", session_id)
-    with parcel:
-        for line in parcel.lines():
-            _put(file, line)
-        return Result("exported", session_id, *parcel.record.counts)
+    with bundle:
+        for line in bundle.lines():
+            _write(file, line)
+        return Result("exported", session_id, *bundle.record.counts)
 
 
-def _put(file: IO[bytes], line: bytes) -> None:
+def _write(file: IO[bytes], line: bytes) -> None:
     with disk_errors():
         file.write(line)
 
 
 @contextmanager
-def _written(
+def _open_target(
     target: str | os.PathLike[str] | IO[bytes], *, compress: bool | None, overwrite: bool
 ) -> Iterator[IO[bytes]]:
     if not isinstance(target, (str, os.PathLike)):
-        with _perhaps_compressed(target, compress=bool(compress)) as file:
+        with _optionally_compressed(target, compress=bool(compress)) as file:
             yield file
         with disk_errors():
             target.flush()
         return
     path = Path(target)
     part = path.with_name(f"{path.name}.part")
-    _check_free(path, overwrite=overwrite)
+    _check_target(path, overwrite=overwrite)
     out = create_locked(part)
     try:
-        with _perhaps_compressed(out, compress=is_compressed(path, compress)) as file:
+        with _optionally_compressed(out, compress=is_compressed(path, compress)) as file:
             yield file
-        _check_free(path, overwrite=overwrite)
+        _check_target(path, overwrite=overwrite)
         with disk_errors():
             sync(out)
             part.replace(path)
             sync_folder(path.parent)
     finally:
-        close_quietly(out)  # it is synced, or of no use
+        close_quietly(out)  # already synced, or discarded
 
 
 @contextmanager
-def _perhaps_compressed(out: IO[bytes], *, compress: bool) -> Iterator[IO[bytes]]:
+def _optionally_compressed(out: IO[bytes], *, compress: bool) -> Iterator[IO[bytes]]:
     if not compress:
         yield out
         return
@@ -145,8 +146,8 @@ def _perhaps_compressed(out: IO[bytes], *, compress: bool) -> Iterator[IO[bytes]
         close_quietly(file)
 
 
-def _check_free(path: Path, *, overwrite: bool) -> None:
+def _check_target(path: Path, *, overwrite: bool) -> None:
     with disk_errors():
-        taken = path.exists() and not overwrite
-    if taken:
-        raise ArchiveError("there is a file of this name already: choose another, or ask for it to be overwritten")
+        is_taken = path.exists() and not overwrite
+    if is_taken:
+        raise ArchiveError("a file of this name exists already: choose another name, or allow overwriting")

@@ -1,4 +1,4 @@
-"""Files on a disk that can be full, and of which one process at a time writes one."""
+"""File access: errors of the disk, gzip, locks, and checks of existing files."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 GZIP: Final = b"\x1f\x8b"
-"""What each gzip begins with."""
-_LEVEL: Final = 6
-_GZIP_ONLY: Final = zlib.MAX_WBITS | 16
-_PIECE: Final = 64 * 1024
+"""First bytes of every gzip file."""
+_COMPRESSION_LEVEL: Final = 6
+_GZIP_FORMAT: Final = zlib.MAX_WBITS | 16
+_READ_SIZE: Final = 64 * 1024
 _READ_AND_WRITE: Final = (
     os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 )
-"""O_NONBLOCK: opening a named pipe does not wait; it means nothing for a regular file."""
-_LOCKED: Final = "another process is writing this file"
-_NOT_APPENDED_TO: Final = (
+"""With O_NONBLOCK, opening a named pipe does not wait. It has no effect on a regular file."""
+_LOCKED: Final = "another process is writing this file: wait until it ends, or name another file"
+_CANNOT_APPEND: Final = (
     "nothing can be appended to this file: it {}; name a new file, or a regular file of this user that no other user "
     "may write"
 )
-_NOT_REMOVED: Final = (
+_CANNOT_REMOVE: Final = (
     "the unfinished export beside this file (the same name with .part) {}: another user may have prepared it; "
     "remove it, or export into a folder that no other user may write"
 )
-_DAMAGED: Final = "the gzip is damaged or ends early: nothing behind this can be read"
+_DAMAGED: Final = "the gzip is damaged or ends early: the rest of the file cannot be read"
 
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Raise what a disk or an operating system refuses as an error of ours, which shows no path."""
+    """Translate errors of the operating system to `ArchiveError`, which shows no path."""
     try:
         yield
     except OSError as error:
@@ -54,33 +54,34 @@ def disk_errors() -> Iterator[None]:
 
 
 def is_compressed(path: Path, compress: bool | None) -> bool:  # noqa: FBT001 (an option that is handed on)
-    """Tell whether a new file is to be a gzip: as asked for, or else by its name."""
+    """Return whether a new file is compressed: as the caller asks, or else by its name."""
     return path.suffix == ".gz" if compress is None else compress
 
 
 def compressing(file: IO[bytes] | Unbuffered) -> IO[bytes]:
-    """Return a gzip that is written to a file, the same bytes at every time; closing it leaves the file open."""
+    """Return a file that compresses into another file, which stays open. Equal data gives equal bytes."""
     return cast(
         "IO[bytes]",
-        gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0),
+        gzip.GzipFile(filename="", mode="wb", compresslevel=_COMPRESSION_LEVEL, fileobj=file, mtime=0),
     )
 
 
 class Decompressing(io.RawIOBase):
-    """What a gzip holds, or several one behind the other; all of it that can be read comes before the error.
+    """Decompressed content of a file of one or more gzip members.
 
-    (`gzip.GzipFile` forgets up to a buffer of what stands before the place where a file was cut off.)
+    In a damaged file, all readable data is returned before the error is raised. `gzip.GzipFile` would lose up to one
+    buffer of it.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._stream = zlib.decompressobj(_GZIP_ONLY)
+        self._stream = zlib.decompressobj(_GZIP_FORMAT)
         self._input = b""
-        self._between = True
-        """Whether the next byte begins a gzip."""
+        self._between_members = True
+        """Whether the next byte begins a gzip member."""
 
     def readable(self) -> bool:
-        """Say that it is for reading."""
+        """Return True: the file is open for reading."""
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
@@ -91,10 +92,10 @@ class Decompressing(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         while len(view):
             if self._stream.eof:
-                self._input, self._between = self._stream.unused_data, True
-                self._stream = zlib.decompressobj(_GZIP_ONLY)
+                self._input, self._between_members = self._stream.unused_data, True
+                self._stream = zlib.decompressobj(_GZIP_FORMAT)
             ended = not self._input and not self._fill()
-            if self._between:
+            if self._between_members:
                 self._input = self._input.lstrip(b"\0")  # some tools pad with zeros
                 if ended:
                     break
@@ -104,7 +105,7 @@ class Decompressing(io.RawIOBase):
                 data = self._stream.decompress(self._input, len(view))
             except zlib.error:
                 raise ArchiveError(_DAMAGED) from None
-            self._input, self._between = self._stream.unconsumed_tail, False
+            self._input, self._between_members = self._stream.unconsumed_tail, False
             if data:
                 view[: len(data)] = data
                 return len(data)
@@ -113,15 +114,15 @@ class Decompressing(io.RawIOBase):
         return 0
 
     def _fill(self) -> bool:
-        self._input = self._file.read(_PIECE)
+        self._input = self._file.read(_READ_SIZE)
         return bool(self._input)
 
 
 class Unbuffered(io.FileIO):
-    """A file that writes all it is given, or raises; nothing is left to be written when it is cut off, or closed."""
+    """Unbuffered file whose `write` writes all bytes or raises. Truncating and closing it writes nothing."""
 
     def write(self, data: Buffer, /) -> int:
-        """Write all of it; `io.FileIO` may write less where a disk becomes full."""
+        """Write all bytes. `io.FileIO` may write fewer when the disk becomes full."""
         view = memoryview(data).cast("B")
         written = 0
         while written < len(view):
@@ -130,69 +131,73 @@ class Unbuffered(io.FileIO):
 
 
 def open_locked(path: Path) -> Unbuffered:
-    """Open a file for reading and writing, and lock it against other processes; create it if it is missing.
+    """Open or create a file for reading and writing, and lock it against other processes.
 
     :raises ArchiveError: another process has locked the file, another user may have prepared it, or it cannot be
         opened.
     """
-    file = _created(path)
-    return _opened(path, _NOT_APPENDED_TO) if file is None else file
+    file = _create_locked(path)
+    return _open_existing(path, _CANNOT_APPEND) if file is None else file
 
 
 def create_locked(path: Path) -> Unbuffered:
-    """Create a file and lock it against other processes; an unlocked leftover of this user is removed first.
+    """Create a file and lock it against other processes. An unlocked leftover of this user is removed first.
 
     :raises ArchiveError: another process has locked the leftover, another user may have prepared it, or no file can
         be created.
     """
-    file = _created(path)
+    file = _create_locked(path)
     if file is not None:
         return file
-    leftover = _opened(path, _NOT_REMOVED)
+    leftover = _open_existing(path, _CANNOT_REMOVE)
     try:
         with disk_errors():
             path.unlink()
-        file = _created(path)
+        file = _create_locked(path)
     finally:
-        close_quietly(leftover)  # it stays locked until the new file is locked
+        close_quietly(leftover)  # the leftover stays locked until the new file is locked
     if file is None:
         raise ArchiveError(_LOCKED)
     return file
 
 
-def _created(path: Path) -> Unbuffered | None:
-    """Create and lock a file that only its owner may read; None if there is a file, or a link, of this name."""
+def _create_locked(path: Path) -> Unbuffered | None:
+    """Create and lock a file that only its owner may read. Return None if a file or a link of this name exists."""
     with disk_errors():
         try:
             descriptor = os.open(path, _READ_AND_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             return None
-    return _locked(descriptor, path)
+    return _lock(descriptor, path)
 
 
-def _opened(path: Path, rejection: str) -> Unbuffered:
-    """Open and lock a file that is there; raise the rejection if another user may have prepared it."""
+def _open_existing(path: Path, rejection: str) -> Unbuffered:
+    """Open and lock an existing file.
+
+    :param rejection: the message of the error that is raised if another user may have prepared the file.
+    """
     with disk_errors():
-        if path.is_symlink():  # O_NOFOLLOW rejects a link that is made later, with a less helpful message
+        # O_NOFOLLOW rejects a link that is created after this check, with a less helpful message
+        if path.is_symlink():
             raise ArchiveError(rejection.format("is a symbolic link"))
         try:
             descriptor = os.open(path, _READ_AND_WRITE)
-        except FileNotFoundError as error:  # another process has renamed it since it was found
+        except FileNotFoundError as error:  # another process has renamed the file since
             raise ArchiveError(_LOCKED) from error
-    suspicion = _suspicion(os.fstat(descriptor))
-    if suspicion is not None:
+    unsafe = _unsafe_property(os.fstat(descriptor))
+    if unsafe is not None:
         os.close(descriptor)
-        raise ArchiveError(rejection.format(suspicion))
-    return _locked(descriptor, path)
+        raise ArchiveError(rejection.format(unsafe))
+    return _lock(descriptor, path)
 
 
-def _suspicion(opened: os.stat_result) -> str | None:
-    """Return what shows that another user may have prepared an open file, or may write it."""
+def _unsafe_property(opened: os.stat_result) -> str | None:
+    """Return the property by which another user may have prepared an open file, or may write it; None without one."""
     if not stat.S_ISREG(opened.st_mode):
         return "is not a regular file"
     if opened.st_nlink > 1:
         return "has a second name (a hard link)"
-    if sys.platform == "win32":  # it has neither owners nor modes like these
+    if sys.platform == "win32":  # Windows has no such owners and modes
         return None
     if opened.st_uid != os.geteuid():
         return "belongs to another user"
@@ -201,12 +206,12 @@ def _suspicion(opened: os.stat_result) -> str | None:
     return None
 
 
-def _locked(descriptor: int, path: Path) -> Unbuffered:
+def _lock(descriptor: int, path: Path) -> Unbuffered:
     file = Unbuffered(descriptor, "r+b")
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(path.lstat(), os.fstat(descriptor)):  # it was renamed before it was locked
+        if not os.path.samestat(path.lstat(), os.fstat(descriptor)):  # the file was renamed before it was locked
             raise FileNotFoundError
     except OSError as error:
         file.close()
@@ -215,18 +220,18 @@ def _locked(descriptor: int, path: Path) -> Unbuffered:
 
 
 def close_quietly(file: IO[bytes] | Unbuffered) -> None:
-    """Close a file that something has gone wrong with already."""
+    """Close a file without raising errors: another error was raised before, or the content is not needed."""
     with contextlib.suppress(OSError, ValueError):
         file.close()
 
 
 def sync(file: Unbuffered) -> None:
-    """Have what was written on the disk before anybody goes on."""
+    """Flush the written data to the disk."""
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a new name in a folder on the disk, where the system can do that."""
+    """Flush the entries of a folder to the disk, if the operating system supports this."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -236,7 +241,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def forget_cached(file: Unbuffered) -> None:
-    """Have what was synced read from the disk again, where the system can do that."""
+def drop_page_cache(file: Unbuffered) -> None:
+    """Drop the cached pages of a file, if the operating system supports this, so that they are read from the disk."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""`import_sessions`: from a file to a repository."""
+"""Import of sessions from a file into a repository."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
 from vibeforge_sessions.archive import application, reading, serialization
-from vibeforge_sessions.archive.bundle import Parcel, digest_of, is_same_head
+from vibeforge_sessions.archive.bundle import Bundle, digest_of, has_equal_head
 from vibeforge_sessions.archive.files import disk_errors
 from vibeforge_sessions.archive.reading import Problem
 from vibeforge_sessions.archive.report import OnSession, Report, Result
@@ -34,17 +34,17 @@ PER_SESSION: Final = (
     SessionNotFoundError,
     StaleSessionError,
 )
-"""What one session's fault is: the others can be moved all the same."""
+"""Errors of a single session. The other sessions can still be transferred."""
 
 OnConflict: TypeAlias = Literal["fail", "skip", "replace", "newer"]
-"""What is done about a session that is there already, and another: see `import_sessions`."""
+"""Treatment of a session whose id is stored with different content: see `import_sessions`."""
 
-_AHEAD: Final = timedelta(days=1)
-"""How far ahead of this machine's clock the one may have been that a session was stored by."""
+_CLOCK_TOLERANCE: Final = timedelta(days=1)
+"""Accepted lead of stored times over the clock of this machine."""
 _ATTEMPTS: Final = 10
-_HEAD: Final = 512
+_PEEK: Final = 512
 _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
-"""White space, and what some editors put at the beginning of a file."""
+"""White space, and the byte order mark that some editors write."""
 
 
 def import_sessions(
@@ -56,27 +56,27 @@ def import_sessions(
     on_session: OnSession | None = None,
     longest_line: int = serialization.LONGEST_LINE,
 ) -> Report:
-    """Store the sessions of a file as they are there: with their versions, times, positions and holds.
+    """Store the sessions of a file unchanged: with their versions, times, positions and holds.
 
-    Each session is stored in one transaction, once its closing line has been found to agree with it. One that is there
-    already and equal is ``unchanged``, whatever `on_conflict` says: an import that was interrupted is just begun again.
-    What is wrong with a line or a session is told, and the rest goes on.
+    Each session is stored in one transaction, after its closing line was checked. A stored session that is equal is
+    ``unchanged``, whatever `on_conflict` says, so an interrupted import can be started again. Problems of a line or a
+    session are reported, and the import continues.
 
-    :param source: what `export_sessions` or `ArchiveWriter` has written, compressed or not; or a file of the
-        application's own: one session as `Session.to_dict` returns it (older shapes have fewer fields), a list of
-        them, or an object of them by their ids. A path, or a file that is open for reading bytes.
-    :param on_conflict: about a session that is there already and is not equal. ``fail``: tell it, and store nothing of
-        it. ``skip``: leave the one that is there. ``replace``: put the file's in its place. ``newer``: put it there if
-        its ``updated_at`` is later.
-    :param stop_on_error: raise the first problem instead of going on. What was stored before stays.
-    :param longest_line: how many bytes a line may have, and a file of the application's own.
+    :param source: a path, or a binary file that is open for reading. Its content is the output of `export_sessions`
+        or `ArchiveWriter`, compressed or not. Or it is a file of the application: one session in the form of
+        `Session.to_dict` (older files have fewer fields), a list of sessions, or an object that maps ids to sessions.
+    :param on_conflict: decides about a session that is stored with different content. ``fail``: report the conflict
+        and store nothing of it. ``skip``: keep the stored session. ``replace``: store the session of the file instead.
+        ``newer``: store the session of the file if its ``updated_at`` is later.
+    :param stop_on_error: raise the first problem instead of continuing. Sessions that were stored before stay.
+    :param longest_line: maximum size in bytes of a line, and of a file of the application.
     :raises ArchiveError: the file cannot be read; with `stop_on_error`, any problem.
     """
     if on_conflict not in get_args(OnConflict):
         raise InvalidSessionError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     report = Report()
     seen: set[str] = set()
-    with _opened(source) as (file, written_at), closing(_items(file, written_at, longest_line)) as items:
+    with _open_source(source) as (file, written_at), closing(_items(file, written_at, longest_line)) as items:
         for item in items:
             if isinstance(item, Problem):
                 result = Result("failed", item.session_id, reason=item.reason, line=item.line)
@@ -89,41 +89,44 @@ def import_sessions(
     return report
 
 
-def _import(repository: SessionRepository[Any], parcel: Parcel, on_conflict: OnConflict, seen: set[str]) -> Result:
-    record = parcel.record
+def _import(repository: SessionRepository[Any], bundle: Bundle, on_conflict: OnConflict, seen: set[str]) -> Result:
+    record = bundle.record
 
     def may_replace(stored: Record) -> bool:
         return on_conflict == "replace" or (on_conflict == "newer" and record.updated_at > stored.updated_at)
 
     try:
-        # one that is archived, made anew and archived again is there twice; which of them is meant, only "newer" says
+        # a session may be archived, created again and archived again: only "newer" selects one of the two
         if record.session_id in seen and on_conflict != "newer":
-            raise InvalidSessionError("a session of this id stands in this file already")
+            raise InvalidSessionError("this file contains this session twice: import it with on_conflict=newer")
         seen.add(record.session_id)
         _check_clocks(record)
-        outcome = store(repository, parcel, may_replace)
+        outcome = store(repository, bundle, may_replace)
         if outcome == "skipped" and on_conflict == "fail":
             raise SessionExistsError(record.session_id)
     except PER_SESSION as error:
-        return Result("failed", record.session_id, reason=str(error), line=parcel.line)
+        return Result("failed", record.session_id, reason=str(error), line=bundle.line)
     moved = record.counts if outcome in {"created", "replaced"} else (0, 0)
-    return Result(outcome, record.session_id, *moved, line=parcel.line)
+    return Result(outcome, record.session_id, *moved, line=bundle.line)
 
 
 def store(
-    repository: SessionRepository[Any], parcel: Parcel, may_replace: Callable[[Record], bool]
+    repository: SessionRepository[Any], bundle: Bundle, may_replace: Callable[[Record], bool]
 ) -> Literal["created", "replaced", "unchanged", "skipped"]:
-    """Store a session, in the place of another one only if that may be."""
-    session_id = parcel.record.session_id
+    """Store a session.
+
+    :param may_replace: decides whether a stored session with different content is replaced.
+    """
+    session_id = bundle.record.session_id
     for attempt in range(1, _ATTEMPTS + 1):
         stored = repository.get_record(session_id)
         try:
-            if stored is not None and is_equal(repository, stored, parcel):
+            if stored is not None and equals_stored(repository, stored, bundle):
                 return "unchanged"
             if stored is not None and not may_replace(stored):
                 return "skipped"
-            repository.restore_record(parcel.record, parcel.errors, parcel.logs, replacing=stored)
-        except (SessionNotFoundError, StaleSessionError, SessionExistsError):  # somebody else writes to it, too
+            repository.restore_record(bundle.record, bundle.errors, bundle.logs, replacing=stored)
+        except (SessionNotFoundError, StaleSessionError, SessionExistsError):  # another writer changed the session
             if attempt == _ATTEMPTS:
                 raise
         else:
@@ -131,67 +134,75 @@ def store(
     raise AssertionError("unreachable")
 
 
-def is_equal(repository: SessionRepository[Any], stored: Record, parcel: Parcel) -> bool:
-    """Tell whether a stored session is that of a parcel: by the digest, where the heads are the same."""
+def equals_stored(repository: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
+    """Return whether a stored session equals a bundle. The digests are compared if the rest is equal."""
     try:
-        return is_same_head(stored, parcel.record) and digest_of(repository, stored) == parcel.digest
-    except CorruptSessionError:  # what is there cannot be read, so it is another
+        return has_equal_head(stored, bundle.record) and digest_of(repository, stored) == bundle.digest
+    except CorruptSessionError:  # an unreadable session differs from every bundle
         return False
 
 
 def _check_clocks(record: Record) -> None:
-    """Refuse times that only a wrong clock has: nothing that is stored here could ever be later."""
-    latest = validation.utc_now() + _AHEAD
+    """Reject times of a wrong clock: no later update could get a later time.
+
+    :raises InvalidSessionError: a time is more than a day ahead of the clock of this machine.
+    """
+    latest = validation.utc_now() + _CLOCK_TOLERANCE
     for name in ("created_at", "updated_at", "held_at"):
         time = getattr(record, name)
         if time is not None and time > latest:
             raise InvalidSessionError(
-                "lies more than a day ahead of this machine's clock: one of the two is wrong", name
+                "is more than a day ahead of this machine's clock: correct the clock or the file", name
             )
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[io.BufferedReader, datetime]]:
-    """Give the file for reading, and when it was written."""
+def _open_source(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[io.BufferedReader, datetime]]:
+    """Provide the file for reading, and its modification time."""
     if isinstance(source, (str, os.PathLike)):
         with disk_errors():
             file = Path(source).open("rb", buffering=reading.BUFFER)  # noqa: SIM115 (closed below)
-        with file, reading.opened(file) as lines_of_it:
-            yield lines_of_it, _written_at(file)
+        with file, reading.opened(file) as lines:
+            yield lines, _written_at(file)
     else:
-        with reading.opened(source) as lines_of_it:
-            yield lines_of_it, _written_at(source)
+        with reading.opened(source) as lines:
+            yield lines, _written_at(source)
 
 
 def _written_at(file: IO[bytes]) -> datetime:
     try:
         return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-    except (OSError, AttributeError, ValueError):  # it is in memory, say
+    except (OSError, AttributeError, ValueError):  # such as a file in memory
         return validation.utc_now()
 
 
-def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Parcel | Problem, None, None]:
-    """Give what an archive holds, or a file of the application's own, which has to be read whole to be told apart."""
+def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Bundle | Problem, None, None]:
+    """Yield the sessions of an archive or of a file of the application.
+
+    A file of the application is recognized once it was read completely.
+    """
     try:
         with disk_errors():
-            head = file.peek(_HEAD).lstrip(_BLANK)
+            head = file.peek(_PEEK).lstrip(_BLANK)
             if head.startswith(serialization.BEGINNING) or not head.startswith((b"{", b"[")):
-                return reading.parcels(file, longest)
+                return reading.read_bundles(file, longest)
             start = file.tell() if file.seekable() else None
-            whole = file.read(longest + 1)
+            content = file.read(longest + 1)
     except ArchiveError as error:
-        return _nothing(error.reason)
-    if len(whole) <= longest:
-        sessions = application.sessions_in(whole)
+        return _single_problem(error.reason)
+    if len(content) <= longest:
+        sessions = application.decode_sessions(content)
         if sessions is not None:
-            return application.parcels(sessions, written_at)
-        return reading.parcels(io.BufferedReader(io.BytesIO(whole)), longest)
+            return application.read_bundles(sessions, written_at)
+        return reading.read_bundles(io.BufferedReader(io.BytesIO(content)), longest)
     if start is None:
-        return _nothing(f"this is no archive, and longer than {longest} bytes, as no file of the application's may be")
+        return _single_problem(
+            f"is not an archive, and longer than the limit of {longest} bytes for other files: allow longer lines"
+        )
     with disk_errors():
         file.seek(start)
-    return reading.parcels(file, longest)
+    return reading.read_bundles(file, longest)
 
 
-def _nothing(reason: str) -> Generator[Parcel | Problem, None, None]:
+def _single_problem(reason: str) -> Generator[Bundle | Problem, None, None]:
     yield Problem(1, None, reason)

@@ -1,4 +1,4 @@
-"""From the bytes of an archive to parcels: each session whole and checked, or what is wrong with it."""
+"""Reading of archives: complete and checked bundles, and problems."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Callable, Generator, Iterator
 from typing import IO, Any, Final, NamedTuple, cast
 
 from vibeforge_sessions.archive import serialization
-from vibeforge_sessions.archive.bundle import Parcel
+from vibeforge_sessions.archive.bundle import Bundle
 from vibeforge_sessions.archive.files import GZIP, Decompressing, disk_errors
 from vibeforge_sessions.archive.serialization import DamagedLineError
 from vibeforge_sessions.errors import ArchiveError, InvalidSessionError
 from vibeforge_sessions.model import validation
 
 BUFFER: Final = 1024 * 1024
-"""How many bytes are read at once: a long line in few pieces."""
-_CUT_OFF: Final = "what should follow is missing"
+"""Size of a read in bytes, chosen so that a long line needs few reads."""
+_TRUNCATED: Final = "ends early"
 
 
 @dataclasses.dataclass(slots=True)
 class _Export:
-    """An export between its first and its last line."""
+    """An export whose last line was not read yet."""
 
     line: int
     sessions: int = 0
@@ -31,7 +31,7 @@ class _Export:
 
 
 class Problem(NamedTuple):
-    """What is wrong with a line, or with a session that begins there."""
+    """A problem of a line, or of a session that begins there."""
 
     line: int
     session_id: str | None
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
 @contextlib.contextmanager
 def opened(file: IO[bytes]) -> Iterator[io.BufferedReader]:
-    """Give a file to read lines of, whether it is compressed or not; it is left open."""
+    """Provide the decompressed content of a file, which may be compressed. The file stays open."""
     plain = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", file), BUFFER)
     try:
         with disk_errors():
@@ -48,11 +48,14 @@ def opened(file: IO[bytes]) -> Iterator[io.BufferedReader]:
         yield io.BufferedReader(Decompressing(plain), BUFFER) if compressed else plain
     finally:
         if plain is not file:
-            plain.detach()  # it would close the file with itself
+            plain.detach()  # otherwise closing it would close the file
 
 
 def numbered_lines(file: io.BufferedReader, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Give each line with its number, from 1; None for one that is longer, of which no more than that is kept.
+    """Yield pairs of the line number, from 1, and the line; None for a line that is too long.
+
+    At most one byte more than `longest` of a line is kept in memory.
+
 
     :raises ArchiveError: the file cannot be read, or the gzip is damaged or ends early.
     """
@@ -64,7 +67,7 @@ def numbered_lines(file: io.BufferedReader, longest: int) -> Iterator[tuple[int,
             yield number, line
             continue
         ended = line.endswith(b"\n")
-        line = None  # nobody needs it, and it is as long as lines may be
+        line = None  # release the memory: the line may be as long as the limit
         yield number, None
         while not ended:
             piece = _read(file, BUFFER, number)
@@ -79,35 +82,35 @@ def _read(file: io.BufferedReader, size: int, number: int) -> bytes:
         raise ArchiveError(error.reason, number) from error.__cause__
 
 
-def parcels(file: io.BufferedReader, longest: int) -> Generator[Parcel | Problem, None, None]:
-    """Give each session of an archive once its closing line agrees with it, and what is wrong with the rest.
+def read_bundles(file: io.BufferedReader, longest: int) -> Generator[Bundle | Problem, None, None]:
+    """Yield each session of an archive once its closing line was checked, and the problems of the others.
 
-    A parcel is closed by whoever gets it. After a damaged line the rest of its session is passed over without a word.
+    The caller closes the bundles. After a damaged line, the rest of its session is skipped without a report.
     """
     reader = _Reader()
     number = 0
     try:
         for number, line in numbered_lines(file, longest):
             if line is None:
-                yield reader.lose(number, f"is longer than {longest} bytes")
+                yield reader.reject(number, f"is longer than {longest} bytes: allow longer lines")
             elif not line.isspace():
-                yield from reader.take(number, line)
+                yield from reader.read_line(number, line)
         yield from reader.finish(number)
     except ArchiveError as error:
-        yield reader.lose(error.line or number, error.reason)
+        yield reader.reject(error.line or number, error.reason)
     finally:
-        reader.drop()
+        reader.discard()
 
 
 class _Reader:
-    """Where the reading of an archive stands."""
+    """State machine over the lines of an archive."""
 
     def __init__(self) -> None:
-        self._parcel: Parcel | None = None
-        self._lost = False
-        """Whether what comes next may belong to a session that cannot be read any more."""
+        self._bundle: Bundle | None = None
+        self._skipping = False
+        """Whether the following lines may belong to a rejected session."""
         self._export: _Export | None = None
-        self._steps: dict[str, Callable[[int, dict[str, Any], bytes], Iterator[Parcel | Problem]]] = {
+        self._steps: dict[str, Callable[[int, dict[str, Any], bytes], Iterator[Bundle | Problem]]] = {
             "session": self._begin,
             serialization.ERRORS: self._chunk,
             serialization.LOGS: self._chunk,
@@ -116,62 +119,64 @@ class _Reader:
             "archive_end": self._end_export,
         }
 
-    def take(self, number: int, line: bytes) -> Iterator[Parcel | Problem]:
-        """Take the next line."""
+    def read_line(self, number: int, line: bytes) -> Iterator[Bundle | Problem]:
+        """Process the next line."""
         try:
             data = serialization.parse(line)
             if data["kind"] not in self._steps:
-                raise DamagedLineError("is no line of an archive")
+                raise DamagedLineError("is not a line of an archive")
             yield from self._steps[data["kind"]](number, data, line.rstrip(b"\r\n") + b"\n")
         except DamagedLineError as error:
-            yield self.lose(number, str(error))
+            yield self.reject(number, str(error))
 
-    def lose(self, number: int, reason: str, session_id: str | None = None) -> Problem:
-        """Give up the session that is being read."""
-        if self._parcel is not None:
-            session_id = self._parcel.record.session_id
-        self.drop()
-        self._lost = True
+    def reject(self, number: int, reason: str, session_id: str | None = None) -> Problem:
+        """Discard the current session; return the problem."""
+        if self._bundle is not None:
+            session_id = self._bundle.record.session_id
+        self.discard()
+        self._skipping = True
         return self._problem(number, session_id, reason)
 
-    def drop(self) -> None:
-        """Forget the session that is being read."""
-        if self._parcel is not None:
-            self._parcel.close()
-            self._parcel = None
+    def discard(self) -> None:
+        """Discard the current session."""
+        if self._bundle is not None:
+            self._bundle.close()
+            self._bundle = None
 
     def finish(self, number: int) -> Iterator[Problem]:
-        """Take the end of the file."""
-        yield from self._cut_off(number)
-        if self._export is not None and not self._lost:
+        """Process the end of the file."""
+        yield from self._reject_unfinished(number)
+        if self._export is not None and not self._skipping:
             yield Problem(
-                number, None, f"{_CUT_OFF}: the last line of the export that begins at line {self._export.line}"
+                number,
+                None,
+                f"{_TRUNCATED}: the last line of the export that begins at line {self._export.line} is missing",
             )
 
     def _begin(self, number: int, data: dict[str, Any], _: bytes) -> Iterator[Problem]:
-        yield from self._cut_off(number - 1)
+        yield from self._reject_unfinished(number - 1)
         try:
-            self._parcel = Parcel(serialization.record_from(data), number)
+            self._bundle = Bundle(serialization.record_from(data), number)
         except DamagedLineError as error:
-            yield self.lose(number, str(error), shown_id(data.get("session_id")))
+            yield self.reject(number, str(error), displayable_id(data.get("session_id")))
         else:
-            self._lost = False
+            self._skipping = False
 
     def _chunk(self, _: int, data: dict[str, Any], line: bytes) -> Iterator[Problem]:
-        parcel = self._current()
-        if parcel is not None:
+        bundle = self._current_bundle()
+        if bundle is not None:
             kind = data["kind"]
-            parcel.add(kind, line, serialization.entries_from(data, parcel.counted[kind]))
+            bundle.add(kind, line, serialization.entries_from(data, bundle.counted[kind]))
         yield from ()
 
-    def _end(self, _: int, data: dict[str, Any], __: bytes) -> Iterator[Parcel]:
-        parcel = self._current()
-        if parcel is not None:
-            serialization.check_end(data, parcel.record, parcel.counted, parcel.digest)
-            self._parcel = None
+    def _end(self, _: int, data: dict[str, Any], __: bytes) -> Iterator[Bundle]:
+        bundle = self._current_bundle()
+        if bundle is not None:
+            serialization.check_end(data, bundle.record, bundle.counted, bundle.digest)
+            self._bundle = None
             if self._export is not None:
                 self._export.sessions += 1
-            yield parcel
+            yield bundle
 
     def _begin_export(self, number: int, data: dict[str, Any], _: bytes) -> Iterator[Problem]:
         yield from self.finish(number - 1)
@@ -179,21 +184,24 @@ class _Reader:
         serialization.check_format(data)
 
     def _end_export(self, number: int, data: dict[str, Any], _: bytes) -> Iterator[Problem]:
-        yield from self._cut_off(number)
+        yield from self._reject_unfinished(number)
         export, self._export = self._export, None
         if export is not None and export.problems == 0 and export.sessions != data.get("sessions"):
-            yield Problem(number, None, f"does not agree on the number of sessions: there are {export.sessions}")
+            yield Problem(
+                number, None, f"has another number of sessions than the export, which contains {export.sessions}"
+            )
 
-    def _current(self) -> Parcel | None:
-        """Return the session that is being read; None if the line is of one that cannot be read any more."""
-        if self._parcel is None and not self._lost:
+    def _current_bundle(self) -> Bundle | None:
+        """Return the current session; None if the line may belong to a rejected session."""
+        if self._bundle is None and not self._skipping:
             raise DamagedLineError("belongs to no session: the header before it is missing")
-        return self._parcel
+        return self._bundle
 
-    def _cut_off(self, number: int) -> Iterator[Problem]:
-        if self._parcel is not None:
-            yield self.lose(
-                number, f"{_CUT_OFF}: the closing line of the session that begins at line {self._parcel.line}"
+    def _reject_unfinished(self, number: int) -> Iterator[Problem]:
+        if self._bundle is not None:
+            yield self.reject(
+                number,
+                f"{_TRUNCATED}: the closing line of the session that begins at line {self._bundle.line} is missing",
             )
 
     def _problem(self, number: int, session_id: str | None, reason: str) -> Problem:
@@ -202,8 +210,8 @@ class _Reader:
         return Problem(number, session_id, reason)
 
 
-def shown_id(value: object) -> str | None:
-    """Return an id that may be shown: what breaks the rule of ids could be anything."""
+def displayable_id(value: object) -> str | None:
+    """Return an id if it is valid. Any other value is not shown, because it could contain data."""
     with contextlib.suppress(InvalidSessionError):
         return validation.check_session_id(value)
     return None

@@ -1,4 +1,4 @@
-"""What export, import and copy tell: of each session, and at the end."""
+"""Reports of export, import and copy."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 Outcome: TypeAlias = Literal["exported", "created", "replaced", "unchanged", "skipped", "gone", "failed"]
-"""What became of a session.
+"""Outcome for one session.
 
-exported: written to the file; created: stored; replaced: stored in the place of another state of it; unchanged: it was
-there already, and equal; skipped: another one was there, which stays as it was asked for; gone: deleted while it was to
-be read; failed: not moved, and the reason says why.
+exported: written to the file; created: stored; replaced: stored instead of another state; unchanged: an equal session
+was stored already; skipped: another session was stored and kept, as the caller asked; gone: deleted before it was read;
+failed: not transferred, for the reason in the report.
 """
 
-KEPT: Final = 1_000
-"""How many problems a report keeps; all of them are counted, and all are told as they come."""
+MAX_PROBLEMS: Final = 1_000
+"""Problems that a report keeps. All problems are counted, and each is reported to `OnSession`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one session, or of a line that belongs to none."""
+    """Outcome for one session, or for a line that belongs to no session."""
 
     outcome: Outcome
     session_id: str | None
     errors: int = 0
-    """How many errors were moved with it."""
+    """Number of error entries that were transferred."""
     logs: int = 0
     reason: str | None = None
-    """Why it failed; no value of a session is in it."""
+    """Reason of a failure. It contains no values of the session."""
     line: int | None = None
-    """Where in the file it stands, from 1; in a file of the application's own, the number of the session."""
+    """Line in the file, from 1. In a file of the application, the number of the session."""
 
 
 OnSession: TypeAlias = Callable[[Result], object]
-"""Is called with each result as it comes; what it raises ends the whole."""
+"""Callback for each result. An exception of it ends the operation."""
 
 
 @dataclasses.dataclass(slots=True)
 class Report:
-    """How many sessions were exported, imported or copied, and what could not be."""
+    """Numbers of exported, imported or copied sessions, and the problems."""
 
     exported: int = 0
     created: int = 0
@@ -49,17 +49,17 @@ class Report:
     gone: int = 0
     failed: int = 0
     errors: int = 0
-    """How many errors were moved."""
+    """Number of error entries that were transferred."""
     logs: int = 0
     problems: list[Result] = dataclasses.field(default_factory=list)
-    """The first 1,000 that failed."""
+    """The first 1,000 failures."""
 
     def add(self, result: Result, on_session: OnSession | None = None) -> None:
-        """Count a result, and tell it."""
+        """Count a result, and pass it to the callback."""
         setattr(self, result.outcome, getattr(self, result.outcome) + 1)
         self.errors += result.errors
         self.logs += result.logs
-        if result.outcome == "failed" and len(self.problems) < KEPT:
+        if result.outcome == "failed" and len(self.problems) < MAX_PROBLEMS:
             self.problems.append(result)
         if on_session is not None:
             on_session(result)

@@ -1,4 +1,4 @@
-"""The lines of an archive: how a session is written as JSON Lines, and read back.
+"""Archive format: sessions as JSON Lines.
 
 A session is a header line, its errors and its logs in chunks, and a closing line::
 
@@ -7,11 +7,12 @@ A session is a header line, its errors and its logs in chunks, and a closing lin
     {"kind":"logs","after":0,"entries":["[…] started",…]}
     {"kind":"end","session_id":"…","errors":1,"logs":1,"sha256":"…"}
 
-The checksum is of all lines of the session before the closing one. An export as a whole stands between two lines
-more, ``{"kind":"archive","format":1}`` and ``{"kind":"archive_end","sessions":1}``, by which one that was cut off
-between two sessions is told from a whole one.
+The checksum covers all lines of the session before the closing line. An export has two more lines:
+``{"kind":"archive","format":1}`` before its sessions and ``{"kind":"archive_end","sessions":1}`` after them. They
+reveal an export that was truncated between two sessions.
 
-The same session gives the same bytes, whatever it is stored in: no write ids, no spaces, the keys in this order, ASCII.
+Equal sessions give equal bytes, whatever database they are stored in: there are no write ids and no spaces, the keys
+are in this order, and all characters are ASCII.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from vibeforge_sessions.repository import restoration
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 
 FORMAT: Final = 1
-"""The version of the format. One that is raised is one that this code cannot read."""
+"""Version of the format. This code cannot read a higher version."""
 LONGEST_LINE: Final = 64 * 1024 * 1024
-"""How many bytes a line may have, unless somebody asks for more: what is longer is refused without reading it all."""
+"""Default maximum of bytes in a line. A longer line is rejected before it is read completely."""
 CHUNK: Final = 1_000
-"""How many entries a chunk has at most."""
+"""Maximum of entries in a chunk."""
 CHUNK_SIZE: Final = 1024 * 1024
-"""With how many characters a chunk ends early, so that long messages do not make long lines."""
+"""Number of characters after which a chunk ends early. It limits the length of lines with long messages."""
 
 BEGINNING: Final = b'{"kind":'
-"""What every line begins with."""
+"""First bytes of every line."""
 ERRORS: Final = "errors"
 LOGS: Final = "logs"
-_HEADER: Final = (
+_HEADER_KEYS: Final = (
     "kind",
     "format",
     "session_id",
@@ -63,22 +64,22 @@ _encode: Final = json.JSONEncoder(
 
 
 class DamagedLineError(Exception):
-    """A line cannot be read; the text says why, without showing it."""
+    """A line cannot be read. The message gives the reason without showing the line."""
 
 
 # --- writing -----------------------------------------------------------------------------------------------
 
 
 def canonical(record: Record) -> Record:
-    """Return what of a record is moved: all but its write id, each document in the one form that it is written in.
+    """Return a record in canonical form: without its write id, each document in its only encoding.
 
-    :raises InvalidSessionError: it holds what no repository would keep.
+    :raises InvalidSessionError: the record violates the rules for sessions.
     """
     return dataclasses.replace(restoration.record_for_restore(record), write_id="")
 
 
 def header_line(record: Record) -> bytes:
-    """Return the first line of a session; the record is canonical."""
+    """Return the first line of a session, from a canonical record."""
     content = record.content
     head = _encode(
         {
@@ -96,13 +97,16 @@ def header_line(record: Record) -> bytes:
             LOGS: record.log_count,
         }
     )
-    # as they are stored: written anew they would be no other, but take their time
+    # the stored texts are canonical: encoding them again would give equal texts, but take time
     documents = ",".join(f'"{name}":{content.documents[name] or "null"}' for name in DOCUMENTS)
     return f'{head[:-1]},"documents":{{{documents}}}}}\n'.encode("ascii")
 
 
 def chunk_lines(kind: str, entries: Iterable[Any]) -> Iterator[tuple[bytes, list[Any]]]:
-    """Write entries in lines of at most `CHUNK`, and not much more than `CHUNK_SIZE`; give each with its entries."""
+    """Yield chunk lines, each with its entries.
+
+    A chunk ends after `CHUNK` entries, or once it has `CHUNK_SIZE` characters.
+    """
     text_of: Callable[[Any], str] = _error_text if kind == ERRORS else _encode
     chunk: list[Any] = []
     texts: list[str] = []
@@ -159,40 +163,42 @@ def _counts(record: Record) -> dict[str, int]:
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """Return what a line says.
+    """Decode a line of an archive.
 
-    :raises DamagedLineError: it is none of an archive.
+    :raises DamagedLineError: it is not a line of an archive.
     """
     try:
         data = validation.decode_json(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise DamagedLineError("is damaged: it is no JSON text") from None
+        raise DamagedLineError("is damaged: it is not a JSON text") from None
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
-        raise DamagedLineError("is no line of an archive")
+        raise DamagedLineError("is not a line of an archive")
     return data
 
 
 def check_format(data: dict[str, Any]) -> None:
-    """Refuse what a later version of this package has written.
+    """Check the version of the format.
 
-    :raises DamagedLineError: it has.
+    :raises DamagedLineError: a later version of this package has written the file.
     """
     version = data.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
-        raise DamagedLineError("does not say which version of the format it has")
+        raise DamagedLineError("has no version of the format")
     if version != FORMAT:
-        raise DamagedLineError(f"has version {version} of the format; this code reads version {FORMAT}")
+        raise DamagedLineError(
+            f"has version {version} of the format, but this code reads version {FORMAT}: upgrade the package"
+        )
 
 
 def record_from(data: dict[str, Any]) -> Record:
     """Return the canonical record of a header line.
 
-    :raises DamagedLineError: it is none, or holds what no repository keeps.
+    :raises DamagedLineError: it is not a header, or violates the rules for sessions.
     """
     check_format(data)
     documents = data.get("documents")
-    if tuple(data) != _HEADER or not isinstance(documents, dict) or tuple(documents) != DOCUMENTS:
-        raise DamagedLineError("is no header of a session")
+    if tuple(data) != _HEADER_KEYS or not isinstance(documents, dict) or tuple(documents) != DOCUMENTS:
+        raise DamagedLineError("is not a header of a session")
     try:
         record = Record(
             session_id=data["session_id"],
@@ -212,50 +218,51 @@ def record_from(data: dict[str, Any]) -> Record:
         )
         return canonical(record)
     except InvalidSessionError as error:
-        raise DamagedLineError(f"is no header of a session that can be kept: {error}") from None
-    except (ValueError, RecursionError):  # integers and depths that this interpreter does not write
-        raise DamagedLineError("is no header of a session that can be kept") from None
+        raise DamagedLineError(f"is not a header of a session that can be stored: {error}") from None
+    except (ValueError, RecursionError):  # integers or nesting beyond the limits of this interpreter
+        raise DamagedLineError("is not a header of a session that can be stored") from None
 
 
 def entries_from(data: dict[str, Any], after: int) -> list[Any]:
-    """Return the entries of a chunk, which has to begin after so many.
+    """Return the entries of a chunk.
 
-    :raises DamagedLineError: it is none, or another.
+    :param after: the number of entries before it.
+    :raises DamagedLineError: it is not a chunk, or not the next one.
     """
     kind, entries = data["kind"], data.get("entries")
     if tuple(data) != ("kind", "after", "entries") or not isinstance(entries, list) or not 0 < len(entries) <= CHUNK:
-        raise DamagedLineError(f"is no chunk of {kind}")
+        raise DamagedLineError(f"is not a chunk of {kind}")
     if data["after"] != after:
-        raise DamagedLineError(f"is not the next chunk of {kind}: one is missing, or there twice")
+        raise DamagedLineError(f"is not the next chunk of {kind}: a chunk is missing or repeated")
     if kind == LOGS:
         if not all(isinstance(line, str) for line in entries):
-            raise DamagedLineError("is no chunk of logs")
+            raise DamagedLineError("is not a chunk of logs")
         return entries
     try:
         return [_error_from(entry, position) for position, entry in enumerate(entries, after + 1)]
     except (InvalidSessionError, KeyError, TypeError, ValueError):
-        raise DamagedLineError("is no chunk of errors") from None
+        raise DamagedLineError("is not a chunk of errors") from None
 
 
 def check_end(data: dict[str, Any], record: Record, counted: dict[str, int], digest: str) -> None:
-    """Compare a closing line with what came before it.
+    """Compare a closing line with the lines before it.
 
-    :raises DamagedLineError: they do not agree.
+    :raises DamagedLineError: they differ.
     """
     expected = {"kind": "end", "session_id": record.session_id, **_counts(record), "sha256": digest}
     if tuple(data) != tuple(expected) or data["session_id"] != record.session_id:
         raise DamagedLineError("is not the closing line of this session")
     for kind, count in _counts(record).items():
         if not data[kind] == count == counted[kind]:
-            raise DamagedLineError(f"does not agree on the number of {kind} with the header, or with what is there")
+            raise DamagedLineError(f"has another number of {kind} than the header, or than the chunks contain")
     if data["sha256"] != digest:
-        raise DamagedLineError("has another checksum than the session: it was damaged, or changed by hand")
+        raise DamagedLineError("has another checksum than the session: the file was damaged, or changed by hand")
 
 
 def _error_from(entry: dict[str, Any], position: int) -> ErrorEntry:
     timestamp, task_id, message, phase = (entry[key] for key in ("timestamp", "task_id", "error_message", "phase"))
-    if len(entry) != 4 or not (type(task_id) is type(message) is type(phase) is str):  # noqa: PLR2004 (those four)
-        raise TypeError("no entry")
+    if len(entry) != 4 or not (type(task_id) is type(message) is type(phase) is str):  # noqa: PLR2004 (these four)
+        raise TypeError("not an entry")
     return ErrorEntry(validation.check_time(timestamp), task_id, message, phase, position)
 
 

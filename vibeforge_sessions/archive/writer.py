@@ -1,4 +1,4 @@
-"""`ArchiveWriter`: sessions are appended to a file, and read back from the disk, before anybody deletes them."""
+"""Writer of archives, for sessions that are deleted afterwards."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
 from vibeforge_sessions.archive import reading, serialization, truncation
-from vibeforge_sessions.archive.bundle import Parcel, Source, pack_record
+from vibeforge_sessions.archive.bundle import Bundle, Source, pack_record
 from vibeforge_sessions.archive.files import (
     close_quietly,
     compressing,
     disk_errors,
-    forget_cached,
+    drop_page_cache,
     is_compressed,
     open_locked,
     sync,
@@ -34,8 +34,8 @@ T = TypeVar("T")
 class ArchiveWriter:
     """Appends sessions to an archive, so that they can be deleted afterwards.
 
-    What is added is in the archive once `commit` has returned it, and not before: it has been written and synced then,
-    read back from the disk, and found to be what was read from the store::
+    An added session is in the archive once `commit` has returned its record, and not before. By then it was written,
+    flushed to the disk, read back, and compared with the session that was read from the store::
 
         with ArchiveWriter(path) as archive:
             for record in batch:
@@ -43,19 +43,19 @@ class ArchiveWriter:
             for record in archive.commit():
                 repository.delete_session(record.session_id, unchanged_since=record)
 
-    An archive that is there already is appended to. What an interrupted run has left half written behind the last
-    whole session is cut off first; a file that is no archive, or whose end is damaged otherwise, is refused and stays
-    as it is. So is a link, a file of another user, and a file that other users may write: another user may have
-    prepared it. One writer at a time: a second one is refused while the first is open.
+    Sessions are appended to an existing archive. First, truncation recovery removes the incomplete end that an
+    interrupted run has left. A file that is not an archive, or whose end is damaged in another way, is rejected and
+    stays unchanged. A link, a file of another user and a file that other users may write are rejected, too: another
+    user may have prepared it. There is one writer at a time: a second one raises while the first is open.
 
-    A session that is added, committed, and then not deleted since somebody has touched it may be added again later:
-    it is in the archive twice then. `import_sessions` takes the later state of it with ``on_conflict="newer"``.
+    A session may be committed and then not deleted, because it was updated meanwhile. If it is added again later, the
+    archive contains it twice. With ``on_conflict="newer"``, `import_sessions` stores its later state.
 
-    :param path: the file; it is made if it is missing, readable by its owner only.
-    :param compress: as gzip; by default if the name ends in ``.gz``. An archive that is there stays what it is.
-    :param longest_line: how many bytes a line may have; a session that needs more is refused.
-    :raises ArchiveError: the file is no archive, is written by somebody else, may have been prepared by another user,
-        or cannot be opened.
+    :param path: the file. It is created if it is missing, readable by its owner only.
+    :param compress: with gzip; by default if the name ends in ``.gz``. An existing archive keeps its format.
+    :param longest_line: maximum length of a line in bytes. A session that needs a longer line is rejected.
+    :raises ArchiveError: the file is not an archive, another process is writing it, another user may have prepared it,
+        or it cannot be opened.
     """
 
     def __init__(
@@ -70,46 +70,48 @@ class ArchiveWriter:
         self._file = open_locked(self._path)
         try:
             with disk_errors():
-                self._end = truncation.cut_off(self._file, longest_line)
-                """Where the last commit ends."""
+                self._end = truncation.recover_truncated(self._file, longest_line)
+                """Size of the file after the last commit."""
                 self._compressed = truncation.is_gzip(self._file) if self._end else is_compressed(self._path, compress)
         except BaseException:
             close_quietly(self._file)
             raise
         self._out: IO[bytes] | None = None
         self._added: list[tuple[Record, str]] = []
-        """What was added since the last commit, with the digests."""
+        """Records and digests that were added since the last commit."""
 
     def add(self, repository: Source, record: Record) -> None:
-        """Write one session with its histories, as it was when `get_record` returned this record.
+        """Write one session with its histories, in the state of a record that `get_record` has returned.
 
-        If it raises anything but `ArchiveError`, nothing of this session is in the archive, and all else stays.
+        If any other error than `ArchiveError` is raised, nothing of this session is in the archive, and the sessions
+        that were added before stay.
 
-        :raises SessionNotFoundError: the session is gone.
-        :raises StaleSessionError: somebody has stored it since, so that nobody could tell what belongs to the record.
-        :raises CorruptSessionError: it holds what no repository keeps, or its histories are not what its record says.
-        :raises InvalidSessionError: it makes a line that is too long.
-        :raises ArchiveError: the disk is full, or fails otherwise; what was added since the last commit is cut off.
+        :raises SessionNotFoundError: the session was deleted.
+        :raises StaleSessionError: the session was updated since the record was read.
+        :raises CorruptSessionError: the session violates the rules for sessions, or its histories do not match its
+            record.
+        :raises InvalidSessionError: the session needs a line that is too long.
+        :raises ArchiveError: the disk is full or failed. Everything that was added since the last commit is removed.
         """
-        with pack_record(repository, record, self._longest) as parcel:
+        with pack_record(repository, record, self._longest) as bundle:
             try:
                 with disk_errors():
-                    self._write(parcel)
+                    self._write(bundle)
             except BaseException:
                 self._roll_back()
                 raise
-            self._added.append((record, parcel.digest))
+            self._added.append((record, bundle.digest))
 
     async def add_async(self, repository: AsyncSessionRepository[Any], record: Record) -> None:
-        """Do the same for a repository of asyncio; the file is written in a thread."""
+        """Do the same for an asynchronous repository. The file is written in a thread."""
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self.add, _OnLoop(repository, loop), record)
+        await asyncio.to_thread(self.add, _BlockingRepository(repository, loop), record)
 
     def commit(self) -> list[Record]:
-        """Sync what was added since the last commit, read it back, compare it; return the records that were added.
+        """Flush the added sessions to the disk, read them back, compare them, and return their records.
 
-        :raises ArchiveError: the disk is full or fails, or gives back something else. What was added since the last
-            commit is cut off then.
+        :raises ArchiveError: the disk is full or failed, or returned different data. Everything that was added since
+            the last commit is removed.
         """
         if not self._added:
             return []
@@ -128,7 +130,7 @@ class ArchiveWriter:
         return records
 
     def close(self) -> None:
-        """Close the file. What was added and not committed is cut off."""
+        """Close the file. Sessions that were added and not committed are removed."""
         if not self._file.closed:
             self._roll_back()
             close_quietly(self._file)
@@ -141,12 +143,12 @@ class ArchiveWriter:
     ) -> None:
         self.close()
 
-    def _write(self, parcel: Parcel) -> None:
+    def _write(self, bundle: Bundle) -> None:
         if self._out is None:
             self._file.seek(self._end)
-            # a gzip for each commit: a file of several is one, too, and what is torn is at most the last
+            # one gzip member for each commit: an interruption leaves at most the last member incomplete
             self._out = compressing(self._file) if self._compressed else self._file
-        for line in parcel.lines():
+        for line in bundle.lines():
             self._out.write(line)
 
     def _finish(self) -> None:
@@ -155,16 +157,21 @@ class ArchiveWriter:
         self._out = None
 
     def _verify(self) -> None:
-        forget_cached(self._file)
+        drop_page_cache(self._file)
         with self._path.open("rb") as disk:
             disk.seek(self._end)
             with reading.opened(disk) as file:
-                found = list(map(_identity, reading.parcels(file, self._longest)))
+                found = list(map(_identity, reading.read_bundles(file, self._longest)))
         if found != [(record.session_id, digest) for record, digest in self._added]:
-            raise ArchiveError("the disk does not give back what was written: nothing of it may be deleted")
+            raise ArchiveError(
+                "the disk returned other data than was written: do not delete these sessions, and check the disk"
+            )
 
     def _roll_back(self) -> None:
-        """Cut off what was added since the last commit, if the disk lets us; the next writer does it otherwise."""
+        """Remove everything that was added since the last commit.
+
+        If the disk fails, truncation recovery of the next writer removes it.
+        """
         self._added = []
         out, self._out = self._out, None
         if out is not None and out is not self._file:
@@ -173,15 +180,15 @@ class ArchiveWriter:
             self._file.truncate(self._end)
 
 
-def _identity(item: Parcel | reading.Problem) -> tuple[str | None, str]:
+def _identity(item: Bundle | reading.Problem) -> tuple[str | None, str]:
     if isinstance(item, reading.Problem):
         return item.session_id, item.reason
     with item:
         return item.record.session_id, item.digest
 
 
-class _OnLoop:
-    """A repository of asyncio, for a thread beside its event loop."""
+class _BlockingRepository:
+    """An asynchronous repository with synchronous methods, for a thread beside its event loop."""
 
     def __init__(self, repository: AsyncSessionRepository[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._repository = repository

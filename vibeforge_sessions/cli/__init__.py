@@ -1,4 +1,4 @@
-"""The command line, ``vibeforge-sessions``: thin over public functions."""
+"""Command line ``vibeforge-sessions``: a thin layer over public functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line."""
     try:
-        import rich  # noqa: F401, PLC0415 (both are an extra)
+        import rich  # noqa: F401, PLC0415 (both belong to an extra)
         import typer  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         sys.stderr.write(f"error: {error.name} is not installed: pip install 'vibeforge-sessions[cli]'\n")

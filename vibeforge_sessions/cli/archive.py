@@ -1,4 +1,4 @@
-"""The commands that move sessions: into a file, out of one, and from one database to another."""
+"""Commands ``sessions export``, ``import`` and ``copy``."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _Conflict = Annotated[
     typer.Option(
         "--on-conflict",
         envvar=f"{_PREFIX}ON_CONFLICT",
-        help="About a session that is there already and is another: tell it and leave it (fail), leave it (skip), put "
-        "the new one in its place (replace), or do that if it was touched later (newer).",
+        help="For a session that is stored with different content: report it and keep it (fail), keep it (skip), "
+        "replace it (replace), or replace it if the new one was updated later (newer).",
     ),
 ]
 _Stop = Annotated[
@@ -50,7 +50,9 @@ _Stop = Annotated[
 ]
 _LongestLine = Annotated[
     int,
-    typer.Option(envvar=f"{_PREFIX}LONGEST_LINE", min=1, help="How many MiB a line may have; it is held in memory."),
+    typer.Option(
+        envvar=f"{_PREFIX}LONGEST_LINE", min=1, help="Maximum size of a line in MiB. A line is held in memory."
+    ),
 ]
 
 
@@ -58,7 +60,9 @@ _LongestLine = Annotated[
 def export_(
     file: Annotated[
         str,
-        typer.Argument(envvar=f"{_PREFIX}EXPORT_FILE", help="A new file; compressed if it ends in .gz; - is stdout."),
+        typer.Argument(
+            envvar=f"{_PREFIX}EXPORT_FILE", help="A new file, compressed if its name ends in .gz; - is stdout."
+        ),
     ],
     url: Url,
     schema: Schema = None,
@@ -69,16 +73,17 @@ def export_(
     updated_before: UpdatedBefore = None,
     has_errors: HasErrors = None,
     gzip: Annotated[
-        bool | None, typer.Option("--gzip/--no-gzip", envvar=f"{_PREFIX}GZIP", help="Whatever the name ends in.")
+        bool | None,
+        typer.Option("--gzip/--no-gzip", envvar=f"{_PREFIX}GZIP", help="Compress or not, whatever the name."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", envvar=f"{_PREFIX}OVERWRITE", help="Take the place of a file that is there.")
+        bool, typer.Option("--overwrite", envvar=f"{_PREFIX}OVERWRITE", help="Replace an existing file.")
     ] = False,
     stop_on_error: _Stop = False,
     longest_line: _LongestLine = LONGEST_LINE // _MIB,
     as_json: Json = False,
 ) -> None:
-    """Write sessions to a file, oldest first, while the database is in use; the file is there when it is whole."""
+    """Write sessions to a file, oldest first, while the database is in use. The file appears once it is complete."""
     with repository_on(url, schema) as repository, _progress() as moving:
         asked = SessionFilter(
             phases=phase or None,
@@ -95,7 +100,7 @@ def export_(
             compress=gzip,
             overwrite=overwrite,
             stop_on_error=stop_on_error,
-            on_session=moving.tell,
+            on_session=moving.report_result,
             longest_line=longest_line * _MIB,
         )
     _show([report], dataclasses.asdict(report), as_json=as_json, err=file == _STANDARD)
@@ -117,16 +122,16 @@ def import_(
     longest_line: _LongestLine = LONGEST_LINE // _MIB,
     as_json: Json = False,
 ) -> None:
-    """Store the sessions of files as they are there; begun again, it goes on where it was interrupted."""
+    """Store the sessions of files unchanged. After an interruption, run it again to continue."""
     reports: dict[str, Report] = {}
     with repository_on(url, schema) as repository, _progress() as moving:
         moving.expect(files)
         for name in files:
             report = reports[name] = Report()
 
-            def tell(result: Result, name: str = name, report: Report = report) -> None:
+            def count(result: Result, name: str = name, report: Report = report) -> None:
                 report.add(result)
-                moving.tell(result, name)
+                moving.report_result(result, name)
 
             try:
                 with moving.reading(name) as file:
@@ -135,32 +140,36 @@ def import_(
                         file,
                         on_conflict=on_conflict,
                         stop_on_error=stop_on_error,
-                        on_session=tell,
+                        on_session=count,
                         longest_line=longest_line * _MIB,
                     )
             except ArchiveError as error:
                 if stop_on_error:
                     raise
-                tell(Result("failed", None, reason=error.reason, line=error.line))
-    told = [{"file": name, **dataclasses.asdict(report)} for name, report in reports.items()]
-    _show(list(reports.values()), told, as_json=as_json)
+                count(Result("failed", None, reason=error.reason, line=error.line))
+    by_file = [{"file": name, **dataclasses.asdict(report)} for name, report in reports.items()]
+    _show(list(reports.values()), by_file, as_json=as_json)
 
 
 @sessions.command("copy")
 def copy_(
     source: Annotated[
         str,
-        typer.Option("--from", envvar=f"{_PREFIX}COPY_FROM", help="The database to read. Better by the variable."),
+        typer.Option(
+            "--from", envvar=f"{_PREFIX}COPY_FROM", help="The database to read. Prefer the variable to the option."
+        ),
     ],
     target: Annotated[
         str,
-        typer.Option("--to", envvar=f"{_PREFIX}COPY_TO", help="The database to write. Better by the variable."),
+        typer.Option(
+            "--to", envvar=f"{_PREFIX}COPY_TO", help="The database to write. Prefer the variable to the option."
+        ),
     ],
     from_schema: Annotated[
-        str | None, typer.Option(envvar=f"{_PREFIX}FROM_SCHEMA", help="PostgreSQL's schema of the one to read.")
+        str | None, typer.Option(envvar=f"{_PREFIX}FROM_SCHEMA", help="PostgreSQL only: the schema to read.")
     ] = None,
     to_schema: Annotated[
-        str | None, typer.Option(envvar=f"{_PREFIX}TO_SCHEMA", help="PostgreSQL's schema of the one to write.")
+        str | None, typer.Option(envvar=f"{_PREFIX}TO_SCHEMA", help="PostgreSQL only: the schema to write.")
     ] = None,
     phase: Phases = None,
     created_from: CreatedFrom = None,
@@ -172,13 +181,15 @@ def copy_(
     thorough: Annotated[
         bool,
         typer.Option(
-            "--thorough", envvar=f"{_PREFIX}THOROUGH", help="Compare the histories, too, of what looks copied already."
+            "--thorough",
+            envvar=f"{_PREFIX}THOROUGH",
+            help="Compare the histories, too, of sessions that are otherwise equal.",
         ),
     ] = False,
     stop_on_error: _Stop = False,
     as_json: Json = False,
 ) -> None:
-    """Copy sessions as they are, read each back and compare it; run again, it takes what has changed since."""
+    """Copy sessions unchanged, read each back and compare it. A second run transfers the changes since the first."""
     if (source, from_schema) == (target, to_schema):
         raise typer.BadParameter("these are the same database", param_hint="--to")
     with repository_on(source, from_schema) as old, repository_on(target, to_schema) as new, _progress() as moving:
@@ -197,13 +208,13 @@ def copy_(
             on_conflict=on_conflict,
             thorough=thorough,
             stop_on_error=stop_on_error,
-            on_session=moving.tell,
+            on_session=moving.report_result,
         )
     _show([report], dataclasses.asdict(report), as_json=as_json)
 
 
-class _Moving:
-    """Tells on stderr how it goes, and each problem."""
+class _ProgressReport:
+    """Shows progress and problems on stderr."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -211,8 +222,8 @@ class _Moving:
         self._bytes: TaskID | None = None
         self._size = 0
 
-    def tell(self, result: Result, file: str | None = None) -> None:
-        """Count a session, and say what is wrong."""
+    def report_result(self, result: Result, file: str | None = None) -> None:
+        """Count a session, and print its problem."""
         self._bar.advance(self._sessions)
         if result.outcome not in {"failed", "gone"}:
             return
@@ -221,11 +232,11 @@ class _Moving:
             *([] if result.line is None else [f"line {result.line}"]),
             *([] if result.session_id is None else [f"session {result.session_id!r}"]),
         ]
-        told = ": ".join([result.outcome, *where, *([] if result.reason is None else [result.reason])])
-        self._bar.console.print(safe(told), markup=False, highlight=False, soft_wrap=True)
+        text = ": ".join([result.outcome, *where, *([] if result.reason is None else [result.reason])])
+        self._bar.console.print(safe(text), markup=False, highlight=False, soft_wrap=True)
 
     def expect(self, files: list[str]) -> None:
-        """Show how much of these files is read."""
+        """Show progress over the size of these files."""
         self._size = sum(path.stat().st_size for path in map(Path, files) if path.is_file())
         self._bytes = self._bar.add_task("bytes", total=self._size)
 
@@ -244,7 +255,7 @@ class _Moving:
 
 
 @contextmanager
-def _progress() -> Iterator[_Moving]:
+def _progress() -> Iterator[_ProgressReport]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -252,11 +263,11 @@ def _progress() -> Iterator[_Moving]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield _Moving(bar)
+        yield _ProgressReport(bar)
 
 
 def _show(reports: list[Report], value: Any, *, as_json: bool, err: bool = False) -> None:
-    """Print what was done, and exit with another code than 0 if something was left out."""
+    """Print the reports. Exit with code 8 if a session failed."""
     if as_json:
         typer.echo(safe_json(value, indent=2), err=err)
     else:
@@ -264,8 +275,8 @@ def _show(reports: list[Report], value: Any, *, as_json: bool, err: bool = False
             name: sum(getattr(report, name) for report in reports)
             for name in ("exported", "created", "replaced", "unchanged", "skipped", "gone", "failed")
         }
-        told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+        outcomes = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
         errors, logs = (sum(getattr(report, name) for report in reports) for name in ("errors", "logs"))
-        typer.echo(f"sessions: {told}; with {errors:,} errors and {logs:,} log lines", err=err)
+        typer.echo(f"sessions: {outcomes}; with {errors:,} errors and {logs:,} log lines", err=err)
     if any(report.failed for report in reports):
         raise typer.Exit(UNREADABLE)

@@ -1,4 +1,7 @@
-"""The commands: each a call of a public function. Nothing but the result is printed on stdout."""
+"""Commands ``db``, and the application that contains all commands.
+
+Each command calls a public function. On stdout, it prints only the result.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.core import TyperGroup
 
-from vibeforge_sessions.cli import archive, inspection, retention, statistics, watch  # noqa: F401 (their commands)
+from vibeforge_sessions.cli import archive, inspection, retention, statistics, watch  # noqa: F401 (they register commands)
 from vibeforge_sessions.cli.options import (
     Batch,
     Json,
@@ -32,8 +35,8 @@ from vibeforge_sessions.cli.output import (
     EXIT_CODES,
     EXITS,
     UNREADABLE,
-    confirmed,
-    explained,
+    ask_confirmation,
+    report_errors,
     show,
     show_revisions,
     show_status,
@@ -47,11 +50,11 @@ from vibeforge_sessions.sql.engine import engine_on
 
 
 class _Commands(TyperGroup):
-    """A group that rejects misspelt environment variables before it reports a missing option."""
+    """A group that rejects misspelled environment variables before it reports a missing option."""
 
     def invoke(self, ctx: Any) -> Any:
         if "--help" not in ctx.args:
-            with explained():
+            with report_errors():
                 reject_misspelled_variables()
         return super().invoke(ctx)
 
@@ -61,7 +64,7 @@ app = typer.Typer(
     help="Long-running sessions in a database.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,  # they hold the URL
+    pretty_exceptions_show_locals=False,  # the locals contain the URL
 )
 db = typer.Typer(help=f"The database. {EXITS}", no_args_is_help=True)
 app.add_typer(db, name="db")
@@ -70,8 +73,8 @@ app.add_typer(sessions, name="sessions")
 
 @db.command()
 def status(url: Url, schema: Schema = None, as_json: Json = False) -> None:
-    """Tell where the database stands, and what to run next; the exit code tells it too."""
-    with explained(), engine_on(url, schema=schema) as engine:
+    """Show the status of the schema, and the command to run next. The exit code reports the status, too."""
+    with report_errors(), engine_on(url, schema=schema) as engine:
         found = migrate.status(engine)
         show_status(found, as_json=as_json)
     raise typer.Exit(EXIT_CODES[found.state])
@@ -80,14 +83,14 @@ def status(url: Url, schema: Schema = None, as_json: Json = False) -> None:
 @db.command()
 def check(url: Url, schema: Schema = None, as_json: Json = False) -> None:
     """Exit with 0 only if the database is at the head and equals the models: for CI and readiness probes."""
-    with explained(), engine_on(url, schema=schema) as engine:
+    with report_errors(), engine_on(url, schema=schema) as engine:
         show_status(migrate.check_schema(engine, exact=True), as_json=as_json)
 
 
 @db.command()
 def wait(url: Url, timeout: WaitTimeout = 60.0, schema: Schema = None, as_json: Json = False) -> None:
-    """Wait until the database is one that this version works with: while somebody else migrates it."""
-    with explained(), engine_on(url, schema=schema) as engine:
+    """Wait until another process has migrated the database to a schema that this version supports."""
+    with report_errors(), engine_on(url, schema=schema) as engine:
         show_status(migrate.wait(engine, timeout), as_json=as_json)
 
 
@@ -102,8 +105,8 @@ def upgrade(
     statement_timeout: StatementTimeout = None,
     as_json: Json = False,
 ) -> None:
-    """Bring the database up to a revision, under the migrations' lock; print each one that was reached."""
-    with explained():
+    """Upgrade the database to a revision, under the migration lock. Print each revision that was reached."""
+    with report_errors():
         if sql:
             text = migrate.render(
                 url,
@@ -140,8 +143,8 @@ def downgrade(
     statement_timeout: StatementTimeout = None,
     as_json: Json = False,
 ) -> None:
-    """Take the database back to a revision; says what is lost, and asks."""
-    with explained():
+    """Show what a downgrade to a revision loses, ask for confirmation, and downgrade."""
+    with report_errors():
         if sql:
             text = migrate.render(
                 url,
@@ -158,7 +161,7 @@ def downgrade(
             undone = migrate.plan_downgrade(engine, revision)
             for each in undone:
                 typer.echo(f"undoing {each.revision} loses: {each.loses or 'nothing'}", err=True)
-            if undone and not yes and not confirmed():
+            if undone and not yes and not ask_confirmation():
                 raise typer.Exit(1)
             steps: list[str] = []
             migrate.downgrade(
@@ -174,15 +177,15 @@ def downgrade(
 
 @db.command()
 def plan(url: Url, schema: Schema = None, as_json: Json = False) -> None:
-    """Show what an upgrade would run: what it locks, rewrites, whether others may write, what a downgrade loses."""
-    with explained(), engine_on(url, schema=schema) as engine:
+    """Show the pending revisions: locks, rewritten tables, whether others may write, and what a downgrade loses."""
+    with report_errors(), engine_on(url, schema=schema) as engine:
         show_revisions(migrate.plan(engine), as_json=as_json)
 
 
 @db.command()
 def history(as_json: Json = False) -> None:
     """Show all revisions of this version."""
-    with explained():
+    with report_errors():
         show_revisions(migrate.history(), as_json=as_json)
 
 
@@ -193,24 +196,27 @@ def stamp(
     schema: Schema = None,
     lock_timeout: LockTimeout = None,
 ) -> None:
-    """Write down that the database is at a revision, and do nothing else: after a restore without that table."""
-    with explained(), engine_on(url, schema=schema) as engine:
+    """Record that the database is at a revision, without a migration: after a restore without the version table."""
+    with report_errors(), engine_on(url, schema=schema) as engine:
         migrate.stamp(engine, revision, lock_timeout=lock_timeout)
 
 
 @db.command()
 def path() -> None:
-    """Print the ini for ``alembic -c``; the scripts are beside it."""
-    with explained():
+    """Print the path of the ini file for ``alembic -c``. The scripts are beside it."""
+    with report_errors():
         typer.echo(migrate.script_folder() / "alembic.ini")
 
 
 @db.command()
 def grants(url: Url, role: Role = None, migrator: Migrator = None, schema: Schema = None) -> None:
-    """Print the SQL of the least rights, without connecting; the migrator's come before the first upgrade."""
+    """Print SQL that grants the least privileges, without connecting.
+
+    The privileges of the migrator are granted before the first upgrade.
+    """
     if role is None and migrator is None:
-        raise typer.BadParameter("say for whom: --role, --migrator, or both")
-    with explained():
+        raise typer.BadParameter("name a role: --role, --migrator, or both")
+    with report_errors():
         typer.echo(maintenance.grants(url, role, migrator=migrator, schema=schema), nl=False)
 
 
@@ -218,8 +224,8 @@ def grants(url: Url, role: Role = None, migrator: Migrator = None, schema: Schem
 def verify_data(
     url: Url, session_type: SessionType = None, batch: Batch = 500, schema: Schema = None, as_json: Json = False
 ) -> None:
-    """Read every stored session with this code, and list those that cannot be read, and why; writes nothing."""
-    with explained(), engine_on(url, schema=schema) as engine, Progress(console=Console(stderr=True)) as bar:
+    """Read every stored session, and list unreadable sessions with the reason. Nothing is written."""
+    with report_errors(), engine_on(url, schema=schema) as engine, Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("sessions", total=None)
         found = list(
             maintenance.verify_data(
@@ -241,8 +247,8 @@ def verify_data(
 def backup(
     url: Url, file: Annotated[Path, typer.Argument(envvar="VIBEFORGE_SESSIONS_BACKUP_FILE", help="A new file.")]
 ) -> None:
-    """Copy a live SQLite database; for other databases it says which tool to use."""
-    with explained(), engine_on(url) as engine:
+    """Copy a live SQLite database. For other databases, print the command of their own tool."""
+    with report_errors(), engine_on(url) as engine:
         maintenance.backup(engine, file)
 
 
@@ -253,7 +259,9 @@ def _class(name: str | None) -> type[Session]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError):
-        raise typer.BadParameter(f"there is no {name} (package.module:Class)", param_hint="--session-type") from None
+        raise typer.BadParameter(
+            f"{name} cannot be imported: name a class as package.module:Class", param_hint="--session-type"
+        ) from None
     if not isinstance(found, type) or not issubclass(found, Session):
-        raise typer.BadParameter(f"{name} is no class of session", param_hint="--session-type")
+        raise typer.BadParameter(f"{name} is not a subclass of Session", param_hint="--session-type")
     return found

@@ -1,4 +1,4 @@
-"""Looking at sessions: ``list``, ``show``, ``errors``, ``logs``; and ``delete``. None but the last one writes."""
+"""Commands ``sessions list``, ``show``, ``errors``, ``logs`` and ``delete``. Only ``delete`` writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vibeforge_sessions.cli.options import (
     Url,
     Yes,
 )
-from vibeforge_sessions.cli.output import confirmed
+from vibeforge_sessions.cli.output import ask_confirmation
 from vibeforge_sessions.cli.sessions import repository_on, sessions
 from vibeforge_sessions.cli.tables import Listing, console
 from vibeforge_sessions.cli.terminal import safe, safe_json
@@ -42,8 +42,8 @@ from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
 from vibeforge_sessions.repository.serialization import Record
 
-_SLICE: Final = 200
-"""Entries that are read at once: a message may be large."""
+_PAGE: Final = 200
+"""Entries that are read at once. The page is short because messages may be large."""
 _RECENT: Final = 5
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def list_(
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """List sessions, the newest first; with --json one object a line. Never more than a page of them is in memory."""
+    """List sessions, newest first; with --json one object per line. At most one page of them is in memory."""
     out = console()
     listing = Listing(out, *rendering.LISTED)
     with repository_on(url, schema) as repository:
@@ -78,14 +78,14 @@ def list_(
             updated_before=updated_before,
             has_errors=has_errors,
         )
-        left: float = float("inf") if all_ else limit
-        while left > 0:
-            page = repository.find_sessions(asked, order=order, limit=int(min(left, MAX_PAGE)), cursor=cursor)
+        remaining: float = float("inf") if all_ else limit
+        while remaining > 0:
+            page = repository.find_sessions(asked, order=order, limit=int(min(remaining, MAX_PAGE)), cursor=cursor)
             if as_json:
                 _print_lines(map(rendering.summary_json, page.items))
             elif page.items or cursor is None:
                 listing.add([rendering.summary_row(item, out) for item in page.items])
-            left, cursor = left - len(page.items), page.next_cursor
+            remaining, cursor = remaining - len(page.items), page.next_cursor
             if cursor is None:
                 return
         typer.echo(f"more: --cursor {cursor}", err=True)
@@ -100,7 +100,7 @@ def show_session(
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """Show one session: where it stands, its tasks, what it holds, the last errors and logs."""
+    """Show one session: its state, tasks and documents, and its last errors and logs."""
     with repository_on(url, schema) as repository:
         record = _record(repository, session_id)
         recent = _RECENT if last is None else last
@@ -127,7 +127,7 @@ def errors(
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """Show a session's error history, the oldest first; with --json one object a line."""
+    """Show the error history of a session, oldest first; with --json one object per line."""
     out = console()
     listing = Listing(out, *rendering.ERRORS)
     with repository_on(url, schema) as repository:
@@ -156,7 +156,7 @@ def logs(
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """Show a session's log lines, the oldest first; with --json one object a line."""
+    """Show the log lines of a session, oldest first; with --json one object per line."""
     out = console()
     listing = Listing(out, *rendering.LOGS)
     with repository_on(url, schema) as repository:
@@ -174,7 +174,7 @@ def logs(
 
 @sessions.command()
 def delete(url: Url, session_ids: SessionIds, yes: Yes = False, schema: Schema = None, as_json: Json = False) -> None:
-    """Delete sessions with their histories; shows them, and asks. Also those that are held."""
+    """Show sessions, ask for confirmation, and delete them with their histories, even if they are held."""
     with repository_on(url, schema) as repository:
         shown = set(session_ids)
         if not yes:
@@ -183,7 +183,7 @@ def delete(url: Url, session_ids: SessionIds, yes: Yes = False, schema: Schema =
             shown = set(found)
             if found:
                 Listing(console(stderr=True), *rendering.RECORDS).add(map(rendering.record_row, found.values()))
-            if found and not confirmed():
+            if found and not ask_confirmation():
                 raise typer.Exit(1)
         missing = 0
         for session_id in session_ids:
@@ -215,26 +215,26 @@ def _parts(
     whole: bool,
     total: int | None,
 ) -> Iterator[Sequence[tuple[int, T]]]:
-    """Give a history in parts, each entry with its position; say on stderr where to go on.
+    """Yield a history in parts, each entry with its position. Print on stderr the option that continues it.
 
-    :param read: returns so many entries after a position.
-    :param last: only the last so many.
-    :param total: how many there are, where that is known: those before the last ones are not read then.
+    :param read: returns a number of entries after a position.
+    :param last: yield only this number of entries at the end.
+    :param total: the number of all entries, if known. Then only the last ones are read.
     """
     if last is not None and total is not None:
         after = max(after, total - last)
     if last is not None:
-        yield list(deque((each for part in _slices(read, after) for each in part), maxlen=last))
+        yield list(deque((each for part in _pages(read, after) for each in part), maxlen=last))
         return
-    left: float = float("inf") if whole else limit
+    remaining: float = float("inf") if whole else limit
     begun = False
-    for part in _slices(read, after):
-        if left <= 0:
+    for part in _pages(read, after):
+        if remaining <= 0:
             typer.echo(f"more: --after {after}", err=True)
             return
-        kept = part[: int(min(left, len(part)))]
+        kept = part[: int(min(remaining, len(part)))]
         yield kept
-        begun, left, after = True, left - len(kept), kept[-1][0]
+        begun, remaining, after = True, remaining - len(kept), kept[-1][0]
         if len(kept) < len(part):
             typer.echo(f"more: --after {after}", err=True)
             return
@@ -242,11 +242,11 @@ def _parts(
         yield []
 
 
-def _slices(read: Callable[[int, int], list[tuple[int, T]]], after: int) -> Iterator[list[tuple[int, T]]]:
-    while part := read(after, _SLICE):
+def _pages(read: Callable[[int, int], list[tuple[int, T]]], after: int) -> Iterator[list[tuple[int, T]]]:
+    while part := read(after, _PAGE):
         yield part
         after = part[-1][0]
-        if len(part) < _SLICE:
+        if len(part) < _PAGE:
             return
 
 

@@ -1,4 +1,4 @@
-"""The options that several commands share, each also an environment variable."""
+"""Options that several commands share. Each is also an environment variable."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from vibeforge_sessions.cli.times import age, moment
+from vibeforge_sessions.cli.times import parse_age, parse_time
 from vibeforge_sessions.repository.query import SessionOrder
 
 
 def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):  # neither of which is less than any least value
+    if value is not None and not math.isfinite(value):  # inf and nan pass every check of a minimum
         raise typer.BadParameter("must be a number of seconds")
     return value
 
@@ -24,20 +24,20 @@ Url = Annotated[
     str,
     typer.Option(
         envvar=f"{_PREFIX}DATABASE_URL",
-        help="The database. Better by the variable: others can see a command's arguments, and a password in them.",
+        help="The database. Prefer the variable: other users can see the arguments of a command, such as a password.",
     ),
 ]
 Schema = Annotated[
-    str | None, typer.Option(envvar=f"{_PREFIX}SCHEMA", help="PostgreSQL's schema in which the tables stand.")
+    str | None, typer.Option(envvar=f"{_PREFIX}SCHEMA", help="PostgreSQL only: the schema that contains the tables.")
 ]
-Json = Annotated[bool, typer.Option("--json", envvar=f"{_PREFIX}JSON", help="Print JSON, for machines.")]
+Json = Annotated[bool, typer.Option("--json", envvar=f"{_PREFIX}JSON", help="Print JSON.")]
 Sql = Annotated[
     bool,
-    typer.Option("--sql", envvar=f"{_PREFIX}SQL", help="Print the SQL instead, without connecting or a driver."),
+    typer.Option("--sql", envvar=f"{_PREFIX}SQL", help="Print the SQL only, without a connection or a driver."),
 ]
 Since = Annotated[
     str | None,
-    typer.Option(envvar=f"{_PREFIX}SINCE", help="With --sql: the revision that the database is at."),
+    typer.Option(envvar=f"{_PREFIX}SINCE", help="With --sql: the current revision of the database."),
 ]
 LockTimeout = Annotated[
     float | None,
@@ -45,7 +45,7 @@ LockTimeout = Annotated[
         envvar=f"{_PREFIX}LOCK_TIMEOUT",
         min=0,
         callback=_finite,
-        help="Seconds to wait for another migration (60), and for a table's lock (10).",
+        help="Seconds to wait for another migration (default 60) and for a table lock (default 10).",
     ),
 ]
 StatementTimeout = Annotated[
@@ -54,108 +54,136 @@ StatementTimeout = Annotated[
         envvar=f"{_PREFIX}STATEMENT_TIMEOUT",
         min=0,
         callback=_finite,
-        help="Seconds that a statement may take, 0 for no limit; not on SQLite.",
+        help="Time limit of a statement in seconds, 0 for no limit; not on SQLite.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", envvar=f"{_PREFIX}YES", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", envvar=f"{_PREFIX}YES", help="Do not ask for confirmation.")]
 WaitTimeout = Annotated[
     float,
     typer.Option("--timeout", envvar=f"{_PREFIX}WAIT_TIMEOUT", min=0, callback=_finite, help="Seconds to wait."),
 ]
 Role = Annotated[
     str | None,
-    typer.Option(envvar=f"{_PREFIX}ROLE", help="Who the application connects as; on MariaDB user or user@host."),
+    typer.Option(envvar=f"{_PREFIX}ROLE", help="The role of the application; on MariaDB user or user@host."),
 ]
-Migrator = Annotated[str | None, typer.Option(envvar=f"{_PREFIX}MIGRATOR", help="Who runs the migrations.")]
+Migrator = Annotated[str | None, typer.Option(envvar=f"{_PREFIX}MIGRATOR", help="The role that runs the migrations.")]
 SessionType = Annotated[
     str | None,
     typer.Option(
-        envvar=f"{_PREFIX}SESSION_TYPE", help="The application's own class of session, as package.module:Class."
+        envvar=f"{_PREFIX}SESSION_TYPE", help="The session class of the application, as package.module:Class."
     ),
 ]
-Batch = Annotated[int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, max=1_000_000, help="Ids that are read at once.")]
+Batch = Annotated[
+    int, typer.Option(envvar=f"{_PREFIX}BATCH", min=1, max=1_000_000, help="Number of ids that are read at once.")
+]
 
-# --- which sessions ---
+# --- filters ---
 
-_TIME: Final = "ISO 8601, in UTC where it names no zone; or an age: 2d is two days ago."
+_TIME: Final = "ISO 8601, in UTC without a zone; or an age: 2d means two days ago."
 
 Phases = Annotated[
     list[str] | None,
-    typer.Option("--phase", envvar=f"{_PREFIX}PHASE", metavar="PHASE", help="In this phase; may be given repeatedly."),
+    typer.Option("--phase", envvar=f"{_PREFIX}PHASE", metavar="PHASE", help="Sessions in this phase. Repeatable."),
 ]
 CreatedFrom = Annotated[
     datetime | None,
     typer.Option(
-        envvar=f"{_PREFIX}CREATED_FROM", parser=moment, metavar="TIME", help=f"Created at this time or later. {_TIME}"
+        envvar=f"{_PREFIX}CREATED_FROM",
+        parser=parse_time,
+        metavar="TIME",
+        help=f"Created at this time or later. {_TIME}",
     ),
 ]
 CreatedBefore = Annotated[
     datetime | None,
-    typer.Option(envvar=f"{_PREFIX}CREATED_BEFORE", parser=moment, metavar="TIME", help="Created before this time."),
+    typer.Option(
+        envvar=f"{_PREFIX}CREATED_BEFORE", parser=parse_time, metavar="TIME", help="Created before this time."
+    ),
 ]
 UpdatedFrom = Annotated[
     datetime | None,
     typer.Option(
-        envvar=f"{_PREFIX}UPDATED_FROM", parser=moment, metavar="TIME", help="Last touched at this time or later."
+        envvar=f"{_PREFIX}UPDATED_FROM", parser=parse_time, metavar="TIME", help="Last updated at this time or later."
     ),
 ]
 UpdatedBefore = Annotated[
     datetime | None,
     typer.Option(
-        envvar=f"{_PREFIX}UPDATED_BEFORE", parser=moment, metavar="TIME", help="Last touched before this time."
+        envvar=f"{_PREFIX}UPDATED_BEFORE", parser=parse_time, metavar="TIME", help="Last updated before this time."
     ),
 ]
 HasErrors = Annotated[
     bool | None,
-    typer.Option("--has-errors/--no-errors", envvar=f"{_PREFIX}HAS_ERRORS", help="With errors, or without any."),
+    typer.Option(
+        "--has-errors/--no-errors", envvar=f"{_PREFIX}HAS_ERRORS", help="Sessions with errors, or without errors."
+    ),
 ]
 Limit = Annotated[
-    int, typer.Option(envvar=f"{_PREFIX}LIMIT", min=1, help="How many to show; on stderr it says where to go on.")
+    int,
+    typer.Option(
+        envvar=f"{_PREFIX}LIMIT",
+        min=1,
+        help="Maximum number to show. The option that continues the list is printed on stderr.",
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", envvar=f"{_PREFIX}ALL", help="Show all, page by page, without a limit.")]
 Cursor = Annotated[
-    str | None, typer.Option(envvar=f"{_PREFIX}CURSOR", help="Where the page before has said that this one begins.")
+    str | None, typer.Option(envvar=f"{_PREFIX}CURSOR", help="Start of the page, as printed after the page before.")
 ]
 Order = Annotated[
     SessionOrder,
     typer.Option(
         envvar=f"{_PREFIX}ORDER",
-        help="By which time: oldest first, or with a minus newest first.",
+        help="Sort key: oldest first, or with a minus newest first.",
     ),
 ]
 
-# --- what of a session ---
+# --- parts of a session ---
 
-SessionId = Annotated[str, typer.Argument(metavar="ID", help="Of the session.")]
-SessionIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Of the sessions.")]
+SessionId = Annotated[str, typer.Argument(metavar="ID", help="Id of the session.")]
+SessionIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the sessions.")]
 After = Annotated[
     int, typer.Option(envvar=f"{_PREFIX}AFTER", min=0, help="Only entries after this position; 0 for the beginning.")
 ]
-Last = Annotated[int | None, typer.Option(envvar=f"{_PREFIX}LAST", min=1, max=100_000, help="Only the last so many.")]
-Task = Annotated[str | None, typer.Option(envvar=f"{_PREFIX}TASK", help="Only of this task.")]
-OfPhase = Annotated[
-    str | None, typer.Option("--phase", envvar=f"{_PREFIX}PHASE", help="Only of what happened in this phase.")
+Last = Annotated[
+    int | None,
+    typer.Option(envvar=f"{_PREFIX}LAST", min=1, max=100_000, help="Show only this number of entries at the end."),
 ]
+Task = Annotated[str | None, typer.Option(envvar=f"{_PREFIX}TASK", help="Only entries of this task.")]
+OfPhase = Annotated[str | None, typer.Option("--phase", envvar=f"{_PREFIX}PHASE", help="Only entries of this phase.")]
 Full = Annotated[
-    bool, typer.Option("--full", envvar=f"{_PREFIX}FULL", help="Show long texts whole; --json always does.")
+    bool,
+    typer.Option(
+        "--full", envvar=f"{_PREFIX}FULL", help="Do not shorten long texts. With --json they are never shortened."
+    ),
 ]
-Every = Annotated[float, typer.Option(envvar=f"{_PREFIX}EVERY", min=0.05, max=3_600, help="Seconds between two looks.")]
+Every = Annotated[float, typer.Option(envvar=f"{_PREFIX}EVERY", min=0.05, max=3_600, help="Seconds between two polls.")]
 
-# --- in numbers ---
+# --- statistics ---
 
 Window = Annotated[
     timedelta,
     typer.Option(
-        "--window", envvar=f"{_PREFIX}WINDOW", parser=age, metavar="AGE", help="Errors of how long: 24h, 7d, 4w."
+        "--window",
+        envvar=f"{_PREFIX}WINDOW",
+        parser=parse_age,
+        metavar="AGE",
+        help="Period of the errors: 24h, 7d, 4w.",
     ),
 ]
 Unit = Annotated[
-    Literal["hour", "day"], typer.Option("--by", envvar=f"{_PREFIX}BY", help="Errors by the hour or by the day.")
+    Literal["hour", "day"], typer.Option("--by", envvar=f"{_PREFIX}BY", help="Count errors by hour or by day.")
 ]
 Top = Annotated[
-    int, typer.Option(envvar=f"{_PREFIX}TOP", min=1, max=100, help="How many tasks with the most errors are shown.")
+    int, typer.Option(envvar=f"{_PREFIX}TOP", min=1, max=100, help="Number of tasks with the most errors to show.")
 ]
 QueryTimeout = Annotated[
     float,
-    typer.Option("--timeout", envvar=f"{_PREFIX}QUERY_TIMEOUT", min=0.001, max=86_400, help="Seconds for each query."),
+    typer.Option(
+        "--timeout",
+        envvar=f"{_PREFIX}QUERY_TIMEOUT",
+        min=0.001,
+        max=86_400,
+        help="Time limit of each query in seconds.",
+    ),
 ]

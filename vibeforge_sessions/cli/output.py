@@ -1,4 +1,4 @@
-"""What the commands print, and the codes that they exit with."""
+"""Output and exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ EXIT_CODES: Final[dict[SchemaState, int]] = {
 }
 UNREADABLE: Final = 8
 EXITS: Final = (
-    "Exit codes: 0 done, or current; 1 it failed; 2 wrong usage; and where the database stands: 3 empty, 4 behind, "
-    "5 ahead, 6 foreign, 7 drifted; 8 sessions that cannot be read."
+    "Exit codes: 0 success, or current schema; 1 failure; 2 wrong usage; schema status: 3 empty, 4 behind, 5 ahead, "
+    "6 foreign, 7 drifted; 8 unreadable sessions."
 )
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn our errors into one line on stderr and an exit code."""
+def report_errors() -> Iterator[None]:
+    """Translate errors of this package to one line on stderr and an exit code."""
     try:
         yield
     except SessionRepositoryError as error:
         typer.echo(f"error: {safe(str(error))}", err=True)
         state = error.state if isinstance(error, SchemaError) else None
         raise typer.Exit(1 if state is None else EXIT_CODES[state] or 1) from None
-    except UnicodeError:  # bytes that are no text in the system's encoding reach Python as surrogates
-        typer.echo("error: an argument is no text", err=True)
+    except UnicodeError:  # Python represents undecodable bytes of an argument as surrogates
+        typer.echo("error: an argument is not text in the encoding of the system", err=True)
         raise typer.Exit(2) from None
 
 
-def confirmed() -> bool:
-    """Ask whether to go on."""
-    typer.echo("Go on? [y/N] ", nl=False, err=True)  # typer's own prompt leaves a blank on stdout
+def ask_confirmation() -> bool:
+    """Ask for confirmation; return whether the user gave it."""
+    typer.echo("Go on? [y/N] ", nl=False, err=True)  # the prompt of typer writes to stdout
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
@@ -56,7 +56,7 @@ def show(value: Any) -> None:
 
 
 def show_status(status: SchemaStatus, *, as_json: bool) -> None:
-    """Print where a database stands."""
+    """Print the status of a schema."""
     if as_json:
         show(asdict(status))
         return
@@ -68,17 +68,17 @@ def show_status(status: SchemaStatus, *, as_json: bool) -> None:
 
 
 def show_revisions(revisions: Sequence[Revision], *, as_json: bool) -> None:
-    """Print what revisions say of themselves."""
+    """Print the properties of revisions."""
     if as_json:
         show([asdict(each) for each in revisions])
         return
     for each in revisions:
         locks = [f"{on}: {name} {how}" for on, tables in each.locks.items() for name, how in tables.items()]
         typer.echo(f"{each.revision}: {each.summary}")
-        for title, told in (
+        for title, text in (
             ("locks", ", ".join(locks)),
             ("rewrites", ", ".join(each.rewrites)),
             ("others may write on", ", ".join(each.online)),
             ("a downgrade loses", each.loses),
         ):
-            typer.echo(f"    {title}: {told or 'nothing'}")
+            typer.echo(f"    {title}: {text or 'nothing'}")

@@ -1,4 +1,4 @@
-"""What is shown of a session: as cells of tables, as JSON, and as a page of its own."""
+"""Sessions as table rows, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vibeforge_sessions.cli.tables import Cell, Column, Listing, bar, cut, phase, size
+from vibeforge_sessions.cli.tables import Cell, Column, Listing, bar, phase, shorten, size
 from vibeforge_sessions.cli.times import ago, clock
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry
@@ -18,9 +18,9 @@ from vibeforge_sessions.repository.query import SessionSummary
 from vibeforge_sessions.repository.serialization import ARTIFACTS, DOCUMENTS, Record
 
 _LINES, _CHARACTERS = 12, 2_000
-"""What is shown of a long text, unless all of it is asked for."""
+"""Lines and characters of a long text that are shown by default."""
 _IDS: Final = 12
-"""Task ids that are shown, the last ones."""
+"""Number of task ids that are shown, from the end of the list."""
 _TASKS: Final = ("completed_task_ids", "failed_task_ids")
 _BAR: Final = 20
 
@@ -99,7 +99,7 @@ def _count(number: int, style: str = "") -> Cell:
 
 
 def _short(text: str) -> str:
-    return cut(text.rstrip("\n"), _LINES, _CHARACTERS)
+    return shorten(text.rstrip("\n"), _LINES, _CHARACTERS)
 
 
 # --- JSON ---
@@ -121,7 +121,7 @@ def error_json(entry: ErrorEntry) -> dict[str, Any]:
 
 
 def record_json(record: Record, errors: Sequence[ErrorEntry], logs: Iterable[tuple[int, str]]) -> dict[str, Any]:
-    """Return what `show_record` shows as plain JSON values."""
+    """Return the content of `show_record` as plain JSON values."""
     content = record.content
     return {
         "session_id": record.session_id,
@@ -170,7 +170,7 @@ def show_record(
 
 
 def heading(out: Console, record: Record) -> Table:
-    """Return what a session is, in a few lines."""
+    """Return a summary of a session in a few lines."""
     now = validation.utc_now()
     content = record.content
     rows = [
@@ -198,7 +198,7 @@ def heading(out: Console, record: Record) -> Table:
 def _tasks(out: Console, record: Record) -> str:
     done, failed = (_ids(record, name) for name in _TASKS)
     if done is None or failed is None:
-        return "their ids cannot be read"
+        return "the task ids cannot be read"
     planned = _planned(record)
     if not (done or failed or planned):
         return ""
@@ -220,14 +220,14 @@ def _some(ids: Sequence[str] | None) -> str:
 
 
 def _planned(record: Record) -> int | None:
-    """Return how many tasks the plan has, where it is written as VibeForge writes it."""
+    """Return the number of tasks in the plan; None if it does not have the form that VibeForge writes."""
     graph = _value(record.content.documents["task_graph"])
     tasks = graph.get("tasks") if isinstance(graph, dict) else None
     return len(tasks) if isinstance(tasks, (list, dict)) else None
 
 
 def _entries(text: str) -> int | None:
-    """Return how many keys or items a document has; None where it is neither, or no JSON."""
+    """Return the number of keys or items of a document; None if it has none, or is not JSON."""
     value = _value(text)
     return len(value) if isinstance(value, (dict, list)) else None
 
@@ -236,7 +236,7 @@ def _described(text: str) -> str:
     entries = _entries(text)
     if entries is not None:
         return f"{entries:,}"
-    return "" if text == "null" or _value(text) is not None else "no JSON"
+    return "" if text == "null" or _value(text) is not None else "not JSON"
 
 
 def _value(text: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""`vibeforge-sessions sessions prune`, `hold` and `release`: what goes for its age, and what stays in spite of it."""
+"""Commands ``sessions prune``, ``hold`` and ``release``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vibeforge_sessions.cli.options import Json, Schema, Url, Yes
-from vibeforge_sessions.cli.output import UNREADABLE, confirmed, show
+from vibeforge_sessions.cli.output import UNREADABLE, ask_confirmation, show
 from vibeforge_sessions.cli.sessions import repository_on, sessions
 from vibeforge_sessions.cli.tables import size
 from vibeforge_sessions.cli.terminal import safe
-from vibeforge_sessions.cli.times import age, clock
+from vibeforge_sessions.cli.times import clock, parse_age
 from vibeforge_sessions.errors import SessionNotFoundError
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
 from vibeforge_sessions.retention import PruneReport, prune
@@ -31,32 +31,35 @@ PrunedPhases = Annotated[
         "--phase",
         envvar=f"{_PREFIX}PHASE",
         metavar="PHASE",
-        help="Only sessions in this phase; may be given repeatedly.",
+        help="Only sessions in this phase. Repeatable.",
     ),
 ]
 OlderThan = Annotated[
     timedelta,
     typer.Option(
         envvar=f"{_PREFIX}OLDER_THAN",
-        parser=age,
+        parser=parse_age,
         metavar="AGE",
-        help="Only sessions that nobody has touched for so long: 12h, 30d or 8w.",
+        help="Only sessions without an update for this long: 12h, 30d or 8w.",
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", envvar=f"{_PREFIX}DRY_RUN", help="Delete nothing; say what would be deleted.")
+    bool, typer.Option("--dry-run", envvar=f"{_PREFIX}DRY_RUN", help="Delete nothing. Print what would be deleted.")
 ]
 Archive = Annotated[
     Path | None,
     typer.Option(
         envvar=f"{_PREFIX}ARCHIVE",
-        help="A file that each session is written to, and read back from, before it is deleted. With .gz a gzip.",
+        help="Write each session to this file, and read it back, before it is deleted. Compressed if it ends in .gz.",
     ),
 ]
 BatchSize = Annotated[
     int,
     typer.Option(
-        envvar=f"{_PREFIX}BATCH_SIZE", min=1, max=MAX_PAGE, help="Sessions that are found, and archived, at once."
+        envvar=f"{_PREFIX}BATCH_SIZE",
+        min=1,
+        max=MAX_PAGE,
+        help="Number of sessions that are found, and archived, at once.",
     ),
 ]
 Pause = Annotated[
@@ -64,7 +67,7 @@ Pause = Annotated[
     typer.Option(
         envvar=f"{_PREFIX}PAUSE",
         min=0,
-        help="How long to wait after each deletion, for the others: as a multiple of the time that it took.",
+        help="Pause after each deletion for other writers, as a multiple of the time that the deletion took.",
     ),
 ]
 SessionIds = Annotated[list[str], typer.Argument(metavar="ID…", envvar=f"{_PREFIX}SESSION_IDS")]
@@ -83,16 +86,16 @@ def prune_sessions(
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """Delete the sessions of some phases that nobody has touched for a time and nobody holds; says which, and asks."""
+    """Show which old sessions of the given phases are not held, ask for confirmation, and delete them."""
     asked = SessionFilter(phases=phase)
     with repository_on(url, schema) as repository:
         if not yes and not dry_run:
             planned = prune(repository, asked, older_than=older_than, dry_run=True, batch_size=batch_size, pause=0)
             typer.echo(_summary(planned), err=True)
-            if planned.total and not confirmed():
+            if planned.total and not ask_confirmation():
                 raise typer.Exit(1)
-            asked = replace(asked, updated_before=planned.before)  # no more than was asked about
-        with _Watched() as watched:
+            asked = replace(asked, updated_before=planned.before)  # delete no more than the user has confirmed
+        with _PruneProgress() as progress:
             report = prune(
                 repository,
                 asked,
@@ -101,7 +104,7 @@ def prune_sessions(
                 batch_size=batch_size,
                 archive=archive,
                 pause=pause,
-                on_batch=watched,
+                on_batch=progress,
             )
         _show(report, as_json=as_json)
     if report.failed:
@@ -110,7 +113,7 @@ def prune_sessions(
 
 @sessions.command()
 def hold(url: Url, ids: SessionIds, schema: Schema = None, as_json: Json = False) -> None:
-    """Keep sessions from being deleted for their age, until they are released."""
+    """Protect sessions from pruning until they are released."""
     with repository_on(url, schema) as repository:
         _each(repository.hold_session, ids, "held", as_json=as_json)
 
@@ -123,7 +126,7 @@ def release(url: Url, ids: SessionIds, schema: Schema = None, as_json: Json = Fa
 
 
 def _each(call: Callable[[str], None], ids: list[str], done: str, *, as_json: bool) -> None:
-    """Call it with each id; an unknown one does not keep the others from it."""
+    """Call a function with each id. After an unknown id, the others follow."""
     known: list[str] = []
     for session_id in ids:
         try:
@@ -140,8 +143,8 @@ def _each(call: Callable[[str], None], ids: list[str], done: str, *, as_json: bo
         raise typer.Exit(1)
 
 
-class _Watched:
-    """Shows how far a prune has come, and says it in the end if it did not come to its own."""
+class _PruneProgress:
+    """Shows the progress of a prune, and prints its counts if it is interrupted."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -160,7 +163,7 @@ class _Watched:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
         if kind is not None and self._report is not None:
-            typer.echo(f"before it was stopped: {_counts(self._report)}", err=True)
+            typer.echo(f"before the interruption: {_counts(self._report)}", err=True)
 
 
 def _show(report: PruneReport, *, as_json: bool) -> None:
@@ -180,7 +183,7 @@ def _summary(report: PruneReport) -> str:
     lines = [_counts(report)]
     lines += [f"  {safe(phase)}: {count}" for phase, count in sorted(report.phases.items())]
     if report.oldest is not None and report.newest is not None:
-        lines.append(f"  last touched from {clock(report.oldest)} to {clock(report.newest)} UTC")
+        lines.append(f"  last updated from {clock(report.oldest)} to {clock(report.newest)} UTC")
         lines.append(f"  documents of {size(report.document_bytes)}, {report.errors} errors, {report.logs} log lines")
     if report.archived:
         lines.append(f"  archived {report.archived}, {size(report.archived_bytes)}")
@@ -188,9 +191,9 @@ def _summary(report: PruneReport) -> str:
 
 
 def _counts(report: PruneReport) -> str:
-    left = {"held": report.held, "touched": report.touched, "gone": report.gone, "failed": report.failed}
-    said = [f"{'to be deleted' if report.dry_run else 'deleted'}: {report.total}"]
-    return ", ".join(said + [f"{why}: {count}" for why, count in left.items() if count])
+    kept = {"held": report.held, "touched": report.touched, "gone": report.gone, "failed": report.failed}
+    texts = [f"{'to be deleted' if report.dry_run else 'deleted'}: {report.total}"]
+    return ", ".join(texts + [f"{reason}: {count}" for reason, count in kept.items() if count])
 
 
 def _iso(time: datetime | None) -> Any:

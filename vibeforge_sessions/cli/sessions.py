@@ -1,4 +1,4 @@
-"""`vibeforge-sessions sessions`: the group, whose commands stand here and in the files that import it."""
+"""Command group ``sessions``. Other modules import it and add their commands."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 import typer
 
-from vibeforge_sessions.cli.output import EXITS, explained
+from vibeforge_sessions.cli.output import EXITS, report_errors
 from vibeforge_sessions.model.session import Session
 from vibeforge_sessions.sql import migrate
 from vibeforge_sessions.sql.engine import engine_on
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 
-sessions = typer.Typer(help=f"The sessions in it. {EXITS}", no_args_is_help=True)
+sessions = typer.Typer(help=f"Sessions in the database. {EXITS}", no_args_is_help=True)
 
 
 @contextmanager
 def repository_on(url: str, schema: str | None) -> Iterator[SQLAlchemySessionRepository[Session]]:
-    """Give the repository of a database whose tables are right, and say in one line what fails; nothing is migrated."""
-    with explained(), engine_on(url, schema=schema) as engine:
+    """Provide the repository of a database, after a check of its schema. Errors are printed in one line."""
+    with report_errors(), engine_on(url, schema=schema) as engine:
         migrate.check_schema(engine)
         yield SQLAlchemySessionRepository(engine)

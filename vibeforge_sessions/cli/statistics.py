@@ -1,4 +1,4 @@
-"""``sessions stats``: what is in the database, in numbers, each part of which is one query of `sql.statistics`."""
+"""Command ``sessions stats``. Each part of its output is one query of `sql.admin.statistics`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 
 from vibeforge_sessions.cli.options import Json, QueryTimeout, Schema, Top, Unit, Url, Window
-from vibeforge_sessions.cli.output import explained
+from vibeforge_sessions.cli.output import report_errors
 from vibeforge_sessions.cli.sessions import sessions
 from vibeforge_sessions.cli.tables import Cell, Column, Listing, bar, phase, size, spark
 from vibeforge_sessions.cli.tables import console as new_console
 from vibeforge_sessions.cli.terminal import safe, safe_json
-from vibeforge_sessions.cli.times import clock, spoken
+from vibeforge_sessions.cli.times import clock, format_age
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql import migrate
@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What was asked; a part is None where its query failed."""
+class Statistics:
+    """The results. A part is None if its query failed."""
 
     since: datetime
     unit: timedelta
@@ -65,9 +65,9 @@ def stats(
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """Count: sessions by phase, errors by time, task and phase, ages; and what each table takes of the disk.
+    """Show sessions by phase and age, errors by time, task and phase, and the size of each table on disk.
 
-    Each is one query, which the database ends after --timeout; the others are shown all the same.
+    Each part is one query, which the database ends after --timeout. If a query fails, the other parts are shown.
     """
     now, unit = validation.utc_now(), _UNITS[by]
     if window // unit >= _PERIODS:
@@ -76,28 +76,28 @@ def stats(
         midnight = (now - window).replace(hour=0, minute=0, second=0, microsecond=0)
         since = midnight + (now - window - midnight) // unit * unit
     except OverflowError:
-        raise typer.BadParameter("is longer than time", param_hint="--window") from None
+        raise typer.BadParameter("begins before the year 1", param_hint="--window") from None
     failed: list[str] = []
 
-    def ask(what: str, question: Callable[[], T]) -> T | None:
+    def query(part: str, function: Callable[[], T]) -> T | None:
         try:
-            return question()
+            return function()
         except StorageError as error:
-            failed.append(what)
-            typer.echo(f"error: {what}: {safe(str(error))}", err=True)
+            failed.append(part)
+            typer.echo(f"error: {part}: {safe(str(error))}", err=True)
             return None
 
-    with explained(), engine_on(url, schema=schema) as engine:
+    with report_errors(), engine_on(url, schema=schema) as engine:
         migrate.check_schema(engine)
-        found = Found(
+        found = Statistics(
             since=since,
             unit=unit,
             now=now,
-            phases=ask("phases", lambda: count_phases(engine, timeout=timeout)),
-            errors=ask("errors", lambda: count_errors(engine, since=since, every=by, top=top, timeout=timeout)),
-            touched=ask("last touched", lambda: count_ages(engine, of="updated_at", timeout=timeout)),
-            created=ask("created", lambda: count_ages(engine, of="created_at", timeout=timeout)),
-            tables=ask("sizes", lambda: table_sizes(engine, timeout=timeout)),
+            phases=query("phases", lambda: count_phases(engine, timeout=timeout)),
+            errors=query("errors", lambda: count_errors(engine, since=since, every=by, top=top, timeout=timeout)),
+            touched=query("last touched", lambda: count_ages(engine, of="updated_at", timeout=timeout)),
+            created=query("created", lambda: count_ages(engine, of="created_at", timeout=timeout)),
+            tables=query("sizes", lambda: table_sizes(engine, timeout=timeout)),
         )
     if as_json:
         typer.echo(safe_json(_as_json(found), indent=2))
@@ -107,7 +107,7 @@ def stats(
         raise typer.Exit(1)
 
 
-def _as_json(found: Found) -> dict[str, Any]:
+def _as_json(found: Statistics) -> dict[str, Any]:
     def plain(items: Sequence[Any] | None) -> list[dict[str, Any]] | None:
         return (
             None if items is None else [{name: _plain(value) for name, value in asdict(each).items()} for each in items]
@@ -129,7 +129,7 @@ def _plain(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-def _show(out: Console, found: Found) -> None:
+def _show(out: Console, found: Statistics) -> None:
     if found.phases is not None:
         _show_phases(out, found.phases)
     if found.errors is not None:
@@ -173,14 +173,14 @@ def _show_phases(out: Console, counts: Sequence[PhaseCount]) -> None:
     )
 
 
-def _show_errors(out: Console, found: Found, counts: Sequence[ErrorCount]) -> None:
+def _show_errors(out: Console, found: Statistics, counts: Sequence[ErrorCount]) -> None:
     periods = range((found.now - found.since) // found.unit + 1)
     place = {found.since + found.unit * index: index for index in periods}
     by_time: Counter[int] = Counter()
     by_task: dict[tuple[str, str], Counter[int]] = {}
     for each in counts:
         index = place.get(each.begins)
-        if index is None:  # of a clock that is ahead
+        if index is None:  # stored by a machine whose clock is ahead
             continue
         by_time[index] += each.errors
         pair = ("(all others)", "") if each.task_id is None else (each.task_id, each.phase or "")
@@ -223,7 +223,7 @@ def _show_ages(out: Console, touched: Sequence[AgeCount] | None, created: Sequen
     rows = []
     for bands in zip(*known.values(), strict=True):
         most = bands[0].most
-        row = [Cell(f"under {spoken(most)}" if most else f"{spoken(bands[0].least)} or more")]
+        row = [Cell(f"under {format_age(most)}" if most else f"{format_age(bands[0].least)} or more")]
         for band, counts in zip(bands, known.values(), strict=True):
             row.append(Cell(f"{band.sessions:,}"))
             row.append(Cell(bar(band.sessions, max(each.sessions for each in counts), _BAR // 2, out), "cyan"))

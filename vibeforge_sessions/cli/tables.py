@@ -1,4 +1,4 @@
-"""How things look on a terminal: tables that may be printed in pieces, bars, sizes. Every cell is made `safe`."""
+"""Tables that are printed page by page, bars and sizes. Every cell is made `safe` for a terminal."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from rich.text import Text
 
 from vibeforge_sessions.cli.terminal import safe
 
-_PIPE: Final = 2_200
-"""The width where there is no terminal: nothing that is shown of a text is folded, for `grep` and the like."""
+_WIDTH_WITHOUT_TERMINAL: Final = 2_200
+"""Width without a terminal. It is so large that no text is folded, for tools such as `grep`."""
 _GAP: Final = 2
-_FOLDED: Final = 24
-"""The least width of a column that is folded."""
+_LEAST_FOLDED_WIDTH: Final = 24
+"""Minimum width of a folded column."""
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
-_STEPS: Final = " ▁▂▃▄▅▆▇█"
-_STEPS_IN_ASCII: Final = " .:-=+*#"
+_SPARK_STEPS: Final = " ▁▂▃▄▅▆▇█"
+_SPARK_STEPS_IN_ASCII: Final = " .:-=+*#"
 _PHASES: Final = {"COMPLETE": "green", "FAILED": "red", "EXECUTION": "cyan", "CLARIFICATION": "yellow"}
 _KILO: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A stored text, how it is to look, and whether its lines are kept."""
+    """A stored text, its style, and whether its line breaks are kept."""
 
     text: str
     style: str = ""
     lines: bool = False
 
     def shown(self) -> Text:
-        """Return it as rich takes it: no markup in it means anything."""
+        """Return a text object of rich, in which markup has no effect."""
         return Text(safe(self.text, lines=self.lines), style=self.style)
 
 
@@ -48,65 +48,66 @@ class Column:
     title: str
     right: bool = False
     needed: bool = True
-    """Whether it stays where the terminal is too narrow; those that do not are left out from the last on."""
+    """Whether the column is shown on a narrow terminal. The other columns are left out, the last one first."""
     folds: bool = False
-    """Whether it takes what room is left, and is folded to that."""
+    """Whether the column gets the remaining width, and its text is folded to that."""
 
 
 def phase(name: str) -> Cell:
-    """Return a phase in its colour."""
+    """Return a phase in its color."""
     return Cell(name, _PHASES.get(name, ""))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return where to print: as wide as the terminal, and a character that it does not know is escaped."""
+    """Return a console of the width of the terminal. Characters that its encoding lacks are escaped."""
     stream = sys.stderr if stderr else sys.stdout
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
-    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 class Listing:
-    """A table that is printed in pieces: the columns of the first one, and their widths, are those of all."""
+    """A table that is printed in pages. The first page decides the columns and their widths."""
 
     def __init__(self, out: Console, *columns: Column) -> None:
         self._out = out
         self._columns = columns
         self._widths: dict[int, int] = {}
-        """Of those that are shown."""
+        """Width of each shown column."""
 
     def add(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Print more rows; the first call prints the titles, too."""
+        """Print more rows. The first call also prints the titles."""
         texts = [[cell.shown() for cell in row] for row in rows]
         first = not self._widths
         if first:
-            self._widths = self._chosen(texts)
+            self._widths = self._choose_columns(texts)
         table = Table(box=box.SIMPLE_HEAD, show_header=first, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for index in self._widths:
             column, widest = self._columns[index], _widest(texts, index)
-            room = self._out.width - _room(self._widths) + self._widths[index] if column.folds else widest
-            self._widths[index] = max(self._widths[index], min(widest, room))
+            remaining = self._out.width - _total_width(self._widths) + self._widths[index] if column.folds else widest
+            self._widths[index] = max(self._widths[index], min(widest, remaining))
             align: Literal["left", "right"] = "right" if column.right else "left"
             table.add_column(column.title, justify=align, width=self._widths[index], overflow="fold")
         for row in texts:
             table.add_row(*(row[index] for index in self._widths))
         self._out.print(table)
 
-    def _chosen(self, texts: Sequence[Sequence[Text]]) -> dict[int, int]:
-        """Return the columns that the terminal has room for, and their widths."""
+    def _choose_columns(self, texts: Sequence[Sequence[Text]]) -> dict[int, int]:
+        """Return the columns that fit on the terminal, and their widths."""
         columns = dict(enumerate(self._columns))
         wanted = {index: max(len(each.title), _widest(texts, index)) for index, each in columns.items()}
         widths = {
-            index: min(wanted[index], _FOLDED) if each.folds else wanted[index] for index, each in columns.items()
+            index: min(wanted[index], _LEAST_FOLDED_WIDTH) if each.folds else wanted[index]
+            for index, each in columns.items()
         }
         for index in reversed(columns):
-            if _room(widths) > self._out.width and not columns[index].needed:
+            if _total_width(widths) > self._out.width and not columns[index].needed:
                 del widths[index]
         return widths
 
 
-def _room(widths: Mapping[int, int]) -> int:
+def _total_width(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + _GAP * (len(widths) - 1)
 
 
@@ -115,7 +116,7 @@ def _widest(texts: Sequence[Sequence[Text]], index: int) -> int:
 
 
 def bar(value: int, most: int, width: int, out: Console) -> str:
-    """Return a bar as long as `value` is of `most`; what is not nothing is seen."""
+    """Return a bar whose length is the ratio of `value` to `most`. A value above 0 gives a visible bar."""
     if not most or not value:
         return ""
     eighths = max(1, round(value / most * width * 8))
@@ -125,16 +126,16 @@ def bar(value: int, most: int, width: int, out: Console) -> str:
 
 
 def spark(series: Sequence[int], width: int, out: Console) -> str:
-    """Return a row of small bars, each as high as its number is of the greatest; a blank is nothing."""
+    """Return a row of small bars, scaled to the greatest number. A blank means 0."""
     together = -(-len(series) // width) or 1
     sums = [sum(series[first : first + together]) for first in range(0, len(series), together)]
-    steps = _STEPS_IN_ASCII if out.options.ascii_only else _STEPS
+    steps = _SPARK_STEPS_IN_ASCII if out.options.ascii_only else _SPARK_STEPS
     most = max(sums, default=0)
     return "".join(steps[-(-number * (len(steps) - 1) // most)] if number else " " for number in sums)
 
 
 def size(number: int) -> str:
-    """Return bytes as people read them: three digits or so."""
+    """Return a number of bytes in a readable unit, with about three digits."""
     amount = float(number)
     for unit in ("B", "KB", "MB", "GB"):
         if amount < _KILO:
@@ -143,8 +144,8 @@ def size(number: int) -> str:
     return f"{amount:.1f} TB"
 
 
-def cut(text: str, lines: int, characters: int) -> str:
-    """Return the beginning of a text, and how much more there is."""
+def shorten(text: str, lines: int, characters: int) -> str:
+    """Return the beginning of a text, and the number of omitted characters."""
     kept = "\n".join(text[:characters].split("\n")[:lines])
     left = len(text) - len(kept)
     return f"{kept}… ({left:,} characters more)" if left else text

@@ -1,4 +1,7 @@
-"""What a terminal is given: stored text is anybody's, and may try to move the cursor, to hide, or to pass for more."""
+"""Escaping of stored text for a terminal.
+
+Stored text is untrusted: it could move the cursor, hide other text, or imitate output of the command.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,20 @@ import json
 import unicodedata
 from typing import Any, Final
 
-_KEPT: Final = frozenset("\u200c\u200d")
-"""Joiners, which scripts and emoji need, and which move nothing."""
+_JOINERS: Final = frozenset("\u200c\u200d")
+"""Joiners. Scripts and emoji need them, and they do not move the cursor."""
 _BREAKS: Final = frozenset("\u2028\u2029")
-_CONTROLS: Final = 0x20
+_FIRST_PRINTABLE: Final = 0x20
 _DEL: Final = 0x7F
 
 
 def safe(text: str, *, lines: bool = False) -> str:
-    r"""Return text that a terminal shows and does not obey.
+    r"""Return text that a terminal displays without executing control sequences.
 
-    Control characters become their pictures (``␛`` for ESC), and others that are not seen (of a writing direction, of
-    a line's end, unassigned ones, surrogates) their escapes, as in ``\u202e``. Printable text stays as it is.
+    Control characters become their pictures (``␛`` for ESC). Other invisible characters (of the writing direction, of
+    line ends, unassigned characters, surrogates) become escapes such as ``\u202e``. Printable text stays unchanged.
 
-    :param lines: keep line ends and tabs; ``\r\n`` is a line end.
+    :param lines: keep line ends and tabs. ``\r\n`` is a line end.
     """
     if lines:
         text = text.replace("\r\n", "\n")
@@ -35,9 +38,9 @@ def safe_json(value: Any, *, indent: int | None = None) -> str:
 
 def _safe(character: str, *, lines: bool) -> str:
     code = ord(character)
-    if _CONTROLS <= code < _DEL or character in _KEPT or (lines and character in "\n\t"):
+    if _FIRST_PRINTABLE <= code < _DEL or character in _JOINERS or (lines and character in "\n\t"):
         return character
-    if code < _CONTROLS:
+    if code < _FIRST_PRINTABLE:
         return chr(0x2400 + code)
     if code == _DEL:
         return "\u2421"

@@ -1,4 +1,4 @@
-"""``sessions watch``: one session as it goes on, until its end."""
+"""Command ``sessions watch``."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import Record
 
 FAILED: Final = 9
-"""The exit code where the session has ended in FAILED."""
+"""Exit code if the session has ended in FAILED."""
 _INTERRUPTED: Final = 130
 _ENDS: Final = {SessionPhase.COMPLETE.value: 0, SessionPhase.FAILED.value: FAILED}
-_SLICE: Final = 200
+_PAGE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something new in a session."""
+    """A change of a session."""
 
     kind: str
-    """``phase``, ``task``, ``error``, ``log``, ``held``, ``released``, or ``anew``: it was deleted, and made again."""
+    """``phase``, ``task``, ``error``, ``log``, ``held``, ``released``, or ``recreated`` for a new incarnation."""
     time: datetime
     text: str
     position: int | None = None
@@ -47,7 +47,7 @@ class Event:
     phase: str | None = None
 
     def cell(self) -> Cell:
-        """Return it as a line or more."""
+        """Return the event as text of one or more lines."""
         if self.kind == "log":
             return Cell(self.text, lines=True)
         if self.kind == "error":
@@ -60,14 +60,14 @@ class Event:
         return Cell(f"{clock(self.time)} {self.kind} {self.text}".rstrip(), style)
 
     def json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return the event as plain JSON values."""
         found = {"event": self.kind, "time": self.time.isoformat(), "text": self.text}
         more = {"position": self.position, "task_id": self.task_id, "phase": self.phase}
         return found | {name: value for name, value in more.items() if value is not None}
 
 
 class Watch:
-    """What is known of a session, and what is new at each look. One look reads its record, and what was appended."""
+    """The last known state of a session. Each poll reads its record and the new history entries."""
 
     def __init__(self, repository: SessionRepository[Any], session_id: str) -> None:
         self._repository = repository
@@ -77,18 +77,18 @@ class Watch:
 
     @property
     def ended(self) -> int | None:
-        """The exit code of the phase in which it has ended; None where it goes on."""
+        """Exit code for the final phase of the session; None while it has not ended."""
         return _ENDS.get(self.record.content.phase)
 
-    def look(self) -> Iterator[Event]:
-        """Give what is new, the histories first: an end is told last."""
+    def poll(self) -> Iterator[Event]:
+        """Yield the changes since the last poll. History entries come first, so that the final phase comes last."""
         before, self.record = self.record, self._read()
         after = self.record
         if after.created_at != before.created_at or any(
             new < old for new, old in zip(after.counts, before.counts, strict=True)
         ):
             self._positions = (0, 0)
-            yield Event("anew", after.created_at, "")
+            yield Event("recreated", after.created_at, "")
         yield from self._appended()
         now = after.updated_at
         if after.content.active_task_id != before.content.active_task_id:
@@ -100,13 +100,13 @@ class Watch:
 
     def _appended(self) -> Iterator[Event]:
         errors, logs = self._positions
-        while found := self._repository.list_errors(self._session_id, after=errors, limit=_SLICE):
+        while found := self._repository.list_errors(self._session_id, after=errors, limit=_PAGE):
             for entry in found:
                 errors = entry.position or 0
                 yield Event(
                     "error", entry.timestamp, entry.error_message.rstrip("\n"), errors, entry.task_id, entry["phase"]
                 )
-        while lines := self._repository.list_logs(self._session_id, after=logs, limit=_SLICE):
+        while lines := self._repository.list_logs(self._session_id, after=logs, limit=_PAGE):
             for line in lines:
                 logs += 1
                 yield Event("log", self.record.updated_at, line.rstrip("\n"), logs)
@@ -121,21 +121,21 @@ class Watch:
 
 @sessions.command()
 def watch(url: Url, session_id: SessionId, every: Every = 1.0, schema: Schema = None, as_json: Json = False) -> None:
-    """Follow a session until it is COMPLETE, or FAILED (exit code 9), or Ctrl-C (130): prints what is new.
+    """Print the changes of a session until it is COMPLETE, FAILED (exit code 9), or until Ctrl-C (130).
 
-    On a terminal it also shows where the session stands; otherwise plain lines, or with --json one object a line.
+    On a terminal, the current state is shown below the changes. With --json, each change is one object per line.
     """
     out = console()
     try:
         with repository_on(url, schema) as repository:
             watched = Watch(repository, session_id)
-            with _shown(out, watched, live=out.is_terminal and not as_json) as refresh:
+            with _live_page(out, watched, live=out.is_terminal and not as_json) as refresh:
                 record = watched.record
                 first = Event("phase", record.updated_at, record.content.phase)
                 _print(out, first, as_json=as_json)
                 while (code := watched.ended) is None:
                     time.sleep(every)
-                    for event in watched.look():
+                    for event in watched.poll():
                         _print(out, event, as_json=as_json)
                     refresh()
     except KeyboardInterrupt:
@@ -144,15 +144,15 @@ def watch(url: Url, session_id: SessionId, every: Every = 1.0, schema: Schema = 
 
 
 @contextmanager
-def _shown(out: Console, watched: Watch, *, live: bool) -> Iterator[Any]:
-    """Show the session below what is printed, and give what refreshes it."""
+def _live_page(out: Console, watched: Watch, *, live: bool) -> Iterator[Any]:
+    """Show the session below the printed events; provide a function that refreshes it."""
     if not live:
         yield lambda: None
         return
 
     def page() -> Group:
-        looked = Text(f"looked at {clock(validation.utc_now())}, Ctrl-C ends", style="dim")
-        return Group(Rule(style="dim"), heading(out, watched.record), looked)
+        footer = Text(f"read at {clock(validation.utc_now())}, Ctrl-C ends", style="dim")
+        return Group(Rule(style="dim"), heading(out, watched.record), footer)
 
     with Live(page(), console=out, auto_refresh=False) as shown:
         yield lambda: shown.update(page(), refresh=True)

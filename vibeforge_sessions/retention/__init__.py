@@ -1,7 +1,7 @@
-"""Retention: sessions are deleted for their phase and their age, and archived before that where somebody asks for it.
+"""Retention: deletion of old sessions by phase and age, optionally after archiving.
 
-`prune` runs over any repository, `prune_async` over one of asyncio. What must stay is held by
-`SessionRepository.hold_session`, and let go by `SessionRepository.release_session`.
+`prune` works with any repository, `prune_async` with an asynchronous one. `SessionRepository.hold_session` protects a
+session from deletion, and `SessionRepository.release_session` ends the hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a prune asks a repository and an archive for: of both kinds as coroutines, so that it stands there once."""
+"""Calls of synchronous and asynchronous repositories as coroutines, so that `prune` has one implementation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vibeforge_sessions.repository.serialization import Record
 T = TypeVar("T")
 
 
-class Direct:
-    """Calls of a synchronous repository. None of them waits for an event loop: see `run`."""
+class SynchronousCalls:
+    """Calls of a synchronous repository. They never wait for an event loop: see `run`."""
 
     def __init__(self, repository: SessionRepository[Any]) -> None:
         self._repository = repository
 
     async def find(self, asked: SessionFilter, limit: int, cursor: str | None) -> SessionPage:
-        # an index has the sessions of a phase in this order: none but those of the page are read
+        # an index contains the sessions of a phase in this order, so only the sessions of the page are read
         return self._repository.find_sessions(asked, order="created_at", limit=limit, cursor=cursor)
 
     async def get(self, session_id: str) -> Record | None:
@@ -39,11 +39,11 @@ class Direct:
         return call()
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 (there is no loop)
+        time.sleep(seconds)  # noqa: ASYNC251 (no event loop is running)
 
 
-class Awaited:
-    """The same calls of a repository of asyncio."""
+class AsynchronousCalls:
+    """The same calls of an asynchronous repository."""
 
     def __init__(self, repository: AsyncSessionRepository[Any]) -> None:
         self._repository = repository
@@ -68,7 +68,7 @@ class Awaited:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing."""
+    """Run a coroutine that never suspends."""
     try:
         coroutine.send(None)
     except StopIteration as done:

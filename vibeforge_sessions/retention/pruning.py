@@ -1,4 +1,4 @@
-"""`prune` and `prune_async`."""
+"""Pruning of old sessions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vibeforge_sessions.archive.files import disk_errors
-from vibeforge_sessions.archive.report import KEPT
+from vibeforge_sessions.archive.report import MAX_PROBLEMS
 from vibeforge_sessions.archive.writer import ArchiveWriter
 from vibeforge_sessions.errors import (
     CorruptSessionError,
@@ -27,7 +27,7 @@ from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.repository.stored_session import matches
-from vibeforge_sessions.retention.calls import Awaited, Direct, run
+from vibeforge_sessions.retention.calls import AsynchronousCalls, SynchronousCalls, run
 from vibeforge_sessions.retention.report import OnBatch, PruneProblem, PruneReport
 
 BATCH_SIZE: Final = 100
@@ -45,27 +45,28 @@ def prune(
     pause: float = PAUSE,
     on_batch: OnBatch | None = None,
 ) -> PruneReport:
-    """Delete the sessions of some phases that nobody has touched for a time, the oldest first.
+    """Delete the old sessions of the given phases, oldest first.
 
-    A session is deleted only if all of this holds: its phase is one of those that the filter names, and the rest of
-    the filter holds, too; its last update is older than `older_than` (so one whose ``updated_at`` is in the future is
-    never old); it is not held; and nobody has written to it, or to its histories, since it was found.
+    A session is deleted only if it satisfies all of these conditions: it matches the filter, which names phases; its
+    last update is older than `older_than` (a session whose ``updated_at`` is in the future is never old); it is not
+    held; and neither the session nor its histories were changed since it was found.
 
-    Each session is looked at and deleted in short transactions of its own. So nobody waits for long, whoever interrupts
-    a prune leaves nothing half done, and several may run at once. One that was interrupted is just begun again.
+    Each session is checked and deleted in short transactions of its own. So other clients do not wait for long, an
+    interruption leaves nothing incomplete, and several prunes may run at the same time. After an interruption, run the
+    prune again.
 
-    :param filter: which sessions; it must name phases. Its ``updated_before`` holds beside `older_than`.
-    :param older_than: how long nobody has touched them, by this machine's clock at the beginning.
-    :param dry_run: delete and archive nothing; the report says what would be.
-    :param batch_size: how many sessions are found at once, and archived before any of them is deleted; 1 to 1000.
-    :param archive: a file that each session is written to, synced, and read back from, before it is deleted: see
-        `ArchiveWriter`. Once that fails, nothing more is deleted.
-    :param pause: how long to leave the database to the others after each deletion, as a multiple of the time that it
-        took; 0 for not at all. SQLite has one writer at a time and no queue: without pauses, others would wait long.
+    :param filter: selects sessions and must name phases. Its ``updated_before`` applies in addition to `older_than`.
+    :param older_than: minimum time since the last update, by the clock of this machine at the start.
+    :param dry_run: delete and archive nothing. The report contains what would be deleted.
+    :param batch_size: sessions that are found at once, and archived before any of them is deleted; 1 to 1000.
+    :param archive: a file to which each session is written, flushed, and read back, before it is deleted: see
+        `ArchiveWriter`. If that fails, no more sessions are deleted.
+    :param pause: time to wait after each deletion, as a multiple of its duration; 0 for no pauses. SQLite has one
+        writer at a time and no queue: without pauses, other writers would wait for long.
     :raises InvalidSessionError: the filter names no phases, or an argument is out of range.
-    :raises ArchiveError: the archive cannot be written: not opened, full, or it gives back something else.
+    :raises ArchiveError: the archive cannot be opened or written, or contains different data when it is read back.
     """
-    pruning = _pruning(Direct(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
+    pruning = _new_pruning(SynchronousCalls(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
     return run(pruning.run(archive))
 
 
@@ -80,39 +81,39 @@ async def prune_async(
     pause: float = PAUSE,
     on_batch: OnBatch | None = None,
 ) -> PruneReport:
-    """Do what `prune` does, on a repository of asyncio. It may be cancelled; the archive is written in threads."""
-    pruning = _pruning(Awaited(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
+    """Prune like `prune`, on an asynchronous repository. It can be canceled. The archive is written in threads."""
+    pruning = _new_pruning(AsynchronousCalls(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
     return await pruning.run(archive)
 
 
 # --- the arguments ---
 
 
-def _pruning(
-    calls: Direct | Awaited,
+def _new_pruning(
+    calls: SynchronousCalls | AsynchronousCalls,
     asked: SessionFilter,
     older_than: timedelta,
-    dry_run: bool,  # noqa: FBT001 (ours alone)
+    dry_run: bool,  # noqa: FBT001 (a private function)
     batch_size: int,
     pause: float,
     on_batch: OnBatch | None,
 ) -> _Pruning:
-    """Check the arguments."""
+    """Check the arguments, and return the operation."""
     if not isinstance(asked, SessionFilter):
         raise InvalidSessionError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
     if not asked.phases:
-        raise InvalidSessionError("must be named: only sessions in one of them are deleted", "phases")
+        raise InvalidSessionError("must not be empty: only sessions in these phases are deleted", "phases")
     if not isinstance(older_than, timedelta):
         raise InvalidSessionError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
     if older_than <= timedelta(0):
-        raise InvalidSessionError("must be more than no time", "older_than")
+        raise InvalidSessionError("must be greater than zero", "older_than")
     if validation.check_integer(batch_size, "batch_size", least=1) > MAX_PAGE:
         raise InvalidSessionError(f"must be an integer from 1 to {MAX_PAGE}", "batch_size")
     if not 0 <= pause < math.inf:
         raise InvalidSessionError("must be a number, 0 or more", "pause")
     try:
         before = validation.utc_now() - older_than
-    except OverflowError:  # nothing is so old
+    except OverflowError:  # beyond the year 1: no session is as old
         before = datetime.min.replace(tzinfo=UTC)
     before = min(before, asked.updated_before or before)
     asked = dataclasses.replace(asked, updated_before=before)
@@ -121,7 +122,7 @@ def _pruning(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pruning:
-    calls: Direct | Awaited
+    calls: SynchronousCalls | AsynchronousCalls
     asked: SessionFilter
     report: PruneReport
     batch_size: int
@@ -131,7 +132,7 @@ class _Pruning:
     async def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
         if archive is None or self.report.dry_run:
             return await self._pages(None)
-        opened = contextlib.ExitStack()  # it knows the file even where opening it was cancelled
+        opened = contextlib.ExitStack()  # it closes the file even if the task was canceled while the file was opened
         try:
             writer = await self.calls.on_disk(lambda: opened.enter_context(ArchiveWriter(archive)))
             return await self._pages(_Archive(writer, Path(archive)))
@@ -141,15 +142,15 @@ class _Pruning:
     async def _pages(self, archive: _Archive | None) -> PruneReport:
         cursor = None
         while True:
-            # the cursor goes on behind those that are left, so none of them is met twice
+            # the cursor continues after the sessions that were kept, so each is found once
             page = await self.calls.find(self.asked, self.batch_size, cursor)
             if archive is None:
                 for item in page.items:
-                    with self._explained(item.session_id):
-                        await self._delete(await self._untouched(item))
+                    with self._count_skipped(item.session_id):
+                        await self._delete(await self._read_unchanged(item))
             else:
-                for record in await self._archived(page.items, archive):
-                    with self._explained(record.session_id):
+                for record in await self._archive(page.items, archive):
+                    with self._count_skipped(record.session_id):
                         await self._delete(record)
             if self.on_batch is not None:
                 self.on_batch(self.report)
@@ -157,24 +158,24 @@ class _Pruning:
             if cursor is None:
                 return self.report
 
-    async def _untouched(self, item: SessionSummary) -> Record:
-        """Return the record of a session that was found, if it may be deleted still."""
+    async def _read_unchanged(self, item: SessionSummary) -> Record:
+        """Return the record of a session that was found, if it may still be deleted."""
         record = await self.calls.get(item.session_id)
         if record is None:
             raise SessionNotFoundError(item.session_id)
         if record.held_at is not None:
             raise _HeldError
-        # the filter is asked again, and so is what was found: a clock that is behind does not move updated_at
-        if not matches(record, self.asked) or _state_of(record) != _state_of(item):
+        # both the filter and the counters are compared: under a slow clock, a write may not change updated_at
+        if not matches(record, self.asked) or _change_counters(record) != _change_counters(item):
             raise StaleSessionError(item.session_id, item.version, record.version)
         return record
 
-    async def _archived(self, items: Iterable[SessionSummary], archive: _Archive) -> list[Record]:
-        """Return the records of those that may be deleted, now that they are in the archive."""
+    async def _archive(self, items: Iterable[SessionSummary], archive: _Archive) -> list[Record]:
+        """Archive the sessions that may be deleted; return their records."""
         before = archive.size
         for item in items:
-            with self._explained(item.session_id):
-                await self.calls.add(archive.writer, await self._untouched(item))
+            with self._count_skipped(item.session_id):
+                await self.calls.add(archive.writer, await self._read_unchanged(item))
         records = await self.calls.on_disk(archive.writer.commit)
         self.report.archived += len(records)
         self.report.archived_bytes += archive.size - before
@@ -206,8 +207,8 @@ class _Pruning:
         report.logs += record.log_count
 
     @contextlib.contextmanager
-    def _explained(self, session_id: str) -> Iterator[None]:
-        """Count why a session is left, and go on with the others."""
+    def _count_skipped(self, session_id: str) -> Iterator[None]:
+        """Count a session that is not deleted by its reason, and continue with the others."""
         try:
             yield
         except _HeldError:
@@ -216,14 +217,14 @@ class _Pruning:
             self.report.touched += 1
         except SessionNotFoundError:
             self.report.gone += 1
-        except (CorruptSessionError, InvalidSessionError) as error:  # the latter: too long for an archive
+        except (CorruptSessionError, InvalidSessionError) as error:  # InvalidSessionError: too long for an archive
             self.report.failed += 1
-            if len(self.report.problems) < KEPT:
+            if len(self.report.problems) < MAX_PROBLEMS:
                 self.report.problems.append(PruneProblem(session_id, str(error)))
 
 
 class _Archive(NamedTuple):
-    """The archive that each session goes into first."""
+    """The archive to which sessions are written before they are deleted."""
 
     writer: ArchiveWriter
     path: Path
@@ -238,6 +239,6 @@ class _HeldError(Exception):
     """A session is held."""
 
 
-def _state_of(session: SessionSummary | Record) -> tuple[object, ...]:
-    """Return what every write moves some of."""
+def _change_counters(session: SessionSummary | Record) -> tuple[object, ...]:
+    """Return values of which every write changes at least one."""
     return session.created_at, session.updated_at, session.version, session.error_count, session.log_count

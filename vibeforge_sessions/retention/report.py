@@ -1,4 +1,4 @@
-"""What a prune tells, after each batch and at the end."""
+"""Reports of a prune."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from typing import TypeAlias
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PruneProblem:
-    """A session that was not deleted since it cannot be read, or not be archived."""
+    """A session that was not deleted because it cannot be read or archived."""
 
     session_id: str
     reason: str
-    """Why; no value of the session is in it."""
+    """The reason. It contains no values of the session."""
 
 
 @dataclasses.dataclass(slots=True)
 class PruneReport:
-    """What became of the sessions that were old enough. In a dry run: what would have."""
+    """Outcome of a prune, or the expected outcome in a dry run."""
 
     dry_run: bool
     before: datetime
-    """What was last touched before this was old enough."""
+    """Sessions whose last update was before this time were old enough."""
     phases: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many were deleted of each phase."""
+    """Number of deleted sessions by phase."""
     oldest: datetime | None = None
-    """When the one of them was last touched that had been left alone for the longest time."""
+    """Earliest last update among the deleted sessions."""
     newest: datetime | None = None
-    """And the one for the shortest."""
+    """Latest last update among the deleted sessions."""
     document_bytes: int = 0
-    """How large their documents were; their histories are counted, and not measured."""
+    """Size of their documents. Their histories are counted, but not measured."""
     errors: int = 0
-    """How many entries their error histories had."""
+    """Number of entries in their error histories."""
     logs: int = 0
     held: int = 0
-    """How many were left since they are held."""
+    """Number of sessions that were kept because they are held."""
     touched: int = 0
-    """How many were left since somebody has written to them after they had been found."""
+    """Number of sessions that were kept because they were changed after they had been found."""
     gone: int = 0
-    """How many somebody else has deleted meanwhile: another prune, say."""
+    """Number of sessions that another client has deleted meanwhile, such as another prune."""
     failed: int = 0
-    """How many were left since they cannot be read, or not be archived."""
+    """Number of sessions that were kept because they cannot be read or archived."""
     problems: list[PruneProblem] = dataclasses.field(default_factory=list)
-    """The first 1,000 that failed."""
+    """The first 1,000 failures."""
     archived: int = 0
-    """How many were written to the archive, and read back from it; those that were touched after that, too."""
+    """Number of archived sessions. It includes sessions that were changed after that, and so were kept."""
     archived_bytes: int = 0
-    """By how much the archive has grown."""
+    """Growth of the archive in bytes."""
 
     @property
     def total(self) -> int:
-        """How many were deleted; in a dry run, how many would have been."""
+        """Number of deleted sessions. In a dry run, the number that would be deleted."""
         return sum(self.phases.values())
 
 
 OnBatch: TypeAlias = Callable[[PruneReport], object]
-"""Is called after each batch with the report so far; what it raises ends the whole."""
+"""Callback with the report so far, after each batch. An exception of it ends the prune."""

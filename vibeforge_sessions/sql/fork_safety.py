@@ -1,10 +1,10 @@
-"""Connections after `os.fork`: a child opens its own, and neither uses nor closes those of its parent.
+"""Fork safety: a child process opens its own connections, and neither uses nor closes those of its parent.
 
-Two processes that use one connection read each other's answers. SQLite adds a danger of its own: its locks belong to a
-process, and a child that has inherited an open file holds locks in SQLite's bookkeeping that the system does not know.
-The child's new connections to this file rely on them, and another process may then delete the write-ahead log that the
-child writes to. So a fork waits for this package's calls on SQLite and closes the idle connections before; where
-a connection to a file is still open at the fork, the child cannot use that file.
+Two processes that use one connection read each other's answers. On SQLite there is another danger: its locks belong to
+a process. In a child that has inherited an open file, SQLite relies on locks that the operating system does not know.
+Another process may then delete the write-ahead log to which the child writes. So a fork waits for the calls of this
+package on SQLite, and closes the idle connections. If a connection to a file is still open at the fork, the child
+cannot use that file.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.repository.fork_locks import acquire_until_fork
 
-_PROCESS: Final = "vibeforge_sessions_process"
-"""The process that has opened a connection; in the `info` of the connection."""
-_FILE: Final = "vibeforge_sessions_file"
-"""The file of a SQLite connection, empty for a database in memory."""
+_PROCESS_KEY: Final = "vibeforge_sessions_process"
+"""Key in the `info` of a connection: the id of the process that has opened it."""
+_FILE_KEY: Final = "vibeforge_sessions_file"
+"""Key in the `info` of a SQLite connection: its file, empty for a database in memory."""
 _POLL: Final = 0.001
-_LONGEST: Final = 5.0
-"""How long a fork waits for calls on SQLite in other threads, in seconds."""
+_MAX_WAIT: Final = 5.0
+"""Seconds that a fork waits for calls on SQLite in other threads."""
 
 _engines: Final[WeakSet[Engine]] = WeakSet()
 _records: Final[WeakSet[ConnectionPoolEntry]] = WeakSet()
 _inherited: Final[list[object]] = []
-"""The parent's pools and connections: finalizing them could send to the parent's server or undo its transaction."""
+"""Pools and connections of the parent. Finalizing them could send data to its server or roll back its transaction."""
 _checked_out: Final[WeakSet[PoolProxiedConnection]] = WeakSet()
 """Connections that the parent used at the fork."""
 rejected_files: Final[set[str]] = set()
@@ -42,7 +42,7 @@ rejected_files: Final[set[str]] = set()
 
 
 def track(engine: Engine) -> None:
-    """Give the children of this process connections of their own for an engine."""
+    """Let child processes open their own connections of an engine."""
     _engines.add(engine)
 
 
@@ -53,12 +53,12 @@ def check_joined(connection: Connection) -> None:
     """
     if connection.closed:
         return
-    pooled = connection._dbapi_connection  # noqa: SLF001 (the property `connection` would connect anew)
+    pooled = connection._dbapi_connection  # noqa: SLF001 (the property `connection` would open a new connection)
     if pooled in _checked_out:
         raise _inherited_connection()
     if connection.invalidated:
         return
-    if connection.info.setdefault(_PROCESS, os.getpid()) not in {os.getpid(), None}:
+    if connection.info.setdefault(_PROCESS_KEY, os.getpid()) not in {os.getpid(), None}:
         raise _inherited_connection()
     check_file(connection.info)
 
@@ -68,7 +68,7 @@ def check_file(info: dict[Any, Any]) -> None:
 
     :raises StorageError: the parent had a connection to it open at the fork.
     """
-    if info.get(_FILE) in rejected_files:
+    if info.get(_FILE_KEY) in rejected_files:
         raise StorageError(
             f"process {os.getpid()} was forked while a connection to its SQLite file was in use, and SQLite cannot use "
             "the file safely in such a process: end transactions before the fork, or start the process by spawn"
@@ -114,7 +114,7 @@ def wait_for_forks(call: object) -> None:
 def _wait_for_calls() -> None:
     thread = threading.get_ident()
     forks.append(thread)
-    until = time.monotonic() + _LONGEST
+    until = time.monotonic() + _MAX_WAIT
     while any(other != thread for other in list(_calls.values())) and time.monotonic() < until:
         time.sleep(_POLL)
 
@@ -124,18 +124,18 @@ def _end_fork() -> None:
 
 
 @event.listens_for(Pool, "connect")
-def _remember(connection: Any, record: ConnectionPoolEntry) -> None:
-    """Note the process of a new connection, and the file of SQLite's."""
+def _record_origin(connection: Any, record: ConnectionPoolEntry) -> None:
+    """Record the process of a new connection, and the file of a SQLite connection."""
     _records.add(record)
-    record.info[_PROCESS] = os.getpid()
+    record.info[_PROCESS_KEY] = os.getpid()
     if hasattr(type(record.driver_connection), "total_changes"):  # SQLite's drivers
         cursor = connection.cursor()
         cursor.execute("PRAGMA database_list")
         path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
         cursor.close()
-        record.info[_FILE] = os.path.realpath(path) if path else ""
-        if not path:  # a database in memory is copied by a fork, and the copy is the child's
-            record.info[_PROCESS] = None
+        record.info[_FILE_KEY] = os.path.realpath(path) if path else ""
+        if not path:  # a fork copies a database in memory, and the child may use its copy
+            record.info[_PROCESS_KEY] = None
 
 
 def _open_records(pool: Pool) -> list[ConnectionPoolEntry]:
@@ -147,20 +147,21 @@ def _open_records(pool: Pool) -> list[ConnectionPoolEntry]:
     ]
 
 
-def _initializing(pool: Pool) -> threading.Lock | None:
+def _initialization_lock(pool: Pool) -> threading.Lock | None:
     """Return the lock that SQLAlchemy holds while the first connection of a pool initializes the dialect."""
     make_mutex = getattr(pool.dispatch.connect, "_get_exec_once_mutex", None)
     mutex = None if make_mutex is None else make_mutex()
-    return mutex if isinstance(mutex, type(threading.Lock())) else None  # that of an asynchronous engine is none
+    # an asynchronous engine has a lock of another type
+    return mutex if isinstance(mutex, type(threading.Lock())) else None
 
 
-def _before() -> None:
-    """Leave no SQLite file open, and no dialect half initialized."""
+def _before_fork() -> None:
+    """Close idle SQLite connections, and wait until no dialect is being initialized."""
     _wait_for_calls()
     pools = {engine.pool for engine in list(_engines)}
-    acquire_until_fork(*filter(None, map(_initializing, pools)))
+    acquire_until_fork(*filter(None, map(_initialization_lock, pools)))
     for record in (record for pool in pools for record in _open_records(pool)):
-        if record.info.get(_FILE) and not record.in_use:
+        if record.info.get(_FILE_KEY) and not record.in_use:
             _close_sqlite(record)
 
 
@@ -168,48 +169,48 @@ def _close_sqlite(record: ConnectionPoolEntry) -> None:
     driver: Any = record.driver_connection
     if isinstance(driver, sqlite3.Connection):
         record.invalidate()
-    elif hasattr(driver, "stop"):  # aiosqlite's, which closes in a thread of its own
+    elif hasattr(driver, "stop"):  # aiosqlite closes in a thread of its own
         record.invalidate()
-        getattr(driver, "_thread", driver).join(_LONGEST)
+        getattr(driver, "_thread", driver).join(_MAX_WAIT)
 
 
 def _after_in_child() -> None:
-    """Replace the pools; what they hold stays untouched."""
+    """Replace the pools without touching their connections."""
     forks.clear()
     _calls.clear()  # the calls of other threads do not exist here
     replaced: set[Pool] = set()
     for engine in list(_engines):
-        pool = engine.pool  # engines of execution_options share it
+        pool = engine.pool  # engines made by execution_options share it
         if pool in replaced:
             continue
         records = _open_records(pool)
-        if any(record.info.get(_FILE) == "" for record in records):
-            continue  # the connection is the database itself, and the child has a copy of its own
+        if any(record.info.get(_FILE_KEY) == "" for record in records):
+            continue  # a database in memory: the child has its own copy
         _inherited.append(pool)
         for record in records:
-            _leave(record)
-        with contextlib.suppress(Exception):  # a listener of the caller's to engine_disposed: the other engines follow
+            _abandon(record)
+        with contextlib.suppress(Exception):  # raised by a listener of the caller: continue with the other engines
             engine.dispose(close=False)
         replaced.add(engine.pool)
-        _initializing(engine.pool)  # made beforehand, see `make_ready_for_threads`
+        _initialization_lock(engine.pool)  # create the lock before threads can compete for it
 
 
-def _leave(record: Any) -> None:
+def _abandon(record: Any) -> None:
     """Keep an inherited connection from being used or finalized."""
     _inherited.append(record)
-    with contextlib.suppress(ImportError):  # the end of the interpreter finalizes what is referenced by modules alone
-        import ctypes  # noqa: PLC0415 (a child needs it only)
+    with contextlib.suppress(ImportError):  # the interpreter finalizes module globals at its end
+        import ctypes  # noqa: PLC0415 (only a child process needs it)
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(record.dbapi_connection))
-    if record.info.get(_FILE):
-        rejected_files.add(record.info[_FILE])
+    if record.info.get(_FILE_KEY):
+        rejected_files.add(record.info[_FILE_KEY])
     pooled = None if record.fairy_ref is None else record.fairy_ref()
-    record.fairy_ref = None  # otherwise the garbage collector would have the pool roll back and close
+    record.fairy_ref = None  # otherwise garbage collection would roll back and close the connection
     if pooled is not None:
         _inherited.append(pooled)
         _checked_out.add(pooled)
-        pooled.dbapi_connection = None  # as after an invalidation: the caller's ROLLBACK and close send nothing
+        pooled.dbapi_connection = None  # as after an invalidation: the caller's rollback and close send nothing
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_end_fork, after_in_child=_after_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_end_fork, after_in_child=_after_in_child)

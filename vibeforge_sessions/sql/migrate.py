@@ -1,8 +1,8 @@
-"""Migrations for hosts: running them from Python under a lock, and asking where a database stands.
+"""Migrations and schema status from Python.
 
-`upgrade`, `downgrade`, `stamp`, `status`, `check_schema` and their like take an `Engine`, or a `Connection`: one that
-is in a transaction stays in it, and the host commits. On a command line, ``vibeforge-sessions db`` does the same, and
-so does ``alembic`` with the shipped ``alembic.ini``.
+`upgrade`, `downgrade`, `stamp`, `status`, `check_schema` and the other functions take an `Engine` or a `Connection`. A
+connection that is in a transaction stays in it, and the caller commits. On the command line, ``vibeforge-sessions db``
+does the same, and so does ``alembic`` with the installed ``alembic.ini``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine
 
 from vibeforge_sessions.errors import SchemaError
-from vibeforge_sessions.sql.dialects import Timeouts, database_named, database_of
+from vibeforge_sessions.sql.dialects import MigrationTimeouts, database_dialect_named, database_dialect_of
 from vibeforge_sessions.sql.migrations import scripts
 from vibeforge_sessions.sql.migrations.schema_status import (
     UPGRADE,
@@ -57,21 +57,21 @@ __all__ = [
 ]
 
 Report = Callable[[str], object]
-"""Is told each revision when it has been gone through."""
+"""Callback for each revision that was reached or undone."""
 
-_POLL: Final = 0.2
+_POLL_INTERVAL: Final = 0.2
 
-# Alembic hands its scripts their context through a module-level proxy: one migration at a time in a process.
-_one_at_a_time = threading.RLock()
+# Alembic passes the context to its scripts in a module-level proxy, so a process runs one migration at a time.
+_process_lock = threading.RLock()
 
 
-def _begin_anew() -> None:
-    global _one_at_a_time  # noqa: PLW0603 (a thread that migrates at a fork does not exist in the child)
-    _one_at_a_time = threading.RLock()
+def _replace_process_lock() -> None:
+    global _process_lock  # noqa: PLW0603 (a thread that holds the lock at a fork does not exist in the child)
+    _process_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_replace_process_lock)
 
 
 def upgrade(
@@ -82,25 +82,29 @@ def upgrade(
     statement_timeout: float | None = None,
     report: Report | None = None,
 ) -> None:
-    """Bring the database up to `revision`; does nothing where it is there already, or ahead and lets us go on.
+    """Upgrade the database to `revision`.
 
-    On SQLite all revisions run in one transaction: one that fails leaves nothing behind. So do those on PostgreSQL
-    that make no index CONCURRENTLY; MariaDB commits with every CREATE and ALTER. What is left half done there is put
-    right by the next try. Several processes may do this at once: one migrates, the others wait.
+    Nothing is done if the database is at that revision, or at a newer one that is compatible with this version.
 
-    :param lock_timeout: seconds to wait for another migration (60 by default) and for a table's lock (10).
-    :param statement_timeout: seconds that a statement may take, 0 for no limit; as the server has it by default. Like
-        a `lock_timeout`, it sets the session's, so not through PgBouncer in transaction mode.
-    :param report: is called with each revision that was reached.
-    :raises SchemaError: the tables are not ours, drifted, or of a newer version; the revision is unknown; or somebody
-        else is migrating still after `lock_timeout`: then nothing is done.
+    On SQLite, all revisions run in one transaction, so a failure leaves the schema unchanged. The same holds on
+    PostgreSQL for revisions that build no index CONCURRENTLY. MariaDB commits with every CREATE and ALTER. After a
+    failure, the next upgrade completes an incomplete revision. Several processes may upgrade at the same time: one
+    migrates, the others wait.
+
+    :param lock_timeout: seconds to wait for another migration (60 by default) and for a table lock (10).
+    :param statement_timeout: time limit of a statement in seconds, 0 for no limit; by default the setting of the
+        server. Like `lock_timeout`, it changes settings of the database session, so do not use it through PgBouncer in
+        transaction mode.
+    :param report: called with each revision that was reached.
+    :raises SchemaError: the tables are foreign, drifted, or of a newer version; the revision is unknown; or another
+        migration still runs after `lock_timeout`. Then nothing is done.
     :raises StorageError: the database failed.
     """
-    timeouts = Timeouts(lock_timeout, statement_timeout)
-    found = _look(bind, timeouts)
+    timeouts = MigrationTimeouts(lock_timeout, statement_timeout)
+    found = _inspect(bind, timeouts)
     if found.usable and revision == "head":
-        return  # without the lock: whoever starts an application does not wait for its writers
-    _refuse_to_migrate(found)
+        return  # without the lock: the start of an application must not wait for its writers
+    _check_migratable(found)
     _run(bind, timeouts, report, command.upgrade, revision)
 
 
@@ -112,79 +116,79 @@ def downgrade(
     statement_timeout: float | None = None,
     report: Report | None = None,
 ) -> None:
-    """Take the database back to `revision`; ``"base"`` removes the tables, and every session with them.
+    """Downgrade the database to `revision`; ``"base"`` drops the tables, and every session with them.
 
-    What else is lost is told by `history`. The parameters are those of `upgrade`; `report` is called with each
-    revision that was undone.
+    `history` reports the data that each revision loses. The parameters are those of `upgrade`. `report` is called with
+    each revision that was undone.
 
     :raises SchemaError: the revision is unknown; see also `upgrade` and, for SQLite, `migrating`.
     :raises StorageError: the database failed.
     """
-    timeouts = Timeouts(lock_timeout, statement_timeout)
-    found = _look(bind, timeouts)
+    timeouts = MigrationTimeouts(lock_timeout, statement_timeout)
+    found = _inspect(bind, timeouts)
     if revision == "base" and found.state == "empty":
-        return  # Alembic would make its version table first
+        return  # Alembic would first create its version table
     if found.of_host:
-        raise _migrated_by_host()
+        raise _host_alembic_error()
     _run(bind, timeouts, report, command.downgrade, revision)
 
 
 def stamp(bind: Engine | Connection, revision: str, *, lock_timeout: float | None = None) -> None:
-    """Write down that the database is at `revision`, and do nothing else: after a restore without the version table.
+    """Record that the database is at `revision`, without a migration: after a restore without the version table.
 
-    :raises SchemaError: the revision is unknown, or somebody else is migrating.
+    :raises SchemaError: the revision is unknown, or another migration is running.
     """
-    _run(bind, Timeouts(lock_timeout), None, command.stamp, revision)
+    _run(bind, MigrationTimeouts(lock_timeout), None, command.stamp, revision)
 
 
 def current(bind: Engine | Connection) -> str | None:
-    """Return the revision the database is at, None where there is none."""
+    """Return the revision of the database; None if it has none."""
     with reading(bind) as connection:
         return revision_of(connection)
 
 
 def status(bind: Engine | Connection) -> SchemaStatus:
-    """Return where the database stands, with every difference from the models; changes nothing.
+    """Return the schema status, with every difference from the models. Nothing is changed.
 
     :raises StorageError: the database failed.
     """
-    return _look(bind, Timeouts(), exact=True)
+    return _inspect(bind, MigrationTimeouts(), exact=True)
 
 
 def check_schema(bind: Engine | Connection, *, exact: bool = False) -> SchemaStatus:
-    """Return where the database stands if this version of the package can work with it: for the start of a service.
+    """Return the schema status if this version of the package can use the database, at the start of a service.
 
-    :param exact: the database must be at the head and equal the models; one that is ahead is refused even if it
-        lets older code go on, as is one with an index more or less.
-    :raises SchemaError: it is empty, behind, ahead, foreign or drifted; the error names the command to run.
+    :param exact: the database must be at the head and equal the models. A newer compatible schema is rejected, and so
+        is one with a missing or an additional index.
+    :raises SchemaError: it is empty, behind, ahead, foreign or drifted. The error names the command to run.
     :raises StorageError: the database failed.
     """
-    found = _look(bind, Timeouts(), exact=exact)
+    found = _inspect(bind, MigrationTimeouts(), exact=exact)
     if found.state == "current" or (found.usable and not exact):
         return found
     raise found.error()
 
 
 def check(bind: Engine | Connection) -> None:
-    """Return if this version of the package can work with the database; see `check_schema`."""
+    """Check that this version of the package can use the database; see `check_schema`."""
     check_schema(bind)
 
 
 def plan(bind: Engine | Connection) -> list[Revision]:
-    """Return the revisions that an upgrade would run, with what each of them locks, rewrites and loses.
+    """Return the revisions that an upgrade would run, with the locks, rewrites and losses of each.
 
     :raises SchemaError: the database is ahead or foreign.
     """
-    found = _look(bind, Timeouts())
+    found = _inspect(bind, MigrationTimeouts())
     if found.state in {"ahead", "foreign"}:
         raise found.error()
     return [each for each in history() if each.revision in found.pending]
 
 
 def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
-    """Return the revisions that a downgrade would undo, in this order, with what each of them loses.
+    """Return the revisions that a downgrade would undo, in this order, with the losses of each.
 
-    :param revision: an id, ``base``, or ``-1`` for one step back and so on.
+    :param revision: an id, ``base``, or ``-1`` for one step back, ``-2`` for two, and so on.
     :raises SchemaError: there is no such revision below the database's.
     """
     at, chain = current(bind), history()
@@ -197,19 +201,21 @@ def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
     else:
         to = known.index(revision) + 1 if revision in known else -1
     if not 0 <= to <= there:
-        raise SchemaError(f"there is no revision {revision} below the database's, which is {at}")
+        raise SchemaError(
+            f"there is no revision {revision} below the current revision {at}: see vibeforge-sessions db history"
+        )
     return chain[to:there][::-1]
 
 
 def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
-    """Return once this version of the package can work with the database: when somebody else has migrated it.
+    """Wait until another process has migrated the database to a schema that this version of the package can use.
 
-    It looks five times a second, and holds neither a lock nor a transaction between.
+    The status is read five times per second. No lock is held, and no transaction stays open between the reads.
 
-    :raises SchemaError: it cannot after `timeout` seconds, or it is ahead, for which no waiting helps.
+    :raises SchemaError: `timeout` seconds have passed, or the schema is ahead, so that waiting cannot help.
     """
     if math.isnan(timeout):
-        raise SchemaError("the timeout is not a number")
+        raise SchemaError("the timeout must be a number, not NaN")
     deadline = time.monotonic() + timeout
     while True:
         with reading(bind) as connection:
@@ -217,34 +223,35 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
         if found.usable:
             return found
         if found.state == "ahead" or time.monotonic() >= deadline:
-            # alone, for half of a migration looks like somebody else's tables
-            found = _look(bind, Timeouts(lock=0.0))
+            # under the migration lock: a schema in the middle of a migration looks like foreign tables
+            found = _inspect(bind, MigrationTimeouts(lock=0.0))
             if not found.usable:
                 raise found.error()
             return found
-        time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
+        time.sleep(min(_POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
 
 
 @contextmanager
-def migrating(bind: Engine | Connection, timeouts: Timeouts = Timeouts()) -> Iterator[Connection]:  # noqa: B008 (a tuple)
-    """Give a connection that may migrate, alone.
+def migrating(bind: Engine | Connection, timeouts: MigrationTimeouts = MigrationTimeouts()) -> Iterator[Connection]:  # noqa: B008 (a tuple)
+    """Provide a connection that holds the migration lock.
 
-    A connection that is in a transaction already is given back as it is, and left to the host. On SQLite such a
-    transaction is refused where foreign keys are on and there is something to lose: see `SchemaError`'s message.
+    A connection that is in a transaction stays in it, and the caller ends the transaction. On SQLite, such a
+    transaction is rejected if foreign keys are on and tables of this package exist, because a migration could delete
+    rows.
 
-    :raises SchemaError: somebody else is migrating still after ``timeouts.migration`` seconds; or on SQLite, see
-        above, or because rows refer to sessions that are not there.
+    :raises SchemaError: another migration still runs after ``timeouts.migration`` seconds; or on SQLite, the
+        transaction was rejected, or rows refer to missing sessions.
     """
-    database = database_of(bind.dialect)
-    with _one_at_a_time, translated("migrate"):
+    database_dialect = database_dialect_of(bind.dialect)
+    with _process_lock, translated("migrate"):
         if isinstance(bind, Engine):
-            with connected(bind) as connection, database.migrating_alone(connection, timeouts):
+            with connected(bind) as connection, database_dialect.migration_lock(connection, timeouts):
                 yield connection
         elif bind.in_transaction():
-            with database.migrating_inside(bind, timeouts):
+            with database_dialect.joined_migration_lock(bind, timeouts):
                 yield bind
         else:
-            with database.migrating_alone(bind, timeouts):
+            with database_dialect.migration_lock(bind, timeouts):
                 yield bind
 
 
@@ -254,40 +261,40 @@ def run_in_environment(
     *,
     upgrading: bool,
     schema: str | None = None,
-    timeouts: Timeouts = Timeouts(),  # noqa: B008 (a tuple)
+    timeouts: MigrationTimeouts = MigrationTimeouts(),  # noqa: B008 (a tuple)
 ) -> None:
-    """Run migrations as ``migrations/env.py`` is asked to: on a connection, or as SQL for a URL's database.
+    """Run migrations for ``migrations/env.py``: on a connection, or as SQL for the database of a URL.
 
-    :param context: Alembic's ``alembic.context``.
-    :param upgrading: then a database that is ahead or not ours is refused, now that nobody else can change it.
-    :param schema: of the SQL; a connection has its own.
+    :param context: the module ``alembic.context``.
+    :param upgrading: reject a database that is ahead or foreign. The check runs under the migration lock.
+    :param schema: the schema for the SQL. A connection has its own.
     """
     of_host = isinstance(bind, Connection) and bind.in_transaction()
     if upgrading and isinstance(bind, Connection):
-        _refuse_to_migrate(inspect_schema(bind))
+        _check_migratable(inspect_schema(bind))
         if not of_host:
-            bind.rollback()  # Alembic begins and commits by itself
+            bind.rollback()  # Alembic begins and commits its own transactions
     options: dict[str, Any]
     if isinstance(bind, URL):
-        database = database_named(bind.get_backend_name())
+        database_dialect = database_dialect_named(bind.get_backend_name())
         options = {"url": bind, "literal_binds": True}
-        settings = database.migration_settings(timeouts, of_session=True)
-        if schema is not None:  # SQL that somebody feeds to the database's client: the path is its session's
+        settings = database_dialect.migration_settings(timeouts, of_session=True)
+        if schema is not None:  # the SQL runs in a database client, whose session gets the search path
             quoted = schema.replace('"', '""')
             settings += (f'SET search_path = "{quoted}"',)
     else:
-        database, schema = database_of(bind.dialect), schema_of(bind)
+        database_dialect, schema = database_dialect_of(bind.dialect), schema_of(bind)
         options = {"connection": bind, "version_table_schema": schema, **comparison(schema)}
-        settings = () if of_host else database.migration_settings(timeouts, of_session=False)
+        settings = () if of_host else database_dialect.migration_settings(timeouts, of_session=False)
     report = context.config.attributes.get("report")
     context.configure(
         **options,
         target_metadata=metadata_in(schema),
         version_table=VERSION_TABLE,
-        # Alembic itself would not trust SQLite's driver with it; we begin for real
-        transactional_ddl=database.transactional_ddl,
+        # Alembic disables it on SQLite by default, because the driver begins no transaction for DDL; this engine does
+        transactional_ddl=database_dialect.transactional_ddl,
         render_as_batch=True,
-        on_version_apply=_telling(report) if report else None,
+        on_version_apply=_version_callback(report) if report else None,
     )
     with context.begin_transaction():
         for setting in settings:
@@ -295,16 +302,16 @@ def run_in_environment(
         context.run_migrations()
 
 
-def _telling(report: Report) -> Callable[..., None]:
-    def tell(*, step: Any, **_: Any) -> None:
+def _version_callback(report: Report) -> Callable[..., None]:
+    def on_version_apply(*, step: Any, **_: Any) -> None:
         report(str(step.up_revision_id))
 
-    return tell
+    return on_version_apply
 
 
 def _run(
     bind: Engine | Connection,
-    timeouts: Timeouts,
+    timeouts: MigrationTimeouts,
     report: Report | None,
     migrate: Callable[[Config, str], None],
     revision: str,
@@ -316,31 +323,32 @@ def _run(
                 connection=connection, upgrading=migrate is command.upgrade, timeouts=timeouts, report=report
             )
             migrate(config, scripts.check_revision(revision))
-    except CommandError as error:  # an unknown revision: the text names it, and nothing else
+    except CommandError as error:  # an unknown revision: the message contains only its id
         raise SchemaError(str(error)) from error
 
 
-def _look(bind: Engine | Connection, timeouts: Timeouts, *, exact: bool = False) -> SchemaStatus:
+def _inspect(bind: Engine | Connection, timeouts: MigrationTimeouts, *, exact: bool = False) -> SchemaStatus:
     with reading(bind) as connection:
         found = inspect_schema(connection, exact=exact)
     if (found.state != "foreign" and not (found.state == "drifted" and not found.usable)) or (
         isinstance(bind, Connection) and bind.in_transaction()
     ):
         return found
-    # the tables and the revision are read one after the other, and somebody may be migrating: once more, alone
+    # the tables and the revision are read one after the other: check again under the migration lock
     with migrating(bind, timeouts) as connection, reading(connection):
         return inspect_schema(connection, exact=exact)
 
 
-def _refuse_to_migrate(found: SchemaStatus) -> None:
+def _check_migratable(found: SchemaStatus) -> None:
     if found.of_host:
-        raise _migrated_by_host()
+        raise _host_alembic_error()
     no_schema = found.state == "empty" and found.command != UPGRADE
     if no_schema or found.state in {"ahead", "foreign"} or (found.state == "drifted" and not found.usable):
         raise found.error()
 
 
-def _migrated_by_host() -> SchemaError:
+def _host_alembic_error() -> SchemaError:
     return SchemaError(
-        "the host's own Alembic runs our migrations here: use that one, with vibeforge_sessions@head for the revision"
+        "the Alembic of the application runs the migrations of this database: use it, with the revision "
+        "vibeforge_sessions@head"
     )

@@ -24,7 +24,7 @@ from vibeforge_sessions.repository.query import (
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql import migrate as migrations
-from vibeforge_sessions.sql.dialects.base import POOLER
+from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER
 from vibeforge_sessions.sql.engine import create_engine
 from vibeforge_sessions.sql.operations.append import append_error, append_log
 from vibeforge_sessions.sql.operations.create import CreateSession
@@ -75,7 +75,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     ) -> None:
         self._transactions = transactions_on(bind, precompiled=fast_path, retry=retry)
         self._session_type = session_type
-        self._is_behind_pooler = isinstance(bind, Engine) and POOLER in bind.get_execution_options()
+        self._is_behind_pooler = isinstance(bind, Engine) and BEHIND_POOLER in bind.get_execution_options()
         self._owned: Engine | None = None
         self._phases: dict[str, str] = {
             str(phase.value): phase for phase in phases_of(serialization.check_session_type(session_type))

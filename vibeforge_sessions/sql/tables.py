@@ -1,4 +1,4 @@
-"""The schema, in one place. The migrations make it; ``alembic check`` holds them to it."""
+"""Tables of the package. ``alembic check`` compares the migrations with them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vibeforge_sessions.repository.serialization import DOCUMENTS, REQUIRED
 from vibeforge_sessions.sql.types import BigInt, LongText, UTCDateTime, identifier
 
 VERSION_TABLE: Final = "vibeforge_sessions_alembic_version"
-"""Alembic's table for this package: the host's database may have an ``alembic_version`` of its own."""
+"""Version table of this package. The application may have its own ``alembic_version`` in the same database."""
 
-HOSTS_VERSION_TABLE: Final = "alembic_version"
-"""Where the revision stands if a host's own Alembic runs our scripts as a branch."""
+DEFAULT_VERSION_TABLE: Final = "alembic_version"
+"""Version table of an application whose own Alembic runs the migrations of this package as a branch."""
 
 metadata = MetaData(
     naming_convention={
@@ -27,8 +27,8 @@ metadata = MetaData(
     }
 )
 
-# Whatever a MariaDB server's defaults are (latin1, MyISAM), these tables are the same.
-_OPTIONS: Final[dict[str, Any]] = {
+# These options override the defaults of a MariaDB server, such as latin1 and MyISAM.
+_MARIADB_OPTIONS: Final[dict[str, Any]] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
     for option, value in {
@@ -51,7 +51,7 @@ def _write_id() -> Column[str]:
     return Column("write_id", identifier(32), nullable=False)
 
 
-# A narrow row for what changes often and what listings read, so that a phase change rewrites no artifact.
+# A narrow row for the fields that change often or that listings read, so that a phase change rewrites no artifact.
 sessions = Table(
     "vibeforge_sessions",
     metadata,
@@ -67,12 +67,12 @@ sessions = Table(
     Column("log_count", BigInt(), nullable=False),
     Column("held_at", UTCDateTime(), nullable=True),
     PrimaryKeyConstraint("session_id"),
-    # Listings by creation, and "what was running when we stopped?".
+    # Listings by creation, and of the sessions in a phase.
     Index(None, "created_at", "session_id"),
     Index(None, "phase", "created_at", "session_id"),
-    # Listings by what was touched last. The only one that an append writes: revision vibeforge_0002 has the figures.
+    # Listings by the last update. The only index that an append writes: revision vibeforge_0002 has the figures.
     Index(None, "updated_at", "session_id"),
-    **_OPTIONS,
+    **_MARIADB_OPTIONS,
 )
 
 documents = Table(
@@ -81,7 +81,7 @@ documents = Table(
     _of_session(),
     *(Column(name, LongText, nullable=name not in REQUIRED) for name in DOCUMENTS),
     PrimaryKeyConstraint("session_id"),
-    **_OPTIONS,
+    **_MARIADB_OPTIONS,
 )
 
 # Histories are keyed by (session, position): a read is one range of one index, an append touches one page.
@@ -96,7 +96,7 @@ errors = Table(
     Column("phase", identifier(validation.MAX_PHASE), nullable=False),
     _write_id(),
     PrimaryKeyConstraint("session_id", "position"),
-    **_OPTIONS,
+    **_MARIADB_OPTIONS,
 )
 
 logs = Table(
@@ -107,39 +107,41 @@ logs = Table(
     Column("message", LongText, nullable=False),
     _write_id(),
     PrimaryKeyConstraint("session_id", "position"),
-    **_OPTIONS,
+    **_MARIADB_OPTIONS,
 )
 
-# One row, set by each migration: the oldest revision whose code may go on with the schema of this one. So a database
-# that is ahead of a replica need not stop it, and a deployment can expand first and contract later. A migration that
-# forgets it leaves the revision of another one there, and lets nobody go on.
+# One row, set by each migration: its revision, and the minimum compatible revision, which is the oldest revision whose
+# code may use the schema. So a replica may keep working with a newer database, and a deployment can expand first and
+# contract later. If a migration does not set the row, the revision does not match and no older code is accepted.
 compatibility = Table(
     "vibeforge_sessions_compatibility",
     metadata,
     Column("revision", identifier(32), nullable=False),
     Column("floor", identifier(32), nullable=False),
     PrimaryKeyConstraint("revision"),
-    **_OPTIONS,
+    **_MARIADB_OPTIONS,
 )
 
 
-_ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
-_APPENDED: Final = "SELECT, INSERT, DELETE"
-APPLICATION_RIGHTS: Final = {
-    sessions.name: _ALL,
-    documents.name: _ALL,
-    errors.name: _APPENDED,
-    logs.name: _APPENDED,
+_READ_AND_WRITE: Final = "SELECT, INSERT, UPDATE, DELETE"
+_READ_AND_APPEND: Final = "SELECT, INSERT, DELETE"
+APPLICATION_PRIVILEGES: Final = {
+    sessions.name: _READ_AND_WRITE,
+    documents.name: _READ_AND_WRITE,
+    errors.name: _READ_AND_APPEND,
+    logs.name: _READ_AND_APPEND,
     VERSION_TABLE: "SELECT",
     compatibility.name: "SELECT",
 }
-"""The least that a service needs on each table, in the order in which migrations brought them; the last two are for its
-check at the start."""
+"""Least privileges of a service on each table, in the order in which migrations created the tables.
+
+A service reads the last two tables when it checks the schema.
+"""
 
 
 @functools.cache
 def metadata_in(schema: str | None) -> MetaData:
-    """Return the tables as they are in a schema of PostgreSQL's, for comparing."""
+    """Return the metadata of the tables in a schema of PostgreSQL, for comparison."""
     if schema is None:
         return metadata
     copy = MetaData(schema=schema, naming_convention=metadata.naming_convention)
@@ -149,6 +151,6 @@ def metadata_in(schema: str | None) -> MetaData:
 
 
 def schema_of(bind: Engine | Connection) -> str | None:
-    """Return the schema that an engine's statements are sent to, None for the database's default one."""
+    """Return the schema into which statements of an engine are translated; None for the default schema."""
     schema: str | None = bind.get_execution_options().get("schema_translate_map", {}).get(None)
     return schema

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, make_url
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql import migrate
-from vibeforge_sessions.sql.dialects import Database, database_named
+from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_named
 from vibeforge_sessions.sql.engine import engine_on, parse_url
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.error_translation import connected
@@ -47,8 +47,8 @@ def temporary_databases(url: str | URL, folder: Path) -> Iterator[EmptyDatabase]
         create databases.
     """
     parsed = parse_url(url)
-    database = database_named(parsed.get_backend_name())
-    if database.create_database is not None:
+    database = database_dialect_named(parsed.get_backend_name())
+    if database.create_database_statement is not None:
         with _on_server(parsed, database) as empty_database:
             yield empty_database
     elif parsed.database in {None, "", ":memory:"}:
@@ -77,11 +77,11 @@ def _in_files(folder: Path) -> EmptyDatabase:
 
 
 @contextmanager
-def _on_server(server: URL, database: Database) -> Iterator[EmptyDatabase]:
+def _on_server(server: URL, database: DatabaseDialect) -> Iterator[EmptyDatabase]:
     name = f"{NAME}{secrets.token_hex(8)}"
     with engine_on(server) as outside:
         try:
-            _execute(outside, str(database.create_database).format(name=name))
+            _execute(outside, str(database.create_database_statement).format(name=name))
         except StorageError as error:
             raise StorageError(
                 f"no database for tests could be made on the server; its user needs the right to: {error}"
@@ -91,13 +91,15 @@ def _on_server(server: URL, database: Database) -> Iterator[EmptyDatabase]:
                 migrate.upgrade(inside)
                 yield lambda: _emptied(inside, database)
         finally:
-            _execute(outside, *database.wait_briefly, database.drop_database.format(name=name))
+            _execute(
+                outside, *database.short_lock_timeout_statements, database.drop_database_statement.format(name=name)
+            )
 
 
 @contextmanager
-def _emptied(engine: Engine, database: Database) -> Iterator[str]:
+def _emptied(engine: Engine, database: DatabaseDialect) -> Iterator[str]:
     with connected(engine) as connection:
-        for statement in database.wait_briefly:
+        for statement in database.short_lock_timeout_statements:
             connection.exec_driver_sql(statement)
         connection.execute(sessions.delete())  # ON DELETE CASCADE deletes their histories
         connection.commit()

@@ -1,4 +1,4 @@
-"""What else a DBA asks for: rights, a check of every row, a copy."""
+"""Maintenance: privileges, verification of every session, and backup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import URL, Engine, func, select
 
 from vibeforge_sessions.errors import CorruptSessionError, StorageError
 from vibeforge_sessions.model.session import Session
-from vibeforge_sessions.sql.dialects import database_named, database_of
+from vibeforge_sessions.sql.dialects import database_dialect_named, database_dialect_of
 from vibeforge_sessions.sql.engine import parse_url
 from vibeforge_sessions.sql.migrations.schema_status import reading
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
@@ -19,7 +19,7 @@ from vibeforge_sessions.sql.tables import sessions
 __all__ = ["UnreadableSession", "backup", "grants", "verify_data"]
 
 Progress = Callable[[int, int], object]
-"""Is told how many sessions were read, of how many."""
+"""Callback with the number of sessions that were read, and the number of all sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,38 +28,40 @@ class UnreadableSession:
 
     session_id: str
     reason: str
-    """Why, without any value of it."""
+    """The reason, without any value of the session."""
 
 
 def grants(url: str | URL, role: str | None = None, *, migrator: str | None = None, schema: str | None = None) -> str:
-    """Return SQL that gives the application's role, and the migrator's, the least rights; without connecting.
+    """Return SQL that grants the least privileges to the roles of the application and the migrator.
 
-    :param role: who the service connects as; on MariaDB a user, of any host unless it is ``user@host``. These rights
-        are of tables, so they are given after the migrations.
-    :param migrator: who runs the migrations, if that is somebody else; given before them.
-    :raises StorageError: the URL is not supported, or names no database where that is needed.
+    No connection is opened.
+
+    :param role: the role of the service. On MariaDB it is a user, of any host unless it is ``user@host``. Its
+        privileges are granted on tables, so they are granted after the migrations.
+    :param migrator: the role that runs the migrations, if it is another one. Its privileges are granted before them.
+    :raises StorageError: the URL is not supported, or lacks the name of the database on MariaDB.
     """
     parsed = parse_url(url)
-    database = database_named(parsed.get_backend_name())
-    return "\n".join(database.grants(role, migrator, database=parsed.database, schema=schema)) + "\n"
+    database_dialect = database_dialect_named(parsed.get_backend_name())
+    return "\n".join(database_dialect.grants(role, migrator, database=parsed.database, schema=schema)) + "\n"
 
 
 def verify_data(
     engine: Engine, *, session_type: type[Session] = Session, batch: int = 500, progress: Progress | None = None
 ) -> Iterator[UnreadableSession]:
-    """Read every stored session as this code does, and yield those that cannot be read; writes nothing.
+    """Read every stored session, and yield the unreadable ones. Nothing is written.
 
-    Sessions that come or go meanwhile may be read or not. At any moment no more than one session and `batch` ids are
-    in memory, and no transaction is open for longer than it takes to read one of them.
+    Sessions that are created or deleted meanwhile may or may not be read. At most one session and `batch` ids are in
+    memory at a time. No transaction lasts longer than the reading of one session.
 
     :raises StorageError: the database failed.
-    :raises SchemaError: its tables are not those that this version reads.
+    :raises SchemaError: this version of the package cannot read the tables.
     """
     repository = SQLAlchemySessionRepository(engine, session_type=session_type)
     with reading(engine) as connection:
         total = connection.execute(select(func.count()).select_from(sessions)).scalar_one()
     done, last = 0, ""
-    while ids := _ids(engine, last, batch):
+    while ids := _session_ids(engine, last, batch):
         for session_id in ids:
             try:
                 repository.get_session(session_id)
@@ -73,17 +75,17 @@ def verify_data(
 def backup(engine: Engine, path: Path) -> None:
     """Write a consistent copy of a live SQLite database into a new file.
 
-    :raises StorageError: the file is there already or cannot be written; or the database is another one, which has a
-        tool of its own: the error names the command.
+    :raises StorageError: the file exists or cannot be written; or the database is not SQLite: then the error names the
+        command of its own tool.
     """
     with reading(engine) as connection:
         try:
-            database_of(engine.dialect).backup(connection, path)
-        except (OSError, ValueError):  # a name that is too long, or is no text
-            raise StorageError("could not write the copy: no file can have this name") from None
+            database_dialect_of(engine.dialect).backup(connection, path)
+        except (OSError, ValueError):  # a name that is too long or cannot be encoded
+            raise StorageError("could not write the copy: no file can have this name: name another file") from None
 
 
-def _ids(engine: Engine, after: str, limit: int) -> list[str]:
+def _session_ids(engine: Engine, after: str, limit: int) -> list[str]:
     key = sessions.c.session_id
     with reading(engine) as connection:
         return list(connection.execute(select(key).where(key > after).order_by(key).limit(limit)).scalars())

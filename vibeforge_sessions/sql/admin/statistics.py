@@ -1,4 +1,4 @@
-"""What is in the database, in numbers: one aggregate query for each answer, of which none takes longer than asked."""
+"""Statistics of the stored sessions: aggregate queries with a time limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from vibeforge_sessions.errors import InvalidSessionError, StorageError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.retry import RetryPolicy
-from vibeforge_sessions.sql.dialects import database_of, failure_code
+from vibeforge_sessions.sql.dialects import database_dialect_of, failure_code
 from vibeforge_sessions.sql.tables import documents, errors, logs, schema_of, sessions
 from vibeforge_sessions.sql.transactions import transactions_on
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
@@ -49,11 +49,11 @@ __all__ = [
 ]
 
 AGES: Final = tuple(timedelta(hours=hours) for hours in (1, 24, 7 * 24, 30 * 24, 90 * 24, 365 * 24))
-"""Where one age ends and the next begins: an hour, a day, a week, 30, 90 and 365 days."""
-_ANSWER: Final = 5.0
-"""Seconds after its limit in which a server must have said that a statement was ended."""
-_LONGEST: Final = 86_400
-_MOST: Final = 1_000
+"""Default boundaries of ages: an hour, a day, a week, 30, 90 and 365 days."""
+_ANSWER_TIME: Final = 5.0
+"""Seconds after the time limit of a statement in which the server must report that it has ended the statement."""
+_MAX_TIMEOUT: Final = 86_400
+_MAX_ITEMS: Final = 1_000
 
 Period = Literal["hour", "day"]
 T = TypeVar("T")
@@ -66,16 +66,16 @@ class PhaseCount:
     phase: str
     sessions: int
     oldest: datetime
-    """When the first of them was created."""
+    """Time of the earliest creation."""
     newest: datetime
-    """When the last of them was created."""
+    """Time of the latest creation."""
     touched: datetime
-    """When one of them was last written to."""
+    """Time of the last write to any of them."""
     errors: int
-    """How many entries their error histories have together."""
+    """Number of entries in their error histories."""
     logs: int
     held: int
-    """How many of them are held."""
+    """Number of held sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,9 @@ class ErrorCount:
     """The errors of a task in a phase, in an hour or a day."""
 
     begins: datetime
-    """When the hour or the day begins, in UTC."""
+    """Start of the hour or day, in UTC."""
     task_id: str | None
-    """None, and so is `phase`, for all that are not among those with the most errors."""
+    """None, like `phase`, for all pairs that are not among those with the most errors."""
     phase: str | None
     errors: int
 
@@ -102,21 +102,21 @@ class AgeCount:
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """What a table takes of the disk, in bytes, as the database itself tells it."""
+    """Size of a table on disk in bytes, as reported by the database."""
 
     table: str | None
-    """None for the whole file, where SQLite does not tell it by table."""
+    """None for the whole file, if SQLite cannot report sizes of tables."""
     data: int
     indexes: int
 
 
 def count_phases(engine: Engine, *, timeout: float = 30.0) -> list[PhaseCount]:
-    """Count the sessions by phase, the most first. It reads the row of each session, and no documents or histories.
+    """Count the sessions by phase, in descending order. Documents and histories are not read.
 
     :param timeout: seconds after which the database ends the statement.
-    :raises StorageError: it took longer, or the database failed.
+    :raises StorageError: the statement exceeded the timeout, or the database failed.
     """
-    rows = _answer(engine, _phases, {}, timeout)
+    rows = _query(engine, _phases, {}, timeout)
     return [
         PhaseCount(phase, count, oldest, newest, touched, int(errors), int(logs), held)
         for phase, count, oldest, newest, touched, errors, logs, held in rows
@@ -132,23 +132,23 @@ def count_errors(
     top: int = 10,
     timeout: float = 30.0,
 ) -> list[ErrorCount]:
-    """Count the errors by hour or day, task and phase, in the order of time; those of rare tasks together.
+    """Count the errors by hour or day, task and phase, ordered by time. Rare tasks are combined.
 
-    With `since` only the histories of sessions are read that were touched since: an entry is never newer than its
-    session's last update, unless somebody has given it another time than its own. Without, all errors are read.
+    With `since`, only the histories of sessions that were updated since are read: an entry is never newer than the last
+    update of its session, unless a caller has set its timestamp. Without `since`, all errors are read.
 
-    :param top: how many pairs of a task and a phase, those with the most errors, are told apart; 0 to 1000.
+    :param top: number of pairs of a task and a phase with the most errors that are counted separately; 0 to 1000.
     :param timeout: seconds after which the database ends the statement.
-    :raises StorageError: it took longer, or the database failed.
-    :raises InvalidSessionError: an argument is out of range, or a time names no moment.
+    :raises StorageError: the statement exceeded the timeout, or the database failed.
+    :raises InvalidSessionError: an argument is out of range, or a time is not timezone-aware.
     """
     if every not in {"hour", "day"}:
         raise InvalidSessionError("must be hour or day", "every")
-    if validation.check_integer(top, "top", least=0) > _MOST:
-        raise InvalidSessionError(f"must be at most {_MOST}", "top")
+    if validation.check_integer(top, "top", least=0) > _MAX_ITEMS:
+        raise InvalidSessionError(f"must be at most {_MAX_ITEMS}", "top")
     given = {"since": since, "before": before}
     times = {name: validation.check_time(time) for name, time in given.items() if time is not None}
-    rows = _answer(engine, _errors(every, tuple(times)), {**times, "top": top}, timeout)
+    rows = _query(engine, _errors(every, tuple(times)), {**times, "top": top}, timeout)
     counts = [ErrorCount(_utc(begins), task, phase, int(count)) for begins, task, phase, count in rows]
     return sorted(counts, key=lambda each: (each.begins, -each.errors, each.task_id is None, each.task_id, each.phase))
 
@@ -160,20 +160,20 @@ def count_ages(
     edges: Sequence[timedelta] = AGES,
     timeout: float = 30.0,
 ) -> list[AgeCount]:
-    """Count the sessions by how long ago they were created, or last written to, the youngest first.
+    """Count the sessions by the time since their creation or last update, youngest first.
 
-    :param edges: where one age ends and the next begins, ascending.
+    :param edges: ascending boundaries of the ages.
     :param timeout: seconds after which the database ends the statement.
-    :raises StorageError: it took longer, or the database failed.
+    :raises StorageError: the statement exceeded the timeout, or the database failed.
     :raises InvalidSessionError: an argument is out of range.
     """
     if of not in {"created_at", "updated_at"}:
         raise InvalidSessionError("must be created_at or updated_at", "of")
-    if not 1 <= len(edges) <= _MOST or sorted(set(edges)) != list(edges) or edges[0] <= timedelta():
-        raise InvalidSessionError(f"must be 1 to {_MOST} lengths of time, ascending", "edges")
+    if not 1 <= len(edges) <= _MAX_ITEMS or sorted(set(edges)) != list(edges) or edges[0] <= timedelta():
+        raise InvalidSessionError(f"must be 1 to {_MAX_ITEMS} positive timedeltas in ascending order", "edges")
     now = validation.utc_now()
     times = {f"edge_{index}": _before(now, edge) for index, edge in enumerate(edges)}
-    found: dict[int, int] = dict(_answer(engine, _ages(of, len(edges)), times, timeout))
+    found: dict[int, int] = dict(_query(engine, _ages(of, len(edges)), times, timeout))
     bounds = [timedelta(), *edges, None]
     return [
         AgeCount(least or timedelta(), most, found.get(index, 0))
@@ -182,55 +182,55 @@ def count_ages(
 
 
 def table_sizes(engine: Engine, *, timeout: float = 30.0) -> list[TableSize]:
-    """Return what each table of ours takes of the disk.
+    """Return the size on disk of each table of this package.
 
-    SQLite reads its whole file for that, where it was built with ``dbstat``; otherwise, and where that takes longer
-    than `timeout`, there is one item, for the file.
+    SQLite reads its whole file for that, if it was built with ``dbstat``. Otherwise, or if that exceeds `timeout`, the
+    result has one item for the whole file.
 
     :raises StorageError: the database failed.
     """
     names = [table.name for table in (sessions, documents, errors, logs)]
     schema = schema_of(engine)
 
-    def look(executor: ConnectionExecutor) -> list[TableSize]:
+    def read(executor: ConnectionExecutor) -> list[TableSize]:
         return [
             TableSize(name, int(data), int(indexes))
             for name, data, indexes in executor.database.table_sizes(executor.connection, names, schema)
         ]
 
-    return _within(engine, look, timeout)
+    return _run_with_timeout(engine, read, timeout)
 
 
-# --- the statements ---
+# --- statements ---
 
 
-class _Begin(FunctionElement[Any]):
-    """The beginning of the hour or day, in UTC, of a time: a naive datetime, or its text as far as it goes."""
+class _PeriodStart(FunctionElement[Any]):
+    """Start of the hour or day of a time, in UTC: a naive datetime, or a prefix of its text."""
 
     inherit_cache = True
     unit: ClassVar[str]
     length: ClassVar[int]
 
 
-class _Hour(_Begin):
+class _Hour(_PeriodStart):
     name, unit, length = "hour_of", "hour", 13
     inherit_cache = True
 
 
-class _Day(_Begin):
+class _Day(_PeriodStart):
     name, unit, length = "day_of", "day", 10
     inherit_cache = True
 
 
-@compiles(_Begin)
-def _cut(element: _Begin, compiler: SQLCompiler, **options: Any) -> str:
-    # ISO text on SQLite, and what MariaDB makes of its DATETIME
+@compiles(_PeriodStart)
+def _prefix(element: _PeriodStart, compiler: SQLCompiler, **options: Any) -> str:
+    # SQLite stores ISO text, and MariaDB converts DATETIME to such text
     return f"substr({compiler.process(element.clauses, **options)}, 1, {element.length})"
 
 
-@compiles(_Begin, "postgresql")
-def _truncated(element: _Begin, compiler: SQLCompiler, **options: Any) -> str:
-    # its texts are as the connection's DateStyle has them
+@compiles(_PeriodStart, "postgresql")
+def _truncated(element: _PeriodStart, compiler: SQLCompiler, **options: Any) -> str:
+    # the text form depends on the DateStyle of the connection
     return f"date_trunc('{element.unit}', timezone('UTC', {compiler.process(element.clauses, **options)}))"
 
 
@@ -256,7 +256,7 @@ def _errors(every: Period, given: tuple[str, ...]) -> Select[Any]:
     found = select(begins.label("begins"), errors.c.task_id, errors.c.phase, func.count().label("errors"))
     if "since" in given:
         since: BindParameter[Any] = bindparam("since", type_=errors.c.timestamp.type)
-        # not a join: SQLite, which knows nothing of how many there are, would read all errors first
+        # not a join: without table statistics, SQLite would read all errors first
         touched = select(sessions.c.session_id).where(sessions.c.updated_at >= since)
         found = found.where(errors.c.session_id.in_(touched), errors.c.timestamp >= since)
     if "before" in given:
@@ -267,7 +267,7 @@ def _errors(every: Period, given: tuple[str, ...]) -> Select[Any]:
     order = (totals.c.total.desc(), totals.c.task_id, totals.c.phase)
     placed = select(totals, func.dense_rank().over(order_by=order).label("place")).subquery()
     first = placed.c.place <= bindparam("top", type_=Integer)
-    # a query of its own, since what is grouped by must not hold a parameter
+    # a subquery, because GROUP BY expressions must not contain parameters
     named = select(
         placed.c.begins,
         case((first, placed.c.task_id)).label("task_id"),
@@ -286,11 +286,11 @@ def _ages(of: str, edges: int) -> Select[Any]:
     return select(aged.c.place, func.count()).group_by(aged.c.place)
 
 
-# --- asking ---
+# --- execution ---
 
 
-def _answer(engine: Engine, statement: Executable, parameters: Mapping[str, Any], timeout: float) -> Sequence[Any]:
-    return _within(engine, lambda executor: executor.rows(statement, parameters), timeout)
+def _query(engine: Engine, statement: Executable, parameters: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+    return _run_with_timeout(engine, lambda executor: executor.rows(statement, parameters), timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,29 +299,32 @@ class _LimitedRead(Operation[T]):
 
     needs_transaction = True
 
-    ask: Callable[[ConnectionExecutor], T]
+    query: Callable[[ConnectionExecutor], T]
     seconds: float
 
     def execute(self, executor: Executor) -> T:
-        assert isinstance(executor, ConnectionExecutor)  # noqa: S101 (precompiled statements were not requested)
-        limit: AbstractContextManager[None] = executor.database.limiting_statements(executor.driver, self.seconds)
+        assert isinstance(executor, ConnectionExecutor)  # noqa: S101 (precompiled statements are disabled)
+        limit: AbstractContextManager[None] = executor.database.statement_time_limit(executor.driver, self.seconds)
         with limit:
-            return self.ask(executor)
+            return self.query(executor)
 
 
-def _within(engine: Engine, ask: Callable[[ConnectionExecutor], T], timeout: float) -> T:
-    """Ask in a transaction of its own; the database ends each statement after so many seconds."""
-    if not 0 < timeout <= _LONGEST:
-        raise InvalidSessionError(f"must be a number of seconds, more than 0 and at most {_LONGEST:,}", "timeout")
+def _run_with_timeout(engine: Engine, query: Callable[[ConnectionExecutor], T], timeout: float) -> T:
+    """Run queries in a transaction whose statements are ended by the database after `timeout` seconds."""
+    if not 0 < timeout <= _MAX_TIMEOUT:
+        raise InvalidSessionError(f"must be a number of seconds, more than 0 and at most {_MAX_TIMEOUT:,}", "timeout")
 
-    # half of a deadline is for one attempt
-    transactions = transactions_on(engine, precompiled=False, retry=RetryPolicy(deadline=2 * (timeout + _ANSWER)))
+    # one attempt may use half of the deadline
+    transactions = transactions_on(engine, precompiled=False, retry=RetryPolicy(deadline=2 * (timeout + _ANSWER_TIME)))
     try:
-        return transactions.run(_LimitedRead(ask, timeout))
+        return transactions.run(_LimitedRead(query, timeout))
     except StorageError as error:
         cause = error.__cause__
-        if isinstance(cause, DBAPIError) and failure_code(cause) in database_of(engine.dialect).took_too_long:
-            raise StorageError(f"it takes longer than {timeout:g} s") from cause
+        if (
+            isinstance(cause, DBAPIError)
+            and failure_code(cause) in database_dialect_of(engine.dialect).statement_timeout_codes
+        ):
+            raise StorageError(f"the query exceeded the limit of {timeout:g} s: raise the timeout") from cause
         raise
 
 

@@ -1,4 +1,4 @@
-"""What differs between databases, one room for each; the rest of the package asks `database_of`."""
+"""Database dialects: every difference between the supported databases."""
 
 from __future__ import annotations
 
@@ -7,29 +7,37 @@ from typing import Final
 from sqlalchemy import Dialect
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.sql.dialects.base import Database, Settings, Timeouts, failure_code
-from vibeforge_sessions.sql.dialects.mariadb import MariaDB
-from vibeforge_sessions.sql.dialects.postgresql import PostgreSQL
-from vibeforge_sessions.sql.dialects.sqlite import SQLite
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings, MigrationTimeouts, failure_code
+from vibeforge_sessions.sql.dialects.mariadb import MariaDBDialect
+from vibeforge_sessions.sql.dialects.postgresql import PostgreSQLDialect
+from vibeforge_sessions.sql.dialects.sqlite import SQLiteDialect
 
-__all__ = ["DATABASES", "Database", "Settings", "Timeouts", "database_named", "database_of", "failure_code"]
+__all__ = [
+    "DATABASE_DIALECTS",
+    "DatabaseDialect",
+    "EngineSettings",
+    "MigrationTimeouts",
+    "database_dialect_named",
+    "database_dialect_of",
+    "failure_code",
+]
 
-DATABASES: Final[tuple[Database, ...]] = (SQLite(), PostgreSQL(), MariaDB())
-_BY_NAME: Final = {name: database for database in DATABASES for name in database.names}
+DATABASE_DIALECTS: Final[tuple[DatabaseDialect, ...]] = (SQLiteDialect(), PostgreSQLDialect(), MariaDBDialect())
+_BY_NAME: Final = {name: each for each in DATABASE_DIALECTS for name in each.names}
 
 
-def database_of(dialect: Dialect) -> Database:
-    """Return what knows about a dialect's database.
+def database_dialect_of(dialect: Dialect) -> DatabaseDialect:
+    """Return the database dialect for a SQLAlchemy dialect.
 
-    :raises StorageError: it is not supported.
+    :raises StorageError: the database is not supported.
     """
-    return database_named(dialect.name)
+    return database_dialect_named(dialect.name)
 
 
-def database_named(name: str) -> Database:
-    """Return what knows about a database, by the name of a dialect or of a URL's backend.
+def database_dialect_named(name: str) -> DatabaseDialect:
+    """Return the database dialect for the name of a SQLAlchemy dialect or of a URL's backend.
 
-    :raises StorageError: it is not supported.
+    :raises StorageError: the database is not supported.
     """
     try:
         return _BY_NAME[name]

@@ -1,4 +1,4 @@
-"""What differs between databases, as one interface; and how SQLAlchemy's engine is made for any of them."""
+"""Interface of the database dialects, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -16,88 +16,96 @@ from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
 from vibeforge_sessions.errors import InvalidSessionError, SchemaError, StorageError
 
-OURS: Final = "vibeforge_sessions_prepared"
-"""The execution option of an engine that we have made: its connections need nothing more."""
-POOLER: Final = "vibeforge_sessions_pooler"
-"""The execution option of an engine of ours with a pooler in between, behind which no session can be ended."""
-LEVEL_CHANGED: Final = "vibeforge_sessions_level_changed"
-"""In the information about a pooled connection of ours: its isolation level may not be the engine's."""
+PREPARED: Final = "vibeforge_sessions_prepared"
+"""Execution option of an engine that `create_engine` of this package has made."""
+BEHIND_POOLER: Final = "vibeforge_sessions_pooler"
+"""Execution option of a prepared engine behind a pooler, through which no server session can be ended."""
+ISOLATION_LEVEL_CHANGED: Final = "vibeforge_sessions_level_changed"
+"""Key in the `info` of a pooled connection whose isolation level may differ from the engine's."""
 
 CONNECT_TIMEOUT: Final = 5
-"""How long an engine of ours waits for a server to take a connection, in seconds."""
+"""Seconds that a prepared engine waits for a server to accept a connection."""
 LOCK_TIMEOUT: Final = 10
-"""How long a connection of such an engine waits for another's lock on a row, in seconds."""
+"""Seconds that its connections wait for a row lock of another transaction."""
 IDLE_TIMEOUT: Final = 60
-"""How long its transactions may do nothing: a client that has vanished would keep its locks for hours."""
+"""Seconds after which the server ends an idle transaction.
+
+Without this limit, the server keeps the locks of a vanished client for hours.
+"""
 
 Rows = list[dict[str, Any]]
 
 
-class Database(ABC):
-    """One kind of database. The rest of the package asks this, and never for a dialect's name."""
+class DatabaseDialect(ABC):
+    """Everything that differs between databases.
+
+    The rest of the package calls these methods and does not compare names of SQLAlchemy dialects.
+    """
 
     names: ClassVar[tuple[str, ...]]
-    """The names that SQLAlchemy's dialects have for it."""
+    """Names of the SQLAlchemy dialects of this database."""
     drivers: ClassVar[Mapping[str, str | None]]
-    """Each supported driver, the default one first, and the extra that installs it."""
+    """Supported drivers, default first, each with the extra that installs it."""
     async_drivers: ClassVar[Mapping[str, str | None]] = {}
     transactional_ddl: ClassVar[bool] = True
-    """Whether a migration that fails leaves nothing behind."""
+    """Whether a failed migration leaves the schema unchanged."""
     has_schemas: ClassVar[bool] = False
-    """Whether tables may stand in a schema of their own within the database."""
-    writes_at_once: ClassVar[bool] = False
-    """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is one statement: then a write needs no transaction."""
-    mixes_snapshots: ClassVar[bool] = False
-    """Whether a transaction sees the rows that it has written as they are now, and all others as of its beginning."""
+    """Whether a database contains named schemas."""
+    supports_writable_ctes: ClassVar[bool] = False
+    """Whether ``WITH … AS (UPDATE … RETURNING …) INSERT …`` is supported, so that a write needs no transaction."""
+    writes_bypass_snapshot: ClassVar[bool] = False
+    """Whether writes use the latest committed rows, while reads use the snapshot from the start of the transaction."""
     is_server: ClassVar[bool] = True
-    """Whether it is on the other side of a connection, which may be lost, or say nothing for ever."""
-    transient: ClassVar[frozenset[Any]] = frozenset()
-    """The codes of a transaction that was rolled back in favour of another, or did not get a lock: it may be tried
-    again, even after a COMMIT."""
-    unavailable: ClassVar[frozenset[Any]] = frozenset()
-    """The codes of a server that is not there or cannot be used now: another connection may do better."""
-    lasting: ClassVar[frozenset[Any]] = frozenset()
-    """The codes of failures that stay with the connection when their cause is gone."""
-    damaged: ClassVar[frozenset[Any]] = frozenset()
-    """The codes of a database that has found its own data spoilt."""
-    duplicate: ClassVar[frozenset[Any]]
-    """The codes of a primary key that is there already."""
-    wrong_schema: ClassVar[frozenset[Any]] = frozenset()
-    """The codes of "no such table" and "no such column"."""
-    took_too_long: ClassVar[frozenset[Any]] = frozenset()
-    """The codes of a statement that was ended because its time was over (see `limiting_statements`)."""
-    create_database: ClassVar[str | None] = None
-    """The statement that makes an empty database on the server; None where a database is a file."""
-    drop_database: ClassVar[str] = ""
-    """The statement that drops it, outside a transaction."""
+    """Whether the database is reached over a network connection, which may be lost or stop answering."""
+    transient_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Codes of transient failures: a deadlock, a serialization failure or a lock timeout.
+
+    The transaction was rolled back, so it may be retried even after its COMMIT was sent.
+    """
+    unavailable_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Codes of a server that is missing or cannot be used now. Another connection may succeed."""
+    connection_bound_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Codes of failures that persist on the connection after their cause is removed."""
+    corruption_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Codes of a database that has detected corruption of its own data."""
+    duplicate_key_codes: ClassVar[frozenset[Any]]
+    """Codes of a duplicate primary key."""
+    missing_schema_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Codes of a missing table, column or schema."""
+    statement_timeout_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Codes of a statement that exceeded `statement_time_limit`."""
+    create_database_statement: ClassVar[str | None] = None
+    """Statement that creates an empty database on the server. None if a database is a file."""
+    drop_database_statement: ClassVar[str] = ""
+    """Statement that drops that database. It runs outside a transaction."""
     begin_statements: ClassVar[tuple[str, str] | None] = None
-    """The statements that begin a transaction that reads, and one that writes; None where the driver begins it."""
-    wait_briefly: ClassVar[tuple[str, ...]] = ()
-    """Statements after which a connection waits for others' locks for ten seconds at the most."""
+    """Statements that begin a transaction that reads, and one that writes. None if the driver begins it."""
+    short_lock_timeout_statements: ClassVar[tuple[str, ...]] = ()
+    """Statements that limit the waits of a connection for locks to ten seconds."""
 
     @abstractmethod
-    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
-        """Return options for `sqlalchemy.create_engine`; ``connect_args`` are merged with the caller's."""
+    def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
+        """Return options for `sqlalchemy.create_engine`. The caller's ``connect_args`` are merged into them."""
 
     def engine_url(self, url: URL) -> URL:
-        """Return the URL without what `prepare` sees to."""
+        """Return the URL without the parts that `add_event_listeners` handles."""
         return url
 
-    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:  # noqa: B027 (not all need it)
-        """Listen to the events of an engine of ours."""
+    def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:  # noqa: B027 (not all need it)
+        """Add event listeners to a prepared engine."""
 
     @abstractmethod
-    def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
-        """Begin a transaction that is one, whoever made the engine: a read shows one moment.
+    def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
+        """Begin a transaction in which all reads use one snapshot, on any engine.
 
-        :param at_once: the unit of work needs none where `writes_at_once`.
-        :returns: whether there is one; otherwise each statement commits itself.
+        :param single_statement: the unit of work needs no transaction if `supports_writable_ctes`.
+        :returns: whether a transaction was begun. If not, each statement commits itself.
         """
 
-    def join(self, connection: Connection) -> None:
-        """Look whether a host's connection, on which SQLAlchemy has begun a transaction, can be used as it is.
+    def check_joined_connection(self, connection: Connection) -> None:
+        """Check that the caller's connection, on which SQLAlchemy has begun a transaction, can be used unchanged.
 
-        :raises StorageError: it cannot; the error names the fix.
+        :raises StorageError: it cannot. The error names the fix.
         """
         driver: Any = connection.connection.dbapi_connection
         if connection.dialect.detect_autocommit_setting(driver):
@@ -106,117 +114,127 @@ class Database(ABC):
                 "give the repository the Engine"
             )
 
-    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
-        """Do what `begin` does on the driver's connection of our own engine, if there are no `begin_statements`."""
+    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, single_statement: bool) -> bool:
+        """Begin like `begin` on a DBAPI connection of a prepared engine, if there are no `begin_statements`.
+
+        The connection is marked with `ISOLATION_LEVEL_CHANGED`.
+        """
         return True
 
     def is_unavailable(self, code: Any) -> bool:
-        """Tell whether a code is one of a server that is not there, or cannot be used now."""
-        return code in self.unavailable
+        """Return whether the code means that the server is missing or cannot be used now."""
+        return code in self.unavailable_codes
 
     def is_lost(self, error: DBAPIError) -> bool:
-        """Tell whether the connection is lost, and with it the answer to what it was sent."""
+        """Return whether the connection was lost, and with it the answer to the last statement."""
         return error.connection_invalidated
 
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
-        """Tell whether a connection that could not be made may be made a moment later."""
+        """Return whether a failed connection attempt may succeed later."""
         return self.is_unavailable(code)
 
     def may_have_committed(self, code: Any) -> bool:
-        """Tell whether what a COMMIT has failed with leaves open whether it was done."""
-        return code not in self.transient
+        """Return whether the outcome of a COMMIT that failed with this code is unknown."""
+        return code not in self.transient_codes
 
-    def is_garbled(self, error: DBAPIError) -> bool:
-        """Tell whether the driver could not make sense of a stored value, which its error shows."""
+    def is_undecodable_value(self, error: DBAPIError) -> bool:
+        """Return whether the driver could not decode a stored value. Its error message contains that value."""
         return False
 
-    def cut(self, connection: Any) -> None:  # noqa: B027 (not all need it)
-        """Cut a driver's own connection, on which a thread or a task is waiting for the server."""
+    def abort_connection(self, connection: Any) -> None:  # noqa: B027 (not all need it)
+        """Close the socket of a driver connection on which a thread or a task waits for the server."""
 
     def server_session(self, connection: Any) -> Any:
-        """Return what `end_session` needs to know about a driver's own connection."""
+        """Return the data about a driver connection that `end_server_session` needs."""
         return None
 
-    def end_session(self, connection: Connection, session: Any) -> bool:
-        """End the server's side of a connection that was lost, on another one that is in no transaction.
+    def end_server_session(self, connection: Connection, session: Any) -> bool:
+        """End the server session of a lost connection, using another connection that is in no transaction.
 
-        The server may not know that it is lost: it would hold its locks for hours, and run what was sent whenever that
-        arrives. Tell whether it is certain that nothing will be run any more.
+        The server may not know that the connection is lost. It would keep the locks for hours and execute statements
+        that arrive late.
+
+        :returns: whether it is certain that the server executes none of the lost connection's statements from now on.
         """
         return True
 
-    def catch_up(self, connection: Connection) -> None:  # noqa: B027 (not all need it)
-        """Have what is read next show everything that any node of a cluster has committed."""
+    def wait_for_replication(self, connection: Connection) -> None:  # noqa: B027 (not all need it)
+        """Let the next read wait until this node has applied all commits of its cluster."""
 
     @abstractmethod
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        """Return the rows, in parts that each fit into one statement of the driver's connection.
+        """Split the rows into batches that each fit into one statement of the driver connection.
 
-        :raises InvalidSessionError: a row does not, with both sizes.
+        :raises InvalidSessionError: a row is too large. The error names its size and the limit.
         """
 
     @abstractmethod
-    def limiting_statements(self, driver: Any, seconds: float) -> AbstractContextManager[None]:
-        """End each statement that takes longer on a synchronous driver's connection, in a transaction that reads."""
+    def statement_time_limit(self, driver: Any, seconds: float) -> AbstractContextManager[None]:
+        """Limit the duration of each statement in a read transaction of a synchronous driver connection."""
 
     @abstractmethod
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
-        """Return the name of each table, and the bytes that it and its indexes take; None for the whole database."""
+        """Return rows of table name, table bytes and index bytes. The name None stands for the whole database."""
 
-    def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
-        """Return the statements that limit a migration's waiting, for its session or else for its transaction."""
+    def migration_settings(self, timeouts: MigrationTimeouts, *, of_session: bool) -> tuple[str, ...]:
+        """Return the statements that set the time limits of a migration.
+
+        :param of_session: for its database session instead of its transaction.
+        """
         return ()
 
     @abstractmethod
-    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> AbstractContextManager[None]:
-        """Hold the lock that keeps other migrations out, on a connection that is in no transaction.
+    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
+        """Hold the migration lock for a connection that is in no transaction.
 
-        :raises SchemaError: somebody else holds it still after ``timeouts.migration`` seconds.
+        :raises SchemaError: another migration still holds the lock after ``timeouts.migration`` seconds.
         """
 
     @abstractmethod
-    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> AbstractContextManager[None]:
-        """Hold the lock inside a host's transaction, which is left to the host."""
+    def joined_migration_lock(
+        self, connection: Connection, timeouts: MigrationTimeouts
+    ) -> AbstractContextManager[None]:
+        """Hold the migration lock inside the caller's transaction, which the caller ends."""
 
     @abstractmethod
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
-        """Return the lines that give the least rights to the application's role, and to the migrator's.
+        """Return SQL lines that grant the least privileges to the roles of the application and the migrator.
 
-        :raises StorageError: the database's name is needed, and there is none.
+        :raises StorageError: the name of the database is needed and missing.
         """
 
     @abstractmethod
     def backup(self, connection: Connection, path: Path) -> None:
-        """Write a consistent copy of the database, which others may be writing to, into a new file.
+        """Write a consistent copy of the database into a new file. Other connections may write meanwhile.
 
-        :raises StorageError: this database has a tool for it; the error names the command.
+        :raises StorageError: this database has its own backup tool. The error names the command.
         """
 
 
-class Timeouts(NamedTuple):
-    """How long a migration waits, in seconds; None for the defaults."""
+class MigrationTimeouts(NamedTuple):
+    """Time limits of a migration in seconds. None selects the default."""
 
     lock: float | None = None
     statement: float | None = None
 
     @property
     def migration(self) -> float:
-        """How long for another migration."""
+        """Seconds to wait for another migration."""
         return 60.0 if self.lock is None else self.lock
 
     @property
     def table(self) -> float:
-        """How long for a table's lock: whoever waits for one lets nobody else near the table meanwhile."""
+        """Seconds to wait for a table lock. While a migration waits, it blocks every other access to the table."""
         return 10.0 if self.lock is None else self.lock
 
     @property
-    def given(self) -> bool:
-        """Whether somebody has asked for any."""
-        return self != Timeouts()
+    def is_set(self) -> bool:
+        """Whether the caller has set a limit."""
+        return self != MigrationTimeouts()
 
 
-class Settings:
-    """The options of `create_engine` that only some databases know."""
+class EngineSettings:
+    """Options of `create_engine` that only some databases support."""
 
     __slots__ = ("busy_timeout", "pgbouncer", "synchronous")
 
@@ -226,14 +244,14 @@ class Settings:
         self.pgbouncer = pgbouncer
 
 
-def is_ours(connection: Connection) -> bool:
-    """Tell whether the connection's engine was made by `create_engine` of this package, and left as it is."""
+def is_prepared(connection: Connection) -> bool:
+    """Return whether this package's `create_engine` made the engine and its isolation level is unchanged."""
     options = connection.get_execution_options()
-    return bool(options.get(OURS)) and "isolation_level" not in options
+    return bool(options.get(PREPARED)) and "isolation_level" not in options
 
 
-def ask(driver: Any, statement: str) -> tuple[Any, ...]:
-    """Return the single row of a statement that is run on the driver's connection, and roll back."""
+def fetch_row(driver: Any, statement: str) -> tuple[Any, ...]:
+    """Execute a statement on a DBAPI connection, roll back, and return its single row."""
     cursor = driver.cursor()
     try:
         cursor.execute(statement)
@@ -245,19 +263,20 @@ def ask(driver: Any, statement: str) -> tuple[Any, ...]:
 
 @contextmanager
 def second_connection(connection: Connection) -> Iterator[Connection]:
-    """Give another connection of the same engine, for a lock."""
+    """Provide another connection of the same engine, for a lock."""
     try:
         second = connection.engine.connect()
     except TimeoutError:
         raise SchemaError(
-            "a migration takes a second connection for its lock, and this engine's pool has none left: let it have two"
+            "a migration needs a second connection for its lock, but the engine's pool has none left: allow the pool "
+            "at least two connections"
         ) from None
     with second:
         yield second
 
 
-def shut_down(file_descriptor: int) -> None:
-    """Shut a socket down that belongs to somebody else, who is waiting on it."""
+def shut_down_socket(file_descriptor: int) -> None:
+    """Shut down the socket of a driver connection, so that a thread that waits on it continues."""
     try:
         with socket.socket(fileno=os.dup(file_descriptor)) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
@@ -265,21 +284,27 @@ def shut_down(file_descriptor: int) -> None:
         pass
 
 
-def refuse_payload(size: int, limit: int, setting: str) -> None:
-    """Refuse what does not fit."""
+def check_payload_size(size: int, limit: int, setting: str) -> None:
+    """Reject rows that do not fit into one statement.
+
+    :raises InvalidSessionError: they do not fit.
+    """
     if size > limit:
         raise InvalidSessionError(
-            f"what is to be stored in one statement takes {size:,} bytes, and this database takes {limit:,} ({setting})"
+            f"one statement would need {size:,} bytes, but this database accepts at most {limit:,} ({setting}): make "
+            "the session smaller, or raise the limit"
         )
 
 
 def lock_error(timeout: float, holder: str) -> SchemaError:
     """Return the error of a migration that did not get its lock."""
-    return SchemaError(f"another migration holds the lock still, after {timeout:g} s: {holder}; nothing was migrated")
+    return SchemaError(
+        f"another migration still holds the lock after {timeout:g} s: {holder}; nothing was migrated: retry later"
+    )
 
 
-class Hosts:
-    """Which of several hosts was ready last: the next connection begins with it."""
+class HostSelector:
+    """Connects to the first of several hosts that is ready, beginning with the host that was ready last."""
 
     def __init__(self) -> None:
         self._last_ready = 0
@@ -287,10 +312,11 @@ class Hosts:
     def connect(
         self, number: int, connect_to: Callable[[int], DBAPIConnection], errors: tuple[type[Exception], ...]
     ) -> DBAPIConnection:
-        """Return a connection to the first one of so many that is ready.
+        """Return a connection to the first host that is ready.
 
-        :param connect_to: connects to the one of an index, or raises one of `errors`; the last of these is raised where
-            none is ready.
+        :param number: how many hosts there are.
+        :param connect_to: connects to the host of an index, or raises one of `errors`. If no host is ready, the last
+            of these errors is raised.
         """
         first, raised = self._last_ready, None
         for index in (each % number for each in range(first, first + number)):
@@ -305,7 +331,7 @@ class Hosts:
 
 
 def failure_code(error: DBAPIError) -> Any:
-    """Return SQLite's error name, PostgreSQL's SQLSTATE or MariaDB's error number."""
+    """Return the error name of SQLite, the SQLSTATE of PostgreSQL or the error number of MariaDB."""
     original: Any = error.orig
     if original.args and isinstance(original.args[0], int):
         return original.args[0]

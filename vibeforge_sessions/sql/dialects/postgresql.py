@@ -1,4 +1,4 @@
-"""PostgreSQL 15 to 18."""
+"""Dialect of PostgreSQL 15 to 18."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.sql.dialects.base import (
+    BEHIND_POOLER,
     CONNECT_TIMEOUT,
     IDLE_TIMEOUT,
-    LEVEL_CHANGED,
+    ISOLATION_LEVEL_CHANGED,
     LOCK_TIMEOUT,
-    POOLER,
-    Database,
-    Hosts,
+    DatabaseDialect,
+    EngineSettings,
+    HostSelector,
+    MigrationTimeouts,
     Rows,
-    Settings,
-    Timeouts,
-    ask,
+    check_payload_size,
+    fetch_row,
     lock_error,
-    refuse_payload,
     second_connection,
-    shut_down,
+    shut_down_socket,
 )
-from vibeforge_sessions.sql.tables import APPLICATION_RIGHTS, schema_of
+from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES, schema_of
 
-_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key of the migration lock, the same in every release
-_MESSAGE: Final = 2**30 - 2**16  # a statement with its parameters; a field is not larger either
-_MAY_MIGRATE: Final = f"SELECT pg_try_advisory_xact_lock({_LOCK})"
-"""Without parameters: one that has some leaves a portal open, and CREATE INDEX CONCURRENTLY waits for its snapshot."""
-_HOLDER: Final = text(
+_MIGRATION_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key is the same in every release
+_LARGEST_MESSAGE: Final = 2**30 - 2**16  # bytes of a statement with its parameters; a field is limited to 1 GiB, too
+_TRY_MIGRATION_LOCK: Final = f"SELECT pg_try_advisory_xact_lock({_MIGRATION_LOCK})"
+"""Without parameters: a statement that has some leaves a portal open.
+
+CREATE INDEX CONCURRENTLY would wait for the snapshot of this portal.
+"""
+_LOCK_HOLDER: Final = text(
     """
     SELECT a.pid, a.application_name, a.client_addr::text
     FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
@@ -48,33 +51,33 @@ _HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
-_TIMEOUTS: Final = {
+_SESSION_TIMEOUTS: Final = {
     "lock_timeout": f"{LOCK_TIMEOUT}s",
     "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT}s",
 }
-_END_SESSION: Final = text(
+_TERMINATE_SESSION: Final = text(
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
     "WHERE pid = :pid AND pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()"
 )
-_SIZES: Final = text(
+_TABLE_SIZES: Final = text(
     "SELECT relname, pg_table_size(oid), pg_indexes_size(oid) FROM pg_class "
     "WHERE oid IN (SELECT to_regclass(path) FROM unnest(CAST(:paths AS text[])) AS path)"
 )
-_REFUSALS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
-_ASKED: Final = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
-_ENOUGH: Final = "read committed"
+_PERMANENT_FAILURES: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+_SERVER_SETTINGS: Final = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
+_SINGLE_STATEMENT_LEVEL: Final = "read committed"
 _default_levels: Final[weakref.WeakKeyDictionary[Dialect, str]] = weakref.WeakKeyDictionary()
-"""The server's default isolation level by the dialect of each engine that was found to be usable."""
+"""Default isolation level of the server, by the dialect of each engine whose settings were checked."""
 
 
-class PostgreSQL(Database):
-    """One statement for each write, in AUTOCOMMIT: one round trip, neither BEGIN nor COMMIT.
+class PostgreSQLDialect(DatabaseDialect):
+    """PostgreSQL with one statement for each write, in AUTOCOMMIT: one round trip, neither BEGIN nor COMMIT.
 
-    A statement's snapshot is one moment under READ COMMITTED, and ours begin with an UPDATE (or INSERT) of one row
-    that says in its WHERE what must still be true; PostgreSQL looks at that again after it has waited for another's
-    lock, so that no write is refused as "could not serialize". A session is read in two statements, of which the
-    second tells whether it belongs to the first. Whatever a host's engine has by default, this is asked for; where
-    the server's own default is another level, each call is a transaction that asks for its level.
+    Under READ COMMITTED, a statement uses one snapshot. Each write begins with an UPDATE or INSERT of one row, and its
+    WHERE clause states the expected version. After a wait for a row lock, PostgreSQL evaluates this clause again, so no
+    write fails with "could not serialize access". A session is read in two statements, and the second returns the
+    version again, so that a write between them is detected. The isolation level is set on every engine, whatever its
+    default. If the default of the server is another level, each call runs in a transaction that sets its level.
     """
 
     names = ("postgresql",)
@@ -84,77 +87,84 @@ class PostgreSQL(Database):
         "postgresql+asyncpg": "postgresql-asyncpg",
     }
     has_schemas = True
-    writes_at_once = True
-    transient = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available in time
-    # shut down, crashed, starting up, idle for too long; not the primary (any more); no connection left
-    unavailable = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300"})
-    damaged = frozenset({"XX001", "XX002"})
-    duplicate = frozenset({"23505"})
-    wrong_schema = frozenset({"42P01", "42703", "3F000"})
-    took_too_long = frozenset({"57014"})
-    create_database = "CREATE DATABASE {name} TEMPLATE template0"  # which nobody can be connected to
-    drop_database = "DROP DATABASE IF EXISTS {name} WITH (FORCE)"
-    wait_briefly = ("SET lock_timeout = '10s'",)
+    supports_writable_ctes = True
+    transient_codes = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available in time
+    # shut down, crashed, starting up, idle for too long, not (or no longer) the primary, too many connections
+    unavailable_codes = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300"})
+    corruption_codes = frozenset({"XX001", "XX002"})
+    duplicate_key_codes = frozenset({"23505"})
+    missing_schema_codes = frozenset({"42P01", "42703", "3F000"})
+    statement_timeout_codes = frozenset({"57014"})
+    # template1, the default, cannot be copied while clients are connected to it
+    create_database_statement = "CREATE DATABASE {name} TEMPLATE template0"
+    drop_database_statement = "DROP DATABASE IF EXISTS {name} WITH (FORCE)"
+    short_lock_timeout_statements = ("SET lock_timeout = '10s'",)
 
-    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+    def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
         if url.get_driver_name() == "asyncpg":
-            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", **_TIMEOUTS}}
+            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", **_SESSION_TIMEOUTS}}
             if settings.pgbouncer:
                 options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-        elif settings.pgbouncer:  # what one client has prepared or set, another would find: prepare and set nothing
+        elif settings.pgbouncer:  # PgBouncer shares server sessions between clients: prepare and set nothing
             options["connect_args"] = {"prepare_threshold": None}
         else:
-            theirs = url.query.get("options", "")  # later ones win
+            given = url.query.get("options", "")  # the later of two options wins
             options["connect_args"] = {
-                "options": f"-c TimeZone=UTC {' '.join(f'-c {name}={value}' for name, value in _TIMEOUTS.items())} "
-                f"{theirs if isinstance(theirs, str) else ' '.join(theirs)}"
+                "options": f"-c TimeZone=UTC "
+                f"{' '.join(f'-c {name}={value}' for name, value in _SESSION_TIMEOUTS.items())} "
+                f"{given if isinstance(given, str) else ' '.join(given)}"
             }
         if settings.pgbouncer:
-            options["execution_options"] = {POOLER: True}
+            options["execution_options"] = {BEHIND_POOLER: True}
         if url.get_driver_name() == "psycopg" and "connect_timeout" not in url.query:
             options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT
         return options
 
-    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+    def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:
         if url.get_driver_name() == "asyncpg":
-            event.listen(engine, "do_connect", _connecting_to_each())
+            event.listen(engine, "do_connect", _host_selecting_listener())
 
         @event.listens_for(engine, "reset")
         def reset(driver: Any, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
             # the pool discards a connection whose reset raises
-            if not state.asyncio_safe:  # the garbage collector's, discarded; psycopg would leave its transaction open
-                self.cut(driver.driver_connection)
-            elif record is not None and LEVEL_CHANGED in record.info:
+            if not state.asyncio_safe:  # collected as garbage: psycopg would leave its transaction open
+                self.abort_connection(driver.driver_connection)
+            elif record is not None and ISOLATION_LEVEL_CHANGED in record.info:
                 if not driver.autocommit:
-                    driver.rollback()  # a level cannot be set within a transaction
+                    driver.rollback()  # the level cannot be set inside a transaction
                 engine.dialect.reset_isolation_level(driver)
-                del record.info[LEVEL_CHANGED]
+                del record.info[ISOLATION_LEVEL_CHANGED]
 
-    def begin(self, connection: Connection, *, write: bool, at_once: bool) -> bool:
-        connection.connection.commit()  # what a host's listener to "connect" has set is to stay
-        connection.info[LEVEL_CHANGED] = True  # before it is: SQLAlchemy itself sets back only what it has changed
+    def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
+        connection.connection.commit()  # keep the settings of a caller's `connect` listener
+        connection.info[ISOLATION_LEVEL_CHANGED] = True  # before the change: SQLAlchemy resets only its own changes
         if connection.dialect not in _default_levels:
-            _default_levels[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+            _default_levels[connection.dialect] = _check_server_settings(
+                connection.exec_driver_sql(_SERVER_SETTINGS).one()
+            )
             connection.rollback()
-        if at_once and _default_levels[connection.dialect] == _ENOUGH:
-            connection.execution_options(isolation_level="AUTOCOMMIT")  # an attribute of the driver's connection
+        if single_statement and _default_levels[connection.dialect] == _SINGLE_STATEMENT_LEVEL:
+            # an attribute of the driver connection: no round trip
+            connection.execution_options(isolation_level="AUTOCOMMIT")
             return False
-        # another one, which goes along with BEGIN: neither is a round trip
+        # the driver sends the level along with BEGIN, and both with the first statement: no round trip
         connection.execution_options(isolation_level="READ COMMITTED" if write else "REPEATABLE READ")
         connection.begin()
         return True
 
-    def join(self, connection: Connection) -> None:
-        super().join(connection)
+    def check_joined_connection(self, connection: Connection) -> None:
+        super().check_joined_connection(connection)
         if connection.dialect not in _default_levels:
-            _default_levels[connection.dialect] = _usable(connection.exec_driver_sql(_ASKED).one())
+            _default_levels[connection.dialect] = _check_server_settings(
+                connection.exec_driver_sql(_SERVER_SETTINGS).one()
+            )
 
-    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, at_once: bool) -> bool:
-        driver.commit()  # what a host's listener to "connect" has set is to stay; no round trip where there is nothing
+    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, single_statement: bool) -> bool:
+        driver.commit()  # keep the settings of a caller's `connect` listener; no round trip without a transaction
         if dialect not in _default_levels:
-            _default_levels[dialect] = _usable(ask(driver, _ASKED))
-        if at_once and _default_levels[dialect] == _ENOUGH:
+            _default_levels[dialect] = _check_server_settings(fetch_row(driver, _SERVER_SETTINGS))
+        if single_statement and _default_levels[dialect] == _SINGLE_STATEMENT_LEVEL:
             dialect.set_isolation_level(driver, "AUTOCOMMIT")
             return False
         dialect.set_isolation_level(driver, "READ COMMITTED" if write else "REPEATABLE READ")
@@ -164,7 +174,7 @@ class PostgreSQL(Database):
         return super().is_unavailable(code) or str(code).startswith("08")
 
     def is_lost(self, error: DBAPIError) -> bool:
-        # psycopg may find the socket closed before libpq does; what it says then has no code
+        # psycopg may find the socket closed before libpq does; its error then has no code
         raised: Any = error.orig
         of_psycopg = isinstance(error, OperationalError) and type(raised).__module__.startswith("psycopg")
         return super().is_lost(error) or (of_psycopg and raised.sqlstate is None)
@@ -172,75 +182,75 @@ class PostgreSQL(Database):
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
         if code is not None:
             return self.is_unavailable(code)
-        # libpq tells no code; in another language than English the wrong password is tried until the deadline
-        return not any(words in str(error.orig) for words in _REFUSALS)
+        # libpq reports no code; if its messages are not in English, a wrong password is retried until the deadline
+        return not any(words in str(error.orig) for words in _PERMANENT_FAILURES)
 
-    def cut(self, connection: Any) -> None:
-        with contextlib.suppress(Exception):  # closed meanwhile
-            terminate = getattr(connection, "terminate", None)  # asyncpg's
-            shut_down(connection.fileno()) if terminate is None else terminate()
+    def abort_connection(self, connection: Any) -> None:
+        with contextlib.suppress(Exception):  # the connection was closed meanwhile
+            terminate = getattr(connection, "terminate", None)  # of asyncpg
+            shut_down_socket(connection.fileno()) if terminate is None else terminate()
 
     def server_session(self, connection: Any) -> Any:
-        get_server_pid = getattr(connection, "get_server_pid", None)  # asyncpg's
+        get_server_pid = getattr(connection, "get_server_pid", None)  # of asyncpg
         return connection.info.backend_pid if get_server_pid is None else get_server_pid()
 
-    def end_session(self, connection: Connection, session: Any) -> bool:
+    def end_server_session(self, connection: Connection, session: Any) -> bool:
         driver = connection.connection.driver_connection
         if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != self.server_session(driver):
-            return False  # a pooler is in between, and the session one of its own
-        for _ in range(2):  # one that ends by itself meanwhile is reported like one that does not end
-            if all(connection.execute(_END_SESSION, {"pid": session}).scalars().all()):
+            return False  # a pooler is in between: the process id belongs to one of its own server sessions
+        for _ in range(2):  # a session that ends by itself meanwhile is reported like one that does not end
+            if all(connection.execute(_TERMINATE_SESSION, {"pid": session}).scalars().all()):
                 return True
-            connection.rollback()  # the list of sessions is that of the transaction's beginning
+            connection.rollback()  # within a transaction, pg_stat_activity does not change
         return False
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
         texts = [value for row in rows for value in row.values() if isinstance(value, str)]
-        if sum(map(len, texts)) > _MESSAGE // 4:  # a character takes four bytes at the most
-            refuse_payload(sum(len(value.encode()) for value in texts), _MESSAGE, "the largest message")
+        if sum(map(len, texts)) > _LARGEST_MESSAGE // 4:  # UTF-8 takes at most four bytes per character
+            check_payload_size(sum(len(value.encode()) for value in texts), _LARGEST_MESSAGE, "the largest message")
         return [rows]
 
     @contextmanager
-    def limiting_statements(self, driver: Any, seconds: float) -> Iterator[None]:
+    def statement_time_limit(self, driver: Any, seconds: float) -> Iterator[None]:
         cursor = driver.cursor()
-        cursor.execute(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")  # 0 would be without end
+        cursor.execute(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")  # 0 would mean "no limit"
         cursor.close()
         yield
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
-        place = "" if schema is None else f"{_quoted(schema)}."
-        return connection.execute(_SIZES, {"paths": [f"{place}{_quoted(name)}" for name in tables]}).all()
+        qualifier = "" if schema is None else f"{_quoted(schema)}."
+        return connection.execute(_TABLE_SIZES, {"paths": [f"{qualifier}{_quoted(name)}" for name in tables]}).all()
 
-    def migration_settings(self, timeouts: Timeouts, *, of_session: bool) -> tuple[str, ...]:
+    def migration_settings(self, timeouts: MigrationTimeouts, *, of_session: bool) -> tuple[str, ...]:
         scope = "SET" if of_session else "SET LOCAL"
-        patience = max(1, round(timeouts.table * 1000))  # 0 would be without end
-        settings = [f"{scope} lock_timeout = '{patience}ms'"]
+        milliseconds = max(1, round(timeouts.table * 1000))  # 0 would mean "no limit"
+        settings = [f"{scope} lock_timeout = '{milliseconds}ms'"]
         if timeouts.statement is not None:
             settings.append(f"{scope} statement_timeout = '{timeouts.statement * 1000:.0f}ms'")
         return tuple(settings)
 
     @contextmanager
-    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
-        # The lock stands on a connection of its own, and nobody who waits for it has a transaction open: CREATE INDEX
-        # CONCURRENTLY waits for every transaction that is older than itself, and would wait for the waiting ones.
+    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        # The lock is held by a connection of its own, and a migration that waits for it has no open transaction: CREATE
+        # INDEX CONCURRENTLY waits for every older transaction, so it would wait for the waiting migrations.
         with second_connection(connection) as lock:
-            # under REPEATABLE READ, which a host's engine may have, the holder's own transaction would be waited for
+            # a caller's engine may use REPEATABLE READ: CREATE INDEX CONCURRENTLY would wait for the lock's transaction
             lock.execution_options(isolation_level="READ COMMITTED")
             deadline = time.monotonic() + timeouts.migration
-            while not lock.exec_driver_sql(_MAY_MIGRATE).scalar():
+            while not lock.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
                 holder = _holder(lock)
                 lock.rollback()
                 if time.monotonic() >= deadline:
                     raise lock_error(timeouts.migration, holder)
                 time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
-            lock.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # it waits for the migration
-            driver = connection.connection.driver_connection  # the server knows nothing of AUTOCOMMIT
+            lock.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # idle during the migration
+            driver = connection.connection.driver_connection  # AUTOCOMMIT exists in the driver only
             level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
-            connection.connection.rollback()  # asking has begun a transaction
+            connection.connection.rollback()  # reading the level has begun a transaction
             connection.execution_options(isolation_level="READ COMMITTED")
-            # Each transaction sets its own; an index made CONCURRENTLY is in none. What a session sets would leak
-            # through PgBouncer, so it does only if it is asked to.
-            of_session = self.migration_settings(timeouts, of_session=True) if timeouts.given else ()
+            # Each transaction sets its own limits. CREATE INDEX CONCURRENTLY runs in none, so it needs settings of the
+            # session. They would leak through PgBouncer, so they are set only if the caller asks for limits.
+            of_session = self.migration_settings(timeouts, of_session=True) if timeouts.is_set else ()
             try:
                 for setting in of_session:
                     connection.exec_driver_sql(setting)
@@ -252,12 +262,12 @@ class PostgreSQL(Database):
                     connection.exec_driver_sql("RESET lock_timeout")
                     connection.exec_driver_sql("RESET statement_timeout")
                     connection.commit()
-                connection.execution_options(isolation_level=level)  # a host's stays as it was
+                connection.execution_options(isolation_level=level)  # restore the level of a caller's connection
 
     @contextmanager
-    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+    def joined_migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
         deadline = time.monotonic() + timeouts.migration
-        while not connection.exec_driver_sql(_MAY_MIGRATE).scalar():
+        while not connection.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
             if time.monotonic() >= deadline:
                 raise lock_error(timeouts.migration, _holder(connection))
             time.sleep(0.1)
@@ -268,51 +278,53 @@ class PostgreSQL(Database):
         lines: list[str] = []
         if migrator is not None:
             lines += [
-                "-- runs the migrations: who makes the tables owns them, and may change and drop them",
+                "-- migrations: the role that creates the tables owns them, and may change and drop them",
                 f"GRANT USAGE, CREATE ON SCHEMA {path} TO {_quoted(migrator)};",
             ]
         if role is not None:
             lines += [
-                "-- the application: rows, and no DDL; after the first upgrade, and after each that brings a table",
+                "-- application: rows, no DDL; run after the first upgrade and after each upgrade that adds a table",
                 f"GRANT USAGE ON SCHEMA {path} TO {_quoted(role)};",
             ]
-            rights = APPLICATION_RIGHTS.items()
-            lines += [f"GRANT {granted} ON {path}.{table} TO {_quoted(role)};" for table, granted in rights]
+            privileges = APPLICATION_PRIVILEGES.items()
+            lines += [f"GRANT {granted} ON {path}.{table} TO {_quoted(role)};" for table, granted in privileges]
         if role is not None and migrator is not None:
-            made = f"FOR ROLE {_quoted(migrator)} IN SCHEMA {path} GRANT SELECT ON TABLES"
+            defaults = f"FOR ROLE {_quoted(migrator)} IN SCHEMA {path} GRANT SELECT ON TABLES"
             lines += [
-                "-- what a later migration makes is readable at once, for replicas that start before this is run again",
-                f"ALTER DEFAULT PRIVILEGES {made} TO {_quoted(role)};",
+                "-- tables of later migrations are readable at once: a replica may start before these lines run again",
+                f"ALTER DEFAULT PRIVILEGES {defaults} TO {_quoted(role)};",
             ]
         return lines
 
     def backup(self, connection: Connection, path: Path) -> None:
         raise StorageError(
-            "PostgreSQL has a tool for that, which others may write beside: pg_dump --format=custom "
-            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' and the database's address"
+            "only SQLite files are copied: on PostgreSQL run pg_dump --format=custom "
+            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' with the address of the server"
         )
 
 
-def _connecting_to_each() -> Callable[..., DBAPIConnection | None]:
-    """Return a listener that gives each of several hosts a time limit of its own.
+def _host_selecting_listener() -> Callable[..., DBAPIConnection | None]:
+    """Return a `do_connect` listener that gives each of several hosts a time limit of its own.
 
-    asyncpg has one for all of them together, which the first may use up by accepting the connection and saying nothing.
+    asyncpg has one limit for all hosts together. A first host that accepts the connection and stays silent would use
+    it up.
     """
-    known = Hosts()
+    selector = HostSelector()
 
     def connect(
         dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]
     ) -> DBAPIConnection | None:
         parameters.setdefault("timeout", CONNECT_TIMEOUT)
         hosts, ports = parameters.get("host"), parameters.get("port")
-        if not isinstance(hosts, list) or len(hosts) < 2:  # noqa: PLR2004 (several)
+        if not isinstance(hosts, list) or len(hosts) < 2:  # noqa: PLR2004 (several hosts)
             return None
 
         def connect_to(index: int) -> DBAPIConnection:
             port = ports[index] if isinstance(ports, list) else ports
             return dialect.connect(*args, **{**parameters, "host": hosts[index], "port": port})
 
-        return known.connect(len(hosts), connect_to, (Exception,))  # asyncpg's own, the system's, and more
+        # asyncpg and the operating system raise errors of several classes
+        return selector.connect(len(hosts), connect_to, (Exception,))
 
     return connect
 
@@ -321,8 +333,11 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _usable(row: Sequence[Any]) -> str:
-    """Return the isolation level of statements outside a transaction; refuse a database that cannot keep our texts."""
+def _check_server_settings(row: Sequence[Any]) -> str:
+    """Check the encoding of the database; return its default isolation level.
+
+    :raises StorageError: the encoding cannot represent all texts.
+    """
     level, encoding = row
     if encoding != "UTF8":
         raise StorageError(
@@ -332,8 +347,11 @@ def _usable(row: Sequence[Any]) -> str:
 
 
 def _holder(connection: Connection) -> str:
-    row = connection.execute(_HOLDER, {"key": _LOCK}).first()
+    row = connection.execute(_LOCK_HOLDER, {"key": _MIGRATION_LOCK}).first()
     if row is None:
-        return "its holder has just gone"
+        return "it was released just now"
     pid, application, address = row
-    return f"process {pid} of the server, application {application or 'unnamed'!r}, from {address or 'a local socket'}"
+    return (
+        f"process {pid} of the server, application {application or 'unnamed'!r}, "
+        f"from {address or 'a local socket'}, holds it"
+    )

@@ -1,4 +1,4 @@
-"""SQLite: the embedded default."""
+"""Dialect of SQLite, the embedded default."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ from sqlalchemy.pool import SingletonThreadPool
 
 from vibeforge_sessions.errors import SchemaError, StorageError
 from vibeforge_sessions.sql.dialects.base import (
-    Database,
+    DatabaseDialect,
+    EngineSettings,
+    MigrationTimeouts,
     Rows,
-    Settings,
-    Timeouts,
-    is_ours,
+    check_payload_size,
+    is_prepared,
     lock_error,
-    refuse_payload,
 )
 from vibeforge_sessions.sql.tables import metadata
 
-_OFTEN: Final = 10_000
-"""After how many of SQLite's own steps it is looked at the clock."""
-_TELLS_SIZES: Final = "SELECT 1 FROM pragma_module_list WHERE name = 'dbstat'"
-_SIZES: Final = text(
+_STEPS_BETWEEN_CLOCK_CHECKS: Final = 10_000
+"""Virtual-machine steps between two clock checks."""
+_HAS_DBSTAT: Final = "SELECT 1 FROM pragma_module_list WHERE name = 'dbstat'"
+_TABLE_SIZES: Final = text(
     "SELECT parts.tbl_name, sum(CASE parts.type WHEN 'table' THEN pages.pgsize ELSE 0 END), "
     "sum(CASE parts.type WHEN 'index' THEN pages.pgsize ELSE 0 END) "
     "FROM dbstat AS pages JOIN sqlite_schema AS parts ON parts.name = pages.name "
     "WHERE pages.aggregate = TRUE AND parts.tbl_name IN :names GROUP BY parts.tbl_name"
 ).bindparams(bindparam("names", expanding=True))
-_WRITE: Final = "vibeforge_sessions_write"
-_LENGTH: Final = 1_000_000_000
-"""SQLite's own default for the longest statement and value, in bytes."""
+_BEGIN_IMMEDIATE: Final = "vibeforge_sessions_write"
+_DEFAULT_LENGTH_LIMIT: Final = 1_000_000_000
+"""Default limit of SQLite for the length of a statement or value, in bytes."""
 
 
-class SQLite(Database):
-    """WAL, real transactions, BEGIN IMMEDIATE for our writes.
+class SQLiteDialect(DatabaseDialect):
+    """SQLite with a write-ahead log, explicit BEGIN, and BEGIN IMMEDIATE for writes.
 
-    Python's driver begins nothing for reads and DDL, and a transaction that reads first and then writes is refused
-    with "database is locked", whatever the timeout, in half of the attempts of four processes.
+    The driver of Python does not begin a transaction for reads and DDL. A transaction that first reads and then writes
+    fails with "database is locked" whatever the timeout: in half of the attempts with four processes.
     """
 
     names = ("sqlite",)
     drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+pysqlite": None}
     async_drivers: ClassVar[Mapping[str, str | None]] = {"sqlite+aiosqlite": "sqlite-aiosqlite"}
     is_server = False
-    transient = frozenset(
+    transient_codes = frozenset(
         {
             "SQLITE_BUSY",
             "SQLITE_BUSY_RECOVERY",
@@ -73,19 +73,19 @@ class SQLite(Database):
             "SQLITE_LOCKED_SHAREDCACHE",
         }
     )
-    lasting = frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_READONLY_DIRECTORY"})
-    damaged = frozenset({"SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_CORRUPT_SEQUENCE", "SQLITE_NOTADB"})
-    duplicate = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
-    took_too_long = frozenset({"SQLITE_INTERRUPT"})
+    connection_bound_codes = frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_READONLY_DIRECTORY"})
+    corruption_codes = frozenset({"SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_CORRUPT_SEQUENCE", "SQLITE_NOTADB"})
+    duplicate_key_codes = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
+    statement_timeout_codes = frozenset({"SQLITE_INTERRUPT"})
     begin_statements = ("BEGIN", "BEGIN IMMEDIATE")
-    wrong_schema = frozenset({"SQLITE_ERROR"})  # one code for a missing table and for much else
+    missing_schema_codes = frozenset({"SQLITE_ERROR"})  # a missing table has no code of its own
 
-    def engine_options(self, url: URL, settings: Settings) -> dict[str, Any]:
+    def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         options: dict[str, Any] = {"connect_args": {"check_same_thread": False}}
-        if "timeout" not in url.query:  # seconds, too
+        if "timeout" not in url.query:  # in seconds, like busy_timeout
             options["connect_args"]["timeout"] = settings.busy_timeout
         if _in_memory(url):
-            # each connection would be a database of its own: threads take turns on a single one
+            # each connection would open a database of its own: all threads share one connection
             options |= {
                 "poolclass": QueuePool if url.drivername in self.drivers else AsyncAdaptedQueuePool,
                 "pool_size": 1,
@@ -94,59 +94,63 @@ class SQLite(Database):
             }
         return options
 
-    def prepare(self, engine: Engine, url: URL, settings: Settings) -> None:
+    def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:
         @event.listens_for(engine, "connect")
         def connect(connection: DBAPIConnection, _record: object) -> None:
-            connection.isolation_level = None  # the driver begins nothing by itself; the event below does
+            connection.isolation_level = None  # the driver begins no transaction; the listener below does
             cursor = connection.cursor()
             if not _in_memory(url):
                 _use_wal(cursor, settings.busy_timeout)
             cursor.execute(f"PRAGMA synchronous = {settings.synchronous}")
-            cursor.execute("PRAGMA foreign_keys = ON")  # ignored inside a transaction, so here
+            cursor.execute("PRAGMA foreign_keys = ON")  # SQLite ignores it inside a transaction
             cursor.close()
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            write = connection.get_execution_options().get(_WRITE, False)
+            write = connection.get_execution_options().get(_BEGIN_IMMEDIATE, False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
-    def begin(self, connection: Connection, *, write: bool, at_once: bool = False) -> bool:
-        _check_host(connection)
-        connection.execution_options(**{_WRITE: write})
+    def begin(self, connection: Connection, *, write: bool, single_statement: bool = False) -> bool:
+        _check_engine(connection)
+        connection.execution_options(**{_BEGIN_IMMEDIATE: write})
         connection.begin()
-        if not _driver(connection).in_transaction:  # a host's engine, whose driver would begin at the first INSERT only
+        if not _driver(connection).in_transaction:  # not a prepared engine: the driver would begin at the first INSERT
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
 
-    def join(self, connection: Connection) -> None:
-        _check_host(connection)
-        if not _driver(connection).in_transaction:  # a savepoint would be the transaction, and its RELEASE the commit
-            raise _without_begin("SQLAlchemy has begun a transaction, but Python's SQLite driver has not sent a BEGIN")
-        if connection.in_nested_transaction() and not _sends_begin(connection):
-            # in_transaction is true inside any savepoint, also inside one that stands in no transaction
-            raise _without_begin("this SQLite connection is in a savepoint, and its engine does not ensure a BEGIN")
+    def check_joined_connection(self, connection: Connection) -> None:
+        _check_engine(connection)
+        if not _driver(connection).in_transaction:  # RELEASE of the outermost savepoint would commit
+            raise _missing_begin("SQLAlchemy has begun a transaction, but Python's SQLite driver has not sent a BEGIN")
+        if connection.in_nested_transaction() and not _ensures_begin(connection):
+            # in_transaction is true inside any savepoint, even without a BEGIN before it
+            raise _missing_begin("this SQLite connection is in a savepoint, and its engine does not ensure a BEGIN")
 
-    def is_garbled(self, error: DBAPIError) -> bool:
+    def is_undecodable_value(self, error: DBAPIError) -> bool:
         return str(error.orig).startswith("Could not decode to UTF-8")
 
     def may_have_committed(self, code: Any) -> bool:
-        # it is this process that commits, and it is told; but a commit that could not be synced may be found in the WAL
+        # this process commits, so it knows the outcome, unless the sync failed: then the WAL may contain the commit
         return code in {"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"}
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        # aiosqlite does not tell; one that a host has lowered shows as an error of the database then
-        limit = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) if isinstance(driver, sqlite3.Connection) else _LENGTH
+        # aiosqlite has no getlimit: a limit that the caller has lowered then raises an error of the database
+        limit = (
+            driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+            if isinstance(driver, sqlite3.Connection)
+            else _DEFAULT_LENGTH_LIMIT
+        )
         for row in rows:
             size = sum(len(value) for value in row.values() if isinstance(value, str))
-            if size > limit // 4:  # a character takes four bytes at the most: count them only where it matters
+            if size > limit // 4:  # at most four bytes per character; encode only texts that may be too large
                 size = sum(len(value.encode()) for value in row.values() if isinstance(value, str))
-                refuse_payload(size, limit, "SQLITE_LIMIT_LENGTH")
+                check_payload_size(size, limit, "SQLITE_LIMIT_LENGTH")
         return [rows]
 
     @contextmanager
-    def limiting_statements(self, driver: Any, seconds: float) -> Iterator[None]:
-        until = time.monotonic() + seconds
-        driver.set_progress_handler(lambda: time.monotonic() > until, _OFTEN)
+    def statement_time_limit(self, driver: Any, seconds: float) -> Iterator[None]:
+        deadline = time.monotonic() + seconds
+        driver.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_CLOCK_CHECKS)
         try:
             yield
         finally:
@@ -154,10 +158,10 @@ class SQLite(Database):
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
         try:
-            if connection.exec_driver_sql(_TELLS_SIZES).first() is not None:
-                return connection.execute(_SIZES, {"names": list(tables)}).all()
+            if connection.exec_driver_sql(_HAS_DBSTAT).first() is not None:
+                return connection.execute(_TABLE_SIZES, {"names": list(tables)}).all()
         except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorname", None) not in self.took_too_long:
+            if getattr(error.orig, "sqlite_errorname", None) not in self.statement_timeout_codes:
                 raise
             _driver(connection).set_progress_handler(None, 0)
         pages, size = (
@@ -166,18 +170,18 @@ class SQLite(Database):
         return [(None, pages * size, 0)]
 
     @contextmanager
-    def migrating_alone(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
+    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
         if timeouts.statement is not None:
-            raise SchemaError("SQLite knows no limit for a statement: leave the statement timeout out")
-        # Dropping a table with foreign keys on deletes every row that refers to it, in silence, and batch migrations
-        # drop tables: so they are off meanwhile, and checked before the commit.
+            raise SchemaError("SQLite has no time limit for statements: leave out the statement timeout")
+        # Batch migrations drop tables. With foreign keys on, SQLite then deletes every row that refers to them. So they
+        # are off during a migration, and checked before its commit.
         foreign_keys = _switch_foreign_keys(connection, on=False)
         busy_timeout = _pragma(connection, "busy_timeout")
         _pragma(connection, f"busy_timeout = {int(timeouts.migration * 1000)}")
         try:
             try:
                 self.begin(connection, write=True)
-                if not is_ours(connection):  # a host's may have begun as a reader: begin anew, as the writer
+                if not is_prepared(connection):  # the caller's engine may have begun a read transaction
                     connection.exec_driver_sql("ROLLBACK")
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
@@ -189,37 +193,36 @@ class SQLite(Database):
             connection.commit()
         finally:
             connection.rollback()
-            connection.execution_options(**{_WRITE: False})
+            connection.execution_options(**{_BEGIN_IMMEDIATE: False})
             _pragma(connection, f"busy_timeout = {busy_timeout}")
             if foreign_keys:
                 _switch_foreign_keys(connection, on=True)
 
     @contextmanager
-    def migrating_inside(self, connection: Connection, timeouts: Timeouts) -> Iterator[None]:
-        if not _driver(connection).in_transaction:  # Python's driver begins none for DDL: half of it could stay behind
+    def joined_migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        # the driver begins no transaction for DDL: a failed migration could leave half of its changes
+        if not _driver(connection).in_transaction:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         tables = inspect(connection).get_table_names()
-        # the very first migration has nothing to lose
+        # before the first migration there are no rows that could be deleted
         if connection.exec_driver_sql("PRAGMA foreign_keys").scalar() and not metadata.tables.keys().isdisjoint(tables):
-            raise _foreign_keys_stay_on()
+            raise _foreign_keys_error()
         yield
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
-        return [
-            "-- SQLite has no roles: whoever may write the file, and its folder for what stands beside it, may do all"
-        ]
+        return ["-- SQLite has no roles: permission to write the file and its folder includes every privilege"]
 
     def backup(self, connection: Connection, path: Path) -> None:
-        try:  # SQLite itself would follow a symbolic link, and let other users read the file
+        try:  # SQLite would follow a symbolic link, and create a file that other users can read
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
-            raise StorageError(f"{path} is there already: name a new file") from None
+            raise StorageError(f"the file {path} exists already: name a new file") from None
         except OSError as error:
             raise StorageError(f"could not write {path}: {error.strerror}") from error
         with ExitStack() as on_failure, closing(_driver(connection).cursor()) as cursor:
             on_failure.callback(path.unlink, missing_ok=True)
             try:
-                # an empty file counts as a new one; it reads one moment, and waits for nobody
+                # VACUUM INTO accepts an empty file; it reads one snapshot and does not wait for writers
                 cursor.execute("VACUUM INTO ?", (str(path.absolute()),))
             except sqlite3.Error as error:
                 raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
@@ -235,15 +238,16 @@ def _driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
 
 
-def _sends_begin(connection: Connection) -> bool:
-    """Return whether each transaction of the connection's engine starts with a BEGIN, before any SAVEPOINT."""
+def _ensures_begin(connection: Connection) -> bool:
+    """Return whether every transaction of the connection's engine starts with BEGIN before any SAVEPOINT."""
     driver = _driver(connection)
-    if is_ours(connection) or getattr(driver, "autocommit", None) is False:  # the driver then keeps a transaction open
+    # with autocommit=False, the driver always keeps a transaction open
+    if is_prepared(connection) or getattr(driver, "autocommit", None) is False:
         return True
     return driver.isolation_level is None and bool(connection.dispatch.begin)
 
 
-def _without_begin(problem: str) -> StorageError:
+def _missing_begin(problem: str) -> StorageError:
     return StorageError(
         f"{problem}, so RELEASE of a savepoint would commit and the caller's work could not be rolled back: make the "
         "engine with vibeforge_sessions.sql.create_engine, or let the driver begin nothing by itself (isolation_level "
@@ -251,8 +255,11 @@ def _without_begin(problem: str) -> StorageError:
     )
 
 
-def _check_host(connection: Connection) -> None:
-    """Refuse a host's engine on which transactions or threads cannot work, with the way out."""
+def _check_engine(connection: Connection) -> None:
+    """Reject an engine on which transactions or threads cannot work.
+
+    :raises StorageError: it is such an engine. The error names the fix.
+    """
     if getattr(_driver(connection), "autocommit", None) is True:
         raise StorageError(
             "this engine's SQLite connections have autocommit=True, under which Python's driver never commits a "
@@ -271,14 +278,14 @@ def _check_host(connection: Connection) -> None:
 
 
 def _use_wal(cursor: Any, busy_timeout: float) -> None:
-    # WAL is kept in the file, so only the first connection ever changes it. SQLite does not wait for others there.
+    # The file keeps the journal mode, so only the first connection changes it. SQLite does not wait for locks there.
     deadline = time.monotonic() + busy_timeout
     while True:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
             code = error.sqlite_errorcode & 0xFF
-            if code == sqlite3.SQLITE_READONLY:  # whoever may only read needs none
+            if code == sqlite3.SQLITE_READONLY:  # a read-only connection needs no WAL
                 return
             if code != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
@@ -288,7 +295,7 @@ def _use_wal(cursor: Any, busy_timeout: float) -> None:
 
 
 def _pragma(connection: Connection, pragma: str) -> Any:
-    """Run a PRAGMA outside a transaction: a statement of SQLAlchemy's would begin one first."""
+    """Execute a PRAGMA on the driver connection: SQLAlchemy would begin a transaction first."""
     cursor = connection.connection.cursor()
     try:
         cursor.execute(f"PRAGMA {pragma}")
@@ -299,26 +306,28 @@ def _pragma(connection: Connection, pragma: str) -> Any:
 
 
 def _switch_foreign_keys(connection: Connection, *, on: bool) -> bool:
-    """Switch foreign keys; return whether they were on before.
+    """Switch foreign keys on or off; return whether they were on before.
 
-    :raises SchemaError: they stayed on, since the driver was in a transaction of its own.
+    :raises SchemaError: they stayed on because the driver was in a transaction.
     """
     before = bool(_pragma(connection, "foreign_keys"))
     if before != on:
         _pragma(connection, f"foreign_keys = {'ON' if on else 'OFF'}")
         if not on and _pragma(connection, "foreign_keys"):
-            raise _foreign_keys_stay_on()
+            raise _foreign_keys_error()
     return before
 
 
-def _foreign_keys_stay_on() -> SchemaError:
+def _foreign_keys_error() -> SchemaError:
     return SchemaError(
-        "SQLite's foreign keys are on and cannot be switched off inside a transaction, and with them on a migration "
-        "could delete rows in silence: pass the Engine, or a Connection that is not in a transaction"
+        "SQLite's foreign keys are on and cannot be switched off inside a transaction, and a migration could then "
+        "delete rows without an error: pass the Engine, or a Connection that is not in a transaction"
     )
 
 
 def _check_foreign_keys(connection: Connection) -> None:
     for table in inspect(connection).get_table_names():
         if table in metadata.tables and connection.exec_driver_sql(f'PRAGMA foreign_key_check("{table}")').first():
-            raise SchemaError(f"the migration was rolled back: rows of {table} refer to sessions that are not there")
+            raise SchemaError(
+                f"the migration was rolled back: rows of {table} refer to missing sessions: delete or repair them first"
+            )

@@ -1,1 +1,1 @@
-"""Schema status, running revisions, and the Alembic of a host application."""
+"""Schema status, migration scripts, and integration with the Alembic of an application."""

@@ -1,17 +1,17 @@
-"""For a host whose own Alembic works on the same database: it leaves our tables alone, or runs our migrations too.
+"""Integration with the Alembic environment of an application that uses the same database.
 
-In the host's ``env.py``::
+In the ``env.py`` of the application::
 
-    context.configure(connection=connection, target_metadata=metadata, include_name=hosting.include_name)
+    context.configure(connection=connection, target_metadata=metadata, include_name=host_alembic.include_name)
 
-With that the host's ``--autogenerate`` does not drop what it finds of ours. Our migrations run as they always do, and
-keep their revision in a version table of their own. To run them by the host's Alembic instead, as a branch of its own::
+With that, its ``--autogenerate`` does not drop the tables of this package. The migrations of this package run as usual,
+and keep their revision in their own version table. To run them by the application's Alembic instead, as a branch::
 
-    config.set_main_option("version_locations", hosting.version_locations("migrations/versions"))
+    config.set_main_option("version_locations", host_alembic.version_locations("migrations/versions"))
 
-and then ``alembic upgrade heads`` (or ``vibeforge_sessions@head`` for ours alone). The host's ``alembic_version`` then
-holds our revision beside the host's, and `vibeforge_sessions.sql.check_schema` finds it there. Do not merge the two
-branches: after that nobody could tell where ours stands.
+and then ``alembic upgrade heads`` (or ``vibeforge_sessions@head`` for this branch alone). Then the ``alembic_version``
+of the application contains the revisions of both branches, and `vibeforge_sessions.sql.check_schema` reads it there. Do
+not merge the two branches: a merge revision does not show the state of this branch.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ __all__ = ["include_name", "include_object", "version_locations"]
 
 
 def include_name(name: str | None, kind: str, _parents: Any = None) -> bool:
-    """Tell whether Alembic's comparison shall look at a name of the database: not at our tables.
+    """Return whether Alembic compares a name of the database: True for all but the tables of this package.
 
-    For ``context.configure(include_name=…)``; a host that has one of its own calls this in it.
+    For ``context.configure(include_name=…)``. A function of your own can call this one.
     """
     return kind != "table" or (name not in metadata.tables and name != VERSION_TABLE)
 
 
 def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001 (Alembic calls it)
-    """Tell the same of an object, for ``context.configure(include_object=…)``."""
+    """Return the same for an object, for ``context.configure(include_object=…)``."""
     return include_name(name, kind)
 
 
 def version_locations(*of_host: str) -> str:
-    """Return the host's folders of revisions and ours, as ``version_locations`` with ``path_separator = os``."""
+    """Return ``version_locations`` of both branches, for ``path_separator = os``.
+
+    :param of_host: folders with the revisions of the application.
+    """
     return os.pathsep.join([*of_host, str(script_folder() / "migrations" / "versions")])

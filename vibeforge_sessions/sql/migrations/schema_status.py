@@ -1,4 +1,4 @@
-"""Where a database stands, seen from this version of the package: one answer for all who ask."""
+"""Schema status checks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Column, Connection, Engine, Inspector, Table, column, select, table
 
 from vibeforge_sessions.errors import SchemaError, SchemaState
-from vibeforge_sessions.sql.dialects import database_of
+from vibeforge_sessions.sql.dialects import database_dialect_of
 from vibeforge_sessions.sql.migrations.scripts import PREFIX, head, history, script_folder
 from vibeforge_sessions.sql.tables import (
-    HOSTS_VERSION_TABLE,
+    DEFAULT_VERSION_TABLE,
     VERSION_TABLE,
     compatibility,
     metadata,
@@ -32,32 +32,37 @@ UPGRADE: Final = "vibeforge-sessions db upgrade"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaStatus:
-    """Where a database stands."""
+    """The state of a database, compared with this version of the package."""
 
     state: SchemaState
     usable: bool
-    """Whether this version of the package can work with it: it is current; or it is ahead, and its floor lets older
-    code go on; or it has drifted in what no statement of ours needs, such as an index."""
+    """Whether this version of the package can use the database.
+
+    That is the case if the schema is current, if it is ahead and its minimum compatible revision is known to this
+    version, or if it has drifted only in parts that no statement needs, such as an index.
+    """
     revision: str | None
-    """Where the database is."""
+    """The revision of the database."""
     head: str
-    """Where this version of the package needs it to be."""
+    """The revision that this version of the package needs."""
     reason: str
-    """What a person should know, in a sentence without its end."""
+    """Explanation for a person, without a final period."""
     command: str | None = None
-    """What to run next; None where that is for a person to decide, or there is nothing to do."""
+    """The command to run next. None if a person must decide, or if there is nothing to do."""
     pending: tuple[str, ...] = ()
-    """The revisions that an upgrade would run, in this order."""
+    """Revisions that an upgrade would run, in this order."""
     differences: tuple[str, ...] = ()
-    """How the tables differ from those that the migrations make."""
+    """Differences between the tables and those that the migrations create."""
     floor: str | None = None
-    """The oldest revision whose code may go on with this schema, as the last migration has said; None where it has not,
-    or where nobody asked for an exact answer."""
+    """Minimum compatible revision, as the last migration has recorded it.
+
+    None if it is not recorded. It is read only if the schema is ahead, or for an exact status.
+    """
     of_host: bool = False
-    """Whether the host's own Alembic runs our migrations, as a branch."""
+    """Whether the Alembic of the application runs the migrations of this package as a branch."""
 
     def error(self) -> SchemaError:
-        """Return the error that says so."""
+        """Return the error for this status."""
         text = self.reason
         if self.command == UPGRADE:
             alembic = f'alembic -c "{script_folder() / "alembic.ini"}" upgrade head'
@@ -71,24 +76,24 @@ class SchemaStatus:
 
 
 def inspect_schema(connection: Connection, *, exact: bool = False) -> SchemaStatus:
-    """Return where the database of a connection stands.
+    """Return the schema status of the database of a connection.
 
-    :param exact: compare everything with the models: types, indexes and constraints too, and what is there in
-        addition. Otherwise only tables and columns that are missing are found, which takes a few milliseconds.
+    :param exact: compare everything with the models, including types, indexes, constraints and additional objects.
+        Otherwise only missing tables and columns are detected, which takes a few milliseconds.
     :raises StorageError: the database failed.
     """
     with translated("inspect"):
-        return _Looked(connection, exact=exact).status()
+        return _Inspection(connection, exact=exact).status()
 
 
 def revision_of(connection: Connection) -> str | None:
-    """Return the revision that a database is at, None where there is none."""
+    """Return the revision of a database; None if it has none."""
     with translated("inspect"):
-        return _Looked(connection, exact=False).revision
+        return _Inspection(connection, exact=False).revision
 
 
-class _Looked:
-    """What is seen of a database: its tables, and its revision."""
+class _Inspection:
+    """The tables and the revision of a database at one time."""
 
     def __init__(self, connection: Connection, *, exact: bool) -> None:
         self.connection = connection
@@ -96,7 +101,7 @@ class _Looked:
         self.schema = schema_of(connection)
         self.inspector: Inspector = sqlalchemy.inspect(connection)
         self.tables = set(self.inspector.get_table_names(schema=self.schema))
-        self.ours = self.tables & metadata.tables.keys()
+        self.existing = self.tables & metadata.tables.keys()
         self.revision, self.of_host = self._revision()
 
     def status(self) -> SchemaStatus:
@@ -111,19 +116,19 @@ class _Looked:
             return self._status(
                 "behind",
                 f"this database is at revision {self.revision}, this version needs {needed}",
-                command=_upgrade_of_host() if self.of_host else UPGRADE,
+                command=_host_upgrade_command() if self.of_host else UPGRADE,
                 pending=pending,
             )
-        lacking = self.lacking()
-        differences = tuple(self.differences()) if self.exact else lacking
+        missing = self.missing()
+        differences = tuple(self.differences()) if self.exact else missing
         if not differences:
             return self._status("current", f"this database is at revision {self.revision}", usable=True)
         return self._status(
             "drifted",
             f"this database is at revision {self.revision}, but differs from what the migrations make: "
             f"{'; '.join(differences)}; "
-            + ("restore it from a backup" if lacking else "this version works with it all the same"),
-            usable=not lacking,
+            + ("restore it from a backup" if missing else "this version works with it all the same"),
+            usable=not missing,
             differences=differences,
         )
 
@@ -134,115 +139,119 @@ class _Looked:
             revision=self.revision,
             head=head(),
             reason=reason,
-            # read where it is asked for only: after an upgrade the application may have no right to it yet
-            floor=self.floor() if self.exact or state == "ahead" else None,
+            # read only if needed: after an upgrade, the application may not have the privilege to read it yet
+            floor=self.minimum_compatible() if self.exact or state == "ahead" else None,
             of_host=self.of_host,
             **more,
         )
 
     def _without_revision(self, needed: str, known: list[str]) -> SchemaStatus:
-        if not self.ours:
+        if not self.existing:
             reason = "this database has no tables of vibeforge_sessions yet"
             command = UPGRADE
             if self.schema is not None and not self.inspector.has_schema(self.schema):
                 reason = f"this database has no schema {self.schema}"
-                command = f'CREATE SCHEMA "{self.schema}"'  # the DBA's: who may use it is not ours to say
+                command = f'CREATE SCHEMA "{self.schema}"'  # run by the DBA, who also decides on its privileges
             return self._status("empty", reason, pending=tuple(known), command=command)
-        names = ", ".join(sorted(self.ours))
+        names = ", ".join(sorted(self.existing))
         reason = (
-            f"this database has tables of these names already, and no revision in {VERSION_TABLE} says that our "
-            f"migrations made them: {names}"
+            f"this database already has tables of these names, and no revision in {VERSION_TABLE} shows that the "
+            f"migrations of vibeforge_sessions created them: {names}"
         )
         differences = tuple(self.differences())
         if differences:
             reason += "; use another database or schema, or rename them"
             return self._status("foreign", reason, differences=differences)
-        reason += f"; they equal those of revision {needed}: if they are ours, say so"
+        reason += f"; they equal the tables of revision {needed}: if the migrations created them, record that revision"
         return self._status("foreign", reason, command=f"vibeforge-sessions db stamp {needed}")
 
     def _ahead(self, needed: str, known: list[str]) -> SchemaStatus:
-        floor, reason = self.floor(), f"this database is at revision {self.revision}, of a newer version"
-        lacking = self.lacking()
-        if floor in known and not lacking:
+        minimum, reason = self.minimum_compatible(), f"this database is at revision {self.revision}, of a newer version"
+        missing = self.missing()
+        if minimum in known and not missing:
             return self._status(
-                "ahead", f"{reason}; it lets code of revision {floor} and later go on, so this of {needed}", usable=True
+                "ahead",
+                f"{reason}; code of revision {minimum} and later can use it, including this version ({needed})",
+                usable=True,
             )
         return self._status(
             "ahead",
             f"{reason} of vibeforge_sessions: upgrade the package",
             command="pip install --upgrade vibeforge-sessions",
-            differences=lacking,
+            differences=missing,
         )
 
-    def floor(self) -> str | None:
-        """Return the oldest revision whose code may go on; None where the last migration has not said it."""
+    def minimum_compatible(self) -> str | None:
+        """Return the minimum compatible revision; None if the last migration has not recorded it."""
         if compatibility.name not in self.tables:
             return None
         of_revision = select(compatibility.c.floor).where(compatibility.c.revision == self.revision)
         return self.connection.execute(of_revision).scalar()
 
-    def lacking(self) -> tuple[str, ...]:
-        """Return the tables and columns that our statements name and the database lacks."""
-        found = self.inspector.get_multi_columns(schema=self.schema, filter_names=sorted(self.ours))
-        there = {name: {each["name"] for each in columns} for (_, name), columns in found.items()}
+    def missing(self) -> tuple[str, ...]:
+        """Return the tables and columns that statements use and the database lacks."""
+        found = self.inspector.get_multi_columns(schema=self.schema, filter_names=sorted(self.existing))
+        columns_of = {name: {each["name"] for each in columns} for (_, name), columns in found.items()}
         return tuple(
             f"{each} is missing"
             for name, model in sorted(metadata.tables.items())
-            if model is not compatibility  # which only newer migrations and older code ask
+            if model is not compatibility  # only migrations and the check of older code use it
             for each in (
-                (f"{name}.{column}" for column in sorted(model.columns.keys()) if column not in there[name])
-                if name in there
+                (f"{name}.{column}" for column in sorted(model.columns.keys()) if column not in columns_of[name])
+                if name in columns_of
                 else [f"table {name}"]
             )
         )
 
     def differences(self) -> Iterator[str]:
-        """Yield what differs from the models, in words."""
+        """Yield descriptions of the differences from the models."""
         options = {**comparison(self.schema), "version_table": VERSION_TABLE, "version_table_schema": self.schema}
         context = MigrationContext.configure(self.connection, opts=options)
         for found in compare_metadata(context, metadata_in(self.schema)):
             for each in found if isinstance(found, list) else [found]:
-                yield _in_words(each)
+                yield _describe(each)
 
     def _revision(self) -> tuple[str | None, bool]:
-        """Return the revision, and whether it stands in the version table of the host."""
-        for name in (VERSION_TABLE, HOSTS_VERSION_TABLE):
+        """Return the revision, and whether it is in the version table of the application's Alembic."""
+        for name in (VERSION_TABLE, DEFAULT_VERSION_TABLE):
             if name not in self.tables:
                 continue
-            versions = table(
-                name, column("version_num"), schema=self.schema
-            )  # no `Table`: its schema is not translated
+            # the schema is explicit, because it is not translated for `table`
+            versions = table(name, column("version_num"), schema=self.schema)
             found = self.connection.execute(select(versions.c.version_num)).scalars().all()
             heads = [each for each in found if name == VERSION_TABLE or str(each).startswith(PREFIX)]
             if len(heads) > 1:
-                raise SchemaError(f"{name} names several revisions at once: {', '.join(sorted(heads))}", "foreign")
+                raise SchemaError(
+                    f"{name} contains several revisions: {', '.join(sorted(heads))}: keep the one of the schema",
+                    "foreign",
+                )
             if heads:
-                return heads[0], name == HOSTS_VERSION_TABLE
+                return heads[0], name == DEFAULT_VERSION_TABLE
         return None, False
 
 
 def comparison(schema: str | None) -> dict[str, Any]:
-    """Return Alembic's options for comparing our tables, and no other ones, with the database's."""
+    """Return the options of Alembic that restrict a comparison to the tables of this package."""
 
-    def is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    def belongs_to_package(name: str | None, kind: str, _parents: object) -> bool:
         if kind == "schema":
             return name == schema
         return kind != "table" or name in metadata.tables
 
     return {
-        "include_name": is_ours,
+        "include_name": belongs_to_package,
         "include_schemas": schema is not None,
         "compare_type": True,
         "compare_server_default": True,
     }
 
 
-def _upgrade_of_host() -> str:
-    return "alembic upgrade vibeforge_sessions@head, with the host's own Alembic"
+def _host_upgrade_command() -> str:
+    return "alembic upgrade vibeforge_sessions@head, with the Alembic of the application"
 
 
-def _in_words(found: Any) -> str:
-    """Return a difference of Alembic's as a person reads it."""
+def _describe(found: Any) -> str:
+    """Return a readable description of a difference that Alembic has found."""
     kind, *what = found
     thing = what[-1]
     verb = "is not in the models" if kind.startswith("remove") else "is missing"
@@ -251,8 +260,8 @@ def _in_words(found: Any) -> str:
     if isinstance(thing, Column):
         return f"{what[1]}.{thing.name} {verb}"
     if kind.startswith("modify"):
-        _schema, name, of_column, _about, there, wanted = what
-        return f"{kind.removeprefix('modify_')} of {name}.{of_column} is {there!r} and not {wanted!r}"
+        _schema, name, of_column, _about, stored, wanted = what
+        return f"{kind.removeprefix('modify_')} of {name}.{of_column} is {stored!r} instead of {wanted!r}"
     owner = getattr(thing, "table", None)
     of = f" of {owner.name}" if owner is not None else ""
     return f"{type(thing).__name__.lower()} {getattr(thing, 'name', None)}{of} {verb}"
@@ -260,9 +269,9 @@ def _in_words(found: Any) -> str:
 
 @contextmanager
 def reading(bind: Engine | Connection) -> Iterator[Connection]:
-    """Give a connection for looking; a host's is afterwards in a transaction only if it was before."""
+    """Provide a connection for reading. A caller's connection is in a transaction afterwards only if it was before."""
     with translated("reach"):
-        database_of(bind.dialect)
+        database_dialect_of(bind.dialect)
         if isinstance(bind, Engine):
             with connected(bind) as connection:
                 yield connection

@@ -1,4 +1,4 @@
-"""The migration scripts: where they are, what each of them says of itself, and their SQL without a database."""
+"""Migration scripts: their location, their properties, and their SQL without a database."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from alembic.util import CommandError
 from sqlalchemy import URL
 
 from vibeforge_sessions.errors import SchemaError
-from vibeforge_sessions.sql.dialects import Timeouts
+from vibeforge_sessions.sql.dialects import MigrationTimeouts
 from vibeforge_sessions.sql.engine import parse_url
 
 __all__ = ["PREFIX", "Revision", "history", "render", "script_folder"]
 
 PREFIX: Final = "vibeforge_"
-"""What the ids of our revisions begin with, so that they cannot be those of a host whose Alembic runs them too."""
+"""Prefix of the revision ids. It distinguishes them from those of an application whose Alembic runs them, too."""
 
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_@]{0,99}([+-][0-9]{1,9})?|[+-][0-9]{1,9}")
 
@@ -32,41 +32,41 @@ Locks = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What a revision's file says of itself; its attributes are held to what the servers do by a test."""
+    """Properties that a revision declares in its file. A test compares them with the behavior of the servers."""
 
     revision: str
     after: str | None
-    """The revision before it."""
+    """The previous revision."""
     summary: str
     locks: Locks
-    """For each database: the tables that were there before and are locked meanwhile, and how, in its own words."""
+    """For each database: the existing tables that are locked meanwhile, and the lock in the terms of the database."""
     rewrites: tuple[str, ...]
-    """The tables that are written anew, which takes time and room."""
+    """Tables that are rewritten, which takes time and disk space."""
     online: tuple[str, ...]
-    """The databases on which others may write meanwhile."""
+    """Databases on which applications may write during the migration."""
     loses: str | None
-    """What a downgrade of it loses, None for nothing."""
+    """Data that a downgrade loses; None if it loses nothing."""
 
 
 def history() -> list[Revision]:
-    """Return all revisions, the first one first."""
+    """Return all revisions in ascending order."""
     return [_revision(script) for script in _scripts().walk_revisions()][::-1]
 
 
 def head() -> str:
-    """Return the revision that this version of the package works with."""
+    """Return the revision that this version of the package needs."""
     return str(_scripts().get_current_head())
 
 
 def script_folder() -> Path:
-    """Return the folder that holds ``alembic.ini`` and ``migrations``: the installed package, or a checkout."""
+    """Return the folder of ``alembic.ini`` and ``migrations``: the installed package, or a checkout."""
     package = Path(__file__).resolve().parents[2]
     checkout = package.parent
     if (package / "alembic.ini").is_file():
         return package
     if (checkout / "pyproject.toml").is_file() and (checkout / "alembic.ini").is_file():
         return checkout
-    raise SchemaError("the migration scripts were not installed with vibeforge_sessions")
+    raise SchemaError("the migration scripts of vibeforge_sessions are missing: install the package from its wheel")
 
 
 def render(
@@ -79,23 +79,23 @@ def render(
     lock_timeout: float | None = None,
     statement_timeout: float | None = None,
 ) -> str:
-    """Return the SQL of a migration, without connecting and without the database's driver.
+    """Return the SQL of a migration, without a connection and without the driver of the database.
 
-    :param url: only its kind of database counts: ``postgresql://`` will do.
-    :param revision: where it leads to.
-    :param since: where it begins; by default an upgrade begins with nothing and a downgrade at the head.
-    :param schema: PostgreSQL's, in which the tables stand.
-    :param lock_timeout: seconds to wait for a table's lock; 10 by default.
-    :param statement_timeout: seconds that a statement may take; as the server has it by default.
+    :param url: selects the kind of database; ``postgresql://`` is enough.
+    :param revision: the target revision.
+    :param since: the initial revision. By default an upgrade begins with an empty database and a downgrade at the head.
+    :param schema: PostgreSQL only. The schema of the tables.
+    :param lock_timeout: seconds to wait for a table lock; 10 by default.
+    :param statement_timeout: time limit of a statement in seconds; by default the setting of the server.
     :raises SchemaError: a revision is unknown.
     :raises StorageError: the URL is not supported.
     """
-    printed = io.StringIO()
-    settings = config(printed)
+    output = io.StringIO()
+    settings = config(output)
     settings.attributes.update(
         connection=parse_url(url),
         schema=schema,
-        timeouts=Timeouts(lock_timeout, statement_timeout),
+        timeouts=MigrationTimeouts(lock_timeout, statement_timeout),
         upgrading=not downgrade,
     )
     run = command.downgrade if downgrade else command.upgrade
@@ -104,22 +104,22 @@ def render(
         run(settings, f"{since}:{check_revision(revision)}", sql=True)
     except CommandError as error:
         raise SchemaError(str(error)) from error
-    return printed.getvalue()
+    return output.getvalue()
 
 
 def check_revision(revision: str) -> str:
-    """Return what may be a revision: of anything else Alembic says what it likes.
+    """Return a revision after a check of its form. For other texts, Alembic raises errors of many kinds.
 
-    :raises SchemaError: it cannot be one.
+    :raises SchemaError: it does not have the form of a revision.
     """
     if not _REVISION.fullmatch(revision):
-        raise SchemaError("a revision is an id, head or base, or so many steps from one of them, such as head or -1")
+        raise SchemaError("a revision must be an id, head, base, or a number of steps from one of them, such as -1")
     return revision
 
 
-def config(printed: io.StringIO | None = None) -> Config:
-    """Return Alembic's configuration; what it prints is nobody's, apart from SQL."""
-    return Config(script_folder() / "alembic.ini", stdout=io.StringIO(), output_buffer=printed)
+def config(output: io.StringIO | None = None) -> Config:
+    """Return the configuration of Alembic. Its output is discarded, except for SQL."""
+    return Config(script_folder() / "alembic.ini", stdout=io.StringIO(), output_buffer=output)
 
 
 @functools.cache
@@ -128,13 +128,13 @@ def _scripts() -> ScriptDirectory:
 
 
 def _revision(script: Script) -> Revision:
-    told: Any = vars(script.module)
+    attributes: Any = vars(script.module)
     return Revision(
         revision=script.revision,
         after=None if script.down_revision is None else str(script.down_revision),
         summary=script.doc,
-        locks=dict(told.get("locks", {})),
-        rewrites=tuple(told.get("rewrites", ())),
-        online=tuple(told.get("online", ())),
-        loses=told.get("loses"),
+        locks=dict(attributes.get("locks", {})),
+        rewrites=tuple(attributes.get("rewrites", ())),
+        online=tuple(attributes.get("online", ())),
+        loses=attributes.get("loses"),
     )

@@ -74,7 +74,7 @@ class _Append(WriteOperation[tuple[int, Any]]):
         if len(row[history.text]) > _SMALL:
             executor.batches([row])  # rejects an entry that no statement can hold
         count = {ID: session_id, NOW: self.time}
-        if executor.database.writes_at_once:
+        if executor.database.supports_writable_ctes:
             prefix = prefix_of(history.table)
             entry = {prefix + name: value for name, value in row.items()}
             placed = executor.row(_single_statement(history), {**entry, **count})

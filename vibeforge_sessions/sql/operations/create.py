@@ -61,7 +61,7 @@ class CreateSession(WriteOperation[Record]):
         write = self.write
         record = self._record
         try:
-            if executor.database.writes_at_once:
+            if executor.database.supports_writable_ctes:
                 self._execute_single_statement(executor, record)
                 return record
             executor.write(insert_session, [session_row(record)])

@@ -57,7 +57,7 @@ class LockedRow(NamedTuple):
 
 def lock_row(executor: ConnectionExecutor, session_id: str) -> LockedRow | None:
     """Lock the committed row of a session and return it; None if there is none."""
-    executor.database.catch_up(executor.connection)
+    executor.database.wait_for_replication(executor.connection)
     row = executor.row(select_for_update, {ID: session_id})
     return None if row is None else LockedRow(*row)
 

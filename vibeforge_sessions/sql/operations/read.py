@@ -99,7 +99,9 @@ class GetSession(Operation[tuple[Record, Rows, Sequence[str]] | None]):
             if record is None:
                 return None
             slices = [(0 if self.recent is None else max(0, count - self.recent), count) for count in record.counts]
-            in_one = executor.database.writes_at_once or (executor.joined and not executor.reads_now(self.session_id))
+            in_one = executor.database.supports_writable_ctes or (
+                executor.joined and not executor.reads_now(self.session_id)
+            )
             found = (_histories_in_one if in_one else _histories)(executor, record, slices)
             if found is not None:
                 for columns, (after, until) in zip(found, slices, strict=True):

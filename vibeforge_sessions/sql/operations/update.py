@@ -110,7 +110,7 @@ class UpdateSession(WriteOperation[Record]):
             "new_logs": len(write.logs),
         }
         names = tuple([name for name in DOCUMENTS if name in write.documents]) if write.documents else ()
-        if executor.database.writes_at_once:
+        if executor.database.supports_writable_ctes:
             statement = _single_statement(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
             found = executor.row(statement, {**parameters, **changeset_parameters(executor, write)})
         else:
@@ -118,7 +118,7 @@ class UpdateSession(WriteOperation[Record]):
         if found is None:
             raise missed(executor, write.session_id, write.version, write.expected_write_id)
         record = self._record(found)
-        if not executor.database.writes_at_once:
+        if not executor.database.supports_writable_ctes:
             self._write_children(executor, names, record)
         executor.wrote(write.session_id)
         return record

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Executable, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import database_of, failure_code
+from vibeforge_sessions.sql.dialects import database_dialect_of, failure_code
 from vibeforge_sessions.sql.transactions.executor import Executor, Parameters, Rows
 from vibeforge_sessions.sql.transactions.joined_writes import joined_writes
 
@@ -22,7 +22,7 @@ class ConnectionExecutor(Executor):
     def __init__(self, connection: Connection, *, joined: bool = False) -> None:
         self.connection = connection
         self.dialect = connection.dialect
-        self.database = database_of(connection.dialect)
+        self.database = database_dialect_of(connection.dialect)
         self.joined = joined
 
     @property
@@ -42,9 +42,12 @@ class ConnectionExecutor(Executor):
         return self.connection.info
 
     def end_session(self, session: Any) -> bool:
-        """End the server session of a lost connection; return whether it is certain (see `Database.end_session`)."""
+        """End the server session of a lost connection; return whether that is certain.
+
+        See `DatabaseDialect.end_server_session`.
+        """
         try:
-            return self.database.end_session(self.connection, session)
+            return self.database.end_server_session(self.connection, session)
         except DBAPIError as error:
             if self.database.is_lost(error) or self.database.is_unavailable(failure_code(error)):
                 raise
@@ -55,7 +58,7 @@ class ConnectionExecutor(Executor):
 
     def begin(self, *, write: bool, single_statement: bool) -> bool:
         fork_safety.check_file(self.info)
-        return self.database.begin(self.connection, write=write, at_once=single_statement)
+        return self.database.begin(self.connection, write=write, single_statement=single_statement)
 
     def wrote(self, session_id: str, *, deleted: bool = False) -> None:
         if self.joined:
@@ -65,7 +68,11 @@ class ConnectionExecutor(Executor):
         return self.joined and joined_writes(self.connection).deleted.get(session_id, False)
 
     def reads_now(self, session_id: str) -> bool:
-        return self.joined and self.database.mixes_snapshots and session_id in joined_writes(self.connection).deleted
+        return (
+            self.joined
+            and self.database.writes_bypass_snapshot
+            and session_id in joined_writes(self.connection).deleted
+        )
 
     def join(self) -> None:
         """Join the transaction of the connection; begin one if none has begun.
@@ -77,7 +84,7 @@ class ConnectionExecutor(Executor):
         fork_safety.check_joined(self.connection)
         if not self.connection.in_transaction():
             self.connection.begin()
-        self.database.join(self.connection)
+        self.database.check_joined_connection(self.connection)
 
     def commit(self) -> None:
         self.connection.commit()

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
-from vibeforge_sessions.sql.dialects import DATABASES, database_of, failure_code
+from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, database_dialect_of, failure_code
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
@@ -54,7 +54,7 @@ def failure_of(error: BaseException, doing: str, *, unknown: bool = False, lost:
     :raises ValueError: the driver could not make sense of a stored value.
     """
     text = f"could not {doing} the database: "
-    if isinstance(error, DBAPIError) and any(each.is_garbled(error) for each in DATABASES):
+    if isinstance(error, DBAPIError) and any(each.is_undecodable_value(error) for each in DATABASE_DIALECTS):
         raise ValueError("a text is no text") from None
     if isinstance(error, OSError):  # asyncpg's; it shows an address
         return StorageError(text + type(error).__name__)
@@ -63,7 +63,9 @@ def failure_of(error: BaseException, doing: str, *, unknown: bool = False, lost:
     _hide_values(error)
     lost = lost or isinstance(error, PendingRollbackError)
     text += failure_name(error)
-    if isinstance(error, DBAPIError) and any(failure_code(error) in each.damaged for each in DATABASES):
+    if isinstance(error, DBAPIError) and any(
+        failure_code(error) in each.corruption_codes for each in DATABASE_DIALECTS
+    ):
         text += _DAMAGED
     failure = (OutcomeUnknownError if unknown else StorageError)(text + (LOST if lost else ""), transaction_lost=lost)
     failure.__cause__ = error
@@ -104,7 +106,9 @@ def has_wrong_schema(error: StorageError) -> bool:
     No two databases have a code in common, and to ask a host's session for its own could fail as well.
     """
     cause = error.__cause__
-    return isinstance(cause, DBAPIError) and any(failure_code(cause) in each.wrong_schema for each in DATABASES)
+    return isinstance(cause, DBAPIError) and any(
+        failure_code(cause) in each.missing_schema_codes for each in DATABASE_DIALECTS
+    )
 
 
 def as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseException:
@@ -119,4 +123,4 @@ def as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseExc
 
 def is_lost(error: BaseException, dialect: Dialect) -> bool:
     """Return whether an error means that the connection is lost."""
-    return isinstance(error, DBAPIError) and database_of(dialect).is_lost(error)
+    return isinstance(error, DBAPIError) and database_dialect_of(dialect).is_lost(error)

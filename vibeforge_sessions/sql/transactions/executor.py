@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Dialect, Executable, PoolProxiedConnection
 from sqlalchemy.exc import IntegrityError
 
-from vibeforge_sessions.sql.dialects import Database, failure_code
+from vibeforge_sessions.sql.dialects import DatabaseDialect, failure_code
 
 Parameters = Mapping[str, Any]
 Rows = Sequence[Sequence[Any]]
@@ -22,7 +22,7 @@ class Executor(ABC):
 
     __slots__ = ("database", "dialect", "joined")
 
-    database: Database
+    database: DatabaseDialect
     dialect: Dialect
     joined: bool
     """Whether the transaction is the caller's, who may have chosen a level at which two reads see two moments."""
@@ -73,7 +73,7 @@ class Executor(ABC):
 
     @property
     def server_session(self) -> Any:
-        """The argument of `Database.end_session`, which cannot be read any more once this connection is lost."""
+        """The argument of `DatabaseDialect.end_server_session`, which a lost connection cannot return."""
         if _SESSION not in self.info:
             self.info[_SESSION] = self.database.server_session(self.own_connection)
         return self.info[_SESSION]
@@ -86,7 +86,7 @@ class Executor(ABC):
         return False
 
     def reads_now(self, session_id: str) -> bool:
-        """Return whether a session must be read as committed now (see `Database.mixes_snapshots`)."""
+        """Return whether a session must be read as committed now (see `DatabaseDialect.writes_bypass_snapshot`)."""
         return False
 
     def columns(self, statement: Executable, parameters: Parameters) -> Rows:
@@ -111,10 +111,10 @@ class Executor(ABC):
         return rows[0] if rows else None
 
     def batches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """Return the rows in batches that each fit into one statement (see `Database.batches`)."""
+        """Return the rows in batches that each fit into one statement (see `DatabaseDialect.batches`)."""
         return self.database.batches(self.dialect, self.driver, rows)
 
     def is_duplicate(self, error: BaseException) -> bool:
         """Return whether a primary key exists already; a constraint that the DBA has added does not count."""
         error = self.failed(error)
-        return isinstance(error, IntegrityError) and failure_code(error) in self.database.duplicate
+        return isinstance(error, IntegrityError) and failure_code(error) in self.database.duplicate_key_codes

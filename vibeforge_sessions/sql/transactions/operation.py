@@ -25,7 +25,10 @@ class Operation(ABC, Generic[T_co]):
 
     is_write: ClassVar[bool] = False
     needs_transaction: bool = False
-    """Whether it is a transaction even where each write is a single statement (`Database.writes_at_once`)."""
+    """Whether it is a transaction even if each write is a single statement.
+
+    See `DatabaseDialect.supports_writable_ctes`.
+    """
     extra_seconds: float = 0
     """Seconds that it may take beyond the deadline of a call."""
 

@@ -21,8 +21,8 @@ from vibeforge_sessions.repository import instrumentation
 from vibeforge_sessions.repository.fork_locks import fork_lock
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import database_of, failure_code
-from vibeforge_sessions.sql.dialects.base import OURS, POOLER
+from vibeforge_sessions.sql.dialects import database_dialect_of, failure_code
+from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER, PREPARED
 from vibeforge_sessions.sql.transactions.base import TransactionRunner
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.error_translation import (
@@ -58,7 +58,7 @@ _listeners: Final = operator.attrgetter(
 )
 """Listeners to the events that precompiled statements do not raise. SQLite's dialect itself listens to ``begin``."""
 _dialect_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_params", "do_executemany", "handle_error")
-_KNOWN_OPTIONS: Final = {OURS, POOLER, SCHEMAS}
+_KNOWN_OPTIONS: Final = {PREPARED, BEHIND_POOLER, SCHEMAS}
 """The execution options of an engine that precompiled statements follow."""
 
 
@@ -86,8 +86,10 @@ class _AttemptFailed(Exception):  # noqa: N818 (private)
         self.in_doubt = in_doubt
         """Whether the write may have been committed."""
         self.server_session: tuple[Any, bool] | None = None
-        """Of a lost connection: the argument of `Database.end_session`, and whether a statement that commits itself was
-        sent."""
+        """Of a lost connection: the argument of `DatabaseDialect.end_server_session`.
+
+        The second part is whether a statement that commits itself was sent.
+        """
 
     @property
     def reason(self) -> str:
@@ -124,7 +126,7 @@ class _Attempt(Generic[T]):
     in_doubt: bool = False
     """Whether a statement that commits itself may have been sent."""
     session: Any = None
-    """The argument of `Database.end_session`."""
+    """The argument of `DatabaseDialect.end_server_session`."""
 
     def run(self, executor: Executor) -> T:
         operation, lost, write = self.operation, self.lost, self.operation.is_write
@@ -157,7 +159,7 @@ class OwnedTransactions(TransactionRunner):
         prepare_first_connect(engine)
         fork_safety.track(engine)
         self._engine = engine
-        self._database = database_of(engine.dialect)
+        self._database = database_dialect_of(engine.dialect)
         self._statements: Statements | None = {} if precompiled else None
         self._retry = retry
         self._limited = limits_of(engine.dialect) if self._database.is_server else None
@@ -249,7 +251,7 @@ class OwnedTransactions(TransactionRunner):
         options = engine.get_execution_options()
         if (
             statements is None
-            or not options.get(OURS)
+            or not options.get(PREPARED)
             or options.keys() - _KNOWN_OPTIONS
             or engine.logger.isEnabledFor(logging.INFO)
             or any(_listeners(engine.dispatch))
@@ -283,12 +285,12 @@ class OwnedTransactions(TransactionRunner):
             retryable = True
         elif isinstance(error, SQLAlchemyError) or (executor is None and isinstance(error, FAILURES)):
             failure = failure_of(error, attempt.stage, unknown=in_doubt)
-            retryable = is_unusable or code in database.transient
+            retryable = is_unusable or code in database.transient_codes
             if executor is None:
                 retryable = isinstance(error, OSError) or (
                     isinstance(error, DBAPIError) and database.is_unreachable(error, code)
                 )
-            elif is_unusable or code in database.lasting:
+            elif is_unusable or code in database.connection_bound_codes:
                 executor.give_up()
         else:
             return None

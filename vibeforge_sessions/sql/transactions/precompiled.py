@@ -14,8 +14,8 @@ from sqlalchemy import Dialect, Engine, Executable, PoolProxiedConnection
 from sqlalchemy.types import NullType
 
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import Database
-from vibeforge_sessions.sql.dialects.base import LEVEL_CHANGED
+from vibeforge_sessions.sql.dialects import DatabaseDialect
+from vibeforge_sessions.sql.dialects.base import ISOLATION_LEVEL_CHANGED
 from vibeforge_sessions.sql.transactions.error_translation import as_sqlalchemys
 from vibeforge_sessions.sql.transactions.executor import Executor, Parameters, Rows
 
@@ -96,7 +96,7 @@ class PrecompiledExecutor(Executor):
     __slots__ = ("_driver", "_info", "_pooled", "_schemas", "_statements")
 
     def __init__(
-        self, engine: Engine, database: Database, pooled: PoolProxiedConnection, statements: Statements
+        self, engine: Engine, database: DatabaseDialect, pooled: PoolProxiedConnection, statements: Statements
     ) -> None:
         self.dialect = engine.dialect
         self.database = database
@@ -130,8 +130,8 @@ class PrecompiledExecutor(Executor):
         if begin is not None:
             self._driver.execute(begin[write])
             return True
-        self._info[LEVEL_CHANGED] = True  # before it changes: the pool resets it, however this call ends
-        return self.database.begin_on_driver(self.dialect, self._driver, write=write, at_once=single_statement)
+        self._info[ISOLATION_LEVEL_CHANGED] = True  # before it changes: the pool resets it, however this call ends
+        return self.database.begin_on_driver(self.dialect, self._driver, write=write, single_statement=single_statement)
 
     def commit(self) -> None:
         self._driver.commit()

@@ -26,7 +26,7 @@ from typing import Any, Final, Self, TypeVar
 from sqlalchemy import Dialect, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from vibeforge_sessions.sql.dialects import Database, database_of
+from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_of
 
 _EVERY: Final = 0.1
 """How often the thread looks, in seconds."""
@@ -89,7 +89,7 @@ class _Cutting(Limit):
 
     __slots__ = ("_database", "_pooled")
 
-    def __init__(self, seconds: float, database: Database) -> None:
+    def __init__(self, seconds: float, database: DatabaseDialect) -> None:
         super().__init__(seconds)
         self._database = database
         self._pooled: Callable[[], PoolProxiedConnection | None] = _no_connection
@@ -103,7 +103,7 @@ class _Cutting(Limit):
         if connection is None:
             return False
         self.expired = True
-        self._database.cut(getattr(connection, "driver_connection", connection))
+        self._database.abort_connection(getattr(connection, "driver_connection", connection))
         return True
 
     def _connection(self) -> Any:
@@ -161,7 +161,7 @@ class _OnTheLoop(_Cutting):
 class _InThreads(_Cutting):
     __slots__ = ("_new", "reference", "until")
 
-    def __init__(self, seconds: float, database: Database) -> None:
+    def __init__(self, seconds: float, database: DatabaseDialect) -> None:
         super().__init__(seconds, database)
         self.until = time.monotonic() + seconds
         self.reference = weakref.ref(self, _watchdog.forget)
@@ -253,7 +253,7 @@ if hasattr(os, "register_at_fork"):
 
 def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
     """Return what makes a limit of so many seconds for an attempt on an engine of this dialect."""
-    database = database_of(dialect)
+    database = database_dialect_of(dialect)
     if not database.is_server:
         return _None
     return functools.partial(_OnTheLoop if dialect.is_async else _InThreads, database=database)
