@@ -25,6 +25,7 @@ from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.cli.commands import app
 from vibeforge_sessions.cli.output import EXIT_CODES
 from vibeforge_sessions.sql import create_engine, metadata
+from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "dba-guide.md").read_text("utf-8")
