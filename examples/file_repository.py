@@ -37,8 +37,8 @@ from vibeforge_sessions.repository.spi import (
     adopt_content,
     changeset_for_create,
     changeset_for_update,
+    check_after,
     check_expected_record,
-    check_integer,
     check_limit,
     check_recent,
     check_replacing,
@@ -159,12 +159,12 @@ class FileSessionRepository(SessionRepository[S]):
         phase: str | None = None,
     ) -> list[ErrorEntry]:
         session_id = check_session_id(session_id)
-        after, limit = check_integer(after, "after", least=0), check_limit(limit)
+        after, limit = check_after(after), check_limit(limit)
         return self._load(session_id).list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         session_id = check_session_id(session_id)
-        after, limit = check_integer(after, "after", least=0), check_limit(limit)
+        after, limit = check_after(after), check_limit(limit)
         return self._load(session_id).list_logs(after=after, limit=limit)
 
     # --- holds, export and restore ---

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import pickle
 import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import get_args
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +19,9 @@ import vibeforge_sessions
 from vibeforge_sessions import errors
 from vibeforge_sessions.errors import (
     ArchiveError,
+    ConfigurationError,
     CorruptSessionError,
+    InvalidArgumentError,
     InvalidSessionError,
     OutcomeUnknownError,
     SchemaError,
@@ -28,6 +33,7 @@ from vibeforge_sessions.errors import (
     StorageError,
 )
 
+PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text("utf-8")
 CLASSES = {
     name: value
     for name, value in vars(errors).items()
@@ -39,14 +45,16 @@ BASES = {
     "SessionExistsError": (SessionRepositoryError,),
     "StaleSessionError": (SessionRepositoryError,),
     "InvalidSessionError": (SessionRepositoryError, ValueError),
+    "InvalidArgumentError": (SessionRepositoryError, ValueError),
     "CorruptSessionError": (SessionRepositoryError,),
+    "ConfigurationError": (SessionRepositoryError,),
     "StorageError": (SessionRepositoryError,),
-    "OutcomeUnknownError": (StorageError,),
+    "OutcomeUnknownError": (SessionRepositoryError,),
     "SchemaError": (SessionRepositoryError,),
     "ArchiveError": (SessionRepositoryError,),
 }
 # each error, its attributes, its text
-EXAMPLES = [
+EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
     (SessionRepositoryError("text"), {}, "text"),
     (SessionNotFoundError("s1"), {"session_id": "s1"}, "there is no session 's1'"),
     (SessionExistsError("s1"), {"session_id": "s1"}, "there is a session 's1' already"),
@@ -78,6 +86,8 @@ EXAMPLES = [
     ),
     (InvalidSessionError("is wrong"), {"reason": "is wrong", "path": None}, "is wrong"),
     (InvalidSessionError("is wrong", "a.b[1]"), {"reason": "is wrong", "path": "a.b[1]"}, "a.b[1]: is wrong"),
+    (InvalidArgumentError("is wrong"), {"reason": "is wrong", "argument": None}, "is wrong"),
+    (InvalidArgumentError("is wrong", "limit"), {"reason": "is wrong", "argument": "limit"}, "limit: is wrong"),
     (
         CorruptSessionError("s1", "why"),
         {"session_id": "s1", "reason": "why"},
@@ -88,9 +98,11 @@ EXAMPLES = [
         {"session_id": None, "reason": "why"},
         "a session is stored in a way this code cannot read: why",
     ),
+    (ConfigurationError("is wrong"), {"reason": "is wrong", "name": None}, "is wrong"),
+    (ConfigurationError("is wrong", "bind"), {"reason": "is wrong", "name": "bind"}, "bind: is wrong"),
     (StorageError("why"), {"reason": "why", "transaction_lost": False}, "why"),
     (StorageError("why", transaction_lost=True), {"reason": "why", "transaction_lost": True}, "why"),
-    (OutcomeUnknownError("why"), {"reason": "why", "transaction_lost": False}, "why"),
+    (OutcomeUnknownError("why"), {"reason": "why"}, "why"),
     (SchemaError("why"), {"reason": "why", "state": None}, "why"),
     *((SchemaError("why", state), {"reason": "why", "state": state}, "why") for state in get_args(SchemaState)),
     (ArchiveError("why"), {"reason": "why", "line": None}, "why"),
@@ -113,7 +125,7 @@ def raised(error: SessionRepositoryError) -> None:
 
 def test_the_tree_is_the_documented_one() -> None:
     assert {name: class_.__bases__ for name, class_ in CLASSES.items()} == BASES
-    assert {type(error).__name__ for error, _, _ in EXAMPLES} == set(BASES)
+    assert {type(error).__name__ for error, _, _ in EXAMPLES} == set(CLASSES)
 
 
 def test_the_drawing_shows_each_class_at_its_place() -> None:
@@ -129,6 +141,42 @@ def test_the_drawing_shows_each_class_at_its_place() -> None:
     assert {name: parents for name, (_, parents) in drawn.items()} == {
         name: {base.__name__ for base in bases} for name, bases in BASES.items()
     }
+
+
+def test_page_shows_the_same_tree() -> None:
+    tree = re.search(r"^SessionRepositoryError\n(?:[├└│].*\n)+", errors.__doc__ or "", re.MULTILINE)
+    assert tree is not None
+    assert tree[0] in PAGE
+
+
+def test_page_describes_each_class_with_its_attributes() -> None:
+    rows: dict[str, str] = dict(re.findall(r"^\| `(\w+Error)` \| ([^|]*) \| [^|]+ \| [^|]+ \|$", PAGE, re.MULTILINE))
+    assert set(rows) == set(CLASSES) - {"SessionRepositoryError"}
+    for error, attributes, _ in EXAMPLES:
+        name = type(error).__name__
+        assert set(re.findall(r"`(\w+)`", rows.get(name, ""))) == set(attributes), name
+
+
+@pytest.mark.parametrize("error", [StorageError("why"), OutcomeUnknownError("why")])
+def test_example_of_page_repeats_only_calls_that_wrote_nothing(error: SessionRepositoryError) -> None:
+    example = re.search(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert example is not None
+    queued: list[tuple[str, str]] = []
+    repository = Mock(**{"append_log.side_effect": error})
+    names = {
+        "repository": repository,
+        "session_id": "s1",
+        "StorageError": StorageError,
+        "queue_for_later": lambda *call: queued.append(call),
+    }
+    with pytest.raises(OutcomeUnknownError) if type(error) is OutcomeUnknownError else contextlib.nullcontext():
+        exec(example[1], names)  # noqa: S102 (the page's own code)
+    assert queued == ([("s1", "started")] if type(error) is StorageError else [])
+
+
+def test_page_names_each_class_with_its_status_and_exit_code() -> None:
+    table = PAGE[PAGE.index("## Other interfaces") :]
+    assert set(re.findall(r"`(\w+Error)`", table)) == set(CLASSES) - {"SessionRepositoryError"}
 
 
 def test_all_of_them_are_public() -> None:

@@ -23,7 +23,9 @@ from tests.servers import AvailableServer
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     AsyncSessionRepository,
+    ConfigurationError,
     CorruptSessionError,
+    InvalidArgumentError,
     OutcomeUnknownError,
     RetryPolicy,
     SchemaError,
@@ -128,7 +130,8 @@ def test_each_refusal_has_its_status(url: str) -> None:
         assert (answer.status_code, answer.json()["path"]) == (422, "phase")
         assert SECRET not in answer.text
         answer = await client.get("/sessions/no%20id")
-        assert (answer.status_code, answer.json()["error"]) == (422, "InvalidSessionError")
+        assert answer.status_code == 422
+        assert (answer.json()["error"], answer.json()["argument"]) == ("InvalidArgumentError", "session_id")
 
     asking(application(lifespan(url)), ask)
 
@@ -230,6 +233,10 @@ def test_who_cannot_tell_says_so() -> None:
     async def schema() -> None:
         raise SchemaError(SECRET)
 
+    @app.get("/configuration")
+    async def configuration() -> None:
+        raise ConfigurationError(SECRET)
+
     async def ask(client: httpx.AsyncClient) -> None:
         answer = await client.get("/unknown")
         assert (answer.status_code, answer.json()["error"]) == (503, "OutcomeUnknownError")
@@ -237,6 +244,10 @@ def test_who_cannot_tell_says_so() -> None:
         assert "Retry-After" not in answer.headers
         answer = await client.get("/schema")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert SECRET not in answer.text
+        answer = await client.get("/configuration")
+        assert (answer.status_code, answer.json()["error"]) == (500, "ConfigurationError")
+        assert "Retry-After" not in answer.headers
         assert SECRET not in answer.text
 
     asking(app, ask)
@@ -312,7 +323,9 @@ def test_the_repository_needs_no_free_thread() -> None:
     ("error", "code"),
     [
         (SessionNotFoundError("s-1"), 1008),
+        (InvalidArgumentError("must be 1 to 50", "limit"), 1008),
         (CorruptSessionError("s-1", SECRET), 1011),
+        (ConfigurationError(SECRET), 1011),
         (StorageError(SECRET), 1013),
         (OutcomeUnknownError(SECRET), 1011),
     ],

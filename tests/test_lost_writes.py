@@ -22,6 +22,7 @@ from tests.databases import Storage
 from tests.repositories import in_memory
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
+    ConfigurationError,
     InMemorySessionRepository,
     InvalidSessionError,
     Session,
@@ -297,7 +298,7 @@ def test_a_class_that_replaces_its_attributes_is_refused() -> None:
         pass
 
     tracked = track_unsaved_changes(InMemorySessionRepository(session_type=Validated))
-    with pytest.raises(InvalidSessionError, match="Validated cannot be tracked"):
+    with pytest.raises(ConfigurationError, match="Validated cannot be tracked"):
         tracked.create_session()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vibeforge_sessions import InvalidSessionError, RetryPolicy, SQLAlchemySessionRepository
+from vibeforge_sessions import ConfigurationError, RetryPolicy, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
 
 
@@ -41,9 +41,9 @@ def test_no_pause_is_possible() -> None:
     ],
 )
 def test_what_it_does_not_take_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(InvalidSessionError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         RetryPolicy(**{name: value})
-    assert caught.value.path == name
+    assert caught.value.name == f"RetryPolicy.{name}"
 
 
 def test_it_cannot_be_changed() -> None:
@@ -52,5 +52,5 @@ def test_it_cannot_be_changed() -> None:
 
 
 def test_a_repository_takes_nothing_else() -> None:
-    with pytest.raises(TypeError, match="must be a RetryPolicy, not int"):
+    with pytest.raises(ConfigurationError, match="must be a RetryPolicy, not int"):
         SQLAlchemySessionRepository(create_engine("sqlite://"), retry=30)  # type: ignore[arg-type]

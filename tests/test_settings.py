@@ -22,8 +22,8 @@ from tests.cli import running
 from tests.repositories import SQLiteFiles
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
+    ConfigurationError,
     InMemorySessionRepository,
-    InvalidSessionError,
     SchemaError,
     SessionPhase,
     SQLAlchemySessionRepository,
@@ -118,7 +118,7 @@ def test_memory_that_is_asked_for_is_silent(
     assert caplog.records == []
 
 
-def rejected(url: str | None = None) -> InvalidSessionError:
+def rejected(url: str | None = None) -> ConfigurationError:
     """Return the error that each way to open a repository raises."""
     session_store.close()
     calls: tuple[Callable[[], object], ...] = (
@@ -129,7 +129,7 @@ def rejected(url: str | None = None) -> InvalidSessionError:
     )
     errors = []
     for call in calls:
-        with pytest.raises(InvalidSessionError) as caught:
+        with pytest.raises(ConfigurationError) as caught:
             call()
         assert SECRET not in shown(caught.value)
         errors.append(caught.value)
@@ -147,7 +147,7 @@ def test_an_empty_url_is_rejected(monkeypatch: pytest.MonkeyPatch, value: str, t
     assert "memory://" in str(rejected(value))
     monkeypatch.setenv(URL, value)
     error = rejected()
-    assert error.path == URL
+    assert error.name == URL
     assert "memory://" in str(error)
     assert isinstance(open_repository("memory://"), InMemorySessionRepository)  # an argument wins
     with open_repository(url_in(tmp_path), migrate=True) as repository:
@@ -162,7 +162,7 @@ def test_a_setting_of_a_database_without_a_url_is_rejected(
 ) -> None:
     monkeypatch.setenv(name, value)
     error = rejected()
-    assert error.path == name.upper()
+    assert error.name == name.upper()
     assert URL in str(error)
 
 
@@ -197,7 +197,7 @@ def test_a_misspelt_variable_is_rejected(
     if beside is not None:
         monkeypatch.setenv(URL, beside)
     error = rejected()
-    assert error.path == name
+    assert error.name == name
     assert f" {meant}" in str(error)
 
 
@@ -353,7 +353,7 @@ def test_whether_the_schema_is_migrated(
 def test_a_setting_that_is_neither_true_nor_false(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
     monkeypatch.setenv(MIGRATE, value)
     for url in (None, url_in(tmp_path)):
-        with pytest.raises(InvalidSessionError) as caught:
+        with pytest.raises(ConfigurationError) as caught:
             open_repository(url)
         assert MIGRATE in str(caught.value)
         assert SECRET not in shown(caught.value)
@@ -399,7 +399,7 @@ UNSUPPORTED = [
 def test_an_unsupported_url(monkeypatch: pytest.MonkeyPatch, url: str, by_environment: bool) -> None:
     if by_environment:
         monkeypatch.setenv(URL, url)
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         open_repository(None if by_environment else url, migrate=True)
     assert "sqlite" in str(caught.value)  # an example of what is understood
     assert SECRET not in shown(caught.value)

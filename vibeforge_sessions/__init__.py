@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vibeforge_sessions.errors import (
         ArchiveError,
+        ConfigurationError,
         CorruptSessionError,
+        InvalidArgumentError,
         InvalidSessionError,
         OutcomeUnknownError,
         SchemaError,
@@ -36,9 +38,11 @@ __all__ = [
     "AsyncInMemorySessionRepository",
     "AsyncSQLAlchemySessionRepository",
     "AsyncSessionRepository",
+    "ConfigurationError",
     "CorruptSessionError",
     "ErrorEntry",
     "InMemorySessionRepository",
+    "InvalidArgumentError",
     "InvalidSessionError",
     "OutcomeUnknownError",
     "RetryPolicy",
@@ -65,7 +69,9 @@ __all__ = [
 _MODULES = {
     "errors": (
         "ArchiveError",
+        "ConfigurationError",
         "CorruptSessionError",
+        "InvalidArgumentError",
         "InvalidSessionError",
         "OutcomeUnknownError",
         "SchemaError",

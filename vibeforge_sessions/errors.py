@@ -1,19 +1,24 @@
-"""Every error this package raises.
+"""Exception hierarchy of the package.
 
 SessionRepositoryError
-├── SessionNotFoundError (LookupError)    no such session, or not any more
+├── SessionNotFoundError (LookupError)    the session is not stored
 ├── SessionExistsError                    the id is taken
-├── StaleSessionError                     somebody else has stored the session since it was read
-├── InvalidSessionError (ValueError)      what was handed in cannot be stored or understood
-├── CorruptSessionError                   what is stored cannot be understood
-├── StorageError                          the database did not do it
-│   └── OutcomeUnknownError               … and nobody can tell whether it did
-├── SchemaError                           the tables are missing, or not of this version
-└── ArchiveError                          a file of sessions cannot be read or written
+├── StaleSessionError                     another writer stored the session since it was read
+├── InvalidSessionError (ValueError)      a value in a session cannot be stored
+├── InvalidArgumentError (ValueError)     an argument of a call is invalid: a limit, a cursor, a filter, an id
+├── CorruptSessionError                   a stored session cannot be read
+├── ConfigurationError                    the URL, the engine, the environment or a session class is not usable
+├── SchemaError                           the tables are missing, or belong to another version
+├── ArchiveError                          an archive cannot be read or written
+├── StorageError                          the database failed; nothing was written
+└── OutcomeUnknownError                   a write may be stored or not; not a StorageError
 
-The errors carry ids and versions as attributes. Their messages show neither values of a session nor a URL,
-a password or the parameters of a statement. All of them survive ``pickle``, so that a worker process can
-hand them to its parent.
+`OutcomeUnknownError` is not a `StorageError`, so that a caller can repeat a call after ``except StorageError`` without
+writing twice.
+
+Errors carry ids, versions and names as attributes. Their messages contain neither values of a session nor a URL, a
+password or the parameters of a statement. All of them survive ``pickle`` and ``copy``, so that a worker process can
+send them to its parent.
 """
 
 from __future__ import annotations
@@ -22,7 +27,9 @@ from typing import Literal
 
 __all__ = [
     "ArchiveError",
+    "ConfigurationError",
     "CorruptSessionError",
+    "InvalidArgumentError",
     "InvalidSessionError",
     "OutcomeUnknownError",
     "SchemaError",
@@ -35,24 +42,24 @@ __all__ = [
 ]
 
 SchemaState = Literal["empty", "behind", "current", "ahead", "foreign", "drifted"]
-"""Where a database stands, seen from this version of the package.
+"""State of a database's schema, compared with this version of the package.
 
-empty: none of our tables; behind: migrations are pending; current: what this version needs; ahead: migrated by a newer
-version; foreign: tables of our names, and nothing that says that our migrations made them; drifted: at the revision
-that this version needs, but the tables are not those that its migrations make.
+empty: none of the package's tables; behind: migrations are pending; current: what this version needs; ahead: migrated
+by a newer version; foreign: tables of the same names, without a record that this package's migrations made them;
+drifted: at the revision that this version needs, but the tables differ from those that its migrations make.
 """
 
 
-# Each subclass keeps its constructor's arguments in ``args`` and makes its text in ``__str__``: that is what
-# lets ``pickle`` and ``copy`` rebuild it.
+# Each subclass keeps the constructor's arguments in ``args`` and builds the message in ``__str__``: ``pickle`` and
+# ``copy`` rebuild an exception from ``args``.
 
 
 class SessionRepositoryError(Exception):
-    """The root of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class SessionNotFoundError(SessionRepositoryError, LookupError):
-    """There is no session with this id, or it has been deleted since it was read."""
+    """No session with this id is stored, or it was deleted since it was read."""
 
     session_id: str
 
@@ -78,19 +85,19 @@ class SessionExistsError(SessionRepositoryError):
 
 
 class StaleSessionError(SessionRepositoryError):
-    """The session was stored by somebody else since it was read; nothing of this update was written.
+    """Another writer has stored the session since it was read; nothing of this update was written.
 
-    Read it again and repeat the change, or let ``modify_session`` do that.
+    Read the session again and repeat the change, or let ``modify_session`` do both.
     """
 
     session_id: str
     version: int
-    """The version the caller had read."""
+    """The version that the caller had read."""
     stored_version: int | None
-    """The version stored now.
+    """The version that is stored now.
 
-    0: none is; the session was created in a transaction of the caller that was rolled back, or was deleted since. Equal
-    to ``version``: the session was deleted and created again, or what was read was rolled back.
+    0: no session is stored; the caller's transaction that created it was rolled back, or it was deleted since. Equal to
+    ``version``: the session was deleted and created again, or the version that was read was rolled back.
     """
 
     def __init__(self, session_id: str, version: int, stored_version: int | None = None) -> None:
@@ -115,10 +122,10 @@ class StaleSessionError(SessionRepositoryError):
 
 
 class InvalidSessionError(SessionRepositoryError, ValueError):
-    """A session, an id, a filter, a cursor or a limit that cannot be stored or understood. Nothing was written."""
+    """A value in a session, or in a record to be restored, cannot be stored. Nothing was written."""
 
     path: str | None
-    """Where in the session it stands, such as ``answers.budget[2]``; None where the reason says it all."""
+    """The value's place in the session, such as ``answers.budget[2]``; None for the whole session."""
     reason: str
 
     def __init__(self, reason: str, path: str | None = None) -> None:
@@ -130,8 +137,24 @@ class InvalidSessionError(SessionRepositoryError, ValueError):
         return self.reason if self.path is None else f"{self.path}: {self.reason}"
 
 
+class InvalidArgumentError(SessionRepositoryError, ValueError):
+    """An argument of a call is invalid: a limit, a cursor, an order, a filter, an id. Nothing was written."""
+
+    argument: str | None
+    """The argument's name, such as ``limit`` or ``session_id``; None if the reason concerns several arguments."""
+    reason: str
+
+    def __init__(self, reason: str, argument: str | None = None) -> None:
+        super().__init__(reason, argument)
+        self.reason = reason
+        self.argument = argument
+
+    def __str__(self) -> str:
+        return self.reason if self.argument is None else f"{self.argument}: {self.reason}"
+
+
 class CorruptSessionError(SessionRepositoryError):
-    """A stored session cannot be read: its phase is unknown to this code, or its row was changed by hand."""
+    """A stored session cannot be read: this code does not know its phase, or its row was changed by hand."""
 
     session_id: str | None
     reason: str
@@ -146,45 +169,32 @@ class CorruptSessionError(SessionRepositoryError):
         return f"{what} is stored in a way this code cannot read: {self.reason}"
 
 
-class StorageError(SessionRepositoryError):
-    """The database could not be reached, or failed; the cause is chained. Nothing was written."""
+class ConfigurationError(SessionRepositoryError):
+    """The application's configuration cannot work: a URL, an engine, an environment variable, a session class.
 
+    Repeating the call does not help. Nothing was written.
+    """
+
+    name: str | None
+    """The variable or option that the error concerns, such as ``VIBEFORGE_SESSIONS_MIGRATE``; None if the reason names
+    it."""
     reason: str
-    transaction_lost: bool
-    """True where the server has rolled back the transaction that the caller had begun itself."""
 
-    def __init__(self, reason: str, transaction_lost: bool = False) -> None:  # noqa: FBT001, FBT002 (pickle passes args by position)
-        super().__init__(reason, transaction_lost)
+    def __init__(self, reason: str, name: str | None = None) -> None:
+        super().__init__(reason, name)
         self.reason = reason
-        self.transaction_lost = transaction_lost
+        self.name = name
 
     def __str__(self) -> str:
-        return self.reason
-
-
-class OutcomeUnknownError(StorageError):
-    """The connection broke while the write was being committed: it is stored wholly, or not at all.
-
-    The repository has looked for it and could not tell: the database was away for longer than the call's deadline, or
-    somebody else has deleted or stored the session since. (In a host's own transaction it is the host's commit that
-    may end so.) What a caller may do:
-
-    - after `update_session` or `modify_session`: read the session, and decide from what it holds;
-    - after `create_session` with an id of one's own: read it; after one with a new id: create another;
-    - after `delete_session`: delete again; False says that the first one, or somebody else, has done it;
-    - after `append_error` and `append_log`: look at the last entries, or append again and accept that one may be there
-      twice.
-
-    A moment later is better than at once: a server that was cut off may still finish what it was told.
-    """
+        return self.reason if self.name is None else f"{self.name}: {self.reason}"
 
 
 class SchemaError(SessionRepositoryError):
-    """The database's tables are not those of this version; the message names the command to run."""
+    """The database's tables do not match this version; the message names the command to run."""
 
     reason: str
     state: SchemaState | None
-    """None where a migration failed for another reason, such as its lock."""
+    """None if a migration failed for another reason, such as its lock."""
 
     def __init__(self, reason: str, state: SchemaState | None = None) -> None:
         super().__init__(reason, state)
@@ -196,14 +206,14 @@ class SchemaError(SessionRepositoryError):
 
 
 class ArchiveError(SessionRepositoryError):
-    """A file of sessions is damaged or none of ours, or it cannot be read or written (full, say; the cause is chained).
+    """An archive is damaged, has another format, or cannot be read or written (the cause is chained).
 
-    Nothing was stored of the session that it is about, and nothing deleted.
+    Nothing of the session in question was stored or deleted.
     """
 
     reason: str
     line: int | None
-    """The line of the file that it is about, from 1; None where it is about the file."""
+    """The line of the file, from 1; None if the error concerns the whole file."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason, line)
@@ -212,3 +222,44 @@ class ArchiveError(SessionRepositoryError):
 
     def __str__(self) -> str:
         return self.reason if self.line is None else f"line {self.line}: {self.reason}"
+
+
+class StorageError(SessionRepositoryError):
+    """The database could not be reached, or failed; the cause is chained. Nothing was written."""
+
+    reason: str
+    transaction_lost: bool
+    """Whether the server has rolled back the transaction that the caller began."""
+
+    def __init__(self, reason: str, transaction_lost: bool = False) -> None:  # noqa: FBT001, FBT002 (pickle passes args by position)
+        super().__init__(reason, transaction_lost)
+        self.reason = reason
+        self.transaction_lost = transaction_lost
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class OutcomeUnknownError(SessionRepositoryError):
+    """A connection was lost during a write: all of the write is stored, or nothing of it.
+
+    The repository tried to resolve the outcome and could not: the database did not answer before the call's deadline,
+    or another writer has deleted or stored the session since. (In the caller's own transaction, only the caller's
+    COMMIT can end like this.) What the caller can do:
+
+    - after `update_session` or `modify_session`: read the session, and decide by its content;
+    - after `create_session` with an id: read the session; after `create_session` without an id: create another one;
+    - after `delete_session`: delete again; False means that the first call, or another caller, deleted the session;
+    - after `append_error` and `append_log`: read the last entries, or append again and accept a duplicate.
+
+    Wait a moment first: a server that was cut off may still finish the statement that it received.
+    """
+
+    reason: str
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason

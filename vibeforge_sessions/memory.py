@@ -11,6 +11,7 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S, Session
 from vibeforge_sessions.repository import restoration, serialization
 from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
+from vibeforge_sessions.repository.arguments import check_after, check_limit, check_recent, check_session_id
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.changeset import (
     adopt_content,
@@ -22,14 +23,7 @@ from vibeforge_sessions.repository.changeset import (
     new_session,
 )
 from vibeforge_sessions.repository.fork_locks import fork_lock
-from vibeforge_sessions.repository.query import (
-    Query,
-    SessionFilter,
-    SessionOrder,
-    SessionPage,
-    check_limit,
-    check_recent,
-)
+from vibeforge_sessions.repository.query import Query, SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
 
@@ -61,7 +55,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         return serialization.decode_session(self._session_type, record, session.error_history, session.logs)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        session_id, recent = validation.check_session_id(session_id), check_recent(recent)
+        session_id, recent = check_session_id(session_id), check_recent(recent)
         with self._lock:
             stored = self._sessions.get(session_id)
             if stored is None:
@@ -88,7 +82,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         mark_stored(session, changeset, record)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        session_id = validation.check_session_id(session_id)
+        session_id = check_session_id(session_id)
         expected = (
             None if unchanged_since is None else restoration.check_expected_record(unchanged_since, "unchanged_since")
         )
@@ -115,7 +109,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         return query.page([summary_of(record) for record in select(query, self._records())[: query.limit + 1]])
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        session_id = validation.check_session_id(session_id)
+        session_id = check_session_id(session_id)
         # converted outside the lock, because a caller's __str__ may take time
         task_id, error_message = validation.storable_task_id(task_id), validation.storable_text(error_message)
         phase = None if phase is None else validation.storable_phase(phase)
@@ -123,7 +117,7 @@ class InMemorySessionRepository(SessionRepository[S]):
             return self._get(session_id).append_error(task_id, error_message, phase, self._session_type)
 
     def append_log(self, session_id: str, message: str) -> str:
-        session_id, message = validation.check_session_id(session_id), validation.storable_text(message)
+        session_id, message = check_session_id(session_id), validation.storable_text(message)
         with self._lock:
             return self._get(session_id).append_log(message)
 
@@ -136,31 +130,31 @@ class InMemorySessionRepository(SessionRepository[S]):
         task_id: str | None = None,
         phase: str | None = None,
     ) -> list[ErrorEntry]:
-        session_id = validation.check_session_id(session_id)
-        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
+        session_id = check_session_id(session_id)
+        after, limit = check_after(after), check_limit(limit)
         task_id = None if task_id is None else validation.storable_task_id(task_id)
         phase = None if phase is None else validation.storable_phase(phase)
         with self._lock:
             return self._get(session_id).list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        session_id = validation.check_session_id(session_id)
-        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
+        session_id = check_session_id(session_id)
+        after, limit = check_after(after), check_limit(limit)
         with self._lock:
             return self._get(session_id).list_logs(after=after, limit=limit)
 
     def hold_session(self, session_id: str) -> None:
-        session_id = validation.check_session_id(session_id)
+        session_id = check_session_id(session_id)
         with self._lock:
             self._get(session_id).hold(held=True)
 
     def release_session(self, session_id: str) -> None:
-        session_id = validation.check_session_id(session_id)
+        session_id = check_session_id(session_id)
         with self._lock:
             self._get(session_id).hold(held=False)
 
     def get_record(self, session_id: str) -> Record | None:
-        session_id = validation.check_session_id(session_id)
+        session_id = check_session_id(session_id)
         with self._lock:
             stored = self._sessions.get(session_id)
         if stored is None:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
 from vibeforge_sessions.model.session import S, Session
 from vibeforge_sessions.repository import instrumentation
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     def read(cls) -> Self:
         """Return the current values of the environment variables.
 
-        :raises InvalidSessionError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false, or the name of a variable
+        :raises ConfigurationError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false, or the name of a variable
             is a misspelling of one of these.
         """
         reject_misspelled_variables()
@@ -58,12 +58,12 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             name = str(error.errors(include_input=False)[0]["loc"][0]).upper()
-            raise InvalidSessionError("the environment variable is neither true nor false", _PREFIX + name) from None
+            raise ConfigurationError("the environment variable is neither true nor false", _PREFIX + name) from None
 
     def url(self) -> str | None:
         """Return the database URL including its password, or None if it is not set.
 
-        :raises InvalidSessionError: the URL is empty.
+        :raises ConfigurationError: the URL is empty.
         """
         return None if self.database_url is None else _not_empty(self.database_url.get_secret_value(), _URL)
 
@@ -76,14 +76,14 @@ class Settings(BaseSettings):
 def reject_misspelled_variables() -> None:
     """Reject environment variables whose name is a misspelling of a variable of this package.
 
-    :raises InvalidSessionError: a name is within two edits of a valid name, with or without the last S of SESSIONS.
+    :raises ConfigurationError: a name is within two edits of a valid name, with or without the last S of SESSIONS.
     """
     for name in sorted(os.environ):
         if name.upper() in _VARIABLES or name.upper() in _SIMILAR:
             continue
         for valid in _VARIABLES:
             if any(_is_near(name.upper(), each) for each in (valid, valid.replace("SESSIONS", "SESSION"))):
-                raise InvalidSessionError(
+                raise ConfigurationError(
                     f"this environment variable is not read: rename it to {valid}, or unset it", name
                 )
 
@@ -104,7 +104,7 @@ def _is_near(name: str, other: str) -> bool:
 
 def _not_empty(url: str, path: str) -> str:
     if not url.strip():
-        raise InvalidSessionError(f"the database URL is empty: {_NEXT_STEP}", path)
+        raise ConfigurationError(f"the database URL is empty: {_NEXT_STEP}", path)
     return url
 
 
@@ -129,9 +129,9 @@ def open_repository(
     :param retry: the deadline and retries of each call; None for the defaults. Opening itself is not retried.
     :raises SchemaError: the schema is empty, behind, foreign or drifted, or ahead and incompatible with this version;
         the error names the command to run.
-    :raises StorageError: the database is not supported, its driver is not installed (the error names the extra),
-        or it cannot be reached.
-    :raises InvalidSessionError: the URL is empty; ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false; it or
+    :raises StorageError: the database cannot be reached.
+    :raises ConfigurationError: the database is not supported, or its driver is not installed (the error names the
+        extra); the URL is empty; ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false; it or
         ``VIBEFORGE_SESSIONS_SCHEMA`` is set, and there is no URL; or the name of an environment variable is a
         misspelling of one of the three (at most two edits away, with or without the last S of SESSIONS).
     """
@@ -185,7 +185,7 @@ def _resolve_database(
     if url is None:
         variable = settings.variable_requiring_database()
         if variable is not None:
-            raise InvalidSessionError(f"this environment variable is set, and no database: {_NEXT_STEP}", variable)
+            raise ConfigurationError(f"this environment variable is set, and no database: {_NEXT_STEP}", variable)
         instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
         return None
     if url == MEMORY_URL:

@@ -14,6 +14,7 @@ from tests.databases import DATABASES, Storage
 from vibeforge_sessions import (
     CorruptSessionError,
     InMemorySessionRepository,
+    InvalidArgumentError,
     InvalidSessionError,
     Session,
     SessionFilter,
@@ -219,7 +220,7 @@ def test_only_what_matches(new_repository: NewRepository) -> None:
 
 def test_what_makes_no_sense() -> None:
     repository = InMemorySessionRepository()
-    with pytest.raises(InvalidSessionError, match="another repository"):
+    with pytest.raises(InvalidArgumentError, match="another repository"):
         copy_sessions(repository, repository)
-    with pytest.raises(InvalidSessionError, match="on_conflict"):
+    with pytest.raises(InvalidArgumentError, match="on_conflict"):
         copy_sessions(repository, InMemorySessionRepository(), on_conflict="rename")  # type: ignore[arg-type]

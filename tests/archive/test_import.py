@@ -12,7 +12,7 @@ from tests.archive.samples import LONG_AGO, change, closed, edited, exported, fi
 from vibeforge_sessions import (
     ArchiveError,
     InMemorySessionRepository,
-    InvalidSessionError,
+    InvalidArgumentError,
     Session,
     SessionRepository,
     StaleSessionError,
@@ -215,7 +215,7 @@ def test_the_newer_of_two_states(repository: SessionRepository, order: int) -> N
 
 
 def test_a_choice_that_is_none() -> None:
-    with pytest.raises(InvalidSessionError, match="on_conflict"):
+    with pytest.raises(InvalidArgumentError, match="on_conflict"):
         imported(b"", on_conflict="rename")
 
 

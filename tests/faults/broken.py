@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vibeforge_sessions import ErrorEntry, Session, SQLAlchemySessionRepository, StorageError
+from vibeforge_sessions import ErrorEntry, OutcomeUnknownError, Session, SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.repository.serialization import Record
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def _again(call: Callable[[], T]) -> T:
     for _ in range(20):
         try:
             return call()
-        except StorageError:
+        except (StorageError, OutcomeUnknownError):
             time.sleep(0.01)
     return call()
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.proxy import Cut, Entrance
 from tests.faults.stage import ASYNC_WAYS, WAYS, Stage, Undisturbed, staged
-from vibeforge_sessions import OutcomeUnknownError, RetryPolicy, StorageError
+from vibeforge_sessions import RetryPolicy, StorageError
 from vibeforge_sessions.testing.base import full_session, stored
 
 pytestmark = pytest.mark.timeout(60)
@@ -111,9 +111,8 @@ def test_away_from_the_beginning(stage: Stage, entrance: Entrance) -> None:
     stage.disconnect()
     stage.proxy.let(entrance)
     for call in (lambda: repository.append_error(session_id, "t", "m"), repository.list_sessions):
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(StorageError):
             call()
-        assert not isinstance(caught.value, OutcomeUnknownError)
     stage.settle()
     assert stored(stage.direct, session_id).error_history == []
     check_that_it_goes_on(stage, session_id)
@@ -153,9 +152,8 @@ def test_all_falls_silent_while_it_reads(stage: Stage) -> None:
     for call in (lambda: repository.get_session(session_id), repository.list_sessions):
         call()
         stage.proxy.arm(Cut("server", 1, how="mute", then=stage.proxy.blackhole))
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(StorageError):
             call()
-        assert not isinstance(caught.value, OutcomeUnknownError)
         stage.settle()
     check_that_it_goes_on(stage, session_id)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from vibeforge_sessions import Session, SessionRepository, StorageError
+from vibeforge_sessions import OutcomeUnknownError, Session, SessionRepository, StorageError
 from vibeforge_sessions.sql.tables import metadata
 from vibeforge_sessions.testing.base import stored
 
@@ -53,11 +53,11 @@ def delete(repository: SessionRepository, session_id: str) -> None:
     assert repository.delete_session(session_id)
 
 
-def refused(call: Callable[[], object]) -> StorageError | None:
+def refused(call: Callable[[], object]) -> StorageError | OutcomeUnknownError | None:
     """Make a call; return how the database has refused it, None where it was done."""
     try:
         call()
-    except StorageError as error:
+    except (StorageError, OutcomeUnknownError) as error:
         return error
     return None
 

@@ -26,7 +26,7 @@ from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     AsyncSessionRepository,
     InMemorySessionRepository,
-    InvalidSessionError,
+    InvalidArgumentError,
     RetryPolicy,
     Session,
     SessionFilter,
@@ -299,7 +299,7 @@ def test_what_is_touched_on_an_event_loop_stays(touch: str, moment: str) -> None
 
 
 def test_what_is_no_rule_is_refused_on_an_event_loop() -> None:
-    with pytest.raises(InvalidSessionError, match="phases"):
+    with pytest.raises(InvalidArgumentError, match="phases"):
         asyncio.run(prune_async(AsyncInMemorySessionRepository(), SessionFilter(), older_than=MONTH))
 
 

@@ -14,7 +14,7 @@ from tests.retention.base import COUNTED, DAY, DONE, MONTH, TOUCHES, Busy, ids_o
 from vibeforge_sessions import (
     CorruptSessionError,
     InMemorySessionRepository,
-    InvalidSessionError,
+    InvalidArgumentError,
     SessionFilter,
     SessionRepository,
 )
@@ -134,9 +134,9 @@ def test_nothing_is_as_old_as_time(repository: SessionRepository) -> None:
 def test_what_is_no_rule_is_refused(changed: dict[str, Any], path: str) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     put(repository, "s")
-    with pytest.raises(InvalidSessionError) as refused:
+    with pytest.raises(InvalidArgumentError) as refused:
         pruned(repository, **changed)
-    assert refused.value.path == path
+    assert refused.value.argument == path
     assert ids_of(repository) == ["s"]
 
 

@@ -199,8 +199,8 @@ def test_tables_of_our_names_that_are_not_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("s3cret is not a URL", "cannot be understood"),
-        ("postgresql://user:s3cret@host:port/db", "cannot be understood"),
+        ("s3cret is not a URL", "is malformed"),
+        ("postgresql://user:s3cret@host:port/db", "is malformed"),
         ("oracle://user:s3cret@host/db", "not supported"),
         ("sqlite:////no/such/s3cret/folder/x.db", "SQLITE_CANTOPEN"),
     ],

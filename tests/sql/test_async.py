@@ -23,6 +23,7 @@ from tests.databases import SQL_DATABASES, Storage, refuse_inserts
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     AsyncSQLAlchemySessionRepository,
+    ConfigurationError,
     SchemaError,
     Session,
     SessionPhase,
@@ -392,12 +393,12 @@ def test_a_database_that_is_not_there(name: str, driver: str, request: pytest.Fi
 
 
 def test_what_is_no_engine_is_refused(sqlite: Storage) -> None:
-    with pytest.raises(TypeError, match="AsyncEngine"):
+    with pytest.raises(ConfigurationError, match="AsyncEngine"):
         AsyncSQLAlchemySessionRepository("sqlite://")  # type: ignore[arg-type]
 
     async def work() -> None:
         engine = create_plain_async_engine(sqlite.url_with("sqlite+aiosqlite"))
-        with pytest.raises(TypeError, match="started"):
+        with pytest.raises(ConfigurationError, match="started"):
             AsyncSQLAlchemySessionRepository(engine.connect())
         await engine.dispose()
 
@@ -415,7 +416,7 @@ for attempt in (lambda: v.AsyncSQLAlchemySessionRepository, lambda: create_async
                 lambda: asyncio.run(v.open_async_repository("sqlite://"))):
     try:
         attempt()
-    except (ImportError, v.StorageError) as error:
+    except (ImportError, v.ConfigurationError) as error:
         assert "vibeforge-sessions[async]" in str(error), error
         print("told")
 """

@@ -19,7 +19,14 @@ import sqlalchemy
 from sqlalchemy import Engine, NullPool, StaticPool, event, make_url, text
 
 from tests.repositories import SQLiteFiles
-from vibeforge_sessions import RetryPolicy, SchemaError, SessionNotFoundError, SQLAlchemySessionRepository, StorageError
+from vibeforge_sessions import (
+    ConfigurationError,
+    RetryPolicy,
+    SchemaError,
+    SessionNotFoundError,
+    SQLAlchemySessionRepository,
+    StorageError,
+)
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, stored
 
@@ -265,9 +272,30 @@ def test_an_engine_that_cannot_work_is_refused_with_the_reason(
 ) -> None:
     engine = make(**{"url": f"sqlite:///{path}", **options})
     for call in (SQLAlchemySessionRepository(engine).create_session, SQLAlchemySessionRepository(engine).list_sessions):
-        with pytest.raises(StorageError, match=reason):
+        with pytest.raises(ConfigurationError, match=reason):
             call()
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "value"),
+    [
+        ("sqlite://", "synchronous", "OFF"),
+        ("sqlite://", "synchronous", None),
+        ("sqlite://", "synchronous", ["FULL"]),
+        ("sqlite://", "busy_timeout", -1),
+        ("sqlite://", "busy_timeout", "30"),
+        ("sqlite://", "busy_timeout", float("nan")),
+        ("sqlite://", "busy_timeout", float("inf")),
+        ("postgresql://h/d", "pgbouncer", 1),
+        ("sqlite://", "pgbouncer", True),
+        ("mariadb://h/d", "pgbouncer", True),
+    ],
+)
+def test_invalid_engine_option_is_rejected_by_name(url: str, name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        create_engine(url, **{name: value})
+    assert caught.value.name == name
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "unwritable"])

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, text
 
 from tests.repositories import sql_repositories, text_of, upgrade
 from tests.servers import AvailableServer, DatabaseFactory
-from vibeforge_sessions import SQLAlchemySessionRepository, StorageError, open_repository
+from vibeforge_sessions import ConfigurationError, SQLAlchemySessionRepository, StorageError, open_repository
 from vibeforge_sessions.sql import create_engine, metadata, migrate
 from vibeforge_sessions.sql.admin import maintenance
 from vibeforge_sessions.sql.dialects import failure_code
@@ -168,6 +168,6 @@ def test_names_are_quoted() -> None:
         assert quoted in maintenance.grants(url, 'a"b')
     assert "TO `app`@`10.0.0.%`;" in maintenance.grants("mariadb://h/d", "app@10.0.0.%")
     assert 'GRANT USAGE ON SCHEMA "f""g" TO "app";' in maintenance.grants("postgresql://h/d", "app", schema='f"g')
-    with pytest.raises(StorageError, match="name the database in the URL"):
+    with pytest.raises(ConfigurationError, match="name the database in the URL"):
         maintenance.grants("mariadb://h", "app")
     assert "no roles" in maintenance.grants("sqlite:///x.db", "app")

@@ -15,7 +15,12 @@ from sqlalchemy import Engine, text
 from tests.repositories import sql_repositories, text_of
 from tests.servers import AvailableServer, DatabaseFactory
 from tests.sql.test_migrate import HEAD, chain
-from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository, StorageError, open_repository
+from vibeforge_sessions import (
+    ConfigurationError,
+    SchemaError,
+    SQLAlchemySessionRepository,
+    open_repository,
+)
 from vibeforge_sessions.sql import check_schema, create_engine, metadata, migrate
 from vibeforge_sessions.sql.migrations import host_alembic
 from vibeforge_sessions.sql.tables import VERSION_TABLE
@@ -185,7 +190,7 @@ def test_the_sql_of_a_schema(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "mariadb://h/d"])
 def test_other_databases_have_no_schemas(url: str) -> None:
-    with pytest.raises(StorageError, match="no schemas"):
+    with pytest.raises(ConfigurationError, match="no schemas"):
         create_engine(url, schema="forge")
 
 

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from tests.sql.test_migrate import FILES, HEAD, HOST, MEMORY, committed, fill, foreign_keys, opened, run_script
-from vibeforge_sessions import SchemaError, StorageError, open_repository
+from vibeforge_sessions import InvalidArgumentError, SchemaError, StorageError, open_repository
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 
@@ -163,7 +163,19 @@ def test_two_versions_at_once_are_a_schema_error(engine: Engine, call: Callable[
 # ------------------------------------------------------------------------------------------------------ what else fails
 
 
-@pytest.mark.parametrize("revision", ["no such revision", "f00d", "-7", "+7", f"{HEAD}:{HEAD}"])
+@pytest.mark.parametrize("revision", ["no such revision", f"{HEAD}:{HEAD}"])
+@pytest.mark.parametrize("action", ["upgrade", "downgrade"])
+def test_malformed_revision_is_an_invalid_argument(engine: Engine, action: str, revision: str) -> None:
+    migrate.upgrade(engine)
+    fill(engine)
+    before = committed(engine)
+    with pytest.raises(InvalidArgumentError) as caught:
+        getattr(migrate, action)(engine, revision)
+    assert caught.value.argument == "revision"
+    assert committed(engine) == before
+
+
+@pytest.mark.parametrize("revision", ["f00d", "-7", "+7"])
 @pytest.mark.parametrize("action", ["upgrade", "downgrade"])
 def test_an_unknown_revision_is_a_schema_error(engine: Engine, action: str, revision: str) -> None:
     migrate.upgrade(engine)

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, event
 
 from tests.repositories import SQLiteFiles
 from vibeforge_sessions import (
+    ConfigurationError,
     CorruptSessionError,
     SchemaError,
     Session,
@@ -88,7 +89,7 @@ def test_the_constructor_does_not_connect(tmp_path: Path, make: Callable[[str], 
 
 @pytest.mark.parametrize("engine", [None, "sqlite://", f"sqlite:///{SECRET}", Engine, object()])
 def test_only_an_engine_will_do(engine: Any) -> None:
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         SQLAlchemySessionRepository(engine)
     assert SECRET not in str(caught.value)
 

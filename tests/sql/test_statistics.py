@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from tests.databases import SQL_DATABASES, Storage
-from vibeforge_sessions import ErrorEntry, InvalidSessionError, Session, SQLAlchemySessionRepository, StorageError
+from vibeforge_sessions import ErrorEntry, InvalidArgumentError, Session, SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.repository.serialization import DOCUMENTS, REQUIRED, Record
 from vibeforge_sessions.sql import create_engine
@@ -243,7 +243,7 @@ def test_the_errors_of_a_window_are_read_by_their_sessions(sqlite: Storage) -> N
 )
 def test_what_cannot_be_asked(sqlite: Storage, ask, given) -> None:  # type: ignore[no-untyped-def]
     engine = sqlite.new_engine()
-    with pytest.raises(InvalidSessionError):
+    with pytest.raises(InvalidArgumentError):
         ask(engine, **given)
     engine.dispose()
 

@@ -21,7 +21,9 @@ from tests.repositories import SQLiteFiles
 from tests.sql.test_async import SERVERS
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
+    ConfigurationError,
     InvalidSessionError,
+    OutcomeUnknownError,
     SchemaError,
     Session,
     SessionExistsError,
@@ -32,6 +34,7 @@ from vibeforge_sessions import (
     StorageError,
 )
 from vibeforge_sessions.sql import create_async_engine, create_engine
+from vibeforge_sessions.sql.transactions import owned
 from vibeforge_sessions.testing.base import SESSION_ID, UNKNOWN_ID, full_session, stored
 
 Host = Connection | orm.Session
@@ -251,7 +254,7 @@ def test_savepoint_without_begin_on_sqlite_is_rejected(
                 host = stack.enter_context(orm.Session(connection, join_transaction_mode="create_savepoint"))
             with (
                 host.begin_nested(),
-                pytest.raises(StorageError, match=r"RELEASE.*vibeforge_sessions\.sql\.create_engine"),
+                pytest.raises(ConfigurationError, match=r"RELEASE.*vibeforge_sessions\.sql\.create_engine"),
             ):
                 call(SQLAlchemySessionRepository(host))
         assert outside.list_sessions() == []
@@ -284,7 +287,7 @@ def test_savepoint_without_begin_on_aiosqlite_is_rejected(
         engine = create_plain_async_engine(url)
         async with engine.connect() if kind is AsyncConnection else AsyncSession(engine) as host:
             async with host.begin_nested():
-                with pytest.raises(StorageError, match="RELEASE"):
+                with pytest.raises(ConfigurationError, match="RELEASE"):
                     await AsyncSQLAlchemySessionRepository(host).create_session()
             await host.rollback()
         assert await AsyncSQLAlchemySessionRepository(engine).list_sessions() == []
@@ -553,7 +556,7 @@ def test_autocommit_is_no_transaction(name: str, request: pytest.FixtureRequest)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as host:
         joined = SQLAlchemySessionRepository(host)
         for call in (joined.create_session, joined.list_sessions):
-            with pytest.raises(StorageError, match="AUTOCOMMIT"):
+            with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
                 call()
     assert SQLAlchemySessionRepository(engine).list_sessions() == []
     engine.dispose()
@@ -567,7 +570,7 @@ def test_on_sqlite_a_transaction_that_has_not_really_begun_is_refused(sqlite_fil
         joined = SQLAlchemySessionRepository(host)
         host.execute(select(hosts)).all()  # SQLAlchemy has begun, and the driver has not
         for call in (joined.create_session, joined.list_sessions):
-            with pytest.raises(StorageError, match=r"vibeforge_sessions\.sql\.create_engine"):
+            with pytest.raises(ConfigurationError, match=r"vibeforge_sessions\.sql\.create_engine"):
                 call()
         order(host, "really begun by this")
         joined.create_session(session_id=SESSION_ID)
@@ -583,7 +586,7 @@ def test_on_sqlite_a_transaction_that_has_not_really_begun_is_refused(sqlite_fil
 
 @pytest.mark.parametrize("bind", [None, "sqlite://", object()])
 def test_what_is_neither_is_refused(bind: Any) -> None:
-    with pytest.raises(TypeError, match="Connection"):
+    with pytest.raises(ConfigurationError, match="Connection"):
         SQLAlchemySessionRepository(bind)
 
 
@@ -685,3 +688,30 @@ def test_a_joined_call_that_is_cancelled(postgresql: Storage) -> None:
         await engine.dispose()
 
     asyncio.run(work())
+
+
+# --- writes in doubt ---
+
+
+def test_in_doubt_write_stays_in_doubt_if_the_next_connection_is_rejected(
+    sqlite: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the error would say that nothing was written."""
+    engine = sqlite.new_engine()
+    repository = SQLAlchemySessionRepository(engine)
+    cause = sqlalchemy.exc.OperationalError(None, None, Exception())
+    unknown = OutcomeUnknownError("could not commit the database")
+    unknown.__cause__ = cause
+    lost = owned._AttemptFailed(unknown, retryable=True, in_doubt=True, name="lost")
+    attempts = iter([lost, ConfigurationError("latin1")])
+
+    def fail(*_: object, **__: object) -> None:
+        raise next(attempts)
+
+    monkeypatch.setattr(owned.OwnedTransactions, "_attempt", fail)
+    with pytest.raises(OutcomeUnknownError, match="could not commit") as caught:
+        repository.create_session(session_id=SESSION_ID)
+    assert caught.value.__cause__ is cause
+    with pytest.raises(StopIteration):
+        next(attempts)
+    engine.dispose()

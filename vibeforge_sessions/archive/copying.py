@@ -8,7 +8,7 @@ from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, h
 from vibeforge_sessions.archive.exporting import session_ids
 from vibeforge_sessions.archive.importing import PER_SESSION, OnConflict, store
 from vibeforge_sessions.archive.report import OnSession, Report, Result
-from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
+from vibeforge_sessions.errors import CorruptSessionError, InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
 from vibeforge_sessions.repository.serialization import Record
@@ -39,12 +39,12 @@ def copy_sessions(
     :param thorough: compare the histories, too, of sessions that are otherwise equal. By default such a session counts
         as copied if it has as many entries, because histories only grow and every entry moves ``updated_at``.
     :param stop_on_error: raise the first problem instead of continuing. Sessions that were copied before stay.
-    :raises InvalidSessionError: source and target are the same repository.
+    :raises InvalidArgumentError: source and target are the same repository, or `on_conflict` is not one of its values.
     """
     if on_conflict not in get_args(OnConflict):
-        raise InvalidSessionError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
+        raise InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     if source is target:
-        raise InvalidSessionError("must be another repository than the source", "target")
+        raise InvalidArgumentError("must be another repository than the source", "target")
     report = Report()
     for session_id in session_ids(source, filter):
         try:

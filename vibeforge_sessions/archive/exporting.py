@@ -23,13 +23,15 @@ from vibeforge_sessions.archive.report import OnSession, Report, Result
 from vibeforge_sessions.errors import (
     ArchiveError,
     CorruptSessionError,
+    InvalidArgumentError,
     InvalidSessionError,
     StaleSessionError,
 )
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
 
-_PER_SESSION = (CorruptSessionError, InvalidSessionError, StaleSessionError)
+# an id that was changed by hand is an InvalidArgumentError
+_PER_SESSION = (CorruptSessionError, InvalidArgumentError, InvalidSessionError, StaleSessionError)
 _PAGE = 500
 
 

@@ -18,6 +18,7 @@ from vibeforge_sessions.archive.report import OnSession, Report, Result
 from vibeforge_sessions.errors import (
     ArchiveError,
     CorruptSessionError,
+    InvalidArgumentError,
     InvalidSessionError,
     SessionExistsError,
     SessionNotFoundError,
@@ -29,6 +30,7 @@ from vibeforge_sessions.repository.serialization import Record
 
 PER_SESSION: Final = (
     CorruptSessionError,
+    InvalidArgumentError,  # an id that was changed by hand
     InvalidSessionError,
     SessionExistsError,
     SessionNotFoundError,
@@ -71,9 +73,10 @@ def import_sessions(
     :param stop_on_error: raise the first problem instead of continuing. Sessions that were stored before stay.
     :param longest_line: maximum size in bytes of a line, and of a file of the application.
     :raises ArchiveError: the file cannot be read; with `stop_on_error`, any problem.
+    :raises InvalidArgumentError: `on_conflict` is not one of its values.
     """
     if on_conflict not in get_args(OnConflict):
-        raise InvalidSessionError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
+        raise InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     report = Report()
     seen: set[str] = set()
     with _open_source(source) as (file, written_at), closing(_items(file, written_at, longest_line)) as items:

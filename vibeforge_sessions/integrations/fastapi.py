@@ -19,12 +19,14 @@ status error                                                         other membe
 409    `StaleSessionError`                                           session_id, version, stored_version
 409    `SessionExistsError`                                          session_id
 422    `InvalidSessionError`                                         path
+422    `InvalidArgumentError`                                        argument
 500    `CorruptSessionError`                                         session_id
+500    `ConfigurationError`                                          none
 503    `StorageError`, `SchemaError`, with ``Retry-After``           none
 503    `OutcomeUnknownError`, without that header                    none
 ====== ============================================================= ==========================================
 
-Every body is an `RepositoryErrorBody`: ``error`` is the name of the error's class, and ``detail`` its message. The
+Every body is a `RepositoryErrorBody`: ``error`` is the name of the error's class, and ``detail`` its message. The
 details of server errors (status 500 and above) are not sent to the client; the logger ``vibeforge_sessions`` logs them
 with their cause. After an `OutcomeUnknownError` the client must read the session before it repeats the request.
 
@@ -52,7 +54,9 @@ except ModuleNotFoundError as error:
 from pydantic import BaseModel
 
 from vibeforge_sessions.errors import (
+    ConfigurationError,
     CorruptSessionError,
+    InvalidArgumentError,
     InvalidSessionError,
     OutcomeUnknownError,
     SchemaError,
@@ -145,6 +149,8 @@ class RepositoryErrorBody(BaseModel):
     """Version that is stored."""
     path: str | None = None
     """Path of the invalid value in the session."""
+    argument: str | None = None
+    """Name of the invalid argument, such as ``limit``."""
 
 
 # 422 is absent, because FastAPI documents its own body for requests that it rejects itself
@@ -167,11 +173,14 @@ _STATUS: Final[dict[type[SessionRepositoryError], int]] = {  # the first match b
     StaleSessionError: 409,
     SessionExistsError: 409,
     InvalidSessionError: 422,
+    InvalidArgumentError: 422,
     CorruptSessionError: 500,
+    ConfigurationError: 500,
     SessionRepositoryError: 503,
 }
 _DETAILS: Final[dict[type[SessionRepositoryError], str]] = {
     CorruptSessionError: "the stored session cannot be read",
+    ConfigurationError: "the service is not configured correctly; nothing was stored",
     OutcomeUnknownError: "it is unknown whether the change was stored: read the session before you repeat the request",
     StorageError: "the session store is currently unavailable; nothing was stored",
     SchemaError: "the session store is currently unavailable; nothing was stored",
@@ -186,7 +195,7 @@ async def _respond(connection: HTTPConnection, error: Exception) -> Any:  # Any,
     status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     if status >= _SERVER_ERROR:
         _logger.error("%s: %s", name, error, exc_info=error)
-    is_retryable = isinstance(error, (StorageError, SchemaError)) and not isinstance(error, OutcomeUnknownError)
+    is_retryable = isinstance(error, (StorageError, SchemaError))
     if isinstance(connection, WebSocket) and connection.application_state is not WebSocketState.CONNECTING:
         if connection.application_state is connection.client_state is WebSocketState.CONNECTED:
             await connection.close(1013 if is_retryable else 1011 if status >= _SERVER_ERROR else 1008, name)

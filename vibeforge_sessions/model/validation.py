@@ -29,7 +29,8 @@ MAX_TASK_ID: Final = 255
 MAX_PHASE: Final = 64
 MAX_BIGINT: Final = 2**63 - 1
 
-_SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
+SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
+SESSION_ID_RULE: Final = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -"
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -105,8 +106,8 @@ def check_session_id(value: object) -> str:
     With these characters no collation and no padding rule of a database makes two different ids equal.
     """
     text = value if type(value) is str else exact_str(value)
-    if text is None or not _SESSION_ID.fullmatch(text):
-        raise InvalidSessionError("must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -", "session_id")
+    if text is None or not SESSION_ID.fullmatch(text):
+        raise InvalidSessionError(SESSION_ID_RULE, "session_id")
     return text
 
 

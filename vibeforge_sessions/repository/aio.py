@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
-from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S
 from vibeforge_sessions.repository import instrumentation
+from vibeforge_sessions.repository.arguments import check_attempts
 from vibeforge_sessions.repository.base import STALE_RETRY_POLICY, SessionRepository
 from vibeforge_sessions.repository.instrumentation import Instrumented
 from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage
@@ -59,7 +59,7 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
 
         :param change: a function or a coroutine function; an awaitable result is awaited.
         """
-        attempts = validation.check_integer(attempts, "attempts", least=1)
+        attempts = check_attempts(attempts)
         for attempt in range(1, attempts + 1):
             session = await self.get_session(session_id)
             if session is None:

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Generic, Self
 
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
-from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S
 from vibeforge_sessions.repository import instrumentation
+from vibeforge_sessions.repository.arguments import check_attempts
 from vibeforge_sessions.repository.instrumentation import Instrumented
 from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.retry import RetryPolicy
@@ -57,9 +57,10 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     before anything is written. JSON values that are read are equal to those that were stored, of the same types and
     with the same key order. A tuple becomes a list, and a member of an enum over str or int becomes its value.
 
-    **Errors.** All are `SessionRepositoryError`. An id that breaks the rule of ids, a limit out of range, a filter
-    or cursor that cannot be understood is `InvalidSessionError` in every call. A stored session that this code
-    cannot read is `CorruptSessionError`; a database that fails, `StorageError`.
+    **Errors.** All are `SessionRepositoryError`. An invalid argument raises `InvalidArgumentError` in every call: an id
+    that breaks the rule of ids, a limit out of range, an invalid filter or cursor, an object that is not a session of
+    the repository's class. A stored session that this code cannot read raises `CorruptSessionError`, a failure of the
+    database `StorageError`, and an engine that cannot work `ConfigurationError`.
 
     **Fault tolerance.** After a transient failure the whole call is retried until its deadline (`RetryPolicy`). A write
     that was acknowledged is stored exactly once. A write that raised is not stored, unless the error is
@@ -81,6 +82,8 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         :param session_id: the id of an empty session; a new UUID4 by default. It cannot be combined with `session`.
         :raises SessionExistsError: a session with this id exists.
         :raises InvalidSessionError: the session contains an invalid value, or was read without its older entries.
+        :raises InvalidArgumentError: `session_id` is not a valid id, `session` is not of the repository's class, or
+            both are given.
         """
 
     @abstractmethod
@@ -111,6 +114,7 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         :raises SessionExistsError: the session was never stored, and a session with its id exists.
         :raises InvalidSessionError: the session contains an invalid value; a stored entry was changed or removed; or
             the session has a version but was read neither from a repository nor by `Session.from_dict`.
+        :raises InvalidArgumentError: `session` is not of the repository's class.
         """
 
     @abstractmethod
@@ -130,8 +134,9 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         :return: the session as it was stored.
         :raises SessionNotFoundError: the session does not exist, or was deleted meanwhile.
         :raises StaleSessionError: the session was stale at every attempt.
+        :raises InvalidArgumentError: `attempts` is not a positive integer.
         """
-        attempts = validation.check_integer(attempts, "attempts", least=1)
+        attempts = check_attempts(attempts)
         for attempt in range(1, attempts + 1):
             session = self.get_session(session_id)
             if session is None:
@@ -171,7 +176,7 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
 
         :param limit: the maximum number of items, 1 to 1000.
         :param cursor: ``next_cursor`` of the previous page, with the same filter and order.
-        :raises InvalidSessionError: the limit is out of range, or the cursor is malformed or belongs to another filter
+        :raises InvalidArgumentError: the limit is out of range, or the cursor is malformed or belongs to another filter
             or order.
         """
 
@@ -276,6 +281,7 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         :raises StaleSessionError: the stored session or its histories were written after `replacing` was read.
         :raises SessionNotFoundError: the session to replace does not exist any more.
         :raises InvalidSessionError: a value is invalid, or a history does not have the length that the record states.
+        :raises InvalidArgumentError: `record` or `replacing` is not a `Record`.
         """
 
     # --- resources ---

@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.builtin_types import exact_list
 from vibeforge_sessions.model.history import ErrorEntry, normalize_errors
 from vibeforge_sessions.model.record import Baseline, Content, EarlierState
 from vibeforge_sessions.model.session import S, Session, missing_fields, phases_of, raise_invalid
+from vibeforge_sessions.repository.arguments import check_session_id
 from vibeforge_sessions.repository.serialization import Record, decode_session, encode_content, fingerprints_of
 
 
@@ -44,24 +45,31 @@ class Changeset:
 
 
 def new_session(session: S | None, session_id: str | None, session_type: type[S]) -> S:
-    """Return the session that `create_session` stores: the given one, or an empty one."""
+    """Return the session that `create_session` stores: the given one, or an empty one.
+
+    :raises InvalidArgumentError: the id is not valid, both arguments are given, or the session is of another class.
+    """
     if session is not None:
         if session_id is not None:
-            raise InvalidSessionError("give a session or the id of a fresh one, not both", "session_id")
+            raise InvalidArgumentError("must be left out if a session is given: the session has an id", "session_id")
         return check_session(session, session_type)
     try:
-        return (
-            session_type() if session_id is None else session_type(session_id=validation.check_session_id(session_id))
-        )
+        return session_type() if session_id is None else session_type(session_id=check_session_id(session_id))
     except ValidationError as error:  # a subclass with a field that has no default
         raise_invalid(error)
 
 
 def check_session(session: object, session_type: type[S]) -> S:
-    """Return the session if it is exactly of the class that the repository stores, and its id and version are valid."""
+    """Return the session if it is exactly of the class that the repository stores, and its id and version are valid.
+
+    :raises InvalidArgumentError: the session is of another class, or is not a session.
+    :raises InvalidSessionError: its id or version is invalid, or a field was deleted.
+    """
     if type(session) is not session_type:
-        raise InvalidSessionError(
-            f"this repository stores {session_type.__name__}, not {type(session).__name__}: see its session_type"
+        raise InvalidArgumentError(
+            f"must be a {session_type.__name__}, not {type(session).__name__}: create the repository with another "
+            "session_type to store another class",
+            "session",
         )
     missing = session_type.model_fields.keys() - vars(session).keys()
     if missing:

@@ -10,9 +10,10 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Final, Literal, cast, get_args
 
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.errors import InvalidArgumentError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.builtin_types import exact_str
+from vibeforge_sessions.repository.arguments import check_datetime, check_limit
 
 SessionOrder = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
 """Time that sessions are ordered by: ascending, or descending with a minus. Equal times are ordered by id likewise."""
@@ -27,7 +28,7 @@ _MAX_CURSOR: Final = 400
 class SessionFilter:
     """Conditions on sessions. None is no condition; a session matches if it meets all conditions.
 
-    :raises InvalidSessionError: a time is not an aware datetime, or `phases` is no collection of texts.
+    :raises InvalidArgumentError: a time is not an aware datetime, or `phases` is no collection of texts.
     """
 
     phases: Collection[str] | None = None
@@ -48,11 +49,9 @@ class SessionFilter:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not issubclass(type(value), datetime):
-                raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", name)
-            object.__setattr__(self, name, validation.check_time(value, path=name))
+            object.__setattr__(self, name, check_datetime(value, name))
         if self.has_errors is not None and type(self.has_errors) is not bool:
-            raise InvalidSessionError("must be True, False or None", "has_errors")
+            raise InvalidArgumentError("must be True, False or None", "has_errors")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,10 +108,10 @@ class Query:
         if filter is None:
             filter = SessionFilter()  # noqa: A001
         elif not issubclass(type(filter), SessionFilter):
-            raise InvalidSessionError(f"must be a SessionFilter, not {type(filter).__name__}", "filter")
+            raise InvalidArgumentError(f"must be a SessionFilter, not {type(filter).__name__}", "filter")
         known = exact_str(order)
         if known not in get_args(SessionOrder):
-            raise InvalidSessionError(f"must be one of {', '.join(get_args(SessionOrder))}", "order")
+            raise InvalidArgumentError(f"must be one of {', '.join(get_args(SessionOrder))}", "order")
         query = cls(filter, cast("SessionOrder", known), check_limit(limit, most=MAX_PAGE), None)
         return query if cursor is None else dataclasses.replace(query, after=query._read_cursor(cursor))
 
@@ -136,9 +135,9 @@ class Query:
             if digest != _digest(text):
                 raise ValueError("damaged")
         except (ValueError, TypeError, binascii.Error):
-            raise InvalidSessionError("is no cursor of find_sessions", "cursor") from None
+            raise InvalidArgumentError("is no cursor of find_sessions", "cursor") from None
         if signature != self._signature():
-            raise InvalidSessionError("belongs to another filter or order", "cursor")
+            raise InvalidArgumentError("belongs to another filter or order", "cursor")
         return after
 
     def _signature(self) -> str:
@@ -160,31 +159,21 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def check_limit(limit: object, *, most: int = validation.MAX_BIGINT) -> int:
-    """Return `limit` if it is an integer from 1 to `most`."""
-    return validation.check_integer(limit, "limit", least=1, most=most)
-
-
 def _check_phases(given: object) -> frozenset[str]:
     """Return phases as exact strings; reject iterators, because they can be consumed only once and may be endless."""
     if issubclass(type(given), (str, bytes)) or not issubclass(type(given), Collection):
-        raise InvalidSessionError("must be a collection of phases", "phases")
+        raise InvalidArgumentError("must be a collection of phases", "phases")
     phases: set[str] = set()
     try:
         for phase in cast("Collection[object]", given):
             text = exact_str(phase)
             if text is None:
-                raise InvalidSessionError("must be texts", "phases")
+                raise InvalidArgumentError("must be texts", "phases")
             phases.add(text)
             if len(phases) > MAX_PHASES:
-                raise InvalidSessionError(f"must be at most {MAX_PHASES}", "phases")
-    except InvalidSessionError:
+                raise InvalidArgumentError(f"must be at most {MAX_PHASES}", "phases")
+    except InvalidArgumentError:
         raise
     except Exception:  # noqa: BLE001 (a caller's collection may raise anything)
-        raise InvalidSessionError("must be a collection of phases", "phases") from None
+        raise InvalidArgumentError("must be a collection of phases", "phases") from None
     return frozenset(phases)
-
-
-def check_recent(recent: object) -> int | None:
-    """Return `recent` of `get_session` if it is None or an integer of at least 0."""
-    return None if recent is None else validation.check_integer(recent, "recent", least=0)

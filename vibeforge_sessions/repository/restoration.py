@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from vibeforge_sessions.errors import (
+    InvalidArgumentError,
     InvalidSessionError,
     SessionExistsError,
     SessionNotFoundError,
@@ -21,20 +22,29 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.builtin_types import exact_int, exact_list, exact_str
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.model.record import Content
+from vibeforge_sessions.repository.arguments import check_integer
 from vibeforge_sessions.repository.serialization import Record, check_documents
 
 
-def check_expected_record(record: object, path: str) -> Record:
-    """Return a record that the caller got from `SessionRepository.get_record`, for comparison with the stored one."""
+def check_expected_record(record: object, argument: str) -> Record:
+    """Return a record that the caller got from `SessionRepository.get_record`, for comparison with the stored one.
+
+    :raises InvalidArgumentError: it is not a `Record`, or its version, a count or its write id is invalid.
+    """
     if type(record) is not Record:
-        raise InvalidSessionError(f"must be a Record, not {type(record).__name__}", path)
+        raise InvalidArgumentError(f"must be a Record of get_record, not {type(record).__name__}", argument)
     write_id = exact_str(record.write_id)
+    if write_id != "":
+        try:
+            write_id = validation.check_task_id(write_id, f"{argument}.write_id")
+        except InvalidSessionError as error:
+            raise InvalidArgumentError(error.reason, error.path) from None
     return dataclasses.replace(
         record,
-        version=validation.check_integer(record.version, f"{path}.version", least=0),
-        error_count=validation.check_integer(record.error_count, f"{path}.error_count", least=0),
-        log_count=validation.check_integer(record.log_count, f"{path}.log_count", least=0),
-        write_id="" if write_id == "" else validation.check_task_id(write_id, f"{path}.write_id"),
+        version=check_integer(record.version, f"{argument}.version", least=0),
+        error_count=check_integer(record.error_count, f"{argument}.error_count", least=0),
+        log_count=check_integer(record.log_count, f"{argument}.log_count", least=0),
+        write_id=write_id,
     )
 
 
@@ -64,9 +74,12 @@ def record_for_restore(record: object) -> Record:
     """Return the validated record with a new write id.
 
     :raises InvalidSessionError: a value is invalid; the error names its path.
+    :raises InvalidArgumentError: `record` is not a `Record`.
     """
-    if type(record) is not Record or type(record.content) is not Content:
-        raise InvalidSessionError(f"must be a Record, not {type(record).__name__}", "record")
+    if type(record) is not Record:
+        raise InvalidArgumentError(f"must be a Record, not {type(record).__name__}", "record")
+    if type(record.content) is not Content:
+        raise InvalidSessionError(f"must be a Content, not {type(record.content).__name__}", "content")
     content, phase = record.content, exact_str(record.content.phase)
     if phase is None or validation.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from typing import Final
 
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.model.builtin_types import exact_int, exact_number
 
 __all__ = ["RetryPolicy"]
@@ -24,6 +24,8 @@ class RetryPolicy:
     resolved first, and the write is repeated only if it was not committed.
 
     ``RetryPolicy(attempts=1)`` disables both retries and outcome resolution.
+
+    :raises ConfigurationError: a value is not a number, or is out of range.
     """
 
     deadline: float = 30.0
@@ -45,11 +47,12 @@ class RetryPolicy:
             value, least = getattr(self, field.name), 1 if field.name == "attempts" else 0
             number = exact_int(value) if field.name == "attempts" else exact_number(value)
             if number is None:
-                raise InvalidSessionError(f"must be a number, not {type(value).__name__}", field.name)
+                kind = "an integer" if field.name == "attempts" else "a number"
+                raise ConfigurationError(f"must be {kind}, not {type(value).__name__}", f"RetryPolicy.{field.name}")
             if not least <= number <= _MAX_SECONDS or (field.name == "deadline" and not number):
-                raise InvalidSessionError(
-                    f"must be a number from {least} to {_MAX_SECONDS:,}, and a deadline more than 0", field.name
-                )
+                positive = field.name == "deadline"
+                bounds = f"more than 0 and at most {_MAX_SECONDS:,}" if positive else f"{least} to {_MAX_SECONDS:,}"
+                raise ConfigurationError(f"must be {bounds}", f"RetryPolicy.{field.name}")
             object.__setattr__(self, field.name, number)
 
     def delay(self, attempt: int) -> float:

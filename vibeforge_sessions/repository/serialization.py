@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from vibeforge_sessions.errors import CorruptSessionError, InvalidSessionError
+from vibeforge_sessions.errors import ConfigurationError, CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.builtin_types import exact_dict, exact_list, exact_str
 from vibeforge_sessions.model.history import ErrorEntry
@@ -60,13 +60,19 @@ class Record:
 def check_session_type(session_type: type[S]) -> type[S]:
     """Return the class if a repository can store its instances.
 
-    :raises InvalidSessionError: its phase is not a string enum, or a field has the name of a key that `to_dict` uses.
+    :raises ConfigurationError: it is not a subclass of `Session`, its phase is not a string enum, or a field has the
+        name of a key that `to_dict` uses.
     """
+    given: object = session_type
+    if not (isinstance(given, type) and issubclass(given, Session)):
+        raise ConfigurationError("must be Session or a subclass of it", "session_type")
     phases: object = phases_of(session_type)
     if not (isinstance(phases, type) and issubclass(phases, str) and issubclass(phases, Enum)):
-        raise InvalidSessionError(f"of {session_type.__name__} must be a string enum", "phase")
+        raise ConfigurationError(f"the phase of {session_type.__name__} must be a string enum", "session_type")
     if STORED in session_type.model_fields:
-        raise InvalidSessionError("is a name that to_dict needs itself", STORED)
+        raise ConfigurationError(
+            f"{session_type.__name__} has a field {STORED}, which is a key of to_dict: rename the field", "session_type"
+        )
     return session_type
 
 

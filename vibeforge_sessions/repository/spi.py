@@ -4,7 +4,7 @@
 consists of these steps:
 
 - *Validate* the arguments: `check_session_type`, `check_session_id`, `check_session`, `check_recent`, `check_limit`,
-  `check_integer`, `check_expected_record`; `Query.of` for a listing.
+  `check_after`, `check_expected_record`; `Query.of` for a listing.
 - *Compute the changeset* before anything is locked: `new_session` and `changeset_for_create`, or `changeset_for_update`
   (after `adopt_content`, if `needs_content` returns True). Invalid values are rejected here, so that all
   implementations reject the same values.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.model.session import S, phases_of
-from vibeforge_sessions.model.validation import check_integer, check_session_id
+from vibeforge_sessions.repository.arguments import check_after, check_limit, check_recent, check_session_id
 from vibeforge_sessions.repository.changeset import (
     Changeset,
     adopt_content,
@@ -29,7 +29,7 @@ from vibeforge_sessions.repository.changeset import (
     needs_content,
     new_session,
 )
-from vibeforge_sessions.repository.query import Query, check_limit, check_recent
+from vibeforge_sessions.repository.query import Query
 from vibeforge_sessions.repository.restoration import check_expected_record, check_replacing
 from vibeforge_sessions.repository.serialization import Record, check_session_type
 from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
@@ -44,8 +44,8 @@ __all__ = [
     "adopt_content",
     "changeset_for_create",
     "changeset_for_update",
+    "check_after",
     "check_expected_record",
-    "check_integer",
     "check_limit",
     "check_recent",
     "check_replacing",

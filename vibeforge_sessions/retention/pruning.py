@@ -17,12 +17,14 @@ from vibeforge_sessions.archive.report import MAX_PROBLEMS
 from vibeforge_sessions.archive.writer import ArchiveWriter
 from vibeforge_sessions.errors import (
     CorruptSessionError,
+    InvalidArgumentError,
     InvalidSessionError,
     SessionNotFoundError,
     StaleSessionError,
 )
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.arguments import check_integer
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
@@ -63,7 +65,7 @@ def prune(
         `ArchiveWriter`. If that fails, no more sessions are deleted.
     :param pause: time to wait after each deletion, as a multiple of its duration; 0 for no pauses. SQLite has one
         writer at a time and no queue: without pauses, other writers would wait for long.
-    :raises InvalidSessionError: the filter names no phases, or an argument is out of range.
+    :raises InvalidArgumentError: the filter names no phases, or an argument is out of range.
     :raises ArchiveError: the archive cannot be opened or written, or contains different data when it is read back.
     """
     pruning = _new_pruning(SynchronousCalls(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
@@ -100,17 +102,16 @@ def _new_pruning(
 ) -> _Pruning:
     """Check the arguments, and return the operation."""
     if not isinstance(asked, SessionFilter):
-        raise InvalidSessionError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
+        raise InvalidArgumentError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
     if not asked.phases:
-        raise InvalidSessionError("must not be empty: only sessions in these phases are deleted", "phases")
+        raise InvalidArgumentError("must not be empty: only sessions in these phases are deleted", "phases")
     if not isinstance(older_than, timedelta):
-        raise InvalidSessionError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
+        raise InvalidArgumentError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
     if older_than <= timedelta(0):
-        raise InvalidSessionError("must be greater than zero", "older_than")
-    if validation.check_integer(batch_size, "batch_size", least=1) > MAX_PAGE:
-        raise InvalidSessionError(f"must be an integer from 1 to {MAX_PAGE}", "batch_size")
+        raise InvalidArgumentError("must be greater than zero", "older_than")
+    check_integer(batch_size, "batch_size", least=1, most=MAX_PAGE)
     if not 0 <= pause < math.inf:
-        raise InvalidSessionError("must be a number, 0 or more", "pause")
+        raise InvalidArgumentError("must be a number, 0 or more", "pause")
     try:
         before = validation.utc_now() - older_than
     except OverflowError:  # beyond the year 1: no session is as old
@@ -217,7 +218,8 @@ class _Pruning:
             self.report.touched += 1
         except SessionNotFoundError:
             self.report.gone += 1
-        except (CorruptSessionError, InvalidSessionError) as error:  # InvalidSessionError: too long for an archive
+        # InvalidArgumentError: an id that was changed by hand; InvalidSessionError: a session too long for an archive
+        except (CorruptSessionError, InvalidArgumentError, InvalidSessionError) as error:
             self.report.failed += 1
             if len(self.report.problems) < MAX_PROBLEMS:
                 self.report.problems.append(PruneProblem(session_id, str(error)))

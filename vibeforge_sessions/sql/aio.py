@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Engine, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.model.session import S, Session
 from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter, await_completion
 from vibeforge_sessions.repository.retry import RetryPolicy
@@ -100,11 +101,15 @@ def _sync(bind: object) -> Any:
         return bind.sync_session
     if isinstance(bind, AsyncConnection):
         if bind.sync_connection is None:
-            raise TypeError("the AsyncConnection has not been started: await it, or use it in an async with")
+            raise ConfigurationError(
+                "the AsyncConnection has not been started: await it, or use it in an async with", "bind"
+            )
         return bind.sync_connection
     if isinstance(bind, Engine):
         return bind
-    raise TypeError(f"must be an AsyncEngine, Engine, AsyncConnection or AsyncSession, not {type(bind).__name__}")
+    raise ConfigurationError(
+        f"must be an AsyncEngine, Engine, AsyncConnection or AsyncSession, not {type(bind).__name__}", "bind"
+    )
 
 
 def _size(engine: Engine | None) -> int:

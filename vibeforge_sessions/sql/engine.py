@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import sqlalchemy
 from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.model.builtin_types import exact_str
+from vibeforge_sessions.errors import ConfigurationError
+from vibeforge_sessions.model.builtin_types import exact_number, exact_str
 from vibeforge_sessions.sql import fork_safety
 from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, DatabaseDialect, EngineSettings, database_dialect_named
 from vibeforge_sessions.sql.dialects.base import PREPARED
@@ -54,13 +54,14 @@ def create_engine(
         ``search_path``, which would leak through PgBouncer. For an engine of your own, use
         ``engine.execution_options(schema_translate_map={None: schema})``.
     :param options: for `sqlalchemy.create_engine`.
-    :raises StorageError: the URL is unsupported, or its driver is not installed (the error names the extra).
+    :raises ConfigurationError: the URL is unsupported, its driver is not installed (the error names the extra), or an
+        option has no valid value.
     """
-    settings = EngineSettings(synchronous=synchronous, busy_timeout=busy_timeout, pgbouncer=pgbouncer)
     parsed = parse_url(url)
     database_dialect = database_dialect_named(parsed.get_backend_name())
+    settings = _settings(database_dialect, synchronous=synchronous, busy_timeout=busy_timeout, pgbouncer=pgbouncer)
     if parsed.drivername not in database_dialect.drivers:
-        raise StorageError(f"{parsed.drivername}:// is an asynchronous driver: use create_async_engine")
+        raise ConfigurationError(f"{parsed.drivername}:// is an asynchronous driver: use create_async_engine")
     with _driver_errors(parsed):
         engine = sqlalchemy.create_engine(
             database_dialect.engine_url(parsed),
@@ -83,18 +84,21 @@ def create_async_engine(
 
     :param url: ``postgresql+psycopg://…``, ``postgresql+asyncpg://…``, ``mariadb+asyncmy://…``, ``mysql+asyncmy://…``
         or ``sqlite+aiosqlite://…``, which is slower than pysqlite: see `AsyncSQLAlchemySessionRepository`.
-    :raises StorageError: the URL is unsupported, or its driver or greenlet is not installed.
+    :raises ConfigurationError: the URL is unsupported, its driver or greenlet is not installed, or an option has no
+        valid value.
     """
-    settings = EngineSettings(synchronous="FULL", busy_timeout=30.0, pgbouncer=pgbouncer)
     parsed = parse_url(url)
     database_dialect = database_dialect_named(parsed.get_backend_name())
+    settings = _settings(database_dialect, synchronous="FULL", busy_timeout=30.0, pgbouncer=pgbouncer)
     if parsed.drivername not in database_dialect.async_drivers:
-        raise StorageError(f"{parsed.drivername}:// is no asynchronous driver: use create_engine")
+        raise ConfigurationError(f"{parsed.drivername}:// is no asynchronous driver: use create_engine")
     try:
         import greenlet  # noqa: F401, PLC0415 (an extra; SQLAlchemy reports that it is missing only at the first use)
         from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415
     except ImportError:
-        raise StorageError("asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'") from None
+        raise ConfigurationError(
+            "asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'"
+        ) from None
     with _driver_errors(parsed):
         engine = create(
             database_dialect.engine_url(parsed),
@@ -111,7 +115,7 @@ def create_async_engine(
 def is_asynchronous(url: str | URL) -> bool:
     """Return whether the driver of the URL supports asyncio.
 
-    :raises StorageError: as `create_engine` does.
+    :raises ConfigurationError: as `create_engine` does.
     """
     parsed = parse_url(url)
     return parsed.drivername in database_dialect_named(parsed.get_backend_name()).async_drivers
@@ -130,7 +134,7 @@ def engine_on(url: str | URL, *, schema: str | None = None) -> Iterator[Engine]:
 def parse_url(url: str | URL) -> URL:
     """Return the URL with its driver named.
 
-    :raises StorageError: it is no URL, or of a database that is not supported; its password is not shown.
+    :raises ConfigurationError: it is no URL, or of a database that is not supported; its password is not shown.
     """
     try:
         given = url if issubclass(type(url), URL) else exact_str(url)
@@ -138,19 +142,19 @@ def parse_url(url: str | URL) -> URL:
             raise TypeError
         parsed = make_url(given)
     except (ArgumentError, ValueError, TypeError):
-        raise StorageError("the database URL cannot be understood: it looks like sqlite:///sessions.db") from None
+        raise ConfigurationError("the database URL is malformed: write it like sqlite:///sessions.db") from None
     if parsed.drivername in _DEFAULT_DRIVERS:
         parsed = parsed.set(drivername=_DEFAULT_DRIVERS[parsed.drivername])
     if parsed.drivername == "memory":
-        raise StorageError(
-            "memory:// is a process's own memory, without tables: a database's URL looks like sqlite:///sessions.db"
+        raise ConfigurationError(
+            "memory:// stores sessions in this process, without tables: give a database's URL, such as sqlite:///sessions.db"
         )
     for name in {"password", "passwd"} & parsed.query.keys():  # SQLAlchemy does not hide them there
         password = parsed.query[name]
         parsed = parsed.difference_update_query([name])
         parsed = parsed.set(password=password if isinstance(password, str) else password[-1])
     if parsed.drivername not in _EXTRAS:
-        raise StorageError(
+        raise ConfigurationError(
             f"a database URL that begins with {parsed.drivername}:// is not supported; these are: "
             + ", ".join(
                 f"{name}://" + (f" (vibeforge-sessions[{extra}])" if extra else "") for name, extra in _EXTRAS.items()
@@ -164,6 +168,8 @@ _EXTRAS = {
     for database_dialect in DATABASE_DIALECTS
     for name, extra in {**database_dialect.drivers, **database_dialect.async_drivers}.items()
 }
+_LONGEST_WAIT = 1_000_000
+"""Seconds: SQLite takes the timeout as milliseconds in 32 bits."""
 _DEFAULT_DRIVERS = {
     backend: next(name for name in database_dialect.drivers if name.startswith(f"{backend}+"))
     for database_dialect in DATABASE_DIALECTS
@@ -171,11 +177,30 @@ _DEFAULT_DRIVERS = {
 }
 
 
+def _settings(
+    database_dialect: DatabaseDialect, *, synchronous: str, busy_timeout: float, pgbouncer: bool
+) -> EngineSettings:
+    """Return the options that only some databases have, once they are checked."""
+    level = exact_str(synchronous)
+    if level not in {"FULL", "NORMAL"}:
+        raise ConfigurationError("must be FULL or NORMAL", "synchronous")
+    seconds = exact_number(busy_timeout)
+    if seconds is None or not 0 <= seconds <= _LONGEST_WAIT:
+        raise ConfigurationError(f"must be a number of seconds from 0 to {_LONGEST_WAIT:,}", "busy_timeout")
+    if type(pgbouncer) is not bool:
+        raise ConfigurationError("must be True or False", "pgbouncer")
+    if pgbouncer and "postgresql" not in database_dialect.names:
+        raise ConfigurationError(f"is for PostgreSQL only: leave it out for {database_dialect.names[0]}", "pgbouncer")
+    return EngineSettings(
+        synchronous=cast("Literal['FULL', 'NORMAL']", level), busy_timeout=seconds, pgbouncer=pgbouncer
+    )
+
+
 def _schema_options(schema: str | None, database_dialect: DatabaseDialect) -> dict[str, Any]:
     if schema is None:
         return {}
     if not database_dialect.has_schemas:
-        raise StorageError(
+        raise ConfigurationError(
             f"{database_dialect.names[0]} has no schemas within a database: name another database in its URL"
         )
     return {"execution_options": {"schema_translate_map": {None: schema}}}
@@ -206,9 +231,11 @@ def _driver_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except (ImportError, NoSuchModuleError):
-        raise StorageError(
+        raise ConfigurationError(
             f"the driver for {url.drivername}:// is not installed: pip install "
             f"'vibeforge-sessions[{_EXTRAS[url.drivername]}]'"
         ) from None
     except (ValueError, ArgumentError):  # raised by the dialect for an option in the URL
-        raise StorageError("the database URL has an option whose value cannot be understood") from None
+        raise ConfigurationError(
+            "an option in the database URL has an invalid value: correct it or leave it out"
+        ) from None

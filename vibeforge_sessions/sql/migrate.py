@@ -21,7 +21,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine
 
-from vibeforge_sessions.errors import SchemaError
+from vibeforge_sessions.errors import InvalidArgumentError, SchemaError
 from vibeforge_sessions.sql.dialects import MigrationTimeouts, database_dialect_named, database_dialect_of
 from vibeforge_sessions.sql.migrations import scripts
 from vibeforge_sessions.sql.migrations.schema_status import (
@@ -98,6 +98,7 @@ def upgrade(
     :param report: called with each revision that was reached.
     :raises SchemaError: the tables are foreign, drifted, or of a newer version; the revision is unknown; or another
         migration still runs after `lock_timeout`. Then nothing is done.
+    :raises InvalidArgumentError: `revision` is malformed, or SQLite is given a `statement_timeout`.
     :raises StorageError: the database failed.
     """
     timeouts = MigrationTimeouts(lock_timeout, statement_timeout)
@@ -122,6 +123,7 @@ def downgrade(
     each revision that was undone.
 
     :raises SchemaError: the revision is unknown; see also `upgrade` and, for SQLite, `migrating`.
+    :raises InvalidArgumentError: `revision` is malformed.
     :raises StorageError: the database failed.
     """
     timeouts = MigrationTimeouts(lock_timeout, statement_timeout)
@@ -137,6 +139,7 @@ def stamp(bind: Engine | Connection, revision: str, *, lock_timeout: float | Non
     """Record that the database is at `revision`, without a migration: after a restore without the version table.
 
     :raises SchemaError: the revision is unknown, or another migration is running.
+    :raises InvalidArgumentError: `revision` is malformed.
     """
     _run(bind, MigrationTimeouts(lock_timeout), None, command.stamp, revision)
 
@@ -213,9 +216,10 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
     The status is read five times per second. No lock is held, and no transaction stays open between the reads.
 
     :raises SchemaError: `timeout` seconds have passed, or the schema is ahead, so that waiting cannot help.
+    :raises InvalidArgumentError: `timeout` is not a number.
     """
     if math.isnan(timeout):
-        raise SchemaError("the timeout must be a number, not NaN")
+        raise InvalidArgumentError("must be a number of seconds", "timeout")
     deadline = time.monotonic() + timeout
     while True:
         with reading(bind) as connection:

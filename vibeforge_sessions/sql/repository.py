@@ -12,15 +12,9 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import log_line
 from vibeforge_sessions.model.session import ErrorEntry, S, Session, phases_of
 from vibeforge_sessions.repository import changeset, restoration, serialization
+from vibeforge_sessions.repository.arguments import check_after, check_limit, check_recent, check_session_id
 from vibeforge_sessions.repository.base import SessionRepository
-from vibeforge_sessions.repository.query import (
-    Query,
-    SessionFilter,
-    SessionOrder,
-    SessionPage,
-    check_limit,
-    check_recent,
-)
+from vibeforge_sessions.repository.query import Query, SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql import migrate as migrations
@@ -98,7 +92,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return changeset.mark_uncommitted(copy, transaction)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        session_id, recent = validation.check_session_id(session_id), check_recent(recent)
+        session_id, recent = check_session_id(session_id), check_recent(recent)
         found = self._run(GetSession(session_id, recent))
         if found is None:
             return None
@@ -116,9 +110,11 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         if not session.version:
             self.create_session(session)
             return
-        if changeset.is_uncommitted(session):
-            found = self._run(FindState(session.session_id, changeset.possible_states(session)))
-            changeset.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
+        transaction = changeset.baseline_of(session).transaction
+        if transaction is not None:
+            found = self._run(FindState(session.session_id, changeset.possible_states(session), transaction))
+            if found is not None:
+                changeset.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
         if changeset.needs_content(session):
             write_id = changeset.baseline_of(session).write_id
             record = self._run(GetCurrentRecord(session.session_id, session.version, write_id))
@@ -130,7 +126,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             changeset.mark_stored(session, write, record, transaction=transaction)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        session_id = validation.check_session_id(session_id)
+        session_id = check_session_id(session_id)
         seen = (
             None if unchanged_since is None else restoration.check_expected_record(unchanged_since, "unchanged_since")
         )
@@ -152,7 +148,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return query.page(self._run(FindSessions(query)))
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        session_id, now = validation.check_session_id(session_id), validation.utc_now()
+        session_id, now = check_session_id(session_id), validation.utc_now()
         task_id, message = validation.storable_task_id(task_id), validation.storable_text(error_message)
         row = {
             "session_id": session_id,
@@ -166,7 +162,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         return ErrorEntry(now, task_id, message, self._phases.get(str(text), str(text)), position)
 
     def append_log(self, session_id: str, message: str) -> str:
-        session_id, line = validation.check_session_id(session_id), log_line(message)
+        session_id, line = check_session_id(session_id), log_line(message)
         row = {"session_id": session_id, "message": line, "write_id": validation.new_write_id()}
         self._run(append_log(row, validation.utc_now(), needs_transaction=self._is_behind_pooler))
         return line
@@ -180,8 +176,8 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         task_id: str | None = None,
         phase: str | None = None,
     ) -> list[ErrorEntry]:
-        session_id = validation.check_session_id(session_id)
-        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
+        session_id = check_session_id(session_id)
+        after, limit = check_after(after), check_limit(limit)
         task_id = None if task_id is None else validation.storable_task_id(task_id)
         phase = None if phase is None else validation.storable_phase(phase)
         return [
@@ -192,18 +188,18 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         ]
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        session_id = validation.check_session_id(session_id)
-        after, limit = validation.check_integer(after, "after", least=0), check_limit(limit)
+        session_id = check_session_id(session_id)
+        after, limit = check_after(after), check_limit(limit)
         return self._run(ListLogs(session_id, after, limit))
 
     def hold_session(self, session_id: str) -> None:
-        self._run(HoldSession(validation.check_session_id(session_id), validation.utc_now()))
+        self._run(HoldSession(check_session_id(session_id), validation.utc_now()))
 
     def release_session(self, session_id: str) -> None:
-        self._run(HoldSession(validation.check_session_id(session_id), None))
+        self._run(HoldSession(check_session_id(session_id), None))
 
     def get_record(self, session_id: str) -> Record | None:
-        return self._run(GetRecord(validation.check_session_id(session_id)))
+        return self._run(GetRecord(check_session_id(session_id)))
 
     def restore_record(
         self,

@@ -11,6 +11,7 @@ import pytest
 
 from vibeforge_sessions import (
     ErrorEntry,
+    InvalidArgumentError,
     InvalidSessionError,
     Session,
     SessionPhase,
@@ -224,8 +225,9 @@ class HistoryTests:
     @pytest.mark.parametrize("recent", [-1, True, 1.0, "1"])
     def test_invalid_recent_is_rejected(self, repository: SessionRepository, recent: Any) -> None:
         repository.create_session(session_id=SESSION_ID)
-        with pytest.raises(InvalidSessionError):
+        with pytest.raises(InvalidArgumentError) as caught:
             repository.get_session(SESSION_ID, recent=recent)
+        assert caught.value.argument == "recent"
 
     def test_list_errors_returns_slices(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)
@@ -275,8 +277,9 @@ class HistoryTests:
     def test_invalid_slice_is_rejected(self, repository: SessionRepository, arguments: dict[str, Any]) -> None:
         repository.create_session(session_id=SESSION_ID)
         for call in (repository.list_errors, repository.list_logs):
-            with pytest.raises(InvalidSessionError):
+            with pytest.raises(InvalidArgumentError) as caught:
                 call(SESSION_ID, **arguments)
+            assert caught.value.argument in arguments
 
     def test_history_of_ten_thousand_entries(self, repository: SessionRepository) -> None:
         session = repository.create_session(session_id=SESSION_ID)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from vibeforge_sessions import (
     ErrorEntry,
+    InvalidArgumentError,
     InvalidSessionError,
     Session,
     SessionExistsError,
@@ -114,10 +116,35 @@ class HoldAndRestoreTests(RepositoryTests):
         for call in (repository.hold_session, repository.release_session):
             with pytest.raises(SessionNotFoundError):
                 call(UNKNOWN_ID)
-            with pytest.raises(InvalidSessionError):
+            with pytest.raises(InvalidArgumentError):
                 call("no id")
-        with pytest.raises(InvalidSessionError):
+        with pytest.raises(InvalidArgumentError):
             repository.get_record("no id")
+
+    @pytest.mark.parametrize("thing", [{}, "record", 7], ids=["dict", "text", "integer"])
+    def test_other_object_than_record_is_rejected(self, repository: SessionRepository, thing: Any) -> None:
+        repository.create_session(session_id=SESSION_ID)
+        record = record_of(repository)
+        for call, argument in (
+            (lambda: repository.delete_session(SESSION_ID, unchanged_since=thing), "unchanged_since"),
+            (lambda: repository.restore_record(record, replacing=thing), "replacing"),
+            (lambda: repository.restore_record(thing), "record"),
+        ):
+            with pytest.raises(InvalidArgumentError) as caught:
+                call()
+            assert caught.value.argument == argument
+        assert record_of(repository) == record
+
+    @pytest.mark.parametrize(("field", "value"), [("version", -1), ("error_count", "0"), ("write_id", None)])
+    def test_invalid_value_in_unchanged_since_is_rejected(
+        self, repository: SessionRepository, field: str, value: object
+    ) -> None:
+        repository.create_session(session_id=SESSION_ID)
+        seen = dataclasses.replace(record_of(repository), **{field: value})  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError) as caught:
+            repository.delete_session(SESSION_ID, unchanged_since=seen)
+        assert caught.value.argument == f"unchanged_since.{field}"
+        assert repository.list_sessions() == [SESSION_ID]
 
     # --- conditional deletion ---
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from vibeforge_sessions import (
-    InvalidSessionError,
+    InvalidArgumentError,
     Session,
     SessionFilter,
     SessionOrder,
@@ -197,13 +197,13 @@ class ListingTests:
         ],
     )
     def test_invalid_filter_is_rejected(self, conditions: dict[str, Any]) -> None:
-        with pytest.raises(InvalidSessionError) as caught:
+        with pytest.raises(InvalidArgumentError) as caught:
             SessionFilter(**conditions)
-        assert caught.value.path in conditions
+        assert caught.value.argument in conditions
 
     def test_other_object_than_filter_is_rejected(self, repository: SessionRepository) -> None:
         for call in (repository.find_sessions, repository.list_sessions):
-            with pytest.raises(InvalidSessionError):
+            with pytest.raises(InvalidArgumentError):
                 call({"phases": []})  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("order", ORDERS)
@@ -261,16 +261,16 @@ class ListingTests:
     @pytest.mark.parametrize("cursor", MALFORMED_CURSORS.values(), ids=MALFORMED_CURSORS)
     def test_malformed_cursor_is_rejected(self, repository: SessionRepository, cursor: Any) -> None:
         fill(repository, 2)
-        with pytest.raises(InvalidSessionError) as caught:
+        with pytest.raises(InvalidArgumentError) as caught:
             repository.find_sessions(cursor=cursor)
-        assert caught.value.path == "cursor"
+        assert caught.value.argument == "cursor"
 
     def test_damaged_cursor_is_rejected(self, repository: SessionRepository) -> None:
         fill(repository, 3)
         cursor = repository.find_sessions(limit=1).next_cursor
         assert cursor is not None
         for damaged in (cursor[:-4], cursor[4:], cursor[::-1], cursor + cursor, cursor.lower()):
-            with pytest.raises(InvalidSessionError):
+            with pytest.raises(InvalidArgumentError):
                 repository.find_sessions(cursor=damaged)
 
     @pytest.mark.parametrize("name", ["created_from", "created_before", "updated_from", "updated_before"])
@@ -282,7 +282,7 @@ class ListingTests:
         assert cursor is not None
         assert len(repository.find_sessions(conditions, cursor=cursor).items) == 2
         for other in (None, SessionFilter(**{name: far + timedelta(microseconds=1)})):
-            with pytest.raises(InvalidSessionError):
+            with pytest.raises(InvalidArgumentError):
                 repository.find_sessions(other, cursor=cursor)
 
     def test_cursor_of_other_filter_or_order_is_rejected(self, repository: SessionRepository) -> None:
@@ -302,18 +302,18 @@ class ListingTests:
             (SessionFilter(phases=["QUESTIONNAIRE", "IDEA"], created_from=START, has_errors=False), "-created_at"),
         ]
         for other, order in others:
-            with pytest.raises(InvalidSessionError) as caught:
+            with pytest.raises(InvalidArgumentError) as caught:
                 repository.find_sessions(other, order=order, limit=1, cursor=cursor)
-            assert caught.value.path == "cursor"
+            assert caught.value.argument == "cursor"
 
     @pytest.mark.parametrize("limit", [0, -1, 1001, True, 1.0, "1", None])
     def test_limit_out_of_range_is_rejected(self, repository: SessionRepository, limit: Any) -> None:
-        with pytest.raises(InvalidSessionError) as caught:
+        with pytest.raises(InvalidArgumentError) as caught:
             repository.find_sessions(limit=limit)
-        assert caught.value.path == "limit"
+        assert caught.value.argument == "limit"
 
     @pytest.mark.parametrize("order", ["", "created", "phase", "--created_at", None, 7])
     def test_invalid_order_is_rejected(self, repository: SessionRepository, order: Any) -> None:
-        with pytest.raises(InvalidSessionError) as caught:
+        with pytest.raises(InvalidArgumentError) as caught:
             repository.find_sessions(order=order)
-        assert caught.value.path == "order"
+        assert caught.value.argument == "order"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vibeforge_sessions import InvalidSessionError, Session, SessionRepository, StaleSessionError
+from vibeforge_sessions import InvalidArgumentError, InvalidSessionError, Session, SessionRepository, StaleSessionError
 from vibeforge_sessions.testing.base import SESSION_ID, UNKNOWN_ID, RepositoryTests, stored
 
 SECRET = "s3cret"  # noqa: S105 (no record may contain it)
@@ -74,7 +74,7 @@ class InstrumentationTests(RepositoryTests):
             repository.update_session(old)
         with pytest.raises(LookupError):
             repository.append_log(UNKNOWN_ID, SECRET)
-        with pytest.raises(InvalidSessionError):
+        with pytest.raises(InvalidArgumentError):
             repository.get_session(f"{SECRET}\n{SECRET}")
         with pytest.raises(InvalidSessionError):
             repository.create_session(Session(session_id="invalid", answers={SECRET: {SECRET}}))
@@ -82,7 +82,7 @@ class InstrumentationTests(RepositoryTests):
         assert [(each["call"], each["session_id"], each["outcome"]) for each in records] == [
             ("update_session", SESSION_ID, "StaleSessionError"),
             ("append_log", UNKNOWN_ID, "SessionNotFoundError"),
-            ("get_session", None, "InvalidSessionError"),  # an invalid id may contain secrets
+            ("get_session", None, "InvalidArgumentError"),  # an invalid id may contain secrets
             ("create_session", "invalid", "InvalidSessionError"),
         ]
         assert SECRET not in str(records)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from vibeforge_sessions import InvalidSessionError, Session, SessionFilter
+from vibeforge_sessions import ConfigurationError, InvalidArgumentError, InvalidSessionError, Session, SessionFilter
 from vibeforge_sessions.testing.base import SESSION_ID, NewRepository, assert_same, stored
 from vibeforge_sessions.testing.stored_values import nested
 
@@ -121,7 +121,7 @@ class SubclassTests:
             assert stored(repository, phase.name).phase is phase  # type: ignore[comparison-overlap]
             assert stored(repository, phase.name).error_history == [entry]
             assert repository.list_sessions(SessionFilter(phases=[phase])) == [phase.name]
-        with pytest.raises(InvalidSessionError):
+        with pytest.raises(InvalidArgumentError):
             SessionFilter(phases=[str(number) for number in range(1001)])
 
     def test_invalid_phase_is_rejected(self, new_repository: NewRepository) -> None:
@@ -134,8 +134,9 @@ class SubclassTests:
 
     @pytest.mark.parametrize("session_type", [PhaseOfAnyText, FieldOfToDict])
     def test_invalid_session_type_is_rejected(self, new_repository: NewRepository, session_type: type[Session]) -> None:
-        with pytest.raises(InvalidSessionError):
+        with pytest.raises(ConfigurationError) as caught:
             new_repository(session_type=session_type).list_sessions()
+        assert caught.value.name == "session_type"
 
     def test_depth_limit_applies_to_each_subclass_field(self, new_repository: NewRepository) -> None:
         repository = new_repository(session_type=ExtendedSession)
@@ -204,7 +205,7 @@ class SubclassTests:
     def test_other_session_class_is_rejected(self, new_repository: NewRepository) -> None:
         for given, session_type in ((ExtendedSession(), Session), (Session(), ExtendedSession)):
             repository = new_repository(session_type=session_type)
-            with pytest.raises(InvalidSessionError, match="session_type"):
+            with pytest.raises(InvalidArgumentError, match="session_type"):
                 repository.create_session(given)
-            with pytest.raises(InvalidSessionError, match="session_type"):
+            with pytest.raises(InvalidArgumentError, match="session_type"):
                 repository.update_session(given)

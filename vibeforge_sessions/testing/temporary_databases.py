@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import URL, Engine, make_url
 
-from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.errors import ConfigurationError, StorageError
 from vibeforge_sessions.sql import migrate
 from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_named
 from vibeforge_sessions.sql.engine import engine_on, parse_url
@@ -43,8 +43,8 @@ def temporary_databases(url: str | URL, folder: Path) -> Iterator[EmptyDatabase]
         with a random name is created, emptied for each test, and dropped at the end. The database that the URL names is
         used only for the connection.
     :param folder: the folder of the SQLite files.
-    :raises StorageError: the URL names a SQLite file or an unsupported database, or its user lacks the privilege to
-        create databases.
+    :raises ConfigurationError: the URL names a SQLite file or an unsupported database.
+    :raises StorageError: the URL's user lacks the privilege to create databases.
     """
     parsed = parse_url(url)
     database = database_dialect_named(parsed.get_backend_name())
@@ -54,7 +54,7 @@ def temporary_databases(url: str | URL, folder: Path) -> Iterator[EmptyDatabase]
     elif parsed.database in {None, "", ":memory:"}:
         yield _in_files(folder)
     else:
-        raise StorageError("on SQLite each test gets a file of its own: give sqlite:// and no file, or nothing")
+        raise ConfigurationError("on SQLite each test gets a file of its own: give sqlite:// and no file, or nothing")
 
 
 def _in_files(folder: Path) -> EmptyDatabase:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Final, TypeVar, cast, overload
 
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.errors import ConfigurationError, InvalidSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.record import Baseline
 from vibeforge_sessions.model.session import S, Session
@@ -229,8 +229,10 @@ class Tracker:
             return
         if type(session).model_config.get("validate_assignment"):
             # pydantic then replaces the object's attribute dict at each assignment, and the tracked dict is outdated
-            raise InvalidSessionError(
-                f"{type(session).__name__} cannot be tracked: it is a class of session with validate_assignment"
+            raise ConfigurationError(
+                f"{type(session).__name__} cannot be tracked, since it has validate_assignment: store it in a "
+                "repository without tracking",
+                "session_type",
             )
         key = id(session)
         end = weakref.finalize(session, self._on_finalize, key)

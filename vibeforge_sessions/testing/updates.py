@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vibeforge_sessions import (
+    InvalidArgumentError,
     InvalidSessionError,
     Session,
     SessionNotFoundError,
@@ -325,8 +326,9 @@ class UpdateTests:
     @pytest.mark.parametrize("attempts", [0, -1, True, 1.5])
     def test_modify_rejects_invalid_attempts(self, repository: SessionRepository, attempts: Any) -> None:
         repository.create_session(session_id=SESSION_ID)
-        with pytest.raises(InvalidSessionError):
+        with pytest.raises(InvalidArgumentError) as caught:
             repository.modify_session(SESSION_ID, lambda _: None, attempts=attempts)
+        assert caught.value.argument == "attempts"
 
     def test_modify_of_session_deleted_meanwhile_raises_not_found(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=UNKNOWN_ID)

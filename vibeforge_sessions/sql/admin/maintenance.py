@@ -39,7 +39,7 @@ def grants(url: str | URL, role: str | None = None, *, migrator: str | None = No
     :param role: the role of the service. On MariaDB it is a user, of any host unless it is ``user@host``. Its
         privileges are granted on tables, so they are granted after the migrations.
     :param migrator: the role that runs the migrations, if it is another one. Its privileges are granted before them.
-    :raises StorageError: the URL is not supported, or lacks the name of the database on MariaDB.
+    :raises ConfigurationError: the URL is not supported, or lacks the name of the database on MariaDB.
     """
     parsed = parse_url(url)
     database_dialect = database_dialect_named(parsed.get_backend_name())
@@ -75,8 +75,8 @@ def verify_data(
 def backup(engine: Engine, path: Path) -> None:
     """Write a consistent copy of a live SQLite database into a new file.
 
-    :raises StorageError: the file exists or cannot be written; or the database is not SQLite: then the error names the
-        command of its own tool.
+    :raises StorageError: the file exists or cannot be written.
+    :raises ConfigurationError: the database is not SQLite: the error names the command of its own tool.
     """
     with reading(engine) as connection:
         try:

@@ -26,8 +26,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from vibeforge_sessions.errors import InvalidSessionError, StorageError
+from vibeforge_sessions.errors import InvalidArgumentError, StorageError
 from vibeforge_sessions.model import validation
+from vibeforge_sessions.repository.arguments import check_datetime, check_integer
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql.dialects import database_dialect_of, failure_code
 from vibeforge_sessions.sql.tables import documents, errors, logs, schema_of, sessions
@@ -140,14 +141,13 @@ def count_errors(
     :param top: number of pairs of a task and a phase with the most errors that are counted separately; 0 to 1000.
     :param timeout: seconds after which the database ends the statement.
     :raises StorageError: the statement exceeded the timeout, or the database failed.
-    :raises InvalidSessionError: an argument is out of range, or a time is not timezone-aware.
+    :raises InvalidArgumentError: an argument is out of range, or a time is not timezone-aware.
     """
     if every not in {"hour", "day"}:
-        raise InvalidSessionError("must be hour or day", "every")
-    if validation.check_integer(top, "top", least=0) > _MAX_ITEMS:
-        raise InvalidSessionError(f"must be at most {_MAX_ITEMS}", "top")
+        raise InvalidArgumentError("must be hour or day", "every")
+    check_integer(top, "top", least=0, most=_MAX_ITEMS)
     given = {"since": since, "before": before}
-    times = {name: validation.check_time(time) for name, time in given.items() if time is not None}
+    times = {name: check_datetime(time, name) for name, time in given.items() if time is not None}
     rows = _query(engine, _errors(every, tuple(times)), {**times, "top": top}, timeout)
     counts = [ErrorCount(_utc(begins), task, phase, int(count)) for begins, task, phase, count in rows]
     return sorted(counts, key=lambda each: (each.begins, -each.errors, each.task_id is None, each.task_id, each.phase))
@@ -165,12 +165,12 @@ def count_ages(
     :param edges: ascending boundaries of the ages.
     :param timeout: seconds after which the database ends the statement.
     :raises StorageError: the statement exceeded the timeout, or the database failed.
-    :raises InvalidSessionError: an argument is out of range.
+    :raises InvalidArgumentError: an argument is out of range.
     """
     if of not in {"created_at", "updated_at"}:
-        raise InvalidSessionError("must be created_at or updated_at", "of")
+        raise InvalidArgumentError("must be created_at or updated_at", "of")
     if not 1 <= len(edges) <= _MAX_ITEMS or sorted(set(edges)) != list(edges) or edges[0] <= timedelta():
-        raise InvalidSessionError(f"must be 1 to {_MAX_ITEMS} positive timedeltas in ascending order", "edges")
+        raise InvalidArgumentError(f"must be 1 to {_MAX_ITEMS} positive timedeltas in ascending order", "edges")
     now = validation.utc_now()
     times = {f"edge_{index}": _before(now, edge) for index, edge in enumerate(edges)}
     found: dict[int, int] = dict(_query(engine, _ages(of, len(edges)), times, timeout))
@@ -312,7 +312,7 @@ class _LimitedRead(Operation[T]):
 def _run_with_timeout(engine: Engine, query: Callable[[ConnectionExecutor], T], timeout: float) -> T:
     """Run queries in a transaction whose statements are ended by the database after `timeout` seconds."""
     if not 0 < timeout <= _MAX_TIMEOUT:
-        raise InvalidSessionError(f"must be a number of seconds, more than 0 and at most {_MAX_TIMEOUT:,}", "timeout")
+        raise InvalidArgumentError(f"must be a number of seconds, more than 0 and at most {_MAX_TIMEOUT:,}", "timeout")
 
     # one attempt may use half of the deadline
     transactions = transactions_on(engine, precompiled=False, retry=RetryPolicy(deadline=2 * (timeout + _ANSWER_TIME)))

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Dialect
 
-from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings, MigrationTimeouts, failure_code
 from vibeforge_sessions.sql.dialects.mariadb import MariaDBDialect
 from vibeforge_sessions.sql.dialects.postgresql import PostgreSQLDialect
@@ -29,7 +29,7 @@ _BY_NAME: Final = {name: each for each in DATABASE_DIALECTS for name in each.nam
 def database_dialect_of(dialect: Dialect) -> DatabaseDialect:
     """Return the database dialect for a SQLAlchemy dialect.
 
-    :raises StorageError: the database is not supported.
+    :raises ConfigurationError: the database is not supported.
     """
     return database_dialect_named(dialect.name)
 
@@ -37,9 +37,9 @@ def database_dialect_of(dialect: Dialect) -> DatabaseDialect:
 def database_dialect_named(name: str) -> DatabaseDialect:
     """Return the database dialect for the name of a SQLAlchemy dialect or of a URL's backend.
 
-    :raises StorageError: the database is not supported.
+    :raises ConfigurationError: the database is not supported.
     """
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise StorageError(f"{name} is not supported; these are: {', '.join(_BY_NAME)}") from None
+        raise ConfigurationError(f"{name} is not supported; these are: {', '.join(_BY_NAME)}") from None

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
-from vibeforge_sessions.errors import InvalidSessionError, SchemaError, StorageError
+from vibeforge_sessions.errors import ConfigurationError, InvalidSessionError, SchemaError
 
 PREPARED: Final = "vibeforge_sessions_prepared"
 """Execution option of an engine that `create_engine` of this package has made."""
@@ -105,11 +105,11 @@ class DatabaseDialect(ABC):
     def check_joined_connection(self, connection: Connection) -> None:
         """Check that the caller's connection, on which SQLAlchemy has begun a transaction, can be used unchanged.
 
-        :raises StorageError: it cannot. The error names the fix.
+        :raises ConfigurationError: it cannot. The error names the fix.
         """
         driver: Any = connection.connection.dbapi_connection
         if connection.dialect.detect_autocommit_setting(driver):
-            raise StorageError(
+            raise ConfigurationError(
                 "this connection is in AUTOCOMMIT, so there is no transaction to join: leave isolation_level out, or "
                 "give the repository the Engine"
             )
@@ -200,14 +200,14 @@ class DatabaseDialect(ABC):
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
         """Return SQL lines that grant the least privileges to the roles of the application and the migrator.
 
-        :raises StorageError: the name of the database is needed and missing.
+        :raises ConfigurationError: the name of the database is needed and missing.
         """
 
     @abstractmethod
     def backup(self, connection: Connection, path: Path) -> None:
         """Write a consistent copy of the database into a new file. Other connections may write meanwhile.
 
-        :raises StorageError: this database has its own backup tool. The error names the command.
+        :raises ConfigurationError: this database has its own backup tool. The error names the command.
         """
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
-from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.sql.dialects.base import (
     CONNECT_TIMEOUT,
     IDLE_TIMEOUT,
@@ -252,7 +252,7 @@ class MariaDBDialect(DatabaseDialect):
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
         if not database:
-            raise StorageError("privileges on MariaDB are granted for a database: name the database in the URL")
+            raise ConfigurationError("privileges on MariaDB are granted for a database: name the database in the URL")
         of, lines = _quoted(database), list[str]()
         if migrator is not None:
             changes = "CREATE, ALTER, DROP, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
@@ -268,7 +268,7 @@ class MariaDBDialect(DatabaseDialect):
 
     def backup(self, connection: Connection, path: Path) -> None:
         tables = " ".join(APPLICATION_PRIVILEGES)
-        raise StorageError(
+        raise ConfigurationError(
             "only SQLite files are copied: on MariaDB run mariadb-dump --single-transaction "
             f"--result-file={path} {connection.engine.url.database} {tables} with the address of the server"
         )
@@ -336,7 +336,7 @@ def _check_server_settings(row: Sequence[Any], driver: Any) -> int:
 
     :param row: the result of `_SERVER_SETTINGS`.
     :param driver: the driver connection.
-    :raises StorageError: the server or the driver would change texts. The error names the fix.
+    :raises ConfigurationError: the server or the driver would change texts. The error names the fix.
     """
     packet, *values = row
     settings = dict(zip(_CHARACTER_SETS, values, strict=True))
@@ -352,8 +352,8 @@ def _check_server_settings(row: Sequence[Any], driver: Any) -> int:
     return int(packet)
 
 
-def _character_set_error(problem: str) -> StorageError:
-    return StorageError(
+def _character_set_error(problem: str) -> ConfigurationError:
+    return ConfigurationError(
         f"this engine's connections change texts on their way to the database: {problem} and must be {_CHARACTER_SET}: "
         f"add ?charset={_CHARACTER_SET} to its URL, and let no connect event, init_command or init_connect of the "
         f"server set another one (SET NAMES {_CHARACTER_SET} in the engine's connect event overrides the server)"

@@ -15,7 +15,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-from vibeforge_sessions.errors import StorageError
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.sql.dialects.base import (
     BEHIND_POOLER,
     CONNECT_TIMEOUT,
@@ -297,7 +297,7 @@ class PostgreSQLDialect(DatabaseDialect):
         return lines
 
     def backup(self, connection: Connection, path: Path) -> None:
-        raise StorageError(
+        raise ConfigurationError(
             "only SQLite files are copied: on PostgreSQL run pg_dump --format=custom "
             f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' with the address of the server"
         )
@@ -340,7 +340,7 @@ def _check_server_settings(row: Sequence[Any]) -> str:
     """
     level, encoding = row
     if encoding != "UTF8":
-        raise StorageError(
+        raise ConfigurationError(
             f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
         )
     return str(level)

@@ -26,7 +26,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import SingletonThreadPool
 
-from vibeforge_sessions.errors import SchemaError, StorageError
+from vibeforge_sessions.errors import ConfigurationError, InvalidArgumentError, SchemaError, StorageError
 from vibeforge_sessions.sql.dialects.base import (
     DatabaseDialect,
     EngineSettings,
@@ -172,7 +172,7 @@ class SQLiteDialect(DatabaseDialect):
     @contextmanager
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
         if timeouts.statement is not None:
-            raise SchemaError("SQLite has no time limit for statements: leave out the statement timeout")
+            raise InvalidArgumentError("SQLite has no time limit for statements: leave it out", "statement_timeout")
         # Batch migrations drop tables. With foreign keys on, SQLite then deletes every row that refers to them. So they
         # are off during a migration, and checked before its commit.
         foreign_keys = _switch_foreign_keys(connection, on=False)
@@ -247,8 +247,8 @@ def _ensures_begin(connection: Connection) -> bool:
     return driver.isolation_level is None and bool(connection.dispatch.begin)
 
 
-def _missing_begin(problem: str) -> StorageError:
-    return StorageError(
+def _missing_begin(problem: str) -> ConfigurationError:
+    return ConfigurationError(
         f"{problem}, so RELEASE of a savepoint would commit and the caller's work could not be rolled back: make the "
         "engine with vibeforge_sessions.sql.create_engine, or let the driver begin nothing by itself (isolation_level "
         "= None) and emit BEGIN in the engine's begin event"
@@ -261,17 +261,17 @@ def _check_engine(connection: Connection) -> None:
     :raises StorageError: it is such an engine. The error names the fix.
     """
     if getattr(_driver(connection), "autocommit", None) is True:
-        raise StorageError(
+        raise ConfigurationError(
             "this engine's SQLite connections have autocommit=True, under which Python's driver never commits a "
             "transaction: leave autocommit out of connect_args"
         )
     if connection.dialect.skip_autocommit_rollback:
-        raise StorageError(
+        raise ConfigurationError(
             "this engine has skip_autocommit_rollback=True, with which SQLAlchemy leaves transactions on SQLite open: "
             "leave it out"
         )
     if isinstance(connection.engine.pool, SingletonThreadPool) and _in_memory(connection.engine.url):
-        raise StorageError(
+        raise ConfigurationError(
             "this engine gives each thread an empty SQLite database of its own: make it with "
             "vibeforge_sessions.sql.create_engine, or with poolclass=StaticPool for a single thread"
         )

@@ -16,7 +16,7 @@ from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL
 
-from vibeforge_sessions.errors import SchemaError
+from vibeforge_sessions.errors import InvalidArgumentError, SchemaError
 from vibeforge_sessions.sql.dialects import MigrationTimeouts
 from vibeforge_sessions.sql.engine import parse_url
 
@@ -88,7 +88,8 @@ def render(
     :param lock_timeout: seconds to wait for a table lock; 10 by default.
     :param statement_timeout: time limit of a statement in seconds; by default the setting of the server.
     :raises SchemaError: a revision is unknown.
-    :raises StorageError: the URL is not supported.
+    :raises InvalidArgumentError: `revision` or `since` cannot be a revision.
+    :raises ConfigurationError: the URL is not supported.
     """
     output = io.StringIO()
     settings = config(output)
@@ -110,10 +111,10 @@ def render(
 def check_revision(revision: str) -> str:
     """Return a revision after a check of its form. For other texts, Alembic raises errors of many kinds.
 
-    :raises SchemaError: it does not have the form of a revision.
+    :raises InvalidArgumentError: it does not have the form of a revision.
     """
     if not _REVISION.fullmatch(revision):
-        raise SchemaError("a revision must be an id, head, base, or a number of steps from one of them, such as -1")
+        raise InvalidArgumentError("must be a revision id, head, base, or a number of steps such as -1", "revision")
     return revision
 
 

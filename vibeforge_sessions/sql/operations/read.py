@@ -150,21 +150,25 @@ class GetCurrentRecord(Operation[Record]):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FindState(Operation[int]):
+class FindState(Operation[int | None]):
     """Read which of a session's possible states is the stored one; return its index.
 
-    :raises StaleSessionError: none is, or no session is stored.
+    None: a later write of the same transaction is stored, so the session is stale like any other.
+
+    :raises StaleSessionError: another writer's state is stored, or no session is.
     :raises SessionNotFoundError: this transaction has deleted the session.
     """
 
     session_id: str
     states: Sequence[PossibleState]
+    transaction: str | None
+    """The caller's transaction that has written the session."""
 
     @property
     def about(self) -> str:
         return self.session_id
 
-    def execute(self, executor: Executor) -> int:
+    def execute(self, executor: Executor) -> int | None:
         select_state = select_version_now if executor.reads_now(self.session_id) else select_version
         row = executor.row(select_state, {ID: self.session_id})
         if row is None:
@@ -174,7 +178,10 @@ class FindState(Operation[int]):
         for index, state in enumerate(self.states):
             if tuple(row) == (state.version, state.write_id) and self._has_entries_of(executor, state):
                 return index
-        raise StaleSessionError(self.session_id, self.states[0].version, row[0])
+        version = self.states[0].version
+        if row[0] > version and executor.transaction_of(self.session_id) == self.transaction:
+            return None
+        raise StaleSessionError(self.session_id, version, row[0])
 
     def _has_entries_of(self, executor: Executor, state: PossibleState) -> bool:
         """Return whether the last entries of a state are stored; then those before them are, too."""

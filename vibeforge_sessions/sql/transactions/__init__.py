@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Engine, orm
 
+from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql.transactions.base import TransactionRunner
 from vibeforge_sessions.sql.transactions.joined import JoinedTransaction
@@ -15,9 +16,9 @@ __all__ = ["transactions_on"]
 def transactions_on(bind: object, *, precompiled: bool, retry: RetryPolicy) -> TransactionRunner:
     """Return the runner of a repository on an engine, or on a connection or session of the caller."""
     if not isinstance(retry, RetryPolicy):
-        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+        raise ConfigurationError(f"must be a RetryPolicy, not {type(retry).__name__}", "retry")
     if isinstance(bind, Engine):
         return OwnedTransactions(bind, precompiled=precompiled, retry=retry)
     if isinstance(bind, (Connection, orm.Session)):
         return JoinedTransaction(bind, retry=retry)
-    raise TypeError(f"must be an sqlalchemy Engine, Connection or orm.Session, not {type(bind).__name__}")
+    raise ConfigurationError(f"must be an Engine, Connection or orm.Session, not {type(bind).__name__}", "bind")

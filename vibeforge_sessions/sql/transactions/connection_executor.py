@@ -67,6 +67,10 @@ class ConnectionExecutor(Executor):
     def has_deleted(self, session_id: str) -> bool:
         return self.joined and joined_writes(self.connection).deleted.get(session_id, False)
 
+    def transaction_of(self, session_id: str) -> str | None:
+        writes = joined_writes(self.connection) if self.joined else None
+        return writes.transaction_id if writes is not None and session_id in writes.deleted else None
+
     def reads_now(self, session_id: str) -> bool:
         return (
             self.joined
@@ -77,8 +81,8 @@ class ConnectionExecutor(Executor):
     def join(self) -> None:
         """Join the transaction of the connection; begin one if none has begun.
 
-        :raises StorageError: the driver is in no transaction although SQLAlchemy has begun one, or another process has
-            opened the connection.
+        :raises ConfigurationError: the driver is in no transaction although SQLAlchemy has begun one.
+        :raises StorageError: another process has opened the connection.
         """
         fork_safety.track(self.connection.engine)
         fork_safety.check_joined(self.connection)

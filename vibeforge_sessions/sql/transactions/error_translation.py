@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
-from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
+from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, SessionRepositoryError, StorageError
 from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, database_dialect_of, failure_code
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
@@ -45,7 +45,9 @@ def translated(doing: str) -> Iterator[None]:
         raise failure_of(error, doing) from error
 
 
-def failure_of(error: BaseException, doing: str, *, unknown: bool = False, lost: bool = False) -> StorageError:
+def failure_of(
+    error: BaseException, doing: str, *, unknown: bool = False, lost: bool = False
+) -> SessionRepositoryError:
     """Return our error for what SQLAlchemy or a driver has raised, with its cause where that shows no data.
 
     :param doing: what could not be done: "reach", "use" or "commit".
@@ -59,7 +61,9 @@ def failure_of(error: BaseException, doing: str, *, unknown: bool = False, lost:
     if isinstance(error, OSError):  # asyncpg's; it shows an address
         return StorageError(text + type(error).__name__)
     if not isinstance(error, SQLAlchemyError):  # a driver's own, for options that it does not know
-        return StorageError(f"{text}{type(error).__name__} of the driver; look at the URL's options")
+        return ConfigurationError(
+            f"{text}the driver raised {type(error).__name__}: check the options in the URL and in connect_args"
+        )
     _hide_values(error)
     lost = lost or isinstance(error, PendingRollbackError)
     text += failure_name(error)
@@ -67,7 +71,11 @@ def failure_of(error: BaseException, doing: str, *, unknown: bool = False, lost:
         failure_code(error) in each.corruption_codes for each in DATABASE_DIALECTS
     ):
         text += _DAMAGED
-    failure = (OutcomeUnknownError if unknown else StorageError)(text + (LOST if lost else ""), transaction_lost=lost)
+    failure: SessionRepositoryError
+    if unknown:
+        failure = OutcomeUnknownError(text)
+    else:
+        failure = StorageError(text + (LOST if lost else ""), transaction_lost=lost)
     failure.__cause__ = error
     return failure
 

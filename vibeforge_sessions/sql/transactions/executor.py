@@ -85,6 +85,10 @@ class Executor(ABC):
         """Return whether this transaction has deleted a session, and not written it since."""
         return False
 
+    def transaction_of(self, session_id: str) -> str | None:
+        """Return the id of the joined transaction if it has written a session."""
+        return None
+
     def reads_now(self, session_id: str) -> bool:
         """Return whether a session must be read as committed now (see `DatabaseDialect.writes_bypass_snapshot`)."""
         return False

@@ -17,7 +17,6 @@ from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql.transactions.base import TransactionRunner
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.error_translation import LOST, failure_of, is_lost, reach
-from vibeforge_sessions.sql.transactions.joined_writes import joined_writes
 from vibeforge_sessions.sql.transactions.operation import Operation
 from vibeforge_sessions.sql.transactions.time_limits import limits_of
 
@@ -42,8 +41,7 @@ class JoinedTransaction(TransactionRunner):
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
     def transaction_of(self, session_id: str) -> str | None:
-        writes = joined_writes(self.bind)
-        return writes.transaction_id if session_id in writes.deleted else None
+        return ConnectionExecutor(self.bind, joined=True).transaction_of(session_id)
 
     def run(self, operation: Operation[T]) -> T:
         shared: Connection | orm.Session = self._host

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
-from vibeforge_sessions.errors import OutcomeUnknownError, StorageError
+from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, SessionRepositoryError, StorageError
 from vibeforge_sessions.repository import instrumentation
 from vibeforge_sessions.repository.fork_locks import fork_lock
 from vibeforge_sessions.repository.retry import RetryPolicy
@@ -78,7 +78,7 @@ def prepare_first_connect(engine: Engine) -> None:
 class _AttemptFailed(Exception):  # noqa: N818 (private)
     """The failure of one attempt."""
 
-    def __init__(self, error: StorageError, *, retryable: bool, in_doubt: bool, name: str) -> None:
+    def __init__(self, error: SessionRepositoryError, *, retryable: bool, in_doubt: bool, name: str) -> None:
         super().__init__()
         self.error = error
         self._name = name
@@ -186,6 +186,10 @@ class OwnedTransactions(TransactionRunner):
             except UnresolvableOutcome as reason:
                 text = f"{reason}, after this: {in_doubt.error}" if in_doubt else str(reason)
                 raise OutcomeUnknownError(text) from (in_doubt.error.__cause__ if in_doubt else None)
+            except (ConfigurationError, StorageError):  # raised by a check of the connection, before any statement
+                if in_doubt is None:
+                    raise
+                raise in_doubt.error from in_doubt.error.__cause__
             except _AttemptFailed as failed:
                 in_doubt = in_doubt or (failed if failed.in_doubt else None)
                 if failed.server_session is not None:
@@ -279,6 +283,7 @@ class OwnedTransactions(TransactionRunner):
         in_doubt = attempt.in_doubt and is_cut
         if attempt.stage == "commit":
             in_doubt = is_late or database.may_have_committed(code)
+        failure: SessionRepositoryError
         if is_late:
             kind = OutcomeUnknownError if in_doubt else StorageError
             failure = kind(f"could not {attempt.stage} the database: no answer")
