@@ -265,7 +265,7 @@ def raise_invalid(error: ValidationError) -> NoReturn:
     details = error.errors(include_url=False, include_context=False, include_input=False)
     reason = details[0]["msg"]
     if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:
-        reason = "is refused by its validator"  # whose message may quote the value
+        reason = "was rejected by its validator"  # whose message may quote the value
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     raise InvalidSessionError(f"{reason}{more}", format_path(details[0]["loc"])) from None
 

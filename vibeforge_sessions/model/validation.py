@@ -78,7 +78,9 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
     except OverflowError:
         raise InvalidSessionError("is outside the years 1 to 9999 in UTC", path) from None
     except Exception:  # noqa: BLE001 (a caller's tzinfo may raise anything)
-        raise InvalidSessionError("has a time zone that does not tell its offset", path) from None
+        raise InvalidSessionError(
+            "has a time zone whose utcoffset() fails: use datetime.timezone or zoneinfo", path
+        ) from None
     if moment is None:
         raise InvalidSessionError("must be an aware datetime: one without a time zone names no moment", path)
     return moment

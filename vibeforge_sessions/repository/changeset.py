@@ -89,7 +89,10 @@ def changeset_for_create(session: Session) -> Changeset:
     :raises InvalidSessionError: the session contains an invalid value, or was read without its older entries.
     """
     if session.omitted_errors or session.omitted_logs:
-        raise InvalidSessionError("was read without its older entries: read it whole to store it anew", "error_history")
+        raise InvalidSessionError(
+            "was read without its older entries: read the session whole (recent=None) before it is created elsewhere",
+            "error_history",
+        )
     for name in sorted(missing_fields(session)):
         raise InvalidSessionError("was missing in the dict that the session was made from: assign the field", name)
     content = encode_content(session)

@@ -74,7 +74,7 @@ class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
     async def close(self) -> None:
         threads, self._threads = self._threads, None
         if threads is not None and self._threads_process == os.getpid():
-            threads.shutdown(wait=False)  # nobody is in one but for calls that are still awaited
+            threads.shutdown(wait=False)  # a thread is in use only while its call is awaited
         if isinstance(self._owned, AsyncEngine):
             await self._owned.dispose()
         elif self._owned is not None:

@@ -1,4 +1,4 @@
-"""What fails, in our words: names and codes, never a driver's text, a URL or values."""
+"""Translation of SQLAlchemy's and the drivers' errors: names and codes, never a driver's text, a URL or values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, database_dialect_
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
-"""What connecting may raise."""
+"""The errors that connecting may raise."""
 _DAMAGED: Final = "; the database is damaged: stop writing, and restore a backup"
 
 T = TypeVar("T")
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 @contextmanager
 def connected(engine: Engine) -> Iterator[Connection]:
-    """Give a connection of the engine."""
+    """Open a connection of the engine for the duration of a block."""
     with reach(engine.connect) as connection, translated("use"):
         yield connection
 
 
 def reach(connect: Callable[[], T]) -> T:
-    """Return what `connect` does, which may fail in more ways than SQLAlchemy's."""
+    """Return what `connect` returns; translate the errors that it may raise, not only SQLAlchemy's."""
     try:
         return connect()
     except FAILURES as error:
@@ -38,7 +38,7 @@ def reach(connect: Callable[[], T]) -> T:
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn SQLAlchemy's errors into ours."""
+    """Translate SQLAlchemy's errors that a block raises."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -48,12 +48,12 @@ def translated(doing: str) -> Iterator[None]:
 def failure_of(
     error: BaseException, doing: str, *, unknown: bool = False, lost: bool = False
 ) -> SessionRepositoryError:
-    """Return our error for what SQLAlchemy or a driver has raised, with its cause where that shows no data.
+    """Return this package's error for one of SQLAlchemy or a driver, with its cause if that shows no data.
 
-    :param doing: what could not be done: "reach", "use" or "commit".
-    :param unknown: nobody can tell whether it was done.
-    :param lost: a host's transaction is lost.
-    :raises ValueError: the driver could not make sense of a stored value.
+    :param doing: the step that failed: "reach", "use" or "commit".
+    :param unknown: the write may have been committed.
+    :param lost: the caller's transaction is lost.
+    :raises ValueError: the driver could not decode a stored value.
     """
     text = f"could not {doing} the database: "
     if isinstance(error, DBAPIError) and any(each.is_undecodable_value(error) for each in DATABASE_DIALECTS):
@@ -81,7 +81,7 @@ def failure_of(
 
 
 def _hide_values(error: SQLAlchemyError) -> None:
-    """Take values out of an error that is to be chained, and so ends up in logs, with a host's engine too."""
+    """Remove values from an error before it is chained: with the caller's engine, too, it ends up in logs."""
     if not isinstance(error, StatementError):
         return
     error.hide_parameters = True
@@ -95,12 +95,12 @@ def _hide_values(error: SQLAlchemyError) -> None:
 
 
 def _keep_first_lines(error: BaseException) -> None:
-    """Cut what PostgreSQL says in later lines: they quote whole rows."""
+    """Remove the later lines of PostgreSQL's messages: they quote whole rows."""
     error.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
 
 
 def failure_name(error: SQLAlchemyError) -> str:
-    """Return what failed by class and code, such as ``OperationalError SQLITE_BUSY``; never the driver's text."""
+    """Return the class and code of a failure, such as ``OperationalError SQLITE_BUSY``; never the driver's text."""
     name = type(error).__name__
     if not isinstance(error, DBAPIError) or error.orig is None:
         return name
@@ -109,9 +109,10 @@ def failure_name(error: SQLAlchemyError) -> str:
 
 
 def has_wrong_schema(error: StorageError) -> bool:
-    """Tell whether a statement may have failed because the tables are not those that it was written for.
+    """Return whether a statement may have failed because a table or column is missing.
 
-    No two databases have a code in common, and to ask a host's session for its own could fail as well.
+    The codes of all databases are compared, since no two have one in common: reading the dialect of a caller's session
+    could fail as well.
     """
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and any(
@@ -120,7 +121,7 @@ def has_wrong_schema(error: StorageError) -> bool:
 
 
 def as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseException:
-    """Return a driver's own error as SQLAlchemy would raise it."""
+    """Return a driver's error wrapped as SQLAlchemy would raise it."""
     base = dialect.loaded_dbapi.Error
     wrapped = DBAPIError.instance(
         None, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect

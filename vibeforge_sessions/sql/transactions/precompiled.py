@@ -1,7 +1,8 @@
 """Precompiled statements: compiled once per engine, and executed on the driver's connection below SQLAlchemy's.
 
-Parameters and rows pass through the same column types as on the ordinary path. This costs 43 to 77 % of the ordinary
-path (python -m benchmarks.run), but the engine's events are not raised: `owned` decides when it is used.
+Parameters and rows pass through the same column types as on the ordinary path. This takes 40 to 63 % of the ordinary
+path's CPU time (python -m benchmarks.execution_paths), but the engine's events are not raised: `owned` decides when it
+is used.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The time limit of one attempt, also where a server has accepted the connection and then says nothing.
+"""Time limits of attempts, for servers that accept a connection and then do not answer.
 
-Drivers have no such limit, or one for each packet. So the connection is cut, by a thread or by the event loop, and the
-driver takes it for lost.
+Drivers have no such limit, or one for each packet. So a thread or the event loop closes the connection's socket, and
+the driver reports the connection as lost.
 
-An exception of a signal handler may end an attempt at any function entry, also at the one of `Limit.__exit__`. A limit
-that stays behind then cuts nothing: it refers to the pooled connection only weakly, and only until that is given back.
+An exception of a signal handler may end an attempt at any function entry, including the entry of `Limit.__exit__`. A
+limit that remains then closes nothing: it refers to the pooled connection weakly, and only until the connection has
+returned to the pool.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ from sqlalchemy.util import await_only
 from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_of
 
 _EVERY: Final = 0.1
-"""How often the thread looks, in seconds."""
+"""Seconds between two checks by the thread."""
 _GRACE: Final = 1.0
-"""How long a driver has to notice on an event loop that its connection was cut, in seconds."""
+"""Seconds in which a driver on an event loop must notice that its connection was closed."""
 _IDLE: Final = 100
-"""After how many looks at nothing the thread ends."""
+"""Checks without a limit after which the thread ends."""
 
 T = TypeVar("T")
 
 
 class Limit(ABC):
-    """``with`` one, an attempt takes so many seconds at the most."""
+    """A context manager that ends an attempt after a number of seconds."""
 
     __slots__ = ("__weakref__", "expired", "is_over", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.expired = False
-        """Whether it has ended the attempt."""
+        """Whether the limit has ended the attempt."""
         self.is_over = False
         """Whether the attempt is over, so that the limit must not expire any more.
 
-        The attempt sets this itself: an assignment, unlike a call, is not interrupted.
+        The attempt sets it by an assignment: unlike a call, that has no function entry at which it is interrupted.
         """
 
     @abstractmethod
@@ -62,19 +63,19 @@ class Limit(ABC):
     ) -> None: ...
 
     def connecting(self, connect: Callable[..., T], *arguments: Any) -> T:
-        """Return what a function returns that takes a connection from the pool, which may make a new one."""
+        """Call a function that takes a connection from the pool, which may open a new one; return its result."""
         return connect(*arguments)
 
     def watch(self, connection: PoolProxiedConnection) -> None:  # noqa: B027 (not all need it)
-        """Take this pooled connection for the one that the attempt waits for."""
+        """Limit the waits of the attempt on this pooled connection."""
 
     def ended(self, error: BaseException) -> bool:
-        """Tell whether the attempt has raised this because its time was over."""
+        """Return whether the attempt raised this error because the limit expired."""
         return self.expired
 
 
 class _None(Limit):
-    """An embedded database says something always."""
+    """No limit: an embedded database always answers."""
 
     __slots__ = ()
 
@@ -85,7 +86,7 @@ class _None(Limit):
 
 
 class _Cutting(Limit):
-    """Ends the attempt by cutting its connection: a driver that is cancelled may wait for the server once more."""
+    """Ends an attempt by closing its socket: a driver that is only cancelled may wait for the server again."""
 
     __slots__ = ("_database", "_pooled")
 
@@ -98,7 +99,7 @@ class _Cutting(Limit):
         self._pooled = weakref.ref(connection)
 
     def expire(self) -> bool:
-        """Cut the connection, if the attempt has one."""
+        """Close the socket of the attempt's connection; return whether the attempt has one."""
         connection = None if self.is_over else self._connection()
         if connection is None:
             return False
@@ -107,7 +108,7 @@ class _Cutting(Limit):
         return True
 
     def _connection(self) -> Any:
-        """Return the connection that the attempt has now: None before it has got one, and once it is given back."""
+        """Return the attempt's connection; None before the checkout and after the return to the pool."""
         pooled = self._pooled()
         return None if pooled is None else pooled.dbapi_connection
 
@@ -123,7 +124,7 @@ class _OnTheLoop(_Cutting):
         return self
 
     def _end(self) -> None:
-        # while there is no connection yet, or if the driver has not noticed, the attempt is cancelled
+        # without a connection, or if the driver has not noticed the closed socket, the task is cancelled
         if self.expire():
             self._timer = _call_later(_GRACE, self._cancel)
         else:
@@ -138,12 +139,12 @@ class _OnTheLoop(_Cutting):
         if isinstance(error, asyncio.CancelledError):
             self.expired = self._is_timeout(error)
         elif self._timeout.when() is not None:
-            with contextlib.suppress(RuntimeError):  # it has fired just now
+            with contextlib.suppress(RuntimeError):  # it has just expired
                 self._timeout.reschedule(None)
         return self.expired
 
     def _is_timeout(self, error: BaseException) -> bool:
-        """Tell whether the cancellation is ours and not the task's own, which only asyncio can."""
+        """Return whether the limit has cancelled the task, and not another task; only asyncio knows."""
         self._is_open = False
         try:
             await_only(self._timeout.__aexit__(type(error), error, error.__traceback__))
@@ -165,9 +166,9 @@ class _InThreads(_Cutting):
         super().__init__(seconds, database)
         self.until = time.monotonic() + seconds
         self.reference = weakref.ref(self, _watchdog.forget)
-        hash(self.reference)  # remembered: a reference to a limit that is gone has no hash to be discarded by
+        hash(self.reference)  # cached: the reference to a collected limit could not be hashed, and so not be discarded
         self._new: Any = None
-        """The connection that is being made for the attempt, which the pool has not got yet."""
+        """The connection that is being opened for the attempt and is not yet in the pool."""
 
     def __enter__(self) -> Self:
         _watchdog.add(self)
@@ -178,7 +179,7 @@ class _InThreads(_Cutting):
         _watchdog.remove(self)
 
     def connecting(self, connect: Callable[..., T], *arguments: Any) -> T:
-        context = contextvars.copy_context()  # what is set in it ends with it, however the attempt ends
+        context = contextvars.copy_context()  # its variables end with it, however the attempt ends
         context.run(_current.set, self)
         try:
             return context.run(connect, *arguments)
@@ -186,7 +187,7 @@ class _InThreads(_Cutting):
             self._new = None
 
     def watch_new(self, connection: Any) -> None:
-        """Take a driver's connection that is being made for the one that the attempt waits for."""
+        """Limit the waits of the attempt on a driver's connection that is being opened."""
         self._new = connection
 
     def _connection(self) -> Any:
@@ -194,12 +195,12 @@ class _InThreads(_Cutting):
 
 
 class _Watchdog:
-    """The thread; there is one in a process, as long as there are calls."""
+    """The thread that expires limits; a process has one as long as calls are made."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._limits: set[weakref.ref[_InThreads]] = set()
-        """Those of attempts that are made: one that was interrupted may not have removed its own."""
+        """The limits of running attempts: weak, since an interrupted attempt may not have removed its own."""
         self.forget = self._limits.discard
         self._thread: threading.Thread | None = None
 
@@ -215,7 +216,7 @@ class _Watchdog:
                 self._thread = thread
 
     def remove(self, limit: _InThreads) -> None:
-        with self._lock:  # whoever is about to expire it has done so, or will not: the connection is another's soon
+        with self._lock:  # after this the thread does not expire the limit: the connection may soon have another user
             self._limits.discard(limit.reference)
 
     def _run(self) -> None:
@@ -229,9 +230,9 @@ class _Watchdog:
                     self._thread = None
                     return
 
-    def _expire(self) -> None:  # apart: a variable of the thread's loop would keep a limit
+    def _expire(self) -> None:  # a function of its own: a variable of the loop in _run would keep a limit alive
         now = time.monotonic()
-        for reference in self._limits.copy():  # limits that are no more are discarded at any moment
+        for reference in self._limits.copy():  # collected limits are discarded at any moment
             limit = reference()
             if limit is not None and limit.until <= now:
                 limit.expire()
@@ -241,18 +242,18 @@ _watchdog = _Watchdog()
 _current: Final[ContextVar[_InThreads | None]] = ContextVar("vibeforge_sessions_limit", default=None)
 
 
-def _begin_anew() -> None:
-    global _watchdog  # noqa: PLW0603 (a forked child has no thread, and perhaps a lock that nobody will release)
+def _reset_after_fork() -> None:
+    global _watchdog  # noqa: PLW0603 (a forked child has no such thread, and its lock may be locked for ever)
     _watchdog = _Watchdog()
     _current.set(None)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
-    """Return what makes a limit of so many seconds for an attempt on an engine of this dialect."""
+    """Return the factory of time limits, by their seconds, for attempts on engines of a dialect."""
     database = database_dialect_of(dialect)
     if not database.is_server:
         return _None
@@ -260,9 +261,9 @@ def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
 
 
 def watch_new(connection: Any, _record: object) -> None:
-    """Take a connection that is being made for the one that the current attempt waits for, if there is an attempt.
+    """Limit the waits of the current attempt, if there is one, on a connection that is being opened.
 
-    A listener to the engine's "connect".
+    It listens to the engine's "connect" event.
     """
     limit = _current.get()
     if limit is not None:
@@ -270,11 +271,11 @@ def watch_new(connection: Any, _record: object) -> None:
 
 
 def _no_connection() -> None:
-    """Stand in for the reference to a connection."""
+    """Stand in for the weak reference to a connection."""
 
 
 def _call_later(seconds: float, method: Callable[[], None]) -> asyncio.TimerHandle:
-    """Have the event loop call a limit's method, unless the limit is gone by then."""
+    """Schedule a limit's method on the event loop; it is not called if the limit was collected by then."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:
