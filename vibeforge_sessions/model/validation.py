@@ -13,7 +13,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn, cast
 
-from vibeforge_sessions.errors import InvalidSessionError
+from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.model.builtin_types import exact_int, exact_str
 from vibeforge_sessions.model.json_encoding import (
     COUNT_THRESHOLD,
@@ -71,6 +71,8 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
             value = datetime.fromisoformat(text)
         except ValueError:
             raise InvalidSessionError("is not a time in ISO 8601", path) from None
+    if type(value) is datetime and value.tzinfo is UTC:
+        return value
     if not issubclass(type(value), datetime):
         raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
     try:
@@ -102,14 +104,16 @@ def _in_utc(value: datetime) -> datetime | None:
 # --- ids and numbers -------------------------------------------------------------------------------------
 
 
-def check_session_id(value: object) -> str:
+def check_session_id(
+    value: object, error: type[InvalidArgumentError | InvalidSessionError] = InvalidSessionError
+) -> str:
     """Return `value` if it consists of 1 to 64 of the characters ``A-Z a-z 0-9 . _ : ~ -``.
 
     With these characters no collation and no padding rule of a database makes two different ids equal.
     """
     text = value if type(value) is str else exact_str(value)
     if text is None or not SESSION_ID.fullmatch(text):
-        raise InvalidSessionError(SESSION_ID_RULE, "session_id")
+        raise error(SESSION_ID_RULE, "session_id")
     return text
 
 
@@ -127,7 +131,7 @@ def check_task_id(value: object, path: str) -> str:
 
 def check_integer(value: object, path: str, *, least: int, most: int = MAX_BIGINT) -> int:
     """Return `value` if it is an integer from `least` to `most`; the default for `most` is the maximum of BIGINT."""
-    number = exact_int(value)
+    number = value if type(value) is int else exact_int(value)
     if number is None:
         raise InvalidSessionError(f"must be an integer, not {type(value).__name__}", path)
     if not least <= number <= most:

@@ -7,11 +7,12 @@ The functions of `vibeforge_sessions.model.validation`, which validate the value
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime
 
 from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import exact_int, exact_str
+from vibeforge_sessions.model.builtin_types import exact_int
 
 __all__ = [
     "check_after",
@@ -24,12 +25,8 @@ __all__ = [
 ]
 
 
-def check_session_id(session_id: object) -> str:
-    """Return `session_id` if it consists of 1 to 64 of the characters ``A-Z a-z 0-9 . _ : ~ -``."""
-    text = session_id if type(session_id) is str else exact_str(session_id)
-    if text is None or not validation.SESSION_ID.fullmatch(text):
-        raise InvalidArgumentError(validation.SESSION_ID_RULE, "session_id")
-    return text
+check_session_id = functools.partial(validation.check_session_id, error=InvalidArgumentError)
+"""Return an id if it consists of 1 to 64 of the characters ``A-Z a-z 0-9 . _ : ~ -``."""
 
 
 def check_integer(value: object, argument: str, *, least: int, most: int = validation.MAX_BIGINT) -> int:

@@ -135,15 +135,15 @@ def changeset_for_update(session: Session) -> Changeset | None:
         raise InvalidSessionError("of a stored session cannot be changed", "created_at")
     # a fingerprint takes a tenth of the time of encoding; a session that was just read has none yet
     fingerprints = fingerprints_of(session)
-    same = {
-        name: baseline.content.documents[name]
-        for name, fingerprint in fingerprints.items()
-        if fingerprint is not None and fingerprint == baseline.fingerprints.get(name)
-    }
+    same: dict[str, str | None] = {}
+    for name, fingerprint in fingerprints.items():
+        if fingerprint is not None and fingerprint == baseline.fingerprints.get(name):
+            same[name] = baseline.content.documents[name]
     content = encode_content(session, same)
     added = _new_entries(session, "error_history", baseline.errors)
-    errors = normalize_errors(added, phases_of(type(session)), len(baseline.errors or ()))
-    logs = _normalize_logs(_new_entries(session, "logs", baseline.logs))
+    errors = normalize_errors(added, phases_of(type(session)), len(baseline.errors or ())) if added else ()
+    lines = _new_entries(session, "logs", baseline.logs)
+    logs = _normalize_logs(lines) if lines else ()
     updated_at = validation.check_datetime(session.updated_at, "updated_at")
     if updated_at == baseline.updated_at and not errors and not logs and content == baseline.content:
         return None
@@ -200,7 +200,7 @@ def mark_stored(session: Session, changeset: Changeset, stored: Record, *, trans
     :param transaction: the caller's transaction that stored the changeset and may still be rolled back.
     """
     old: Baseline | None = session._baseline if changeset.version else None  # noqa: SLF001 (set by repositories)
-    earlier = _earlier_states(old, changeset.version, transaction) if old else ()
+    earlier = _earlier_states(old, changeset.version, transaction) if old and transaction is not None else ()
     errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
     if changeset.errors:  # the methods of `list`, because those of a caller's subclass may raise after the commit
         errors += assign_positions(changeset.errors, stored.error_count)
@@ -319,7 +319,7 @@ def assign_positions(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEnt
 
 def _list_field(session: Session, name: str) -> list[Any]:
     value = getattr(session, name)
-    entries = exact_list(value)
+    entries = list.copy(value) if type(value) is list else exact_list(value)
     if entries is None or not issubclass(type(value), list):  # only a list can be updated in place
         raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
     return entries

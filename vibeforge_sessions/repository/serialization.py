@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -82,18 +82,28 @@ def encode_content(session: Session, same: Mapping[str, str | None] | None = Non
     :param same: texts of documents that are known to be unchanged; they are not encoded again.
     :raises InvalidSessionError: a value is invalid; the error names its path.
     """
-    same = same or {}
-    phase = parse_phase(type(session), session.phase).value
-    if validation.storable_phase(phase) != phase:
+    phases, phase = phases_of(type(session)), session.phase
+    text = _phase_texts(phases).get(phase if type(phase) is phases else parse_phase(type(session), phase))
+    if text is None:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
+    documents: dict[str, str | None] = {}
+    for name in DOCUMENTS:
+        if same is not None and name in same:
+            documents[name] = same[name]
+        elif name == "extension":
+            documents[name] = _encode_extension(session)
+        elif getattr(session, name) is None and name not in REQUIRED:
+            documents[name] = None
+        else:
+            documents[name] = _encode_document(session, name)
     active = session.active_task_id
     content = Content(
-        phase=phase,
+        phase=text,
         current_question_index=validation.check_integer(
             session.current_question_index, "current_question_index", least=0
         ),
         active_task_id=None if active is None else validation.check_task_id(active, "active_task_id"),
-        documents={name: same[name] if name in same else _encode_document(session, name) for name in DOCUMENTS},
+        documents=documents,
     )
     if type(session) is not Session:
         _check_readable(session, content.documents["extension"])
@@ -184,24 +194,36 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
     return checked
 
 
+@functools.cache
+def _phase_texts(phases: type[StrEnum]) -> dict[StrEnum, str]:
+    """Return the texts of the phases of an enum, without those that no database can store."""
+    return {phase: phase.value for phase in phases if validation.storable_phase(phase.value) == phase.value}
+
+
+_NO_DOCUMENT: Final = validation.fingerprint(None)
+
+
 def fingerprints_of(session: Session) -> dict[str, bytes | None]:
     """Return the fingerprint of each document of a session (see `validation.fingerprint`)."""
     fields, fingerprint = session.__dict__, validation.fingerprint
-    found = {name: fingerprint(fields[name]) for name in DOCUMENTS if name != "extension"}
     extra = _extra_fields(type(session))
-    found["extension"] = fingerprint([fields[name] for name in extra]) if extra else b""
+    found: dict[str, bytes | None] = {"extension": fingerprint([fields[name] for name in extra]) if extra else b""}
+    for name in DOCUMENTS:
+        if name != "extension":
+            value = fields[name]
+            found[name] = _NO_DOCUMENT if value is None else fingerprint(value)
     return found
 
 
 def _encode_document(session: Session, name: str) -> str | None:
-    if name == "extension":
-        return _encode_extension(session)
     value = getattr(session, name)
     if name in {"completed_task_ids", "failed_task_ids"}:
-        entries = exact_list(value)
+        entries = list.copy(value) if type(value) is list else exact_list(value)
         if entries is None:
             raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-        value = [validation.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(entries)]
+        value = entries
+        for index, task_id in enumerate(entries):
+            value[index] = validation.check_task_id(task_id, f"{name}[{index}]")
     elif name == "clarification_answer":
         pass  # any JSON value
     elif not issubclass(type(value), dict) and (value is not None or name == "answers"):
@@ -213,6 +235,8 @@ def _encode_extension(session: Session) -> str | None:
     # keeps the fields that only a newer version of the application knows
     baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     stored = baseline.content.documents["extension"] if baseline and baseline.content else None
+    if stored is None and not _extra_fields(type(session)):
+        return None
     extension: dict[str, Any] = validation.decode_json(stored) if stored else {}
     extension |= {name: getattr(session, name) for name in _extra_fields(type(session))}
     # each field is encoded separately, because the depth limit applies to each field

@@ -68,6 +68,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         retry: RetryPolicy = _DEFAULT,
     ) -> None:
         self._transactions = transactions_on(bind, precompiled=fast_path, retry=retry)
+        self._is_joined = not isinstance(bind, Engine)
         self._session_type = session_type
         self._is_behind_pooler = isinstance(bind, Engine) and BEHIND_POOLER in bind.get_execution_options()
         self._owned: Engine | None = None
@@ -86,7 +87,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         session = changeset.new_session(session, session_id, self._session_type)
         write = changeset.changeset_for_create(session)
         record = self._run(CreateSession(write))
-        transaction = self._transactions.transaction_of(record.session_id)
+        transaction = self._transaction_of(record.session_id)
         changeset.mark_stored(session, write, record, transaction=transaction)
         copy = serialization.decode_session(self._session_type, record, session.error_history, session.logs)
         return changeset.mark_uncommitted(copy, transaction)
@@ -103,26 +104,27 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             known: Iterable[str] = map(self._phases.get, phases, phases)
             errors = list(map(ErrorEntry, timestamps, task_ids, messages, known, positions))
         session = serialization.decode_session(self._session_type, record, errors, logs)
-        return changeset.mark_uncommitted(session, self._transactions.transaction_of(session_id))
+        return changeset.mark_uncommitted(session, self._transaction_of(session_id))
 
     def update_session(self, session: S) -> None:
         changeset.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        transaction = changeset.baseline_of(session).transaction
-        if transaction is not None:
-            found = self._run(FindState(session.session_id, changeset.possible_states(session), transaction))
+        baseline = changeset.baseline_of(session)
+        if baseline.transaction is not None:
+            states = changeset.possible_states(session)
+            found = self._run(FindState(session.session_id, states, baseline.transaction))
             if found is not None:
-                changeset.adopt_state(session, found, self._transactions.transaction_of(session.session_id))
-        if changeset.needs_content(session):
+                changeset.adopt_state(session, found, self._transaction_of(session.session_id))
+        if baseline.content is None:
             write_id = changeset.baseline_of(session).write_id
             record = self._run(GetCurrentRecord(session.session_id, session.version, write_id))
             changeset.adopt_content(session, record)
         write = changeset.changeset_for_update(session)
         if write is not None:
             record = self._run(UpdateSession(write))
-            transaction = self._transactions.transaction_of(session.session_id)
+            transaction = self._transaction_of(session.session_id)
             changeset.mark_stored(session, write, record, transaction=transaction)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
@@ -212,6 +214,9 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         record = restoration.record_for_restore(record)
         seen = None if replacing is None else restoration.check_expected_record(replacing, "replacing")
         self._run(RestoreRecord(record, errors, logs, seen))
+
+    def _transaction_of(self, session_id: str) -> str | None:
+        return self._transactions.transaction_of(session_id) if self._is_joined else None
 
     def _run(self, operation: Operation[T]) -> T:
         try:

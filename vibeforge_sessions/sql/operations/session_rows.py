@@ -164,15 +164,6 @@ def store_entries(executor: Executor, entries: Mapping[History, list[dict[str, A
             store_rows(executor, history.insert, rows)
 
 
-def update_counters(executor: Executor, statement: Update, parameters: Mapping[str, Any]) -> Any:
-    """Execute an update of one session's row; return its counters afterwards, None if it matched no row."""
-    if executor.dialect.update_returning:
-        return executor.row(returning_counters(statement), parameters)
-    if not executor.write(statement, [parameters]):
-        return None
-    return executor.row(select_counters, {ID: parameters[ID]})
-
-
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
     """Return the error of a guarded update that matched no row."""
     # the snapshot of a joined transaction may be older than what the update has found

@@ -27,10 +27,10 @@ from vibeforge_sessions.sql.operations.session_rows import (
     missed,
     no_documents,
     returning_counters,
+    select_counters,
     store_entries,
     store_rows,
     this_session,
-    update_counters,
 )
 from vibeforge_sessions.sql.operations.writable_ctes import DOCUMENT, changeset_parameters, entry_parts, parameter
 from vibeforge_sessions.sql.tables import documents, sessions
@@ -114,14 +114,23 @@ class UpdateSession(WriteOperation[Record]):
             statement = _single_statement(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
             found = executor.row(statement, {**parameters, **changeset_parameters(executor, write)})
         else:
-            found = update_counters(executor, _update_session, parameters)
+            found = self._update_row(executor, parameters)
         if found is None:
             raise missed(executor, write.session_id, write.version, write.expected_write_id)
         record = self._record(found)
-        if not executor.database.supports_writable_ctes:
+        has_children = names or write.errors or write.logs
+        if has_children and not executor.database.supports_writable_ctes:
             self._write_children(executor, names, record)
-        executor.wrote(write.session_id)
+        if executor.joined:
+            executor.wrote(write.session_id)
         return record
+
+    def _update_row(self, executor: Executor, parameters: dict[str, Any]) -> Sequence[Any] | None:
+        if executor.dialect.update_returning:
+            return executor.row(returning_counters(_update_session), parameters)
+        if not executor.write(_update_session, [parameters]):
+            return None
+        return executor.row(select_counters, {ID: self.write.session_id})
 
     def _write_children(self, executor: Executor, names: tuple[str, ...], record: Record) -> None:
         write = self.write
