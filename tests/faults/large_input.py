@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vibeforge_sessions import (
+    InvalidArgumentError,
     InvalidSessionError,
     Session,
     SessionRepository,
@@ -72,7 +73,7 @@ def _refusal(call: Callable[[], Any]) -> SessionRepositoryError | None:
 
 def _refused(name: str, call: Callable[[], Any]) -> None:
     error = _refusal(call)
-    assert isinstance(error, InvalidSessionError), name
+    assert isinstance(error, (InvalidArgumentError, InvalidSessionError)), name
     assert len(str(error)) < 1000, name
 
 

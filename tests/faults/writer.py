@@ -33,7 +33,10 @@ from vibeforge_sessions import (
     StorageError,
 )
 from vibeforge_sessions.sql import create_async_engine, create_engine
-from vibeforge_sessions.testing.aio import BlockingRepositoryAdapter, event_loop
+from vibeforge_sessions.testing import aio
+
+# the code of an older revision, with which this program runs as well, has the adapter under its former name
+blocking_adapter: Any = getattr(aio, "BlockingRepositoryAdapter", None) or aio.FromOtherThreads  # type: ignore[attr-defined]
 
 OK: Final = "ok"
 FAILED: Final = "StorageError"
@@ -191,8 +194,8 @@ def repository_of(settings: Settings) -> Iterator[SessionRepository]:
     retry = RetryPolicy(deadline=settings.deadline)
     if settings.asynchronous:
         engine = create_async_engine(settings.url, **settings.engine)
-        with event_loop() as run:
-            yield BlockingRepositoryAdapter(AsyncSQLAlchemySessionRepository(engine, retry=retry), run)
+        with aio.event_loop() as run:
+            yield blocking_adapter(AsyncSQLAlchemySessionRepository(engine, retry=retry), run)
             run(engine.dispose())
     else:
         synchronous = create_engine(settings.url, **settings.engine)
