@@ -90,25 +90,22 @@ forks: Final[list[int]] = []
 
 
 def calls_of(engine: Engine) -> dict[object, int] | None:
-    """Return the dictionary in which a call on an engine stands while it runs; None if a fork need not wait for it.
+    """Return the dictionary in which a call on an engine registers itself; None if forks do not wait for such calls.
 
-    A call enters itself, and then waits for forks if there are any (`wait_for_forks`). Both are in line and not
-    functions, since every call does this.
+    A call registers itself with its thread, waits for forks if there are any (`wait_for_forks`), and removes itself at
+    its end.
     """
     # tasks of an event loop share their thread with the fork, which cannot wait for them
     return None if engine.dialect.name != "sqlite" or engine.dialect.is_async else _calls
 
 
 def wait_for_forks(call: object) -> None:
-    """Wait until no thread is about to fork; a call within another call of the same thread does not wait."""
-    thread = _calls.pop(call)
-    while forks and thread not in list(_calls.values()):
-        time.sleep(_POLL)
-        _calls[call] = thread
-        if not forks:
-            return
+    """Wait until no thread is about to fork. A call within another call of the same thread does not wait."""
+    thread = _calls[call]
+    while forks and list(_calls.values()).count(thread) == 1:
         del _calls[call]
-    _calls[call] = thread
+        time.sleep(_POLL)
+        _calls[call] = thread  # before the next look at the forks: a fork that begins after it sees the call
 
 
 def _wait_for_calls() -> None:
