@@ -319,7 +319,8 @@ def test_the_command_line_without_its_extra_names_it(installed: Installed, progr
 
 @pytest.mark.wheel
 def test_testing_without_pytest_names_the_extra(installed: Installed) -> None:
-    failed = installed.ask(FAILING.format(code="import vibeforge_sessions.testing", exception="ImportError"))
+    code = "from vibeforge_sessions.testing import SessionRepositoryContract"
+    failed = installed.ask(FAILING.format(code=code, exception="ImportError"))
     assert isinstance(failed, list)
     assert "vibeforge-sessions[testing]" in failed[0]
 
