@@ -20,7 +20,7 @@ from vibeforge_sessions import (
     SQLAlchemySessionRepository,
     StaleSessionError,
 )
-from vibeforge_sessions.repository.changeset import is_uncommitted
+from vibeforge_sessions.repository.changeset import baseline_of
 from vibeforge_sessions.sql import create_async_engine
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 
@@ -34,22 +34,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     yield engine
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     engine.dispose()
-
-
-@pytest.fixture(params=["Connection", "Session"])
-def host(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Host]:
-    with engine.connect() if request.param == "Connection" else orm.Session(engine) as host:
-        yield host
-
-
-@pytest.fixture
-def joined(host: Host) -> SQLAlchemySessionRepository:
-    return SQLAlchemySessionRepository(host)
-
-
-@pytest.fixture
-def outside(engine: Engine) -> SQLAlchemySessionRepository:
-    return SQLAlchemySessionRepository(engine)
 
 
 Journey = Callable[[Session], Session]
@@ -257,7 +241,7 @@ def test_what_was_committed_is_updated_on(
         host.commit()
         for copy in copies:
             outside.update_session(copy)  # nothing to write
-            assert not is_uncommitted(copy)
+            assert baseline_of(copy).transaction is None
         assert stored(outside).version == number - 1
         change(session, number)
         (outside if number % 2 else joined).update_session(session)

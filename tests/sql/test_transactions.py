@@ -60,22 +60,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine.dispose()
 
 
-@pytest.fixture(params=["Connection", "Session"])
-def host(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Host]:
-    with engine.connect() if request.param == "Connection" else orm.Session(engine) as host:
-        yield host
-
-
-@pytest.fixture
-def joined(host: Host) -> SQLAlchemySessionRepository:
-    return SQLAlchemySessionRepository(host)
-
-
-@pytest.fixture
-def outside(engine: Engine) -> SQLAlchemySessionRepository:
-    return SQLAlchemySessionRepository(engine)
-
-
 def orders(engine: Engine) -> list[str]:
     with engine.connect() as connection:
         return sorted(connection.scalars(select(hosts.c.name)))

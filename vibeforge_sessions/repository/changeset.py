@@ -245,11 +245,6 @@ class PossibleState:
     """Position and text of the last log line of this state that the session contains."""
 
 
-def is_uncommitted(session: Session) -> bool:
-    """Return whether the session was written by a transaction that may have been rolled back since."""
-    return baseline_of(session).transaction is not None
-
-
 def possible_states(session: Session) -> list[PossibleState]:
     """Return the states of which one is stored, newest first, unless another writer has stored a later state."""
     baseline = baseline_of(session)

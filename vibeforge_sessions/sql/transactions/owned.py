@@ -235,12 +235,14 @@ class OwnedTransactions(TransactionRunner):
                     raise
                 raise failed from failed.__cause__
             finally:
-                if executor is not None:
-                    executor.close()
-                if limit is not None:
-                    limit.is_over = True  # at once: the connection may soon have another user
-                if self._calls is not None:
-                    self._calls.pop(call, None)
+                try:
+                    if executor is not None:
+                        executor.close()
+                finally:  # also if closing was interrupted
+                    if limit is not None:
+                        limit.is_over = True  # at once: the connection may soon have another user
+                    if self._calls is not None:
+                        self._calls.pop(call, None)
 
     def _connect(self, statements: Statements | None) -> Executor:
         """Take a connection of the pool, for precompiled statements if nothing would miss the engine's events.
