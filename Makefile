@@ -20,21 +20,21 @@ DISTRIBUTED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Unit tests, the contract in memory and on SQLite, and a part of the command line. Every path must exist: pytest fails
 # otherwise. Tests whose name or parameters contain a server's name are left out.
 FAST_TESTS := \
-	tests/test_architecture.py \
-	tests/test_contributing.py \
+	tests/project/test_architecture.py \
+	tests/project/test_contributing.py \
 	tests/test_errors.py \
 	tests/test_memory.py \
-	tests/test_model.py \
+	tests/model/test_session.py \
 	tests/test_public_api.py \
-	tests/test_retry.py \
+	tests/repository/test_retry.py \
 	tests/test_settings.py \
-	tests/test_values.py \
-	tests/sql/test_old_databases.py \
-	tests/cli/test_looking.py \
-	tests/test_contract.py::TestInMemory \
-	tests/test_contract.py::TestSQLiteFile \
-	tests/test_contract_async.py::TestInMemory \
-	tests/test_contract_async.py::TestSQLiteInThreads
+	tests/model/test_validation.py \
+	tests/sql/migrations/test_old_databases.py \
+	tests/cli/test_inspection.py \
+	tests/repository/test_contract.py::TestInMemory \
+	tests/repository/test_contract.py::TestSQLiteFile \
+	tests/repository/test_contract_async.py::TestInMemory \
+	tests/repository/test_contract_async.py::TestSQLiteInThreads
 NO_SERVERS := -k 'not postgresql and not mariadb'
 
 .DEFAULT_GOAL := help
@@ -72,7 +72,7 @@ types: $(STAMP) ## check types
 wheel-test: $(STAMP) ## build the wheel into dist/, and test it installed elsewhere
 	@rm -rf dist
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
-	@VIBEFORGE_SESSIONS_TEST_WHEEL_DIR="$(CURDIR)/dist" $(BIN)/python -m pytest tests/test_packaging.py $(ARGS)
+	@VIBEFORGE_SESSIONS_TEST_WHEEL_DIR="$(CURDIR)/dist" $(BIN)/python -m pytest tests/project/test_packaging.py $(ARGS)
 
 # Takes the newest versions that pyproject.toml allows; the tests then say whether they will do.
 constraints: ## renew the pins in constraints.txt

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from tests.repositories import text_of, upgrade
-from tests.servers import MariaDBDatabases, MariaDBServer, PostgresDatabases, PostgresServer
+from tests.support.repositories import text_of, upgrade
+from tests.support.servers import MariaDBDatabases, MariaDBServer, PostgresDatabases, PostgresServer
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
 

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, Index, MetaData, insert, text
 
-from tests.servers import MariaDBServer, PostgresDatabases, PostgresServer
-from tests.servers.databases import MariaDBDatabases
+from tests.support.servers import MariaDBServer, PostgresDatabases, PostgresServer
+from tests.support.servers.databases import MariaDBDatabases
 from vibeforge_sessions import SessionFilter, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import documents, errors, sessions

@@ -22,8 +22,8 @@ from typing import Any, Final
 from sqlalchemy import URL, make_url
 
 from benchmarks.listing_index import BEFORE, SESSIONS, fill
-from tests.servers import MariaDBServer, PostgresDatabases, PostgresServer
-from tests.servers.databases import MariaDBDatabases
+from tests.support.servers import MariaDBServer, PostgresDatabases, PostgresServer
+from tests.support.servers.databases import MariaDBDatabases
 from vibeforge_sessions.sql import create_engine
 
 ROOT: Final = Path(__file__).resolve().parents[1]

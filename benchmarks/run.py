@@ -15,9 +15,9 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.bench import Bench
 from benchmarks.process import ROOT, WorkerError, environment
-from tests.repositories import text_of, upgrade
-from tests.servers import MariaDBDatabases, MariaDBServer, PostgresDatabases, PostgresServer
-from tests.servers.process import ServerUnavailable
+from tests.support.repositories import text_of, upgrade
+from tests.support.servers import MariaDBDatabases, MariaDBServer, PostgresDatabases, PostgresServer
+from tests.support.servers.process import ServerUnavailable
 from vibeforge_sessions.sql import create_engine, migrate
 
 LENGTHS: Final = (10, 100, 1_000, 10_000)

@@ -31,8 +31,8 @@ from benchmarks.filling import fill
 from benchmarks.plans import Plan, plans_of
 from benchmarks.process import ROOT
 from benchmarks.scale_calls import CALLS, Place
-from tests.repositories import text_of
-from tests.servers import PostgresDatabases, PostgresServer
+from tests.support.repositories import text_of
+from tests.support.servers import PostgresDatabases, PostgresServer
 from vibeforge_sessions.sql import create_engine
 
 HUNDREDTH: Final = 100

@@ -24,7 +24,20 @@ settings.load_profile("suite")
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.servers.fixtures", "tests.databases"]
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all but the first case of the parametrized tests of a variant as exhaustive."""
+    seen: set[tuple[object, str]] = set()
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("variant"):
+            test = (item.cls, item.originalname)
+            if test in seen:
+                item.add_marker(pytest.mark.exhaustive)
+            seen.add(test)
+
+
+pytest_plugins = ["tests.support.servers.fixtures", "tests.support.databases"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.repositories import SQLiteFiles
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import InMemorySessionRepository, SessionRepository, SQLAlchemySessionRepository, compat
 from vibeforge_sessions.compat import Session, SessionPhase, SessionStore, SessionStoreInterface, session_store
 from vibeforge_sessions.sql import create_engine

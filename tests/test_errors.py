@@ -9,13 +9,13 @@ import pickle
 import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import get_args
 from unittest.mock import Mock
 
 import pytest
 
 import vibeforge_sessions
+from tests.support import ROOT
 from vibeforge_sessions import errors
 from vibeforge_sessions.errors import (
     ArchiveError,
@@ -33,7 +33,7 @@ from vibeforge_sessions.errors import (
     StorageError,
 )
 
-PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")
 CLASSES = {
     name: value
     for name, value in vars(errors).items()

@@ -17,7 +17,6 @@ import pytest
 import vibeforge_sessions
 
 PACKAGE = Path(vibeforge_sessions.__file__).parent
-ROOT = PACKAGE.parent
 OURS = "vibeforge_sessions"
 
 

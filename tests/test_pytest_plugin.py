@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.databases import SQL_DATABASES, Storage
-from tests.servers.process import connected
+from tests.support.databases import SQL_DATABASES, Storage
+from tests.support.servers.process import connected
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.testing.temporary_databases import NAME

@@ -18,8 +18,8 @@ import sqlalchemy
 import typer
 from fastapi import FastAPI
 
-from tests.cli import running
-from tests.repositories import SQLiteFiles
+from tests.support import cli_runner as running
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     ConfigurationError,

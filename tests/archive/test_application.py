@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.archive.samples import SECRET, exported, imported, record_of
+from tests.support.archives import SECRET, exported, imported, record_of
 from vibeforge_sessions import InMemorySessionRepository, Session, SessionRepository
 from vibeforge_sessions.archive import import_sessions
 from vibeforge_sessions.testing.base import full_session

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from tests.databases import Storage
+from tests.support.databases import Storage
 from vibeforge_sessions import InMemorySessionRepository, SessionFilter, SQLAlchemySessionRepository
 from vibeforge_sessions.archive import copy_sessions, export_sessions
 from vibeforge_sessions.retention import prune

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.archive.samples import fill, record_of
+from tests.support.archives import fill, record_of
 from vibeforge_sessions import ArchiveError, InMemorySessionRepository, SessionRepository
 from vibeforge_sessions.archive import ArchiveWriter, export_sessions, import_sessions
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.archive.samples import exported, fill, record_of
-from tests.repositories import SQLiteFiles
+from tests.support import ROOT
+from tests.support.archives import exported, fill, record_of
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     ArchiveError,
     AsyncInMemorySessionRepository,
@@ -191,7 +192,7 @@ def test_it_goes_on_after_it_was_cut_off(source: SessionRepository, path: Path, 
 KILLED = """
 import sys
 from pathlib import Path
-from tests.archive.samples import fill, record_of
+from tests.support.archives import fill, record_of
 from vibeforge_sessions import InMemorySessionRepository
 from vibeforge_sessions.archive import ArchiveWriter
 repository = InMemorySessionRepository()
@@ -206,7 +207,7 @@ with ArchiveWriter(Path(sys.argv[1])) as archive:
 
 def test_a_process_that_is_killed(path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(path)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGKILL)
@@ -377,7 +378,7 @@ FULL = """
 import secrets
 import sys
 from pathlib import Path
-from tests.archive.samples import exported, fill, record_of
+from tests.support.archives import exported, fill, record_of
 from vibeforge_sessions import ArchiveError, InMemorySessionRepository
 from vibeforge_sessions.archive import ArchiveWriter, export_sessions, import_sessions
 
@@ -426,9 +427,7 @@ def test_a_disk_that_is_full(tmp_path: Path, name: str) -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("a small file system cannot be mounted here (unshare, mount)")
     program = [sys.executable, "-c", FULL, str(tmp_path / name)]
-    done = subprocess.run(
-        [*command, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, *program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "full\n"), done.stderr
 
 
@@ -449,6 +448,6 @@ with open_locked(Path(sys.argv[1])) as file:
 def test_what_is_written_by_half_is_an_error(tmp_path: Path) -> None:
     """A disk that becomes full takes a part first, without an error."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "x")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
     assert (tmp_path / "x").stat().st_size == 1000

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, text
 
-from tests.cli.running import Done, run
-from tests.databases import SQL_DATABASES, Storage
+from tests.support.cli_runner import Done, run
+from tests.support.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
 

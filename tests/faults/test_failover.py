@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.faults import failover
-from tests.faults.ledger import Findings
-from tests.faults.writer import FAILED, UNKNOWN
-from tests.servers import PgBouncer, PostgresPair, PostgresServer
-from tests.servers.fixtures import skipping
+from tests.support import ROOT
+from tests.support.faults import failover
+from tests.support.faults.ledger import Findings
+from tests.support.faults.writer import FAILED, UNKNOWN
+from tests.support.servers import PgBouncer, PostgresPair, PostgresServer
+from tests.support.servers.fixtures import skipping
 
 # One pair of servers for those that need one.
 pytestmark = pytest.mark.cluster
 CALLS = 200
-ROOT = Path(__file__).parents[2]
 
 
 def unknown(findings: Findings) -> list[str]:
@@ -71,7 +71,7 @@ def test_pgbouncer_is_killed_under_load(tmp_path: Path) -> None:
 
 def script(name: str, *words: str, folder: Path) -> Any:
     """What a script has found, which says itself whether all is well."""
-    command = [sys.executable, "-m", f"tests.faults.{name}", "--rounds=1", f"--out={folder}", *words]
+    command = [sys.executable, "-m", f"tests.support.faults.{name}", "--rounds=1", f"--out={folder}", *words]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (figures,) = folder.glob("*.json")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.faults import galera, report
-from tests.faults.galera import Stage
-from tests.faults.writer import FAILED, UNKNOWN, repository_of
-from tests.servers import GaleraCluster, GaleraNode
-from tests.servers.fixtures import skipping
-from tests.servers.galera import QUICK
+from tests.support.faults import galera, report
+from tests.support.faults.galera import Stage
+from tests.support.faults.writer import FAILED, UNKNOWN, repository_of
+from tests.support.servers import GaleraCluster, GaleraNode
+from tests.support.servers.fixtures import skipping
+from tests.support.servers.galera import QUICK
 
 # One cluster for all, which takes 12 s to start.
 pytestmark = pytest.mark.cluster

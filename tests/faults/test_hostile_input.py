@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.databases import DATABASES, Storage
-from tests.faults.hostile import ENDLESS, HOSTILE, MARK, TEXTS, picks, value_of
-from tests.faults.shown import Records, check_shown, records_of
-from tests.faults.writes import dump
+from tests.support import cases
+from tests.support.databases import DATABASES, Storage
+from tests.support.faults.hostile import ENDLESS, HOSTILE, MARK, TEXTS, picks, value_of
+from tests.support.faults.shown import Records, check_shown, records_of
+from tests.support.faults.writes import dump
 from vibeforge_sessions import (
     AsyncSessionRepository,
     AsyncSQLAlchemySessionRepository,
@@ -91,7 +92,13 @@ async def closed(repository: AsyncSessionRepository, engine: Engine | AsyncEngin
 ASYNCHRONOUS = {"sqlite": None, "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
 
 
-@pytest.fixture(scope="module", params=[*DATABASES, *(f"{name}, asynchronous" for name in ASYNCHRONOUS)])
+@pytest.fixture(
+    scope="module",
+    params=cases(
+        [*DATABASES, *(f"{name}, asynchronous" for name in ASYNCHRONOUS)],
+        ("memory", "sqlite", "postgresql, asynchronous"),
+    ),
+)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """One repository for all examples of a test."""
     name, _, asynchronous = request.param.partition(",")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from tests.faults.hostile import ENDLESS, HOSTILE, MARK, TEXTS, picks, value_of
-from tests.faults.shown import check_shown
-from tests.strategies import sessions
+from tests.support.faults.hostile import ENDLESS, HOSTILE, MARK, TEXTS, picks, value_of
+from tests.support.faults.shown import check_shown
+from tests.support.strategies import sessions
 from vibeforge_sessions import (
     ConfigurationError,
     InMemorySessionRepository,
@@ -203,7 +203,8 @@ ARGUMENTS = [
 WORDS = [
     *(text for text in TEXTS.values() if "\0" not in text and len(text) < 10_000),
     *("nan", "inf", "-inf", "1e999", "0", "1" * 400, "head", "heads", "base", "+1", "-1", "+99", "head:base", "a:b"),
-    *("..", ".:x", "os:path", "os:", ":", "json:JSONDecoder", "tests.faults.hostile:SomebodysError", "--", "-", "@"),
+    *("..", ".:x", "os:path", "os:", ":", "json:JSONDecoder", "tests.support.faults.hostile:SomebodysError"),
+    *("--", "-", "@"),
 ]  # fmt: skip
 words = st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=20)
 EXITS = range(9)

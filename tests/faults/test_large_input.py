@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.databases import DATABASES, Storage
+from tests.support.databases import DATABASES, Storage
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
@@ -15,7 +15,7 @@ from tests.databases import DATABASES, Storage
 def test_large_input(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     url = "memory://" if storage.new_url is None else storage.new_url()
-    command = [sys.executable, "-m", "tests.faults.large_input", url]
+    command = [sys.executable, "-m", "tests.support.faults.large_input", url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     outcomes = dict(line.split(": ", 1) for line in done.stdout.splitlines())

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.calls import CALLS
-from tests.faults.proxy import Cut
-from tests.faults.stage import ASYNC_WAYS, WAYS, Stage, staged
+from tests.support.faults.calls import CALLS
+from tests.support.faults.proxy import Cut
+from tests.support.faults.stage import ASYNC_WAYS, EVERY_WAY, WAYS, Stage, staged
 
 LONG, SHORT = 3600.0, 0.1
 """Until the call has ended; and while it asks what has become of it."""
 
 
-@pytest.fixture(scope="module", params=[*WAYS, *ASYNC_WAYS])
+@pytest.fixture(scope="module", params=EVERY_WAY)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     way = (WAYS | ASYNC_WAYS)[request.param]
     with staged(request.getfixturevalue(way.server), way) as stage:

@@ -9,14 +9,14 @@ from typing import Any, Final
 
 import pytest
 
-from tests.databases import Storage
-from tests.faults import broken, disturbances, history, linearizable
-from tests.faults.at_work import Threads
-from tests.faults.checker import check
-from tests.faults.history import Crash
-from tests.faults.linearizable import CLIENTS, IMPATIENT, ROUNDS, SESSIONS, Database, Disturbed, clients_at_work
-from tests.faults.proxy import Proxy
-from tests.servers.fixtures import skipping
+from tests.support.databases import Storage
+from tests.support.faults import broken, disturbances, history, linearizable
+from tests.support.faults.at_work import Threads
+from tests.support.faults.checker import check
+from tests.support.faults.history import Crash
+from tests.support.faults.linearizable import CLIENTS, IMPATIENT, ROUNDS, SESSIONS, Database, Disturbed, clients_at_work
+from tests.support.faults.proxy import Proxy
+from tests.support.servers.fixtures import skipping
 from vibeforge_sessions import InMemorySessionRepository, RetryPolicy, SessionRepository, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
 
@@ -70,7 +70,15 @@ def test_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "disturbed"),
-    [pytest.param(kind, each, id=linearizable.name_of(kind, each)) for kind, each in ROUNDS],
+    [
+        pytest.param(
+            kind,
+            each,
+            id=linearizable.name_of(kind, each),
+            marks=() if each in {linearizable.nothing, linearizable.writers_are_killed} else pytest.mark.exhaustive,
+        )
+        for kind, each in ROUNDS
+    ],
 )
 def test_while(kind: str, disturbed: Disturbed, makers: Makers) -> None:
     with skipping():
@@ -113,6 +121,7 @@ def test_it_notices(wrong: type[SQLAlchemySessionRepository], sqlite: Storage, t
     engine.dispose()
 
 
+@pytest.mark.exhaustive
 @on_servers
 @pytest.mark.parametrize("wrong", [broken.LooksAtNoVersion, broken.TriesAgainBlindly])
 def test_it_notices_while_answers_are_lost(
@@ -130,6 +139,7 @@ def test_it_notices_while_answers_are_lost(
         engine.dispose()
 
 
+@pytest.mark.exhaustive
 @on_servers
 def test_it_notices_what_is_tried_again_blindly_while_the_server_is_killed(durable: Database, tmp_path: Path) -> None:
     engine = create_engine(durable.url)

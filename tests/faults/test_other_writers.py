@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.calls import Repository
-from tests.faults.stage import ASYNC_WAYS, WAYS, Outcome, Stage, staged
+from tests.support.faults.calls import Repository
+from tests.support.faults.stage import ASYNC_WAYS, EVERY_WAY, WAYS, Outcome, Stage, staged
 from vibeforge_sessions import ErrorEntry, Session, StaleSessionError
 from vibeforge_sessions.testing.base import stored
 
 
-@pytest.fixture(scope="module", params=[*WAYS, *ASYNC_WAYS])
+@pytest.fixture(scope="module", params=EVERY_WAY)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     way = (WAYS | ASYNC_WAYS)[request.param]
     with staged(request.getfixturevalue(way.server), way) as stage:

@@ -21,9 +21,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import URL, make_url
 
-from tests.faults.shown import records_of
-from tests.repositories import text_of
-from tests.servers import AvailableServer
+from tests.support.faults.shown import records_of
+from tests.support.repositories import text_of
+from tests.support.servers import AvailableServer
 from vibeforge_sessions import (
     RetryPolicy,
     SessionRepositoryError,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.faults import soak
+import pytest
+
+from tests.support.faults import soak
 
 
+@pytest.mark.exhaustive
 def test_it_runs(tmp_path: Path) -> None:
     soak.main(["--database", "sqlite", "--minutes", "0.05", "--rate", "100", "--output", str(tmp_path), "--no-plot"])
     (found,) = json.loads((tmp_path / "soak.json").read_text())["found"]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from tests.faults.writes import WRITES, is_done
-from tests.repositories import SQLiteFiles
+from tests.support.faults.writes import WRITES, is_done
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     CorruptSessionError,
     SchemaError,

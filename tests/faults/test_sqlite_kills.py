@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.sqlite_writers import OPERATIONS, SHARED, Written, state_after
-from tests.repositories import SQLiteFiles
+from tests.support.faults.sqlite_writers import OPERATIONS, SHARED, Written, state_after
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import Session, SessionRepository, open_repository
 from vibeforge_sessions.testing.base import stored
 
@@ -28,7 +28,7 @@ AFTERWARDS = "afterwards"
 @contextmanager
 def launcher(seed: str) -> Iterator[subprocess.Popen[str]]:
     """Start the process that forks the writers."""
-    command = [sys.executable, "-m", "tests.faults.sqlite_writers", seed]
+    command = [sys.executable, "-m", "tests.support.faults.sqlite_writers", seed]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         assert process.stdin is not None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.retention.base import COUNTED, DAY, DONE, MONTH, TOUCHES, Busy, ids_of, pruned, put, put_many
+from tests.support.retention import COUNTED, DAY, DONE, MONTH, TOUCHES, Busy, ids_of, pruned, put, put_many
 from vibeforge_sessions import (
     CorruptSessionError,
     InMemorySessionRepository,

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Engine, NullPool, StaticPool, event, make_url, text
 
-from tests.repositories import SQLiteFiles
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     ConfigurationError,
     RetryPolicy,

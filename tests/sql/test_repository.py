@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 
-from tests.repositories import SQLiteFiles
+from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     ConfigurationError,
     CorruptSessionError,

@@ -44,11 +44,14 @@ def history_of(repository: SessionRepository) -> tuple[list[ErrorEntry], list[st
     return repository.list_errors(SESSION_ID, limit=10_000), repository.list_logs(SESSION_ID, limit=10_000)
 
 
-def old_record(repository: SessionRepository) -> tuple[Record, list[ErrorEntry], list[str]]:
-    """Return the record and histories of an old session with a high version, which is not stored any more."""
+def old_record(repository: SessionRepository, entries: int = 3) -> tuple[Record, list[ErrorEntry], list[str]]:
+    """Return the record and histories of an old session with a high version, which is not stored any more.
+
+    :param entries: number of errors and of log lines that are added.
+    """
     session = full_session()
-    session.error_history += [ErrorEntry(LONG_AGO, "t1", f"it broke {number}", session.phase) for number in range(2500)]
-    session.logs += [f"line {number}" for number in range(2500)]
+    session.error_history += [ErrorEntry(LONG_AGO, "t1", f"it broke {n}", session.phase) for n in range(entries)]
+    session.logs += [f"line {number}" for number in range(entries)]
     repository.create_session(session)
     record = dataclasses.replace(
         record_of(repository), version=41, created_at=LONG_AGO, updated_at=LONG_AGO + timedelta(days=1)
@@ -185,7 +188,7 @@ class HoldAndRestoreTests(RepositoryTests):
     # --- restore ---
 
     def test_restore_keeps_version_times_histories_and_hold(self, repository: SessionRepository) -> None:
-        record, errors, logs = old_record(repository)
+        record, errors, logs = old_record(repository, entries=2500)
         record = dataclasses.replace(record, held_at=LONG_AGO)
         repository.restore_record(record, errors, logs)
         restored = record_of(repository)

@@ -17,12 +17,12 @@ from vibeforge_sessions import (
 )
 from vibeforge_sessions.testing.base import SESSION_ID, stored
 
-THREADS = 20
+THREADS = 10
 ROUNDS = 5
 
 
 class ThreadTests:
-    """Twenty threads on one repository: no write is lost, positions have no gaps, and only documented errors occur."""
+    """Ten threads on one repository: no write is lost, positions have no gaps, and only documented errors occur."""
 
     def test_concurrent_appends_and_updates_are_all_stored(self, repository: SessionRepository) -> None:
         repository.create_session(session_id=SESSION_ID)

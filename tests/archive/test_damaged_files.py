@@ -1,0 +1,346 @@
+"""Files that are damaged, foreign or cut off: each problem is told with its line, and nothing is imported by half."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.archives import SECRET, closed, edited, exported, filled_archive, imported, record_of
+from vibeforge_sessions import ArchiveError, InMemorySessionRepository, SessionRepository
+from vibeforge_sessions.archive import Report, Result, export_sessions, import_sessions
+from vibeforge_sessions.archive.report import MAX_PROBLEMS
+
+# The archive, from line 1: its beginning, s2 (2: header, 3: errors, 4: logs, 5: end), s1 (6-9), s0 (10-13), empty
+# (14-15), its end
+Lines = list[bytes]
+
+
+def sets(index: int, *path: str | int, value: object) -> Callable[[Lines], Lines]:
+    def edit(data: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return lambda lines: edited(lines, index, edit)
+
+
+def drops(index: int, key: str) -> Callable[[Lines], Lines]:
+    return lambda lines: edited(lines, index, lambda data: data.pop(key))
+
+
+def replaces(index: int, *by: bytes) -> Callable[[Lines], Lines]:
+    return lambda lines: [*lines[:index], *by, *lines[index + 1 :]]
+
+
+def flips_a_bit(lines: Lines) -> Lines:
+    assert b"it broke" in lines[6]
+    return [*lines[:6], lines[6].replace(b"it broke", b"it bRoke"), *lines[7:]]
+
+
+DAMAGES: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
+    # what is done to s1, the line that is told, and why
+    "a line that is cut": (lambda lines: [*lines[:6], lines[6][:-9] + b"\n", *lines[7:]], 7, "not a JSON text"),
+    "a bit": (flips_a_bit, 9, "checksum"),
+    "a checksum": (sets(8, "sha256", value="0" * 64), 9, "checksum"),
+    "no checksum": (drops(8, "sha256"), 9, "closing line"),
+    "another session's end": (sets(8, "session_id", value="s2"), 9, "closing line"),
+    "a count in the end": (sets(8, "errors", value=2), 9, "number of errors"),
+    "a count in the header": (sets(5, "logs", value=2), 9, "number of logs"),
+    "no closing line": (replaces(8), 8, "ends early: the closing line"),
+    "no header": (replaces(5), 6, "belongs to no session"),
+    "no errors": (replaces(6), 8, "number of errors"),
+    "logs twice": (lambda lines: [*lines[:7], lines[7], *lines[7:]], 9, "not the next chunk of logs"),
+    "a version of the format": (sets(5, "format", value=2), 6, "version 2"),
+    "no version of the format": (sets(5, "format", value=True), 6, "version of the format"),
+    "a missing field": (drops(5, "phase"), 6, "not a header"),
+    "a missing document": (
+        lambda lines: edited(lines, 5, lambda data: data["documents"].pop("answers")),
+        6,
+        "not a header",
+    ),
+    "a time": (sets(5, "created_at", value=f"{SECRET} ago"), 6, "ISO 8601"),
+    "a time without a zone": (sets(5, "updated_at", value="2001-02-03T04:05:06"), 6, "aware"),
+    "an id": (sets(5, "session_id", value=f"{SECRET}!"), 6, "session_id"),
+    "a number that is a text": (sets(5, "version", value=SECRET), 6, "version: must be an integer"),
+    "a count below zero": (sets(5, "errors", value=-1), 6, "error_count"),
+    "a phase": (sets(5, "phase", value=SECRET + "\n"), 6, "phase"),
+    "documents of another type": (sets(5, "documents", "answers", value=[SECRET]), 6, "answers: must be a dict"),
+    "an entry that is none": (sets(6, "entries", 0, value={SECRET: SECRET}), 7, "chunk of errors"),
+    "an entry of another type": (sets(6, "entries", 0, "task_id", value=7), 7, "chunk of errors"),
+    "an entry that has more": (sets(6, "entries", 0, "more", value=SECRET), 7, "chunk of errors"),
+    "an entry's time": (sets(6, "entries", 0, "timestamp", value=SECRET), 7, "chunk of errors"),
+    "a log that is none": (sets(7, "entries", 0, value=7), 8, "chunk of logs"),
+    "an empty chunk": (sets(7, "entries", value=[]), 8, "chunk of logs"),
+    "too long a chunk": (sets(7, "entries", value=["x"] * 1001), 8, "chunk of logs"),
+    "no bytes of UTF-8": (replaces(6, b"\xff\xfe\x00\n"), 7, "not a JSON text"),
+    "NaN": (sets(5, "documents", "answers", "z", value=float("nan")), 6, "not a JSON text"),
+    "as deep as it gets": (replaces(5, b"[" * 100_000 + b"\n"), 6, "not a JSON text"),
+    "foreign JSON": (replaces(6, json.dumps({SECRET: 1}).encode() + b"\n"), 7, "not a line of an archive"),
+    "another kind": (sets(6, "kind", value=SECRET), 7, "not a line of an archive"),
+    "no object": (replaces(6, b"7\n"), 7, "not a line of an archive"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_session_is_told_and_the_others_are_imported(repository_once: SessionRepository, damage: str) -> None:
+    apply, line, reason = DAMAGES[damage]
+    archive = b"".join(apply(filled_archive()))
+    report = imported(archive, repository_once)
+    assert [(problem.line, problem.outcome) for problem in report.problems] == [(line, "failed")], report.problems
+    assert reason in str(report.problems[0].reason)
+    assert SECRET not in str(report)
+    assert (report.created, report.failed) == (3, 1)
+    assert sorted(repository_once.list_sessions()) == ["empty", "s0", "s2"]
+    with pytest.raises(ArchiveError) as caught:
+        imported(archive, stop_on_error=True)
+    assert caught.value.line == line
+    assert SECRET not in str(caught.value)
+
+
+@pytest.fixture
+def repository_once() -> SessionRepository:
+    """Return a repository in memory: reading asks nothing of a database before a session is whole."""
+    return InMemorySessionRepository()
+
+
+@pytest.mark.parametrize("damage", ["a checksum", "no closing line"])
+def test_nothing_is_imported_by_half(repository: SessionRepository, damage: str) -> None:
+    before = repository.create_session(session_id="s1")
+    report = imported(b"".join(DAMAGES[damage][0](filled_archive())), repository, on_conflict="replace")
+    assert (report.created, report.replaced, report.failed) == (3, 0, 1)
+    assert repository.get_session("s1") == before
+
+
+# --- around and between sessions ---
+
+
+def test_foreign_lines_between_sessions() -> None:
+    lines = filled_archive()
+    foreign = [b"hello\n", b"{}\n", b"\n", b" \t\r\n", b'"x"\n', b'{"kind":"session"}\n', b'{"kind":7}\n']
+    archive = b"".join([*foreign, *lines[:5], *foreign, *lines[5:]])
+    report = imported(archive)
+    assert (report.created, report.failed) == (4, 10)
+    assert [problem.line for problem in report.problems] == [1, 2, 5, 6, 7, 13, 14, 17, 18, 19]
+
+
+def test_a_file_of_something_else() -> None:
+    for foreign in (
+        b"\x00\x01\x02" * 1000,
+        b"name,age\nx,1\n",
+        b'{"a":1}\n{"b":2}\n',
+        b"[1,2]",
+        b"{",
+        b'{"a":{"b":1}}',
+    ):
+        report = imported(foreign)
+        assert report.created == 0
+        assert report.failed >= 1
+
+
+def test_line_ends_of_another_system() -> None:
+    repository = InMemorySessionRepository()
+    assert imported(b"".join(filled_archive()).replace(b"\n", b"\r\n"), repository).created == 4
+
+
+def test_many_problems_are_counted_and_the_first_are_kept() -> None:
+    told: list[Result] = []
+    report = imported(b"x\n" * (2 * MAX_PROBLEMS), on_session=told.append)
+    assert (report.failed, len(report.problems), len(told)) == (2 * MAX_PROBLEMS, MAX_PROBLEMS, 2 * MAX_PROBLEMS)
+
+
+# --- cut off ---
+
+
+def test_wherever_a_file_is_cut_off() -> None:
+    archive = b"".join(filled_archive())
+    whole = imported(archive).created
+    for length in range(1, len(archive) - 1, 37):
+        repository = InMemorySessionRepository()
+        report = imported(archive[:length], repository)
+        assert report.failed == 1, length
+        assert report.created == len(repository.list_sessions()) < whole + 1
+    assert imported(archive[:-1]).failed == 0  # only the last line's end is missing
+
+
+def test_an_export_that_is_cut_off_between_two_sessions() -> None:
+    lines = filled_archive()
+    report = imported(b"".join(lines[:9]))
+    assert (report.created, report.failed) == (2, 1)
+    assert "the last line of the export that begins at line 1" in str(report.problems[0].reason)
+    assert report.problems[0].line == 9
+    again = imported(b"".join([*lines[:9], *lines]), on_conflict="newer")
+    assert [problem.line for problem in again.problems] == [9]
+    lost = imported(b"".join([*lines[:5], *lines[9:]]))
+    assert "number of sessions" in str(lost.problems[0].reason)
+
+
+def test_two_exports_in_one_file() -> None:
+    archive = b"".join(filled_archive())
+    assert imported(archive + archive, on_conflict="newer").failed == 0
+    together = gzip.compress(archive) + gzip.compress(b"".join(filled_archive(1)))
+    assert imported(together, on_conflict="newer").failed == 0
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.7])
+def test_a_truncated_gzip(repository: SessionRepository, keep: float) -> None:
+    whole = b"".join(filled_archive(10, 20))
+    archive = gzip.compress(whole)
+    report = imported(archive[: int(len(archive) * keep)], repository)
+    (problem,) = report.problems
+    assert "gzip is damaged or ends early" in str(problem.reason)
+    assert problem.line is not None
+    assert report.created == len(repository.list_sessions()) < 11
+    again = imported(archive, repository)
+    assert (again.unchanged, again.created, again.failed) == (report.created, 11 - report.created, 0)
+    assert exported(repository) == whole
+
+
+@pytest.mark.parametrize("offset", [0.3, 0.9])
+def test_a_damaged_gzip(offset: float) -> None:
+    archive = bytearray(gzip.compress(b"".join(filled_archive(50, 20))))
+    archive[int(len(archive) * offset)] ^= 0xFF
+    report = imported(bytes(archive))
+    assert report.failed >= 1
+    with pytest.raises(ArchiveError):
+        imported(bytes(archive), stop_on_error=True)
+
+
+def test_rubbish_behind_a_gzip() -> None:
+    report = imported(gzip.compress(b"".join(filled_archive())) + b"rubbish")
+    assert (report.created, report.failed) == (4, 1)
+
+
+# --- long lines ---
+
+LONG = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vibeforge_sessions import InMemorySessionRepository
+from vibeforge_sessions.archive import import_sessions
+
+report = import_sessions(InMemorySessionRepository(), sys.argv[2])
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(report.created, report.failed, report.problems[0].line, peak // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
+def test_a_line_of_a_gigabyte(tmp_path: Path) -> None:
+    lines = filled_archive()
+    archive = tmp_path / "archive"
+    with archive.open("wb") as file:
+        file.writelines([*lines[:6], lines[6][:40]])
+        file.seek(1024**3, io.SEEK_CUR)  # zeros that take no room
+        file.writelines([b"\n", *lines[7:]])
+    command = [sys.executable, "-c", LONG, str(ROOT), str(archive)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    created, failed, line, peak = map(int, done.stdout.split())
+    assert (created, failed, line) == (3, 1, 7)
+    assert peak < 200
+
+
+def test_how_long_a_line_may_be() -> None:
+    lines = filled_archive(1, 100)
+    longest = max(map(len, lines))
+    assert imported(b"".join(lines), longest_line=longest).failed == 0
+    report = imported(b"".join(lines), longest_line=longest - 1)
+    assert (report.created, report.failed) == (1, 1)
+    assert f"longer than {longest - 1} bytes" in str(report.problems[0].reason)
+    imported(b"".join(lines), repository := InMemorySessionRepository())
+    assert exported(repository, longest_line=longest) == b"".join(lines)
+    file = io.BytesIO()
+    refused = export_sessions(repository, file, longest_line=longest - 1)
+    assert (refused.exported, refused.failed, refused.problems[0].session_id) == (1, 1, "s0")
+    assert imported(file.getvalue(), longest_line=longest - 1).created == 1
+
+
+# --- files that cannot be read or written ---
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing" / "x"):
+        with pytest.raises(ArchiveError, match="cannot be read or written") as caught:
+            import_sessions(InMemorySessionRepository(), path)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    repository = InMemorySessionRepository()
+    for path in (tmp_path / "missing" / "x", tmp_path / ("n" * 300)):
+        with pytest.raises(ArchiveError, match="cannot be read or written"):
+            export_sessions(repository, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_already(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("precious")
+    with pytest.raises(ArchiveError, match="already"):
+        export_sessions(InMemorySessionRepository(), path)
+    assert path.read_text() == "precious"
+    export_sessions(InMemorySessionRepository(), path, overwrite=True)
+    assert imported(path.read_bytes()) == Report()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    repository = InMemorySessionRepository()
+    repository.create_session(session_id="s")
+
+    def again(_: object) -> None:
+        with pytest.raises(ArchiveError, match="another process"):
+            export_sessions(repository, tmp_path / "x")
+
+    export_sessions(repository, tmp_path / "x", on_session=again)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_export_that_is_interrupted_begins_anew(tmp_path: Path) -> None:
+    repository = InMemorySessionRepository()
+    for number in range(5):
+        repository.create_session(session_id=f"s{number}")
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("x", "x.gz"):
+        with pytest.raises(KeyboardInterrupt):
+            export_sessions(repository, tmp_path / name, on_session=stop)
+        assert [path.name for path in tmp_path.iterdir()] == [f"{name}.part"]
+        (tmp_path / f"{name}.part").write_bytes(b"y" * 100_000)
+        export_sessions(repository, tmp_path / name)
+        assert import_sessions(InMemorySessionRepository(), tmp_path / name).created == 5
+        (tmp_path / name).unlink()
+
+
+def test_an_error_of_a_session_can_end_it(tmp_path: Path) -> None:
+    from vibeforge_sessions import InvalidSessionError  # noqa: PLC0415
+
+    repository = InMemorySessionRepository()
+    repository.create_session(session_id="s")
+    with pytest.raises(InvalidSessionError):
+        export_sessions(repository, tmp_path / "x", longest_line=100, stop_on_error=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_nobody_else_can_read_it(tmp_path: Path) -> None:
+    export_sessions(InMemorySessionRepository(), tmp_path / "x")
+    assert (tmp_path / "x").stat().st_mode & 0o077 == 0
+
+
+def test_what_is_told_of_a_restored_entry_shows_no_value() -> None:
+    source = InMemorySessionRepository()
+    imported(b"".join(filled_archive()), source)
+    lines = edited(filled_archive(), 7, lambda data: data.update(entries=[f"{SECRET} \x00"]))
+    report = imported(b"".join(closed(record_of(source, "s1"), *lines[5:8])))
+    assert report.failed == 1
+    assert SECRET not in str(report)

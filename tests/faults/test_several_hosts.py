@@ -1,0 +1,54 @@
+"""A URL of several hosts, of which the first one takes connections and says nothing, as a machine that hangs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import make_url
+
+from tests.support.databases import Storage
+from tests.support.faults.writer import Settings, repository_of
+from tests.support.repositories import text_of
+from tests.support.servers.process import several_hosts
+from vibeforge_sessions.sql.dialects import mariadb as mariadb_module
+from vibeforge_sessions.sql.dialects import postgresql as postgresql_module
+
+DRIVERS = [
+    ("postgresql", "postgresql+psycopg", False),
+    ("postgresql", "postgresql+psycopg", True),
+    ("postgresql", "postgresql+asyncpg", True),
+    ("mariadb", "mariadb+pymysql", False),
+    ("mariadb", "mariadb+asyncmy", True),
+]
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A host that takes connections, as its system does for a process that hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "{}:{}".format(*server.getsockname())
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgresql_module, "CONNECT_TIMEOUT", 2)
+    monkeypatch.setattr(mariadb_module, "CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(mariadb_module, "_GREETING_TIMEOUT", 1.0)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(("name", "driver", "asynchronous"), DRIVERS)
+def test_calls_reach_the_second_host(
+    name: str, driver: str, asynchronous: bool, silent: str, request: pytest.FixtureRequest
+) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    url = make_url(storage.url_with(driver))
+    several = several_hosts(url, [silent, f"{url.host}:{url.port}"])
+    settings = Settings("w", text_of(several), "", [], [], asynchronous=asynchronous, deadline=20.0)
+    with repository_of(settings) as repository:
+        session_id = repository.create_session().session_id
+        assert [repository.append_error(session_id, "t", "m").position for _ in range(3)] == [1, 2, 3]
+    if storage.drop is not None:
+        storage.drop(url)

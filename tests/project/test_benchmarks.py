@@ -1,0 +1,178 @@
+"""The floor of the benchmarks does what ours does: it would be none otherwise. And calls find by indexes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import clients, filling, ours, pruning, scale
+from benchmarks.contender import DOCUMENTS, RECENT
+from benchmarks.floor import Floor
+from benchmarks.floor.postgresql import PostgreSQL
+from benchmarks.floor.sqlite import SQLite
+from benchmarks.ours import Ours
+from benchmarks.plans import plans_of
+from benchmarks.scale_calls import CALLS, Place
+from tests.support.databases import Storage
+from vibeforge_sessions import Session, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_engine, migrate
+from vibeforge_sessions.testing.base import assert_same, stored
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Floor, Ours]]:
+    """The floor and ours on one database."""
+    if request.param == "sqlite":
+        engine = create_engine(f"sqlite:///{tmp_path / 'sessions.db'}")
+        migrate.upgrade(engine)
+        engine.dispose()
+        both: tuple[Floor, ours.InDatabase] = SQLite(str(tmp_path)), ours.SQLite(str(tmp_path))
+    else:
+        storage: Storage = request.getfixturevalue("postgresql")
+        assert storage.new_url is not None
+        url = storage.new_url()
+        both = PostgreSQL(url), ours.PostgreSQL(url)
+    yield both
+    for each in both:
+        each.close()
+    both[1].engine.dispose()
+
+
+def test_the_floor_does_the_same(pair: tuple[Floor, Ours]) -> None:
+    theirs, our = pair
+    repository = our.repository
+    assert isinstance(repository, SQLAlchemySessionRepository)
+
+    def get() -> Session:
+        session: Session = stored(repository, session_id)
+        assert_same(theirs.get(session_id), session)
+        assert_same(theirs.get(session_id, RECENT), repository.get_session(session_id, recent=RECENT) or Session())
+        return session
+
+    session_id = theirs.prepare(25)
+    session = get()
+    assert (session.version, len(session.error_history), len(session.logs)) == (1, 25, 50)
+    assert (session.answers, session.task_graph) == (DOCUMENTS["answers"], DOCUMENTS["task_graph"])
+
+    calls = theirs.calls()
+    entry = calls["append"](session_id)
+    session = get()
+    assert entry == session.error_history[-1]
+    assert session.error_history[-1].position == 26
+    assert session.updated_at == session.error_history[-1].timestamp
+
+    theirs.hold(session_id)
+    for version, call in enumerate(("update_phase", "update_artifact", "update_phase_and_error"), 2):
+        before = get()
+        calls[call](session_id)
+        session = get()
+        assert session.version == version
+        assert (session.phase == before.phase) is (call == "update_artifact")
+        assert (session.concept == before.concept) is (call != "update_artifact")
+        assert len(session.error_history) - len(before.error_history) == (call == "update_phase_and_error")
+
+    for share, name in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        after = max(0, int(25 * share) - RECENT)
+        assert calls[f"list_errors_{name}"](session_id) == repository.list_errors(session_id, after=after, limit=RECENT)
+    theirs.draft("drafted")
+    created = calls["create"]("drafted")
+    assert isinstance(created, Session)
+    assert_same(created, stored(repository, "drafted"))
+    calls["delete"]("drafted")
+    other = theirs.prepare(0)
+    page = calls["list_page"]()
+    assert page == list(repository.find_sessions().items)
+    calls["delete"](other)
+    assert repository.list_sessions() == [session_id]
+
+
+def test_ours_is_measured_on_what_it_says(pair: tuple[Floor, Ours]) -> None:
+    _, our = pair
+    session_id = our.prepare(30)
+    our.hold(session_id)
+    our.draft("drafted")
+    our.calls()["create"]("drafted")
+    our.calls()["delete"]("drafted")
+    for name, call in our.calls().items():
+        if name not in {"create", "delete", "list_page", "walk"}:
+            call(session_id)
+    assert our.count(session_id) == 32
+    our.fill(40)
+    assert len(our.repository.list_sessions()) == 40
+
+
+# --- scale ---
+
+
+WHOLE = {
+    "list_sessions",
+    "find_sessions, 1,000 newest",  # there are fewer here
+    "statistics.count_phases",
+    "statistics.count_ages, updated_at",
+    "statistics.count_ages, created_at",
+    "statistics.count_errors, of all time",
+}
+"""What is about all sessions, or all errors."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A database as `benchmarks.scale` fills it, of 400 sessions and the one with long histories."""
+    storage: Storage = request.getfixturevalue(request.param)
+    assert storage.new_url is not None
+    url = storage.new_url()
+    plans = " ".join(f"-c enable_{each}=off" for each in ("seqscan", "mergejoin", "hashjoin"))
+    options = {"connect_args": {"options": plans}} if request.param == "postgresql" else {}
+    engine = create_engine(url)
+    filled = filling.fill(engine, 400, 4_000)
+    assert filled["rows"] == 400 + 400 + 4_000 + 800 + 2 + 2 * filling.PROBED
+    engine.dispose()
+    place = Place(url, 400, **options)
+    yield place
+    place.close()
+
+
+def test_what_is_filled_in_is_ours(place: Place) -> None:
+    sessions = [stored(place.repository, session_id) for session_id in place.repository.list_sessions()]
+    assert len(sessions) == 401
+    assert [session.session_id for session in sessions if session.session_id != filling.PROBE] == filling.session_ids(
+        400
+    )
+    for index, session_id in enumerate(filling.session_ids(400)):
+        session = stored(place.repository, session_id)
+        assert len(session.error_history) == filling.error_count(index, 400, 4_000)
+        assert all(entry.timestamp <= session.updated_at for entry in session.error_history)
+    assert len(stored(place.repository, filling.PROBE).error_history) == filling.PROBED
+
+
+def test_every_call_uses_an_index(place: Place) -> None:
+    """On PostgreSQL, which would rather read so small a table whole, there is one that it can use."""
+    whole = {name for name, call in CALLS.items() if any(plan.whole for plan in plans_of(place.engine, call(place)))}
+    assert whole <= WHOLE
+    assert "list_sessions" in whole
+
+
+def test_the_scale_is_measured(tmp_path: Path) -> None:
+    asked = ["--database", "sqlite", "--sessions", "1000", "--errors", "2000", "--directory", str(tmp_path), "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scale", *asked, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in (*CALLS, *scale.COMMANDS[:2]):
+        assert f"| {name} |" in done.stdout or f"| `{name}` |" in done.stdout
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "scale-sqlite.json", "scale-sqlite.md"}
+
+
+def test_a_service_is_watched_beside_a_prune() -> None:
+    with clients.database("sqlite") as url:
+        alone, beside, took = pruning.measure(url, 0.0, sessions=20, seconds=0.2)
+    assert alone
+    assert beside
+    assert took > 0

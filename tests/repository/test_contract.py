@@ -1,0 +1,191 @@
+"""The contract on every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Engine, event
+
+from tests.support.databases import Storage
+from tests.support.repositories import ReusedDatabases, in_memory, memory_engine
+from vibeforge_sessions import Session, SessionRepository, SQLAlchemySessionRepository
+from vibeforge_sessions.compat import SessionStore
+from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+from vibeforge_sessions.testing.base import RepositoryTests
+from vibeforge_sessions.testing.diagnostics import DiagnosticTests
+from vibeforge_sessions.testing.histories import HistoryTests
+from vibeforge_sessions.testing.listings import ListingTests
+from vibeforge_sessions.testing.sessions import SessionTests
+from vibeforge_sessions.testing.stored_values import StoredValueTests
+from vibeforge_sessions.testing.subclasses import SubclassTests
+from vibeforge_sessions.testing.updates import UpdateTests
+
+
+class TestInMemory(SessionRepositoryContract):
+    @pytest.fixture
+    def new_repository(self) -> NewRepository:
+        return in_memory
+
+
+class OnADatabase(SessionRepositoryContract):
+    """The contract on one kind of database, by default with our own engine and precompiled statements."""
+
+    storage: str
+    make_engine: Callable[[str], Engine] | None = None
+    fast_path = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def databases(cls, request: pytest.FixtureRequest) -> Iterator[ReusedDatabases]:
+        storage: Storage = request.getfixturevalue(cls.storage)
+        with storage.reused(cls.make_engine) as databases:
+            yield databases
+
+    @pytest.fixture
+    def new_repository(self, databases: ReusedDatabases) -> Iterator[NewRepository]:
+        with databases.repositories(fast_path=self.fast_path) as new_repository:
+            yield new_repository
+
+
+class TestSQLiteFile(OnADatabase):
+    storage = "sqlite"
+
+
+class TestPostgreSQL(OnADatabase):
+    storage = "postgresql"
+
+
+class TestMariaDB(OnADatabase):
+    storage = "mariadb"
+
+
+@pytest.mark.variant
+class TestSQLiteInMemory(OnADatabase):
+    storage = "sqlite"
+    make_engine = staticmethod(lambda _url: memory_engine())
+
+
+@pytest.mark.variant
+class TestPlainSQLiteEngine(OnADatabase):
+    """An engine without our settings: rollback journal, no foreign keys, and transactions as the driver begins them."""
+
+    storage = "sqlite"
+    make_engine = staticmethod(lambda url: sqlalchemy.create_engine(url))  # noqa: PLW0108 (its type is known)
+
+
+def reversing_engine(url: str) -> Engine:
+    """Return an engine whose database reverses the order of rows where a query names no order."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def reverse(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA reverse_unordered_selects = ON")
+
+    return engine
+
+
+@pytest.mark.variant
+class TestSQLiteInReverseOrder(OnADatabase):
+    storage = "sqlite"
+    make_engine = staticmethod(reversing_engine)
+
+
+@pytest.mark.variant
+class TestPgBouncer(OnADatabase):
+    """Clients that share two connections to PostgreSQL, transaction by transaction."""
+
+    storage = "pgbouncer"
+
+
+@pytest.mark.variant
+class ThroughSQLAlchemysConnection(OnADatabase):
+    """Our engines without precompiled statements, so that events and instrumentation see every statement."""
+
+    fast_path = False
+
+
+class TestSQLiteThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
+    storage = "sqlite"
+
+
+class TestPostgreSQLThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
+    storage = "postgresql"
+
+
+class TestMariaDBThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
+    storage = "mariadb"
+
+
+@pytest.mark.variant
+class TestPlainPostgreSQLEngine(OnADatabase):
+    """An engine without our settings, on an old server with an ICU locale and a time zone far from UTC."""
+
+    storage = "postgresql_elsewhere"
+
+
+@pytest.mark.variant
+class TestPlainMariaDBEngine(OnADatabase):
+    """An engine without our settings, on a server with latin1, READ COMMITTED, no strict mode and its own time zone."""
+
+    storage = "mariadb_elsewhere"
+
+
+@pytest.mark.variant
+class TestTheApplicationsStore(SessionRepositoryContract):
+    """The store of ``compat`` passes all calls on unchanged."""
+
+    @pytest.fixture
+    def new_repository(self) -> NewRepository:
+        return lambda *, session_type=None: SessionStore(
+            lambda: in_memory(**({"session_type": session_type} if session_type else {}))
+        )
+
+
+@pytest.mark.variant
+class InAJoinedTransaction(
+    SessionTests,
+    UpdateTests,
+    HistoryTests,
+    DiagnosticTests,
+    SubclassTests,
+    ListingTests,
+    StoredValueTests,
+    RepositoryTests,
+):
+    """The contract in a transaction of the caller, without threads: a connection belongs to one thread."""
+
+    storage: str
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def databases(cls, request: pytest.FixtureRequest) -> Iterator[ReusedDatabases]:
+        storage: Storage = request.getfixturevalue(cls.storage)
+        with storage.reused() as databases:
+            yield databases
+
+    @pytest.fixture
+    def new_repository(self, databases: ReusedDatabases) -> Iterator[NewRepository]:
+        with databases.engines() as take, ExitStack() as stack:
+
+            def new_repository(*, session_type: type[Session] = Session) -> SessionRepository:
+                connection = stack.enter_context(take().connect())
+                return SQLAlchemySessionRepository(connection, session_type=session_type)
+
+            yield new_repository
+
+
+class TestInAJoinedTransactionOnSQLite(InAJoinedTransaction):
+    storage = "sqlite"
+
+
+class TestInAJoinedTransactionOnPostgreSQL(InAJoinedTransaction):
+    storage = "postgresql"
+
+
+class TestInAJoinedTransactionOnMariaDB(InAJoinedTransaction):
+    storage = "mariadb"

@@ -1,0 +1,113 @@
+"""The contract on every asynchronous implementation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
+
+from tests.support.databases import Storage
+from tests.support.repositories import ReusedDatabases, check_connections
+from vibeforge_sessions import AsyncInMemorySessionRepository, AsyncSQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_async_engine, create_engine
+from vibeforge_sessions.testing import AsyncSessionRepositoryContract, NewAsyncRepository, Run
+
+
+class TestInMemory(AsyncSessionRepositoryContract):
+    @pytest.fixture
+    def new_async_repository(self) -> NewAsyncRepository:
+        return AsyncInMemorySessionRepository
+
+
+class OnADatabase(AsyncSessionRepositoryContract):
+    """The contract on one kind of database, by default with our own engine and precompiled statements."""
+
+    storage: str
+    driver: str
+    make_engine: Callable[..., AsyncEngine | Engine] = staticmethod(create_async_engine)
+    fast_path = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def databases(cls, request: pytest.FixtureRequest) -> Iterator[ReusedDatabases]:
+        storage: Storage = request.getfixturevalue(cls.storage)
+        with storage.reused() as databases:
+            yield databases
+
+    @pytest.fixture
+    def new_async_repository(self, databases: ReusedDatabases, run: Run) -> Iterator[NewAsyncRepository]:
+        engines: list[AsyncEngine | Engine] = []
+
+        def new_repository(**options: Any) -> AsyncSQLAlchemySessionRepository:
+            url = take().url.set(drivername=self.driver)
+            engines.append(self.make_engine(url.render_as_string(hide_password=False)))
+            return AsyncSQLAlchemySessionRepository(engines[-1], fast_path=self.fast_path, **options)
+
+        with databases.engines() as take:
+            yield new_repository
+            for engine in engines:
+                check_connections(engine)
+                if isinstance(engine, AsyncEngine):
+                    run(engine.dispose())
+                else:
+                    engine.dispose()
+
+
+class TestSQLiteInThreads(OnADatabase):
+    storage, driver = "sqlite", "sqlite"
+    make_engine = staticmethod(create_engine)
+
+
+class TestPsycopg(OnADatabase):
+    storage, driver = "postgresql", "postgresql+psycopg"
+
+
+class TestAsyncpg(OnADatabase):
+    storage, driver = "postgresql", "postgresql+asyncpg"
+
+
+class TestAsyncmy(OnADatabase):
+    storage, driver = "mariadb", "mariadb+asyncmy"
+
+
+@pytest.mark.variant
+class TestPlainAiosqliteEngine(OnADatabase):
+    """SQLite through a driver whose connections have threads of their own, without our settings."""
+
+    storage, driver = "sqlite", "sqlite+aiosqlite"
+    make_engine = staticmethod(create_plain_async_engine)
+
+
+@pytest.mark.variant
+class TestPsycopgThroughSQLAlchemysConnection(OnADatabase):
+    storage, driver = "postgresql", "postgresql+psycopg"
+    fast_path = False
+
+
+@pytest.mark.variant
+class TestPsycopgThroughPgBouncer(OnADatabase):
+    storage, driver = "pgbouncer", "postgresql+psycopg"
+    make_engine = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
+
+
+@pytest.mark.variant
+class TestAsyncpgThroughPgBouncer(OnADatabase):
+    storage, driver = "pgbouncer", "postgresql+asyncpg"
+    make_engine = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
+
+
+@pytest.mark.variant
+class TestPlainAsyncpgEngine(OnADatabase):
+    storage, driver = "postgresql_elsewhere", "postgresql+asyncpg"
+    make_engine = staticmethod(create_plain_async_engine)
+
+
+@pytest.mark.variant
+class TestPlainAsyncmyEngine(OnADatabase):
+    storage, driver = "mariadb_elsewhere", "mariadb+asyncmy"
+    make_engine = staticmethod(create_plain_async_engine)

@@ -1,0 +1,252 @@
+"""Two repositories, the same random calls: every answer and every exception must be the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from tests.support.databases import Storage
+from tests.support.strategies import artifacts, json_values, plain_texts
+from vibeforge_sessions import Session, SessionFilter, SessionPhase, SessionRepository, SessionRepositoryError
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.testing import NewRepository
+from vibeforge_sessions.testing.base import exact
+
+IDS = ["a", "A", "b", "bad id"]
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+ids = st.sampled_from(IDS)
+holders = st.integers(0, 3)
+messages = plain_texts | st.text(st.characters(), max_size=5)
+task_ids = st.sampled_from(["t1", "T1", "", "t\n1"])
+phases = st.sampled_from([None, SessionPhase.EXECUTION, "FAILED", "UNKNOWN", ""])
+orders: Any = st.sampled_from(["created_at", "-created_at", "updated_at", "-updated_at"])
+counts = st.sampled_from([-1, 0, 1, 2, 3, 100])
+moments = st.none() | st.integers(-5, 40).map(lambda second: START + timedelta(seconds=second))
+filters = st.none() | st.builds(
+    SessionFilter,
+    phases=st.none() | st.lists(st.sampled_from(["QUESTIONNAIRE", "EXECUTION", "FAILED", "UNKNOWN"]), max_size=3),
+    created_from=moments,
+    created_before=moments,
+    updated_from=moments,
+    updated_before=moments,
+    has_errors=st.none() | st.booleans(),
+)
+fields = st.sampled_from(["answers", "intent_profile", "build_spec", "concept", "task_graph", "pending_clarification"])
+
+
+class SideBySide(RuleBasedStateMachine):
+    """Drives a pair of repositories; each has four hands that hold sessions it has given out, some of them stale."""
+
+    pair: tuple[NewRepository, NewRepository]  # set by the test
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repositories = tuple(new_repository() for new_repository in self.pair)
+        self.hands: tuple[dict[int, Session], dict[int, Session]] = ({}, {})
+        self.now = START
+        self.fresh_ids = (itertools.count(), itertools.count())
+        self.cursors: tuple[list[str], list[str]] = ([], [])
+
+    def both(self, call: Callable[[SessionRepository, dict[int, Session], int], Any]) -> None:
+        """Make the call on both sides at the same moment and compare what comes of it, the hands included."""
+        outcomes = []
+        for side, (repository, hands) in enumerate(zip(self.repositories, self.hands, strict=True)):
+            self.tick = itertools.count()
+            try:
+                outcome = ("returned", shape(call(repository, hands, side)))
+            except SessionRepositoryError as error:
+                outcome = ("raised", (type(error), error.args))
+            except (KeyError, ZeroDivisionError) as error:
+                outcome = ("raised", type(error))
+            outcomes.append((outcome, {number: shape(session) for number, session in hands.items()}))
+        assert outcomes[0] == outcomes[1]
+
+    def clock(self) -> datetime:
+        """Return the time: the same on both sides, a microsecond on at each look."""
+        return self.now + timedelta(microseconds=next(self.tick))
+
+    @rule(seconds=st.integers(-3, 10))
+    def time_passes(self, seconds: int) -> None:  # or goes back: clocks are set
+        self.now += timedelta(seconds=seconds)
+
+    @rule(hand=holders, session_id=ids)
+    def create(self, hand: int, session_id: str) -> None:
+        self.both(lambda repository, hands, _: hold(hands, hand, repository.create_session(session_id=session_id)))
+
+    @rule(hand=holders)
+    def create_held(self, hand: int) -> None:
+        self.both(lambda repository, hands, _: repository.create_session(hands[hand]))
+
+    @rule(hand=holders, session_id=ids)
+    def make_without_storing(self, hand: int, session_id: str) -> None:
+        def make(hands: dict[int, Session]) -> Session:
+            session = Session()
+            session.session_id = session_id
+            hold(hands, hand, session)
+            return session
+
+        self.both(lambda _, hands, __: make(hands))
+
+    @rule(hand=holders, session_id=ids, recent=st.none() | counts)
+    def get(self, hand: int, session_id: str, recent: int | None) -> None:
+        self.both(lambda repository, hands, _: hold(hands, hand, repository.get_session(session_id, recent=recent)))
+
+    @rule(hand=holders, field=fields, value=artifacts, answer=json_values)
+    def change(self, hand: int, field: str, value: Any, answer: Any) -> None:
+        self.both(lambda _, hands, __: setattr(hands[hand], field, value))
+        self.both(lambda _, hands, __: setattr(hands[hand], "clarification_answer", answer))
+
+    @rule(hand=holders, phase=st.sampled_from([*SessionPhase, "UNKNOWN"]))
+    def change_phase(self, hand: int, phase: Any) -> None:
+        self.both(lambda _, hands, __: hands[hand].update_phase(phase))
+
+    @rule(hand=holders, task_id=task_ids, message=messages, phase=phases)
+    def add_entries(self, hand: int, task_id: str, message: str, phase: Any) -> None:
+        self.both(lambda _, hands, __: hands[hand].add_error(task_id, message, phase))
+        self.both(lambda _, hands, __: hands[hand].add_log(message))
+
+    @rule(hand=holders, name=st.sampled_from(["error_history", "logs"]))
+    def lose_an_entry(self, hand: int, name: str) -> None:
+        self.both(lambda _, hands, __: getattr(hands[hand], name).clear())
+
+    @rule(hand=holders)
+    def travel(self, hand: int) -> None:
+        self.both(lambda _, hands, __: hold(hands, hand, Session.from_dict(hands[hand].to_dict())))
+
+    @rule(hand=holders)
+    def update(self, hand: int) -> None:
+        self.both(lambda repository, hands, _: repository.update_session(hands[hand]))
+
+    @rule(session_id=ids, phase=phases)
+    def modify(self, session_id: str, phase: Any) -> None:
+        self.both(
+            lambda repository, _, __: repository.modify_session(session_id, lambda s: s.add_error("m", "m", phase))
+        )
+
+    @rule(session_id=ids)
+    def modify_and_fail(self, session_id: str) -> None:
+        self.both(lambda repository, _, __: repository.modify_session(session_id, lambda _: 1 / 0))
+
+    @rule(session_id=ids)
+    def delete(self, session_id: str) -> None:
+        self.both(lambda repository, _, __: repository.delete_session(session_id))
+
+    @rule(session_id=ids, task_id=task_ids, message=messages, phase=phases)
+    def append_error(self, session_id: str, task_id: str, message: str, phase: Any) -> None:
+        self.both(lambda repository, _, __: repository.append_error(session_id, task_id, message, phase))
+
+    @rule(session_id=ids, message=messages)
+    def append_log(self, session_id: str, message: str) -> None:
+        self.both(lambda repository, _, __: repository.append_log(session_id, message))
+
+    @rule(session_id=ids, after=counts, limit=counts, task_id=st.none() | task_ids, phase=phases)
+    def list_errors(self, session_id: str, after: int, limit: int, task_id: str | None, phase: Any) -> None:
+        asked = {"after": after, "limit": limit, "task_id": task_id, "phase": phase}
+        self.both(lambda repository, _, __: repository.list_errors(session_id, **asked))
+
+    @rule(session_id=ids, after=counts, limit=counts)
+    def list_logs(self, session_id: str, after: int, limit: int) -> None:
+        self.both(lambda repository, _, __: repository.list_logs(session_id, after=after, limit=limit))
+
+    @rule(asked=filters)
+    def list_sessions(self, asked: SessionFilter | None) -> None:
+        self.both(lambda repository, _, __: repository.list_sessions(asked))
+
+    @rule(asked=filters, order=orders, limit=counts, data=st.data())
+    def find(self, asked: SessionFilter | None, order: Any, limit: int, data: st.DataObject) -> None:
+        which = data.draw(st.none() | st.integers(0, len(self.cursors[0]) - 1)) if self.cursors[0] else None
+
+        def find(repository: SessionRepository, side: int) -> Any:
+            cursor = None if which is None else self.cursors[side][which]
+            page = repository.find_sessions(asked, order=order, limit=limit, cursor=cursor)
+            if page.next_cursor is not None:
+                self.cursors[side].append(page.next_cursor)
+            return page
+
+        self.both(lambda repository, _, side: find(repository, side))
+
+    @rule(order=orders, limit=st.integers(1, 2))
+    def page_through(self, order: Any, limit: int) -> None:
+        def walk(repository: SessionRepository) -> list[Any]:
+            pages: list[Any] = []
+            cursor = None
+            while not pages or cursor is not None:
+                page = repository.find_sessions(order=order, limit=limit, cursor=cursor)
+                cursor = page.next_cursor
+                pages.append(page)
+            return pages
+
+        self.both(lambda repository, _, __: walk(repository))
+
+    @invariant()
+    def everything_stored_is_the_same(self) -> None:
+        self.both(
+            lambda repository, _, __: [repository.get_session(session_id) for session_id in repository.list_sessions()]
+        )
+
+
+def hold(hands: dict[int, Session], hand: int, session: Session | None) -> Session | None:
+    """Keep the session in a hand, or empty the hand."""
+    hands.pop(hand, None)
+    if session is not None:
+        hands[hand] = session
+    return session
+
+
+def shape(value: Any) -> Any:
+    """Return what can be compared: no write ids, which are random."""
+    if isinstance(value, Session):
+        public = {name: getattr(value, name) for name in Session.model_fields if name != "error_history"}
+        history = [(entry, entry.phase, type(entry.phase), entry.position) for entry in value.error_history]
+        return exact(public), history, value.omitted_errors, value.omitted_logs
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    return value
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+PAIRS = [
+    ("memory", "sqlite"),
+    ("memory", "postgresql"),
+    ("memory", "mariadb"),
+    ("sqlite", "postgresql"),
+    ("sqlite", "mariadb"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_the_same_calls_have_the_same_answers(
+    one: str, other: str, request: pytest.FixtureRequest, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storages: list[Storage] = [request.getfixturevalue(name) for name in (one, other)]
+    makers = [stack.enter_context(storage.repositories()) for storage in storages]
+    drive(makers[0], makers[1], monkeypatch)
+
+
+def drive(one: NewRepository, other: NewRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the machine on two kinds of repository, with one clock for both."""
+
+    class Pair(SideBySide):
+        pair = (one, other)
+
+        def __init__(self) -> None:
+            self.tick = itertools.count()
+            self.serial = itertools.count()
+            super().__init__()
+            monkeypatch.setattr(validation, "utc_now", self.clock)
+
+    run_state_machine_as_test(Pair, settings=settings(stateful_step_count=40))

@@ -1,0 +1,128 @@
+"""The worked example of an implementation passes the contract, and five ways to break it do not."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from examples.file_repository import FileSessionRepository
+from tests.support import ROOT
+from tests.support.databases import fast_folder
+from vibeforge_sessions import CorruptSessionError, Session, SessionRepository, StorageError
+from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+from vibeforge_sessions.testing.base import full_session
+
+
+@pytest.mark.variant
+class TestFileRepository(SessionRepositoryContract):
+    @pytest.fixture
+    def new_repository(self) -> Iterator[NewRepository]:
+        with TemporaryDirectory(prefix="vfs-files-", dir=fast_folder()) as folder:
+            numbers = count()
+
+            def new(*, session_type: type[Session] = Session) -> SessionRepository:
+                return FileSessionRepository(Path(folder) / str(next(numbers)), session_type=session_type)
+
+            yield new
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from examples.file_repository import FileSessionRepository
+repository = FileSessionRepository(Path(sys.argv[1]))
+for number in range(40):
+    repository.append_log("s", f"{sys.argv[2]} {number}")
+"""
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(session_id="s")
+    command = [sys.executable, "-c", APPEND, str(tmp_path)]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT) for name in "abc"]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    lines = [line.split("] ")[1] for line in repository.list_logs("s", limit=1000)]
+    assert sorted(lines) == sorted(f"{name} {number}" for name in "abc" for number in range(40))
+    assert [line for line in lines if line.startswith("a")] == [f"a {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": {}}', '{"record": null}'])
+def test_a_file_of_somebody_else(tmp_path: Path, text: str) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(session_id="s")
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(text)
+    with pytest.raises(CorruptSessionError):
+        repository.get_session("s")
+
+
+@pytest.mark.parametrize("history", ["errors", "logs"])
+def test_a_file_that_lacks_an_entry(tmp_path: Path, history: str) -> None:
+    repository = FileSessionRepository(tmp_path)
+    repository.create_session(full_session("s"))
+    (file,) = tmp_path.glob("*.json")
+    data = json.loads(file.read_text())
+    del data[history][0]
+    file.write_text(json.dumps(data))
+    for read in (repository.get_session, repository.list_errors, repository.list_logs):
+        with pytest.raises(CorruptSessionError):
+            read("s")
+
+
+def test_a_disk_that_fails(tmp_path: Path) -> None:
+    repository = FileSessionRepository(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(StorageError) as caught:
+        repository.create_session()
+    assert "folder" not in str(caught.value)
+
+
+NOTICED_BY = {
+    "HandsOutTheSameObject": {
+        "test_stored_data_is_independent_of_returned_objects",
+        "test_stale_update_writes_nothing",
+    },
+    "LooksAtNoVersion": {
+        "test_stale_update_writes_nothing",
+        "test_update_of_other_incarnation_raises_stale",
+        "test_modify_retries_when_stale",
+    },
+    "ReadsOutsideTheLock": {"test_concurrent_appends_and_updates_are_all_stored"},
+    "KeepsDocumentsAlmost": {
+        "test_json_values_are_exact",
+        "test_update_of_key_order_only_is_stored",
+        "test_update_of_type_only_is_stored",
+    },
+    "LeavesHistoryBehind": {"test_delete_removes_session_and_histories"},
+    "TurnsTheClockBack": {"test_stored_time_never_decreases"},
+}
+"""What is broken, and tests of the contract that must fail of it."""
+
+
+@pytest.mark.parametrize("broken", NOTICED_BY)
+def test_the_contract_notices(broken: str) -> None:
+    with TemporaryDirectory(prefix="vfs-broken-", dir=fast_folder()) as folder:
+        # those, and enough others to see that it is broken in one way, and not in all
+        asked = f"Test{broken} and ({' or '.join(sorted(NOTICED_BY[broken]))} or rejected)"
+        options = ["-q", "--tb=no", "-p", "no:cacheprovider", "--basetemp", f"{folder}/run", "-k", asked]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, "tests/support/broken_repositories.py"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    failed = set(re.findall(rf"^FAILED \S+::Test{broken}::(\w+)", done.stdout, re.MULTILINE))
+    assert failed >= NOTICED_BY[broken], done.stdout
+    summary = re.search(r"(\d+) failed, (\d+) passed", done.stdout)
+    assert summary is not None, done.stdout
+    assert int(summary[1]) < int(summary[2])

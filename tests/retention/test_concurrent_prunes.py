@@ -1,0 +1,374 @@
+"""Prunes beside others: beside each other, beside a service, interrupted, killed, and cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from tests.support.databases import DATABASES, SQL_DATABASES, Storage
+from tests.support.processes import begin, read_line, started
+from tests.support.repositories import text_of
+from tests.support.retention import (
+    COUNTED,
+    DONE,
+    MONTH,
+    TOUCHES,
+    Busy,
+    files_of_at_most,
+    ids_of,
+    imported,
+    pruned,
+    put,
+    put_many,
+)
+from vibeforge_sessions import (
+    ArchiveError,
+    AsyncInMemorySessionRepository,
+    AsyncSessionRepository,
+    InMemorySessionRepository,
+    InvalidArgumentError,
+    RetryPolicy,
+    Session,
+    SessionFilter,
+    SessionRepository,
+    SQLAlchemySessionRepository,
+    open_async_repository,
+    open_repository,
+)
+from vibeforge_sessions.archive import ArchiveWriter
+from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
+from vibeforge_sessions.retention import PruneReport, prune_async
+from vibeforge_sessions.sql.engine import engine_on
+from vibeforge_sessions.sql.tables import metadata
+
+T = TypeVar("T")
+
+
+@pytest.fixture(params=DATABASES)
+def storage(request: pytest.FixtureRequest) -> Storage:
+    found: Storage = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def repository(storage: Storage) -> Iterator[SessionRepository]:
+    with storage.repositories() as new:
+        yield new()
+
+
+@pytest.fixture(params=SQL_DATABASES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    storage: Storage = request.getfixturevalue(request.param)
+    engine = storage.new_engine()
+    yield engine
+    engine.dispose()
+
+
+def url_of(engine: Engine) -> str:
+    return text_of(engine.url)
+
+
+# --- beside each other ---
+
+
+def test_threads_that_prune_at_once(repository: SessionRepository) -> None:
+    ids = put_many(repository, 120)
+    for session_id in ids[::10]:
+        repository.hold_session(session_id)
+    begin = threading.Barrier(4)
+
+    def run(number: int) -> PruneReport:
+        begin.wait()
+        return pruned(repository, batch_size=7 + number)
+
+    with ThreadPoolExecutor(4) as threads:
+        reports = list(threads.map(run, range(4)))
+    assert sum(report.total for report in reports) == 108  # each by one of them
+    assert ids_of(repository) == ids[::10]
+    for report in reports:
+        assert (report.touched, report.failed, report.held) == (0, 0, 12)
+
+
+@contextmanager
+def worker(url: str, batch_size: int, archive: str) -> Iterator[subprocess.Popen[str]]:
+    with started("tests.support.prune_worker", url, str(batch_size), archive) as process:
+        assert read_line(process) == "ready"
+        yield process
+
+
+def test_processes_that_prune_at_once(engine: Engine, tmp_path: Path) -> None:
+    repository = SQLAlchemySessionRepository(engine)
+    ids = put_many(repository, 60)
+    with ExitStack() as stack:
+        archives = [tmp_path / f"{number}.gz" for number in range(2)]
+        processes = [
+            stack.enter_context(worker(url_of(engine), 4 + number, str(path))) for number, path in enumerate(archives)
+        ]
+        for process in processes:
+            begin(process)
+        reports = []
+        for process in processes:
+            said, errors = process.communicate()
+            assert (process.returncode, errors) == (0, "")
+            reports.append(json.loads(said.splitlines()[-1]))
+    assert sum(report["phases"].get("COMPLETE", 0) for report in reports) == 60
+    assert [report["failed"] + report["touched"] for report in reports] == [0, 0]
+    assert ids_of(repository) == []
+    assert {session_id for path in archives for session_id in ids_of(imported(path))} == set(ids)
+
+
+# --- killed ---
+
+
+@pytest.mark.parametrize(("name", "batches"), [("-", 1), ("archive.gz", 3)])
+def test_what_was_killed_is_begun_again(engine: Engine, batches: int, name: str, tmp_path: Path) -> None:
+    repository = SQLAlchemySessionRepository(engine)
+    ids = put_many(repository, 40, errors=5)
+    archive = name if name == "-" else str(tmp_path / name)
+    with worker(url_of(engine), 5, archive) as process:
+        begin(process)
+        told = [int(read_line(process)) for _ in range(batches)][-1]
+        process.kill()
+        process.wait()
+    left = ids_of(repository)
+    assert told == 5 * batches
+    assert left == ids[40 - len(left) :]
+    assert len(left) <= 40 - told
+    for session_id in left:  # each is there whole …
+        session = repository.get_session(session_id)
+        assert session is not None
+        assert (len(session.error_history), len(session.logs), session.concept is not None) == (5, 1, True)
+    with engine.connect() as connection:  # … or not at all
+        for table in metadata.tables.values():
+            if "session_id" in table.columns:
+                found = {row[0] for row in connection.execute(text(f"SELECT session_id FROM {table.name}"))}
+                assert found == set(left)
+    again = pruned(repository, archive=None if name == "-" else archive, batch_size=5)
+    assert again.total == len(left)
+    assert ids_of(repository) == []
+    if name != "-":
+        assert ids_of(imported(Path(archive))) == ids
+
+
+# --- beside a service ---
+
+
+@pytest.mark.parametrize("moment", ["found", "read", "delete"])
+def test_nothing_is_locked_while_others_are_at_work(engine: Engine, moment: str) -> None:
+    """A prune that kept a transaction open would lock them out on SQLite, and a row's writers elsewhere."""
+    url = url_of(engine)
+    with ExitStack() as stack:
+        repository = stack.enter_context(open_repository(url))
+        others = stack.enter_context(engine_on(url))
+        impatient = SQLAlchemySessionRepository(others, retry=RetryPolicy(deadline=2.0))
+        ids = put_many(repository, 12)
+        impatient.create_session(session_id="live")
+
+        def write(session_id: str) -> None:
+            impatient.append_log("live", session_id)
+            impatient.modify_session("live", lambda session: session.add_answer(session_id, 1), attempts=1)
+            impatient.append_error(ids[-1], "t", "m")  # the last one is touched all the time
+
+        report = pruned(Busy(repository, moment, write), batch_size=5)
+        assert (report.total, report.failed) == (11, 0)
+        assert ids_of(repository) == ["live", ids[-1]]
+        assert {line.split("] ")[1] for line in impatient.list_logs("live", limit=1000)} >= set(ids[:-1])
+
+
+def test_a_service_goes_on_writing(repository: SessionRepository) -> None:
+    """Hundreds are deleted while others create, update and append; none of theirs is hit, and none of them fails."""
+    put_many(repository, 150, errors=0)
+    done, failures, written = threading.Event(), [], [0, 0]
+    used = [f"used-{number}" for number in range(20)]  # old, and in the end of the queue, until somebody comes back
+    for session_id in used:
+        put(repository, session_id, age=MONTH + MONTH / 30)
+
+    def serve(worker: int) -> None:
+        number = 0
+        try:
+            while not done.is_set() or number < len(used):
+                session_id = used[number % len(used)]
+                repository.append_log(session_id, f"{worker}")
+                repository.append_error(session_id, "t", f"{worker}")
+                repository.create_session(session_id=f"new-{worker}-{number}")
+                number += 1
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+        written[worker] = number
+
+    threads = [threading.Thread(target=serve, args=[worker]) for worker in range(2)]
+    for session_id in used:
+        repository.append_log(session_id, "somebody is back")
+    for thread in threads:
+        thread.start()
+    report = pruned(repository, batch_size=100, pause=1)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert (report.total, report.failed) == (150, 0)
+    assert len(ids_of(repository)) == len(used) + sum(written)
+    for session_id in used:
+        session = repository.get_session(session_id)
+        assert session is not None
+        assert len(session.logs) == len(session.error_history) + 1
+
+
+@pytest.mark.parametrize(("pause", "expected"), [(0, []), (2.5, [2.5] * 4)])
+def test_the_others_get_a_multiple_of_each_deletions_time(
+    pause: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    put_many(repository, 4)
+    slept: list[float] = []
+    clock = iter(range(100))
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "perf_counter", lambda: float(next(clock)))
+        patched.setattr(time, "sleep", lambda seconds: slept.append(seconds) if seconds else None)
+        assert pruned(repository, pause=pause, dry_run=True).total == 4
+        assert slept == []
+        assert pruned(repository, pause=pause).total == 4
+    assert slept == expected
+
+
+# --- on an event loop ---
+
+
+class OnTheLoop(AsyncRepositoryAdapter[Session]):
+    """A synchronous repository whose calls take no time."""
+
+    async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return call(*args, **kwargs)
+
+
+@asynccontextmanager
+async def opened(url: str | None, driver: str) -> AsyncIterator[tuple[SessionRepository, AsyncSessionRepository]]:
+    """Give two repositories over the same storage, one of them for asyncio."""
+    if url is None:
+        repository: SessionRepository = InMemorySessionRepository()
+        yield repository, OnTheLoop(repository)
+        return
+    theirs = text_of(make_url(url).set(drivername=driver)) if "+" in driver else url
+    with open_repository(url) as repository:
+        async with await open_async_repository(theirs) as asynchronous:
+            yield repository, asynchronous
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize(
+    "driver", ["memory", "sqlite", "mariadb", "postgresql+psycopg", "postgresql+asyncpg", "mariadb+asyncmy"]
+)
+def test_on_an_event_loop(driver: str, archived: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    storage: Storage = request.getfixturevalue(driver.partition("+")[0])
+    path = tmp_path / "archive.gz" if archived else None
+    totals: list[int] = []
+
+    async def main() -> None:
+        async with opened(storage.new_url and storage.new_url(), driver) as (repository, asynchronous):
+            ids = put_many(repository, 7, errors=70)
+            put(repository, "held", held=True)
+            put(repository, "young", age=MONTH / 2)
+            for dry_run in (True, False):
+                report = await prune_async(
+                    asynchronous,
+                    DONE,
+                    older_than=MONTH,
+                    batch_size=3,
+                    archive=path,
+                    dry_run=dry_run,
+                    on_batch=lambda report: totals.append(report.total),
+                )
+                assert (report.total, report.held) == (7, 1)
+                assert report.archived == (7 if archived and not dry_run else 0)
+                assert ids_of(repository) == (sorted([*ids, "held", "young"]) if dry_run else ["held", "young"])
+            if path is not None:
+                assert ids_of(imported(path)) == ids
+
+    asyncio.run(main())
+    assert totals == [2, 5, 7] * 2  # the one that is held is the second
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+@pytest.mark.parametrize("moment", ["found", "read", "delete"])
+def test_what_is_touched_on_an_event_loop_stays(touch: str, moment: str) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    put_many(repository, 3)
+    busy = Busy(repository, moment, lambda session_id: TOUCHES[touch](repository, session_id))
+    report = asyncio.run(prune_async(OnTheLoop(busy), DONE, older_than=MONTH))
+    assert (report.total, getattr(report, COUNTED[touch])) == (0, 3)
+
+
+def test_what_is_no_rule_is_refused_on_an_event_loop() -> None:
+    with pytest.raises(InvalidArgumentError, match="phases"):
+        asyncio.run(prune_async(AsyncInMemorySessionRepository(), SessionFilter(), older_than=MONTH))
+
+
+@pytest.mark.parametrize("moment", ["found", "read", "archive", "delete"])
+@pytest.mark.parametrize("number", [0, 5, 8])
+def test_one_that_is_cancelled_is_begun_again(moment: str, number: int, tmp_path: Path) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    ids = put_many(repository, 9, errors=2)
+    path = tmp_path / "archive"
+
+    async def main() -> None:
+        def cancel(session_id: str) -> None:
+            if session_id == ids[number]:
+                task.cancel()
+
+        asynchronous = OnTheLoop(Busy(repository, moment, cancel))
+        task = asyncio.ensure_future(
+            prune_async(asynchronous, DONE, older_than=MONTH, batch_size=2, archive=path, pause=0)
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with ArchiveWriter(path):  # nobody writes it any more
+            left = ids_of(repository)
+        await asyncio.sleep(0)
+        assert ids_of(repository) == left == ids[9 - len(left) :]
+        assert set(ids_of(imported(path))) >= set(ids) - set(left)
+        again = await prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=path)
+        assert again.total == len(left)
+
+    asyncio.run(main())
+    assert ids_of(imported(path)) == ids
+
+
+def test_one_that_is_cancelled_while_it_opens_its_archive(tmp_path: Path) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    ids = put_many(repository, 2)
+
+    async def main() -> None:
+        pruning = prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=tmp_path / "archive")
+        task = asyncio.ensure_future(pruning)
+        await asyncio.sleep(0)  # a thread opens the file now
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ArchiveWriter(tmp_path / "archive").close()  # while the task, and what it has returned, is still there
+
+    asyncio.run(main())
+    assert ids_of(repository) == ids
+
+
+def test_an_archive_that_is_full_ends_it_on_an_event_loop(tmp_path: Path) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    ids = put_many(repository, 5, errors=50)
+    with files_of_at_most(30_000), pytest.raises(ArchiveError, match="File too large"):
+        asyncio.run(
+            prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=tmp_path / "archive", batch_size=2)
+        )
+    left = ids_of(repository)
+    assert left == ids[-len(left) :]
+    assert 0 < len(left) < 5
+    assert set(ids_of(imported(tmp_path / "archive"))) == set(ids) - set(left)

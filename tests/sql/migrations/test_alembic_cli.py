@@ -1,0 +1,316 @@
+"""The command line that a DBA uses: plain ``alembic`` with the shipped ``alembic.ini``, and the SQL it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.migrations import (
+    HEAD,
+    HOST,
+    OTHER_TYPE,
+    chain,
+    committed,
+    fill,
+    opened,
+    run_script,
+    without,
+)
+from vibeforge_sessions.sql import metadata, migrate
+from vibeforge_sessions.sql.tables import VERSION_TABLE
+
+INI = migrate.script_folder() / "alembic.ini"
+VARIABLE = "VIBEFORGE_SESSIONS_DATABASE_URL"
+DEFAULT = "vibeforge_sessions.db"
+
+# Runs alembic where no driver of a server can be imported.
+WITHOUT_DRIVERS = """
+import sys
+for driver in ("psycopg", "psycopg2", "asyncpg", "pymysql", "MySQLdb", "asyncmy"):
+    sys.modules[driver] = None
+from alembic.config import main
+main(sys.argv[1:], prog="alembic")
+"""
+
+
+def alembic(
+    folder: Path, *arguments: str | Path, url: str | None = None, program: tuple[str, ...] = ("-m", "alembic")
+) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+    if url is not None:
+        environment[VARIABLE] = url
+    return subprocess.run(
+        [sys.executable, *program, *(("-c", INI) if folder != INI.parent else ()), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def done(process: subprocess.CompletedProcess[str]) -> str:
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def said(process: subprocess.CompletedProcess[str]) -> str:
+    """Return what a command that failed has printed."""
+    assert process.returncode != 0, process.stdout
+    return process.stdout + process.stderr
+
+
+def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    with opened("plain", path) as engine:
+        return committed(engine)
+
+
+def schema(path: Path) -> list[tuple[str, ...]]:
+    """Return the schema without its line breaks, which `--sql` makes differently."""
+    return [tuple(re.sub(r"\s+", " ", str(value)) for value in row) for row in contents(path)[""]]
+
+
+# ------------------------------------------------------------------------------------------------------------- the URL
+
+
+def from_environment(folder: Path, path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    return lambda *arguments: alembic(folder, *arguments, url=f"sqlite:///{path}")
+
+
+def from_argument(folder: Path, path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    other = f"sqlite:///{folder / 'not this one.db'}"
+    return lambda *arguments: alembic(folder, "-x", f"url=sqlite:///{path}", *arguments, url=other)
+
+
+def from_neither(folder: Path, path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    assert path == folder / DEFAULT
+    return lambda *arguments: alembic(folder, *arguments)
+
+
+@pytest.mark.parametrize("command", [from_environment, from_argument, from_neither])
+def test_every_command(
+    command: Callable[[Path, Path], Callable[..., subprocess.CompletedProcess[str]]], tmp_path: Path
+) -> None:
+    path = tmp_path / (DEFAULT if command is from_neither else "it's a 100% database.db")
+    run = command(tmp_path, path)
+    assert done(run("current")).strip() == ""
+    assert "not up to date" in said(run("check"))
+    done(run("upgrade", "head"))
+    assert done(run("current")).strip() == f"{HEAD} (head)"
+    assert "No new upgrade operations" in done(run("check"))
+    history = done(run("history"))
+    assert all(f"{script.revision}" in history and script.doc in history for script in chain())
+    assert HEAD in done(run("heads"))
+    with opened("ours", path) as engine:
+        migrate.check(engine)
+        fill(engine)
+        before = committed(engine)
+    done(run("upgrade", "head"))
+    assert contents(path) == before
+    done(run("downgrade", "base"))
+    assert done(run("current")).strip() == ""
+    assert set(contents(path)) == {"", VERSION_TABLE}
+    done(run("upgrade", HEAD))
+    assert {file.name for file in tmp_path.iterdir()} == {path.name}
+
+
+def test_in_the_folder_of_the_ini_nothing_but_alembic_is_needed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'host.db'}"
+    done(alembic(INI.parent, "upgrade", "head", url=url))
+    assert done(alembic(INI.parent, "current", url=url)).strip() == f"{HEAD} (head)"
+
+
+# ------------------------------------------------------------------------------------------------- another's database
+
+
+def test_another_applications_tables_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / DEFAULT
+    with opened("plain", path) as engine:
+        run_script(engine, HOST)
+    host = contents(path)
+    said(alembic(tmp_path, "check"))
+    done(alembic(tmp_path, "current"))
+    assert contents(path) == host
+    done(alembic(tmp_path, "upgrade", "head"))
+    done(alembic(tmp_path, "check"))
+    assert without(contents(path), VERSION_TABLE, *metadata.tables) == host
+    done(alembic(tmp_path, "downgrade", "base"))
+    assert without(contents(path), VERSION_TABLE) == host
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE vibeforge_sessions ADD COLUMN colour TEXT",
+        OTHER_TYPE,
+        "DROP INDEX ix_vibeforge_sessions_created_at_session_id",
+        "DROP TABLE vibeforge_session_logs",
+    ],
+)
+def test_check_finds_a_difference(change: str, tmp_path: Path) -> None:
+    path = tmp_path / DEFAULT
+    done(alembic(tmp_path, "upgrade", "head"))
+    with opened("plain", path) as engine:
+        run_script(engine, change)
+    before = contents(path)
+    assert "New upgrade operations detected" in said(alembic(tmp_path, "check"))
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (f"UPDATE {VERSION_TABLE} SET version_num = 'f00d'", "f00d"),
+        ("DROP TABLE vibeforge_session_logs", ""),
+    ],
+)
+@pytest.mark.parametrize("arguments", [("upgrade", "head"), ("downgrade", "base")])
+def test_what_it_does_not_understand_stays_as_it_is(
+    arguments: tuple[str, str], script: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / DEFAULT
+    done(alembic(tmp_path, "upgrade", "head"))
+    with opened("ours", path) as engine:
+        fill(engine)
+        run_script(engine, script)
+    before = contents(path)
+    process = alembic(tmp_path, *arguments)
+    if arguments[0] == "downgrade" or message:
+        assert message in said(process)
+    assert contents(path) == before
+
+
+# The command line must look where the database stands, too: "table exists already" says less, and half of it is hidden.
+def test_tables_of_our_names_that_are_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / DEFAULT
+    with opened("plain", path) as engine:
+        run_script(engine, "CREATE TABLE vibeforge_sessions (x); INSERT INTO vibeforge_sessions VALUES (1)")
+    before = contents(path)
+    output = said(alembic(tmp_path, "upgrade", "head"))
+    assert contents(path) == before
+    assert VERSION_TABLE in output.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------- passwords
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3cret is not a URL", "is malformed"),
+        ("postgresql://user:s3cret@host:port/db", "is malformed"),
+        ("oracle://user:s3cret@host/db", "not supported"),
+        ("sqlite:////no/such/s3cret/folder/x.db", "SQLITE_CANTOPEN"),
+    ],
+)
+@pytest.mark.parametrize("by_argument", [False, True])
+def test_a_url_that_does_not_work_is_not_shown(url: str, message: str, by_argument: bool, tmp_path: Path) -> None:
+    arguments = ("-x", f"url={url}") if by_argument else ()
+    output = said(alembic(tmp_path, *arguments, "upgrade", "head", url=None if by_argument else url))
+    assert message in output.splitlines()[-1]
+    assert "s3cret" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mariadb", "mysql+pymysql"])
+def test_a_server_out_of_reach_shows_no_password(scheme: str, tmp_path: Path) -> None:
+    pytest.importorskip({"postgresql": "psycopg"}.get(scheme, "pymysql"))
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen: whoever connects is refused
+        url = f"{scheme}://user:s3cret@127.0.0.1:{taken.getsockname()[1]}/db"
+        output = said(alembic(tmp_path, "upgrade", "head", url=url))
+    assert "OperationalError" in output.splitlines()[-1]
+    assert "s3cret" not in output
+
+
+# -------------------------------------------------------------------------------------------------------- offline SQL
+
+
+def feed_by_python(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(sql)
+
+
+def feed_by_program(path: Path, sql: str) -> None:
+    program = shutil.which("sqlite3")
+    if program is None:
+        pytest.skip("sqlite3 is not installed")
+    fed = subprocess.run([program, "-bail", path], input=sql, capture_output=True, text=True, timeout=60, check=False)
+    assert (fed.returncode, fed.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("feed", [feed_by_python, feed_by_program])
+def test_printed_sql_does_what_a_run_does(feed: Callable[[Path, str], None], tmp_path: Path) -> None:
+    script = ("-x", "url=sqlite://")
+    online, offline = tmp_path / "online.db", tmp_path / "offline.db"
+    with opened("ours", online) as engine:
+        migrate.upgrade(engine)
+    feed(offline, done(alembic(tmp_path, *script, "upgrade", "head", "--sql")))
+    assert schema(offline) == schema(online)
+    assert contents(offline)[VERSION_TABLE] == [(HEAD,)]
+    with opened("ours", offline) as engine:
+        migrate.check(engine)
+        fill(engine)
+    with opened("ours", online) as engine:
+        migrate.downgrade(engine, "base")
+    feed(offline, done(alembic(tmp_path, *script, "downgrade", "head:base", "--sql")))
+    assert schema(offline) == schema(online)
+    assert contents(offline)[VERSION_TABLE] == []
+
+
+EXPECTED = {
+    "postgresql": ['TEXT COLLATE "C"', "TIMESTAMP WITH TIME ZONE"],
+    "mariadb": ["ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE utf8mb4_nopad_bin", "DATETIME(6)", "LONGTEXT"],
+    "mysql": ["ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE utf8mb4_nopad_bin", "DATETIME(6)", "LONGTEXT"],
+}
+
+
+@pytest.mark.parametrize("dialect", EXPECTED)
+def test_sql_for_servers_is_printed_without_them(dialect: str, tmp_path: Path) -> None:
+    program = ("-c", WITHOUT_DRIVERS)
+    url = f"{dialect}://user:s3cret@no.such.host.invalid/db"
+    up = alembic(tmp_path, "upgrade", "head", "--sql", url=url, program=program)
+    down = alembic(tmp_path, "downgrade", "head:base", "--sql", url=url, program=program)
+    tables = {VERSION_TABLE, *metadata.tables}
+    assert set(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", done(up), re.MULTILINE)) == tables
+    assert set(
+        re.findall(r"^(?:CREATE|.* ADD) INDEX (?:CONCURRENTLY |IF NOT EXISTS )*(\w+)", done(up), re.MULTILINE)
+    ) == {index.name for table in metadata.tables.values() for index in table.indexes}
+    assert set(re.findall(r"^DROP TABLE (?:IF EXISTS )?(\w+)", done(down), re.MULTILINE)) == set(metadata.tables)
+    assert f"UPDATE {VERSION_TABLE} SET version_num='{HEAD}'" in done(up)
+    assert f"DELETE FROM {VERSION_TABLE}" in done(down)
+    for text in EXPECTED[dialect]:
+        assert text in done(up)
+    for process in (up, down):
+        assert "s3cret" not in process.stdout + process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({VARIABLE: "memory://"}, "without tables"),
+        ({"VIBEFORGE_SESSIONS_MIGRATE": "s3cret"}, "neither true nor false"),
+    ],
+)
+def test_a_setting_that_is_no_help_is_one_line(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    command = [sys.executable, "-m", "alembic", "-c", str(INI), "upgrade", "head"]
+    process = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert message in said(process)
+    assert "Traceback" not in said(process)
+    assert "s3cret" not in said(process)
+    assert list(tmp_path.iterdir()) == []

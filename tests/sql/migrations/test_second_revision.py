@@ -1,0 +1,324 @@
+"""A second revision: in copies of the checkout, each with a revision of its own, that other processes run from.
+
+To the copy a database of this checkout is behind; to this checkout one of the copy is ahead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.migrations import FILES, HEAD, HOST, committed, fill, opened, run_script, without
+from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import metadata, migrate
+from vibeforge_sessions.sql.tables import VERSION_TABLE
+
+NEXT = "9999"
+WITH_FOREIGN_KEYS = [kind for kind in FILES if kind != "plain"]
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from tests.support.migrations import foreign_keys, opened
+from vibeforge_sessions.sql import migrate
+
+def act(answer, bind, action, *arguments):
+    try:
+        answer["value"] = getattr(migrate, action)(bind, *arguments)
+    except Exception as error:
+        answer.update(error=type(error).__name__, state=getattr(error, "state", None), text=str(error))
+
+for line in sys.stdin:
+    kind, database, how, *call = json.loads(line)
+    answer = {"scripts": str(migrate.script_folder()), "error": None, "state": None, "text": "", "value": None}
+    with opened(kind, Path(database)) as engine:
+        if how == "engine":
+            act(answer, engine, *call)
+        else:
+            with engine.connect() as connection:
+                if how == "transaction":
+                    connection.begin()
+                act(answer, connection, *call)
+                answer["in_transaction"] = connection.in_transaction()
+                if how == "transaction":
+                    connection.commit()
+        answer["foreign_keys"] = foreign_keys(engine)
+    print(json.dumps(answer), flush=True)
+"""
+"""Does what it is asked for with `migrate`, and tells how it went."""
+
+GOOD = (
+    """
+    with op.batch_alter_table("vibeforge_sessions", recreate="always") as batch:
+        batch.add_column(sa.Column("colour", sa.Text(), nullable=False, server_default="red"))
+    """,
+    """
+    with op.batch_alter_table("vibeforge_sessions", recreate="always") as batch:
+        batch.drop_column("colour")
+    """,
+)
+"""Makes the parent of the other tables anew, which with foreign keys on empties them."""
+
+HALF = """
+    op.create_table("vibeforge_session_halves", sa.Column("id", sa.Integer(), primary_key=True))
+    op.execute("UPDATE vibeforge_sessions SET phase = 'HALF'")
+    with op.batch_alter_table("vibeforge_sessions", recreate="always") as batch:
+        batch.add_column(sa.Column("colour", sa.Text(), nullable=True))
+"""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the checkout with one more revision, and a database that this checkout has migrated and filled."""
+
+    folder: Path
+    database: Path
+    kind: str
+    process: subprocess.Popen[str]
+
+    def send(self, how: str, action: str, *arguments: str) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([self.kind, str(self.database), how, action, *arguments]) + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
+
+    def ask(self, how: str, action: str, *arguments: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.send(how, action, *arguments))
+        assert answer["scripts"] == str(self.folder)
+        assert answer["foreign_keys"] is (self.kind in WITH_FOREIGN_KEYS)
+        return answer
+
+    def committed(self) -> dict[str, list[tuple[Any, ...]]]:
+        with opened("plain", self.database) as engine:
+            return committed(engine)
+
+
+MakeCopy = Callable[..., Copy]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[MakeCopy]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def make(kind: str, upgrade: str, downgrade: str = "pass", *, models: str = "", filled: bool = True) -> Copy:
+        folder = tmp_path / "copy"
+        for name in ("vibeforge_sessions", "migrations"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("alembic.ini", "pyproject.toml"):
+            shutil.copy(ROOT / name, folder)
+        lines = [
+            "import sqlalchemy as sa",
+            "from alembic import op",
+            f"revision = {NEXT!r}",
+            f"down_revision = {HEAD!r}",
+        ]
+        for name, body in (("upgrade", upgrade), ("downgrade", downgrade)):
+            lines += [f"def {name}():", indent(dedent(body), "    ")]
+        (folder / "migrations" / "versions" / "next.py").write_text("\n".join(lines))
+        with (folder / "vibeforge_sessions" / "sql" / "tables.py").open("a") as tables:
+            tables.write(models)
+        database = tmp_path / "host.db"
+        with opened(kind, database) as engine:
+            run_script(engine, HOST)
+            if filled:
+                migrate.upgrade(engine)
+                fill(engine)
+        path = os.pathsep.join([str(folder), str(ROOT)])  # the package is the copy's, the tests are ours
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return Copy(folder, database, kind, process)
+
+    yield make
+    for process in processes:
+        with process:  # closes its pipes, at which it ends, and waits
+            pass
+
+
+def refusal(kind: str, database: Path, action: str, *arguments: str) -> SchemaError:
+    """Return what this checkout says."""
+    with opened(kind, database) as engine, pytest.raises(SchemaError) as caught:
+        getattr(migrate, action)(engine, *arguments)
+    return caught.value
+
+
+# ------------------------------------------------------------------------------------------------- behind, and ahead
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_up_and_down_with_the_parent_table_made_anew(copy: MakeCopy, kind: str) -> None:
+    made = copy(kind, *GOOD)
+    before = made.committed()
+
+    behind = made.ask("engine", "check")
+    assert (behind["error"], behind["state"]) == ("SchemaError", "behind")
+    assert f'alembic -c "{made.folder / "alembic.ini"}" upgrade head' in behind["text"]
+    assert HEAD in behind["text"]
+    assert NEXT in behind["text"]
+    assert made.ask("engine", "current")["value"] == HEAD
+    assert made.committed() == before
+
+    assert made.ask("engine", "upgrade")["error"] is None
+    after = made.committed()
+    assert without(after, "vibeforge_sessions", VERSION_TABLE) == without(before, "vibeforge_sessions", VERSION_TABLE)
+    assert after["vibeforge_sessions"] == [(*row, "red") for row in before["vibeforge_sessions"]]
+    assert made.ask("engine", "check")["error"] is None
+    assert made.ask("engine", "upgrade")["error"] is None
+    assert made.committed() == after
+
+    assert refusal(kind, made.database, "check").state == "ahead"
+    assert refusal(kind, made.database, "upgrade").state == "ahead"
+    assert NEXT in str(refusal(kind, made.database, "downgrade", "base"))
+    assert made.committed() == after
+
+    assert made.ask("connection", "downgrade", HEAD)["error"] is None
+    back = made.committed()
+    assert {name: back[name] for name in metadata.tables} == {name: before[name] for name in metadata.tables}
+    with opened(kind, made.database) as engine:
+        migrate.check(engine)
+        session = SQLAlchemySessionRepository(engine).get_session("s1")
+    assert session is not None
+    assert len(session.error_history) == 2
+
+
+# Its table is missing before, which must not be taken for a database that is "not ours".
+def test_a_revision_that_brings_a_table(copy: MakeCopy) -> None:
+    made = copy(
+        "ours",
+        "op.create_table('vibeforge_session_notes', sa.Column('id', sa.Integer(), primary_key=True))",
+        "op.drop_table('vibeforge_session_notes')",
+        models="""
+import sqlalchemy
+notes = sqlalchemy.Table(
+    "vibeforge_session_notes", metadata, sqlalchemy.Column("id", sqlalchemy.Integer(), primary_key=True)
+)
+""",
+    )
+    behind = made.ask("engine", "check")
+    assert (behind["state"], behind["text"]) == ("behind", behind["text"])
+    assert made.ask("engine", "upgrade")["error"] is None
+    assert made.ask("engine", "check")["error"] is None
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_behind_in_the_hosts_transaction(copy: MakeCopy, kind: str) -> None:
+    made = copy(kind, *GOOD)
+    before = made.committed()
+    answer = made.ask("transaction", "upgrade")
+    if kind in WITH_FOREIGN_KEYS:
+        assert answer["error"] == "SchemaError"
+        assert "pass the Engine, or a Connection that is not in a transaction" in answer["text"]
+        assert answer["in_transaction"]
+        assert made.committed() == before
+        answer = made.ask("connection", "upgrade")
+        assert not answer["in_transaction"]
+    assert answer["error"] is None
+    after = made.committed()
+    assert after[VERSION_TABLE] == [(NEXT,)]
+    assert after["vibeforge_session_errors"] == before["vibeforge_session_errors"]
+
+
+def test_an_empty_database_goes_all_the_way_in_the_hosts_transaction(copy: MakeCopy) -> None:
+    made = copy("ours", *GOOD, filled=False)
+    assert made.ask("transaction", "upgrade")["error"] is None
+    assert made.committed()[VERSION_TABLE] == [(NEXT,)]
+    assert made.ask("engine", "check")["error"] is None
+
+
+# --------------------------------------------------------------------------------------------- half of a migration
+
+
+@pytest.mark.parametrize("how", ["engine", "connection"])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_revision_that_fails_leaves_nothing(copy: MakeCopy, kind: str, how: str) -> None:
+    made = copy(kind, HALF + "\n    raise RuntimeError('half way')")
+    before = made.committed()
+    answer = made.ask(how, "upgrade")
+    assert (answer["error"], answer["text"]) == ("RuntimeError", "half way")
+    assert not answer.get("in_transaction")
+    assert made.committed() == before
+    with opened(kind, made.database) as engine:
+        migrate.check(engine)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_statement_that_fails_is_a_storage_error_and_leaves_nothing(copy: MakeCopy, kind: str) -> None:
+    made = copy(kind, HALF + "\n    op.execute(\"INSERT INTO no_such_table VALUES ('s3cret')\")")
+    before = made.committed()
+    answer = made.ask("engine", "upgrade")
+    assert answer["error"] == "StorageError"
+    assert "s3cret" not in answer["text"]
+    assert made.committed() == before
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_the_first_revision_does_not_stay_without_the_second(copy: MakeCopy, kind: str) -> None:
+    made = copy(kind, HALF + "\n    raise RuntimeError('half way')", filled=False)
+    before = made.committed()
+    assert made.ask("engine", "upgrade")["error"] == "RuntimeError"
+    assert made.committed() == before
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_process_that_is_killed_leaves_nothing(copy: MakeCopy, kind: str) -> None:
+    made = copy(kind, HALF + "\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")
+    before = made.committed()
+    assert made.send("engine", "upgrade") == ""
+    assert made.process.wait() == -signal.SIGKILL
+    assert made.committed() == before
+    with opened(kind, made.database) as engine:
+        migrate.check(engine)
+
+
+@pytest.mark.parametrize("how", ["engine", "connection"])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_revision_that_breaks_foreign_keys_is_refused(copy: MakeCopy, kind: str, how: str) -> None:
+    made = copy(kind, "op.execute(\"DELETE FROM vibeforge_sessions WHERE session_id = 's1'\")")
+    before = made.committed()
+    answer = made.ask(how, "upgrade")
+    assert answer["error"] == "SchemaError"
+    assert "refer to missing sessions" in answer["text"]
+    assert not answer.get("in_transaction")
+    assert made.committed() == before
+    with opened(kind, made.database) as engine:
+        migrate.check(engine)
+
+
+def test_rows_of_no_session_keep_nobody_from_starting_but_are_not_migrated(copy: MakeCopy) -> None:
+    made = copy("plain", *GOOD)
+    with opened("plain", made.database) as engine:
+        run_script(engine, "DELETE FROM vibeforge_sessions WHERE session_id = 's1'")
+        before = committed(engine)
+        migrate.upgrade(engine)
+    answer = made.ask("engine", "upgrade")
+    assert answer["error"] == "SchemaError"
+    assert "refer to missing sessions" in answer["text"]
+    assert made.committed() == before
+
+
+def test_a_downgrade_that_fails_leaves_nothing_undone(copy: MakeCopy) -> None:
+    made = copy("ours", GOOD[0], GOOD[1] + "\n    raise RuntimeError('half way')")
+    assert made.ask("engine", "upgrade")["error"] is None
+    before = made.committed()
+    for revision in (HEAD, "base"):
+        assert made.ask("engine", "downgrade", revision)["error"] == "RuntimeError"
+        assert made.committed() == before

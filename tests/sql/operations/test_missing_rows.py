@@ -1,0 +1,148 @@
+"""Rows of a history that somebody has deleted by hand: whoever would need them is told, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from tests.support.databases import SQL_DATABASES, Storage
+from vibeforge_sessions import (
+    AsyncSQLAlchemySessionRepository,
+    CorruptSessionError,
+    InMemorySessionRepository,
+    SQLAlchemySessionRepository,
+)
+from vibeforge_sessions.archive import ArchiveWriter, copy_sessions, export_sessions, import_sessions
+
+ID, OTHER = "s", "other"
+COUNT = 5
+LISTS = {"errors": "list_errors", "logs": "list_logs"}
+
+
+@pytest.fixture(params=SQL_DATABASES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    storage: Storage = request.getfixturevalue(request.param)
+    engine = storage.new_engine()
+    yield engine
+    engine.dispose()
+    if storage.drop is not None:
+        storage.drop(engine.url)
+
+
+def filled(engine: Engine) -> SQLAlchemySessionRepository:
+    """Return a repository with two sessions."""
+    repository = SQLAlchemySessionRepository(engine)
+    for session_id in (ID, OTHER):
+        repository.create_session(session_id=session_id)
+        for number in range(COUNT):
+            repository.append_error(session_id, f"t{number % 2}", f"error {number}")
+            repository.append_log(session_id, f"log {number}")
+    return repository
+
+
+def delete_row(engine: Engine, history: str, position: int) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"DELETE FROM vibeforge_session_{history} WHERE session_id = '{ID}' AND position = {position}")
+        )
+
+
+def is_refused(call: Callable[[], Any]) -> bool:
+    """Tell whether the session is said to be corrupt, by its name."""
+    refused: CorruptSessionError | None = None
+    try:
+        call()
+    except CorruptSessionError as error:
+        refused = error
+    assert refused is None or refused.session_id == ID
+    assert refused is None or "its histories are not what its row says" in str(refused)
+    return refused is not None
+
+
+@pytest.mark.parametrize("history", LISTS)
+@pytest.mark.parametrize("position", [1, 3, COUNT])
+def test_a_slice_with_a_gap_is_refused_and_others_are_not(engine: Engine, history: str, position: int) -> None:
+    repository = filled(engine)
+    whole = {name: getattr(repository, LISTS[name])(ID) for name in LISTS}
+    delete_row(engine, history, position)
+    with engine.connect() as connection:
+        of_host = SQLAlchemySessionRepository(connection)
+        for each in (repository, SQLAlchemySessionRepository(engine, fast_path=False), of_host):
+            for after in range(COUNT + 2):
+                for limit in (1, 2, COUNT, 1_000):
+                    sliced = getattr(each, LISTS[history])
+                    missed = after < position <= after + limit
+                    assert is_refused(lambda: sliced(ID, after=after, limit=limit)) == missed  # noqa: B023
+                    if not missed:
+                        assert sliced(ID, after=after, limit=limit) == whole[history][after : after + limit]
+            (intact,) = LISTS.keys() - {history}
+            assert getattr(each, LISTS[intact])(ID) == whole[intact]
+            assert len(getattr(each, LISTS[history])(OTHER)) == COUNT
+            for recent in (None, 0, 1, 2, COUNT, 1_000):
+                missed = recent is None or position > COUNT - recent
+                assert is_refused(lambda: each.get_session(ID, recent=recent)) == missed  # noqa: B023
+
+
+def test_with_a_filter_the_entries_that_are_there_are_listed(engine: Engine) -> None:
+    repository = filled(engine)
+    delete_row(engine, "errors", 3)
+    assert [entry.position for entry in repository.list_errors(ID, task_id="t0")] == [1, 5]
+    assert [entry.position for entry in repository.list_errors(ID, phase="QUESTIONNAIRE")] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("history", LISTS)
+def test_histories_of_another_length_than_the_row_says(engine: Engine, history: str) -> None:
+    repository = filled(engine)
+    for count, refused in ((COUNT + 1, True), (COUNT - 1, True), (COUNT, False)):
+        with engine.begin() as connection:
+            column = {"errors": "error_count", "logs": "log_count"}[history]
+            connection.execute(text(f"UPDATE vibeforge_sessions SET {column} = {count} WHERE session_id = '{ID}'"))
+        assert is_refused(lambda: getattr(repository, LISTS[history])(ID)) is refused
+    with engine.begin() as connection:
+        connection.execute(text(f"DELETE FROM vibeforge_session_{history} WHERE session_id = '{ID}'"))
+    assert is_refused(lambda: getattr(repository, LISTS[history])(ID))
+
+
+@pytest.mark.parametrize("history", LISTS)
+def test_the_asynchronous_one_tells_it_too(engine: Engine, history: str) -> None:
+    filled(engine)
+    delete_row(engine, history, 3)
+
+    async def listed() -> None:
+        repository = AsyncSQLAlchemySessionRepository(engine)
+        await getattr(repository, LISTS[history])(ID)
+
+    assert is_refused(lambda: asyncio.run(listed()))
+
+
+@pytest.mark.parametrize("history", LISTS)
+@pytest.mark.parametrize("position", [1, 3, COUNT])
+def test_what_is_moved_is_whole_and_the_rest_is_told(
+    engine: Engine, history: str, position: int, tmp_path: Path
+) -> None:
+    repository = filled(engine)
+    delete_row(engine, history, position)
+    file, target = io.BytesIO(), InMemorySessionRepository()
+    for report in (export_sessions(repository, file), copy_sessions(repository, target)):
+        assert [problem.session_id for problem in report.problems] == [ID]
+        assert "its histories are not what its row says" in str(report.problems[0].reason)
+    assert target.list_sessions() == [OTHER]
+
+    path = tmp_path / "archive"
+    with ArchiveWriter(path) as writer:
+        for session_id in (ID, OTHER):
+            record = repository.get_record(session_id)
+            assert record is not None
+            assert is_refused(lambda: writer.add(repository, record)) == (session_id == ID)  # noqa: B023
+        assert [record.session_id for record in writer.commit()] == [OTHER]
+    for archive in (path, io.BytesIO(file.getvalue())):
+        target = InMemorySessionRepository()
+        assert import_sessions(target, archive).created == 1
+        assert target.list_errors(OTHER) == repository.list_errors(OTHER)
+        assert target.list_logs(OTHER) == repository.list_logs(OTHER)

@@ -1,0 +1,353 @@
+"""What a call may cost where no clock is needed to tell: statements, round trips, and the plans of the statements."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event, text
+
+from tests.support.databases import SQL_DATABASES, Storage
+from vibeforge_sessions import Session, SessionFilter, SessionPhase, SQLAlchemySessionRepository
+from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
+from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
+
+Calls = dict[str, Callable[[], object]]
+
+
+def calls_of(repository: SQLAlchemySessionRepository) -> Calls:
+    """Return calls that can be repeated, on a session whose histories are not empty."""
+    session = repository.create_session(full_session())
+    phases = [SessionPhase.EXECUTION, SessionPhase.VERIFICATION]
+
+    def update_phase() -> None:
+        session.update_phase(phases[session.version % 2])
+        repository.update_session(session)
+
+    def update_artifact() -> None:
+        session.concept = {"version": session.version}
+        repository.update_session(session)
+
+    def update_with_entries() -> None:
+        session.update_phase(phases[session.version % 2])
+        session.add_error("t", "m")
+        session.add_error("t", "m")
+        session.add_log("m")
+        repository.update_session(session)
+
+    def create_whole() -> None:
+        repository.create_session(full_session(f"session-{datetime.now(UTC).timestamp()}"))
+
+    return {
+        "create": repository.create_session,
+        "create whole": create_whole,
+        "append_error": lambda: repository.append_error(SESSION_ID, "t", "m"),
+        "append_log": lambda: repository.append_log(SESSION_ID, "m"),
+        "update phase": update_phase,
+        "update artifact": update_artifact,
+        "update with entries": update_with_entries,
+        "get": lambda: repository.get_session(SESSION_ID),
+        "get recent": lambda: repository.get_session(SESSION_ID, recent=1),
+        "find": lambda: repository.find_sessions(SessionFilter(phases=["IDEA"])),
+        "list": repository.list_sessions,
+        "list_errors": lambda: repository.list_errors(SESSION_ID, after=1, limit=5),
+        "list_logs": lambda: repository.list_logs(SESSION_ID, limit=5),
+    }
+
+
+# --- what goes over the wire ---
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_round_trips_to_postgresql(postgresql: Storage, fast_path: bool) -> None:
+    assert postgresql.new_url is not None
+    engine = create_engine(postgresql.new_url(), pool_size=1, max_overflow=0)
+    calls = calls_of(SQLAlchemySessionRepository(engine, fast_path=fast_path))
+    trips: dict[str, int] = {}
+    for name, call in calls.items():
+        for _ in range(7):  # psycopg prepares what it meets the fifth time
+            call()
+        trips[name] = traced(engine, call)
+    engine.dispose()
+    assert trips == {name: 2 if name.startswith("get") else 1 for name in calls}
+
+
+def traced(engine: Engine, call: Callable[[], object]) -> int:
+    """Return how often libpq asked the server for an answer, BEGIN and COMMIT among it."""
+    with engine.connect() as connection:
+        libpq: Any = connection.connection.dbapi_connection.pgconn  # type: ignore[union-attr]
+    with tempfile.TemporaryFile() as file:
+        libpq.trace(file.fileno())
+        call()
+        libpq.untrace()
+        file.seek(0)
+        lines = [line.split("\t") for line in file.read().decode().splitlines()]
+    return sum(line[1] == "F" and line[3] in {"Sync", "Query"} for line in lines)
+
+
+def test_statements_to_sqlite_on_the_fast_path(sqlite: Storage) -> None:
+    assert sqlite.new_url is not None
+    engine = create_engine(sqlite.new_url(), pool_size=1, max_overflow=0)
+    sent: list[str] = []
+
+    @event.listens_for(engine, "checkout")
+    def trace(connection: Any, *_: object) -> None:
+        connection.set_trace_callback(lambda statement: sent.append(" ".join(statement.split()[:2])))
+
+    counts: dict[str, int] = {}
+    for name, call in calls_of(SQLAlchemySessionRepository(engine)).items():
+        sent.clear()
+        call()
+        counts[name] = sum(not statement.startswith(("BEGIN", "COMMIT", "ROLLBACK")) for statement in sent)
+        assert [statement for statement in sent if statement.startswith(("BEGIN", "COMMIT", "ROLLBACK"))] == (
+            ["BEGIN IMMEDIATE", "COMMIT"] if name.startswith(("create", "append", "update")) else ["BEGIN", "ROLLBACK"]
+        )
+    engine.dispose()
+    assert counts == {
+        "create": 2,
+        "create whole": 4,
+        "append_error": 2,
+        "append_log": 2,
+        "update phase": 1,
+        "update artifact": 2,
+        "update with entries": 4,  # one of them a second entry of the same INSERT
+        "get": 3,
+        "get recent": 3,
+        "find": 1,
+        "list": 1,
+        "list_errors": 1,
+        "list_logs": 1,
+    }
+
+
+def test_statements_to_mariadb_on_the_fast_path(mariadb: Storage) -> None:
+    assert mariadb.new_url is not None
+    engine = create_engine(mariadb.new_url(), pool_size=1, max_overflow=0)
+
+    def questions() -> int:
+        with engine.connect() as connection:
+            return int(connection.execute(text("SHOW SESSION STATUS LIKE 'Questions'")).one()[1])
+
+    counts: dict[str, int] = {}
+    for name, call in calls_of(SQLAlchemySessionRepository(engine)).items():
+        idle = -questions() + questions()
+        before = questions()
+        call()
+        counts[name] = questions() - before - idle
+    engine.dispose()
+    # the pool's ROLLBACK is one of each; an update of MariaDB's cannot tell what it has counted
+    assert counts == {
+        "create": 4,
+        "create whole": 6,
+        "append_error": 5,
+        "append_log": 5,
+        "update phase": 4,
+        "update artifact": 5,
+        "update with entries": 6,
+        "get": 4,
+        "get recent": 4,
+        "find": 2,
+        "list": 2,
+        "list_errors": 2,
+        "list_logs": 2,
+    }
+
+
+@pytest.mark.parametrize("name", SQL_DATABASES)
+def test_no_document_is_written_with_the_phase(name: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    engine = storage.new_engine()
+    repository = SQLAlchemySessionRepository(engine)
+    session = repository.create_session(full_session())
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    for phase in (SessionPhase.EXECUTION, SessionPhase.FAILED):  # the second without any text to compare with
+        session.update_phase(phase)
+        repository.update_session(session)
+    assert any("UPDATE vibeforge_sessions" in statement for statement in sent)
+    assert not any("session_documents" in statement for statement in sent)
+    engine.dispose()
+
+
+# --- plans ---
+
+SESSIONS = 100_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A statement that a call has sent, with its parameters, as the driver got them."""
+
+    statement: str
+    parameters: Any
+
+
+def fill(connection: Connection) -> None:
+    """Make 100,000 sessions, and 100,000 entries of each history for one of them."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    phases = [phase.value for phase in SessionPhase]
+    numbers = range(SESSIONS)
+    rows = [
+        {
+            "session_id": f"s{number * 7919 % SESSIONS:06}",
+            "phase": phases[number % len(phases)],
+            "created_at": start + timedelta(seconds=number // 2),
+            "updated_at": start + timedelta(seconds=number * 31 % SESSIONS),
+            "version": 1,
+            "write_id": "w",
+            "current_question_index": 0,
+            "active_task_id": None,
+            "error_count": number % 10,
+            "log_count": 0,
+        }
+        for number in numbers
+    ]
+    rows[50_000] |= {"error_count": SESSIONS, "log_count": SESSIONS}
+    long = rows[50_000]["session_id"]
+    texts = {"answers": "{}", "completed_task_ids": "[]", "failed_task_ids": "[]"}
+    entry = {"session_id": long, "write_id": "w"}
+    for table, contents in (
+        (sessions, rows),
+        (documents, [{**texts, "session_id": row["session_id"]} for row in rows]),
+        (
+            errors,
+            [
+                {**entry, "position": n + 1, "timestamp": start, "task_id": "t", "error_message": "m", "phase": "IDEA"}
+                for n in numbers
+            ],
+        ),
+        (logs, [{**entry, "position": n + 1, "message": "m"} for n in numbers]),
+    ):
+        connection.execute(sqlalchemy.insert(table), contents)
+
+
+ANALYZE = {
+    "sqlite": ["ANALYZE"],
+    "postgresql": ["VACUUM ANALYZE"],
+    "mariadb": [f"ANALYZE TABLE {table.name}" for table in (sessions, documents, errors, logs)],
+}
+
+
+@pytest.fixture(scope="module", params=SQL_DATABASES)
+def large(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A database with many sessions, and one session with many entries, that knows its own statistics."""
+    storage: Storage = request.getfixturevalue(request.param)
+    engine = storage.new_engine()
+    with engine.begin() as connection:
+        fill(connection)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in ANALYZE[request.param]:
+            connection.exec_driver_sql(statement)
+    yield engine
+    engine.dispose()
+
+
+CREATED = datetime(2026, 1, 1, 6, tzinfo=UTC)
+LONG = f"s{50_000 * 7919 % SESSIONS:06}"
+IDS = "ids of a phase"
+LISTS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
+    "newest": lambda r: r.find_sessions(),
+    "oldest": lambda r: r.find_sessions(order="created_at"),
+    "next page": lambda r: r.find_sessions(cursor=r.find_sessions(limit=1000).next_cursor),
+    "next page of the oldest": lambda r: r.find_sessions(
+        order="created_at", cursor=r.find_sessions(order="created_at").next_cursor
+    ),
+    "of a phase": lambda r: r.find_sessions(SessionFilter(phases=["EXECUTION"])),
+    "next page of a phase": lambda r: r.find_sessions(
+        SessionFilter(phases=["EXECUTION"]), cursor=r.find_sessions(SessionFilter(phases=["EXECUTION"])).next_cursor
+    ),
+    "of a time": lambda r: r.find_sessions(SessionFilter(created_from=CREATED)),
+    "before a time": lambda r: r.find_sessions(SessionFilter(created_before=CREATED)),
+    "of a phase since": lambda r: r.find_sessions(SessionFilter(phases=["EXECUTION"], created_from=CREATED)),
+    "to be pruned": lambda r: r.find_sessions(
+        SessionFilter(phases=["EXECUTION"], updated_before=CREATED), order="created_at"
+    ),
+    # thousands, all of them: PostgreSQL takes what the index finds and sorts it, which is quicker then
+    IDS: lambda r: r.list_sessions(SessionFilter(phases=["EXECUTION"], created_before=CREATED)),
+}
+SLICES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
+    "first errors": lambda r: r.list_errors(LONG, limit=20),
+    "errors in the middle": lambda r: r.list_errors(LONG, after=50_000, limit=20),
+    "last errors": lambda r: r.list_errors(LONG, after=99_980, limit=20),
+    "logs in the middle": lambda r: r.list_logs(LONG, after=50_000, limit=20),
+    "recent": lambda r: r.get_session(LONG, recent=20),
+}
+
+
+@pytest.mark.parametrize("name", [*LISTS, *SLICES])
+def test_lists_and_slices_use_an_index(large: Engine, name: str) -> None:
+    forbidden = "Seq Scan" if (name, large.dialect.name) == (IDS, "postgresql") else FORBIDDEN[large.dialect.name]
+    for plan in plans_of(large, {**LISTS, **SLICES}[name]):
+        assert not re.search(forbidden, plan), plan
+
+
+@pytest.mark.parametrize("order", ["created_at", "-created_at"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_list_of_some_phases_takes_a_page_of_each(large: Engine, order: Any, resumed: bool) -> None:
+    """What is sorted is that, and not all sessions of these phases."""
+    some = SessionFilter(phases=["EXECUTION", "FAILED"])
+    page = SQLAlchemySessionRepository(large).find_sessions(some, order=order)
+    cursor = page.next_cursor if resumed else None
+    (plan,) = plans_of(large, lambda r: r.find_sessions(some, order=order, cursor=cursor))
+    assert len(re.findall(r"ix_\w*_phase_created_at|phase_created_at_\w+", plan)) == 2, plan
+    assert not re.search(r"Seq Scan on vibeforge|type=ALL table=vibeforge|SCAN vibeforge", plan), plan
+
+
+def plans_of(large: Engine, call: Callable[[SQLAlchemySessionRepository], object]) -> list[str]:
+    """Return the database's plan for each statement of a call."""
+    asked: list[Asked] = []
+
+    def keep(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "SELECT" in statement and "vibeforge" in statement:
+            asked.append(Asked(statement, parameters))
+
+    event.listen(large, "before_cursor_execute", keep)
+    call(SQLAlchemySessionRepository(large))
+    event.remove(large, "before_cursor_execute", keep)
+    assert asked
+    with large.connect() as connection:
+        return ["\n".join(EXPLAIN[large.dialect.name](connection, each)) for each in asked]
+
+
+def explain_sqlite(connection: Connection, asked: Asked) -> list[str]:
+    return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked.statement}", asked.parameters)]
+
+
+def explain_postgresql(connection: Connection, asked: Asked) -> list[str]:
+    return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {asked.statement}", asked.parameters)]
+
+
+def explain_mariadb(connection: Connection, asked: Asked) -> list[str]:
+    rows = connection.exec_driver_sql(f"EXPLAIN {asked.statement}", asked.parameters).mappings()
+    return [f"type={row['type']} table={row['table']} key={row['key']} extra={row['Extra']}" for row in rows]
+
+
+EXPLAIN = {
+    "sqlite": explain_sqlite,
+    "postgresql": explain_postgresql,
+    "mysql": explain_mariadb,
+    "mariadb": explain_mariadb,
+}
+FORBIDDEN = {
+    # "SCAN table USING INDEX" walks along the index, in its order and up to the limit
+    "sqlite": r"SCAN \w+$|SCAN \w+\n|TEMP B-TREE",
+    "postgresql": r"Seq Scan|Sort",
+    "mysql": r"type=ALL table=vibeforge|filesort|temporary",
+    "mariadb": r"type=ALL table=vibeforge|filesort|temporary",
+}
+
+
+def test_a_session_with_many_entries_is_whole(large: Engine) -> None:
+    """What the plans were asked of is what the repository reads."""
+    repository = SQLAlchemySessionRepository(large)
+    session = stored(repository, LONG)
+    assert [entry.position for entry in session.error_history] == list(range(1, SESSIONS + 1))
+    assert len(session.logs) == SESSIONS
+    assert isinstance(session, Session)

@@ -1,0 +1,77 @@
+"""Processes that fork: each uses connections of its own, and its parent goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.databases import SQL_DATABASES, Storage
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+SCENARIOS = [
+    "our_engine",
+    "callers_engine",
+    "callers_static_pool",
+    "joined",
+    "joined_with_callers_engine",
+    "first_connection",
+    "migrating",
+    "asynchronous_in_threads",
+]
+ASYNC_DRIVERS = [
+    ("postgresql", "postgresql+psycopg"),
+    ("postgresql", "postgresql+asyncpg"),
+    ("mariadb", "mariadb+asyncmy"),
+    ("sqlite", "sqlite+aiosqlite"),
+]
+
+
+def run(scenario: str, url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.forking", scenario, url],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def url_of(storage: Storage) -> str:
+    assert storage.new_url is not None
+    return storage.new_url()
+
+
+@pytest.mark.parametrize("name", SQL_DATABASES)
+def test_four_children_lose_and_confuse_nothing(name: str, request: pytest.FixtureRequest) -> None:
+    started = time.monotonic()
+    run("four_children", url_of(request.getfixturevalue(name)))
+    assert time.monotonic() - started < 90
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("name", SQL_DATABASES)
+def test_child_uses_connections_of_its_own(name: str, scenario: str, request: pytest.FixtureRequest) -> None:
+    if scenario == "joined_with_callers_engine" and name == "sqlite":
+        pytest.skip("SQLite's own driver begins no transaction that could be joined")
+    run(scenario, url_of(request.getfixturevalue(name)))
+
+
+@pytest.mark.parametrize(("name", "driver"), ASYNC_DRIVERS)
+def test_child_uses_asynchronous_connections_of_its_own(name: str, driver: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(name)
+    run("asynchronous", storage.url_with(driver))
+
+
+def test_child_gets_a_copy_of_sessions_in_memory() -> None:
+    run("memory", "")
+
+
+def test_sqlite_file_stays_when_parent_closes(sqlite: Storage) -> None:
+    run("sqlite_after_parent", url_of(sqlite))

@@ -1,0 +1,449 @@
+"""Calls interrupted at each function entry, as by Ctrl-C: connections and stored sessions stay usable and whole.
+
+CPython runs signal handlers at function entries, among other places. A trace function raises there in their stead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import pytest
+from sqlalchemy import Column, Connection, Engine, MetaData, String, Table, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+import vibeforge_sessions
+from tests.support.databases import SQL_DATABASES, Storage
+from vibeforge_sessions import (
+    AsyncSQLAlchemySessionRepository,
+    InvalidSessionError,
+    RetryPolicy,
+    SQLAlchemySessionRepository,
+)
+from vibeforge_sessions.sql import create_async_engine, create_engine, fork_safety
+from vibeforge_sessions.sql.transactions import joined, owned, time_limits
+from vibeforge_sessions.testing.base import SESSION_ID, full_session
+
+State = tuple[Any, ...] | None
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up"),  # an asynchronous connection
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # raised where a generator is closed
+]
+
+PACKAGE = str(Path(vibeforge_sessions.__file__).parent)
+TRANSACTIONS = {owned.__file__, joined.__file__}
+ONE_CONNECTION: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
+NEW_ID = "new"
+
+orders = Table("orders", MetaData(), Column("name", String(50)))
+
+
+class Interruption:
+    """A block in which an exception is raised at one function entry of the package; the block swallows it."""
+
+    def __init__(self, number: int, kind: type[BaseException]) -> None:
+        self.entries_left = number
+        self.is_in_transaction = False
+        self.kind = kind
+        self.place = ""
+        """The function that was interrupted; none if there were not so many."""
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self.previous = sys.gettrace()
+        sys.settrace(self.trace)
+        return self
+
+    def trace(self, frame: FrameType, _event: str, _argument: object) -> None:
+        # a coroutine is entered by the event loop, which an exception would leave in the middle of the call
+        if frame.f_code.co_filename.startswith(PACKAGE) and not frame.f_code.co_flags & inspect.CO_COROUTINE:
+            self.is_in_transaction |= frame.f_code.co_filename in TRANSACTIONS
+            self.entries_left -= self.is_in_transaction  # before that there is nothing to leave behind
+            if self.entries_left == 0:
+                self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
+                raise self.kind
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        sys.settrace(self.previous)
+        self.error = error
+        return isinstance(error, (self.kind, InvalidSessionError))
+
+
+def unreadable_lines() -> Iterator[str]:
+    yield "one"
+    raise ValueError
+
+
+class Stage:
+    """A database with one session, and the calls that are interrupted."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = create_engine(url)
+        """Not the one whose connection is interrupted."""
+        orders.create(self.engine)
+        # waits no longer for a lock that an interrupted call has left behind
+        self.repository = SQLAlchemySessionRepository(self.engine, retry=RetryPolicy(deadline=6.0))
+
+    def prepare(self) -> None:
+        """Store the session anew, and no other."""
+        self.repository.delete_session(SESSION_ID)
+        self.repository.delete_session(NEW_ID)
+        self.repository.create_session(full_session())
+
+    def state(self) -> tuple[State, State]:
+        """Return what calls change, without times."""
+        return self._state_of(SESSION_ID), self._state_of(NEW_ID)
+
+    def _state_of(self, session_id: str) -> State:
+        session = self.repository.get_session(session_id)
+        if session is None:
+            return None
+        errors = tuple(entry.error_message for entry in session.error_history)
+        return session.version, tuple(session.answers), errors, len(session.logs)
+
+    def calls(self, repository: Any) -> dict[str, Callable[[], Any]]:
+        """Return each call, ready to be made once."""
+        changed = self.repository.get_session(SESSION_ID)
+        record = self.repository.get_record(SESSION_ID)
+        assert changed is not None
+        assert record is not None
+        changed.add_answer("new", 1)
+        changed.add_error("new", "new")
+        changed.add_log("new")
+        bare = dataclasses.replace(record, version=9, error_count=0, log_count=2)
+        new = dataclasses.replace(bare, session_id=NEW_ID)
+        lines = ("one", "two")
+        return {
+            "create": lambda: repository.create_session(full_session(NEW_ID)),
+            "get": lambda: repository.get_session(SESSION_ID),
+            "update": lambda: repository.update_session(changed),
+            "append_error": lambda: repository.append_error(SESSION_ID, "new", "new"),
+            "append_log": lambda: repository.append_log(SESSION_ID, "new"),
+            "delete": lambda: repository.delete_session(SESSION_ID),
+            "restore": lambda: repository.restore_record(new, (), lines),
+            "replace": lambda: repository.restore_record(bare, (), lines, replacing=record),
+            "fail half-way": lambda: repository.restore_record(bare, (), unreadable_lines(), replacing=record),
+        }
+
+
+CALLS = (
+    "create",
+    "get",
+    "update",
+    "append_error",
+    "append_log",
+    "delete",
+    "restore",
+    "replace",
+    "fail half-way",
+)
+
+
+@pytest.fixture(params=SQL_DATABASES)
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """The stage; the garbage collector does not look at what was there before it, so that it can run often."""
+    storage: Storage = request.getfixturevalue(request.param)
+    assert storage.new_url is not None
+    stage = Stage(storage.new_url())
+    gc.collect()
+    gc.freeze()
+    yield stage
+    gc.unfreeze()
+    stage.engine.dispose()
+
+
+@pytest.fixture
+def engine(stage: Stage) -> Iterator[Engine]:
+    """An engine whose pool has a single connection: a call that keeps it makes the next one fail."""
+    engine = create_engine(stage.url, **ONE_CONNECTION)
+    yield engine
+    engine.dispose()
+
+
+def defaults_of(connection: Connection) -> object:
+    """Return what a transaction of the host is like on a pooled connection."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "postgresql":
+        return driver.autocommit, driver.isolation_level, driver.info.transaction_status
+    if connection.dialect.name == "sqlite":
+        return driver.isolation_level, driver.in_transaction
+    return driver.get_autocommit(), connection.exec_driver_sql("SELECT @@tx_isolation").scalar()
+
+
+def expire_limits() -> None:
+    """Let the time pass by which each limit is over, while the host keeps the exception."""
+    for reference in list(time_limits._watchdog._limits):
+        limit = reference()
+        assert limit is not None
+        limit.expire()
+
+
+class Interrupted:
+    """Makes a call again and again, interrupted at one entry after another."""
+
+    def __init__(self, stage: Stage, engine: Engine, call: str, kind: type[BaseException]) -> None:
+        self.stage = stage
+        self.engine = engine
+        self.call = call
+        self.kind = kind
+        self.repository = SQLAlchemySessionRepository(engine)
+        self.faults: list[str] = []
+        self.count = 0
+
+    def states(self) -> set[tuple[State, State]]:
+        """Return what may be stored after an interruption: what was, or what is after the whole call."""
+        self.stage.prepare()
+        before = self.stage.state()
+        with contextlib.suppress(InvalidSessionError):  # the later calls find the statements compiled, as most do
+            self.stage.calls(self.repository)[self.call]()
+        return {before, self.stage.state()}
+
+    def run(self, *, cold: bool = False) -> None:
+        """Make the call once for each of its function entries.
+
+        :param cold: each one connects, and compiles its statements.
+        """
+        with self.engine.connect() as connection:
+            self.defaults = defaults_of(connection)
+        allowed = self.states()
+        prepared = None
+        for number in range(1, 10_000):
+            if prepared is None or self.stage.state() != prepared:
+                self.stage.prepare()
+                prepared = self.stage.state()
+            if cold:
+                self.engine.dispose()
+                self.repository = SQLAlchemySessionRepository(self.engine)
+            call: Any = self.stage.calls(self.repository)[self.call]
+            with Interruption(number, self.kind) as interruption:
+                call()
+            if not interruption.place:
+                break
+            self.count += 1
+            expire_limits()
+            interruption.error = call = None
+            gc.collect()
+            self.faults += [f"{number} {interruption.place}: {fault}" for fault in self.faults_after(allowed)]
+        assert self.count > 3
+        assert not self.faults, f"{len(self.faults)} of {self.count}: {self.faults[:20]}"
+
+    def faults_after(self, allowed: set[tuple[State, State]]) -> Iterator[str]:
+        """Return what is wrong after an interruption."""
+        if fork_safety._calls:
+            fork_safety._calls.clear()
+            yield "a call is left, for which every later fork would wait"
+        limits = time_limits._watchdog._limits
+        if len(limits):
+            limits.clear()
+            yield "a time limit is left"
+        if self.engine.pool.checkedout():  # type: ignore[attr-defined]
+            yield "the connection is not in the pool"
+            self.engine.dispose()
+        try:
+            with self.engine.connect() as connection:
+                defaults = defaults_of(connection)
+                connection.rollback()
+                connection.execute(orders.insert().values(name="rolled back"))
+                connection.rollback()
+        except SQLAlchemyError as error:
+            yield f"the connection cannot be used: {error!r}"
+        else:
+            if defaults != self.defaults:
+                yield f"the connection is {defaults}"
+                self.engine.dispose()
+        with self.stage.engine.begin() as connection:
+            if connection.execute(orders.delete()).rowcount:
+                yield "the row of the host was not rolled back"
+        state = self.stage.state()
+        if state not in allowed:
+            yield f"stored is {state}"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_interrupted_call_leaves_connection_and_session_whole(stage: Stage, engine: Engine, call: str) -> None:
+    Interrupted(stage, engine, call, KeyboardInterrupt).run()
+
+
+@pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("call", CALLS)
+def test_interrupted_call_through_sqlalchemy_leaves_connection_and_session_whole(
+    stage: Stage, engine: Engine, call: str
+) -> None:
+    interrupted = Interrupted(stage, engine, call, KeyboardInterrupt)
+    interrupted.repository = SQLAlchemySessionRepository(engine, fast_path=False)
+    interrupted.run()
+
+
+@pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("call", ["get", "append_log", "replace"])
+def test_call_without_memory_leaves_connection_and_session_whole(stage: Stage, engine: Engine, call: str) -> None:
+    Interrupted(stage, engine, call, MemoryError).run()
+
+
+@pytest.mark.parametrize("call", ["append_log"])
+def test_call_interrupted_while_it_connects_leaves_pool_whole(stage: Stage, engine: Engine, call: str) -> None:
+    Interrupted(stage, engine, call, KeyboardInterrupt).run(cold=True)
+
+
+@pytest.mark.parametrize("call", ["get", "update", "append_error", "replace", "fail half-way"])
+def test_interrupted_call_in_joined_transaction_is_undone_or_whole(stage: Stage, engine: Engine, call: str) -> None:
+    interrupted = Interrupted(stage, engine, call, KeyboardInterrupt)
+    stage.prepare()
+    before = stage.state()
+    allowed = interrupted.states()
+    faults = []
+    for number in range(1, 10_000):
+        if stage.state() != before:
+            stage.prepare()
+        with engine.connect() as connection:
+            connection.execute(orders.insert().values(name="host"))
+            work: Any = stage.calls(SQLAlchemySessionRepository(connection))[call]
+            with Interruption(number, KeyboardInterrupt) as interruption:
+                work()
+            if not interruption.place:
+                break
+            expire_limits()
+            try:
+                connection.commit()  # a host that goes on all the same
+            except SQLAlchemyError:  # the connection was interrupted while a statement was run, and is lost
+                expected: tuple[int, set[tuple[State, State]]] = 0, {before}
+            else:
+                expected = 1, allowed
+        interruption.error = work = None
+        gc.collect()  # SQLite's lock goes with the last cursor of a connection
+        with stage.engine.begin() as connection:
+            if connection.execute(orders.delete()).rowcount != expected[0]:
+                faults.append(f"{number} {interruption.place}: the row of the host is not as its transaction")
+        if stage.state() not in expected[1]:
+            faults.append(f"{number} {interruption.place}: stored is {stage.state()}")
+    assert number > 20
+    assert not faults, f"{len(faults)} of {number}: {faults[:20]}"
+
+
+class InterruptedOnLoop:
+    """Makes a call of the asynchronous repository again and again, interrupted at one entry after another."""
+
+    def __init__(self, stage: Stage, driver: str, call: str, *, fast_path: bool) -> None:
+        self.stage = stage
+        self.call = call
+        self.engine = create_async_engine(
+            make_url(stage.url).set(drivername=f"postgresql+{driver}"), **{**ONE_CONNECTION, "pool_timeout": 0.1}
+        )
+        self.repository = AsyncSQLAlchemySessionRepository(self.engine, fast_path=fast_path)
+        self.timers: list[tuple[asyncio.TimerHandle, Callable[[], None]]] = []
+        """Those of time limits."""
+        self.faults: list[str] = []
+
+    def note_timers(self) -> None:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noted(seconds: float, callback: Callable[..., Any], *arguments: Any, **given: Any) -> asyncio.TimerHandle:
+            timer = call_later(seconds, callback, *arguments, **given)
+            if getattr(callback, "__module__", "") == time_limits.__name__:
+                self.timers.append((timer, callback))
+            return timer
+
+        loop.call_later = noted  # type: ignore[assignment,method-assign]
+
+    async def run(self) -> None:
+        try:
+            await self.run_on_engine()
+        finally:
+            await self.engine.dispose()
+
+    async def run_on_engine(self) -> None:
+        self.note_timers()
+        self.stage.prepare()
+        before = self.stage.state()
+        default = await self.use()
+        with contextlib.suppress(InvalidSessionError):
+            await self.stage.calls(self.repository)[self.call]()
+        allowed = {before, self.stage.state()}
+        for number in range(1, 10_000):
+            if self.stage.state() != before:
+                self.stage.prepare()
+            call: Any = self.stage.calls(self.repository)[self.call]
+            self.timers.clear()
+            with Interruption(number, KeyboardInterrupt) as interruption:
+                await call()
+            if not interruption.place:
+                break
+            try:
+                await self.let_time_pass()
+                interruption.error = call = None
+                await self.collect()
+                found: object = await self.use()
+            except (asyncio.CancelledError, SQLAlchemyError, OSError) as error:
+                found = repr(error)
+                await self.engine.dispose()
+            self.faults += [
+                f"{number} {interruption.place}: {fault}" for fault in self.faults_of(found, default, allowed)
+            ]
+        assert number > 20
+        assert not self.faults, f"{len(self.faults)} of {number}: {self.faults[:20]}"
+
+    async def let_time_pass(self) -> None:
+        for timer, callback in self.timers:
+            if not timer.cancelled():
+                callback()
+        await asyncio.sleep(0)
+
+    async def collect(self) -> None:
+        gc.collect()
+        await asyncio.sleep(0)
+
+    async def use(self) -> object:
+        """Return what a transaction is like on a pooled connection, and roll it back."""
+        async with self.engine.connect() as connection:
+            pooled: Any = await connection.get_raw_connection()
+            kept: Any = pooled.driver_connection if self.engine.driver == "psycopg" else pooled.dbapi_connection
+            found = pooled.dbapi_connection.autocommit, kept.isolation_level
+            await connection.execute(orders.insert().values(name="rolled back"))
+            await connection.rollback()
+            return found
+
+    def faults_of(self, found: object, default: object, allowed: set[tuple[State, State]]) -> Iterator[str]:
+        if self.engine.pool.checkedout():  # type: ignore[attr-defined]
+            yield "the connection is not in the pool"
+        if found != default:
+            yield f"the connection is {found}"
+        with self.stage.engine.begin() as connection:
+            if connection.execute(orders.delete()).rowcount:
+                yield "the row of the host was not rolled back"
+        if self.stage.state() not in allowed:
+            yield f"stored is {self.stage.state()}"
+
+
+@pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize("call", ["get", "append_log", "replace", "fail half-way"])
+def test_interrupted_call_on_event_loop_leaves_connection_and_session_whole(
+    stage: Stage, driver: str, call: str, fast_path: bool
+) -> None:
+    asyncio.run(InterruptedOnLoop(stage, driver, call, fast_path=fast_path).run())
+
+
+@pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
+def test_transaction_on_connection_left_in_autocommit_is_one(stage: Stage, engine: Engine) -> None:
+    pooled: Any = engine.raw_connection()
+    pooled.driver_connection.autocommit = True  # as an interruption within SQLAlchemy may leave it
+    pooled.close()
+    stage.prepare()
+    before = stage.state()
+    with pytest.raises(InvalidSessionError):
+        stage.calls(SQLAlchemySessionRepository(engine))["fail half-way"]()
+    assert stage.state() == before

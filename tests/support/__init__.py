@@ -1,0 +1,15 @@
+"""Helpers of the tests: databases, servers, processes, faults and sample data."""
+
+from collections.abc import Container, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+"""Folder of the checkout."""
+
+
+def cases(values: Iterable[Any], quick: Container[Any]) -> list[Any]:
+    """Return parameters of a test. Those that are not `quick` are exhaustive: they run in `make test-all` only."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]

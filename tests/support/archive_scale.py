@@ -1,0 +1,176 @@
+"""How fast sessions are moved, and in how much memory: ``python -m tests.support.archive_scale --sessions 100000``.
+
+Each step is a process of its own, whose peak of memory (of Linux) is its own, too. It prints a line for each: what was
+done, sessions a second, the processor's time, and the peak. It fails if a step needs more than 200 MB, or if what comes
+out is not the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.repositories import upgrade
+from vibeforge_sessions import ErrorEntry, Session, SessionRepository, open_repository
+from vibeforge_sessions.archive import ArchiveWriter, Report, copy_sessions, export_sessions, import_sessions
+from vibeforge_sessions.archive.exporting import session_ids
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.engine import parse_url
+
+BEGAN: Final = datetime(2026, 1, 1, tzinfo=UTC)
+MESSAGE: Final = "src/App.tsx(12,7): error TS2304: Cannot find name 'useState'. " * 3
+
+
+class Errors:
+    """So many entries, as often as somebody asks for them."""
+
+    def __init__(self, count: int, message: int = len(MESSAGE)) -> None:
+        self.count = count
+        self.message = (MESSAGE * (message // len(MESSAGE) + 1))[:message]
+
+    def __iter__(self) -> Iterator[ErrorEntry]:
+        for position in range(1, self.count + 1):
+            time = BEGAN + timedelta(milliseconds=position)
+            yield ErrorEntry(time, f"task-{position % 50}", f"{position}: {self.message}", "EXECUTION", position)
+
+
+def fill(repository: SessionRepository, sessions: int, errors: Errors) -> Report:
+    """Store so many sessions of usual size, and one with these errors."""
+    sample = Session(
+        session_id="sample",
+        answers={f"question {number}": f"an answer of usual length, {number}" for number in range(12)},
+        build_spec={"stack": "vite-react", "features": ["auth", "payments"]},
+        concept={"title": "An app", "text": "x" * 1_500},
+        task_graph={"tasks": [{"id": f"t{number}", "needs": [f"t{number - 1}"]} for number in range(20)]},
+    )
+    repository.create_session(sample)
+    record = repository.get_record("sample")
+    assert record is not None
+    repository.delete_session("sample")
+    few = list(Errors(3))
+    for number in range(sessions):
+        repository.restore_record(_as(record, f"s{number:08}", number, len(few)), few, ["[2026] started"] * 5)
+    repository.restore_record(_as(record, "long", sessions, errors.count, logs=0), errors)
+    return Report(created=sessions + 1, errors=3 * sessions + errors.count)
+
+
+def _as(record: Record, session_id: str, number: int, errors: int, logs: int = 5) -> Record:
+    created = BEGAN + timedelta(seconds=number)
+    return dataclasses.replace(
+        record,
+        session_id=session_id,
+        created_at=created,
+        updated_at=created + timedelta(hours=1),
+        version=7,
+        error_count=errors,
+        log_count=logs,
+    )
+
+
+def archive(repository: SessionRepository, path: str) -> Report:
+    """Archive all sessions, a hundred at a time, as whoever deletes them would."""
+    report = Report()
+    with ArchiveWriter(path) as writer:
+        for number, session_id in enumerate(session_ids(repository, None), 1):
+            record = repository.get_record(session_id)
+            assert record is not None
+            writer.add(repository, record)
+            if number % 100 == 0:
+                report.exported += len(writer.commit())
+        report.exported += len(writer.commit())
+    return report
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], Report]] = {
+    "fill": lambda asked: fill(open_repository(asked.source), asked.sessions, Errors(asked.errors, asked.message)),
+    "export": lambda asked: export_sessions(open_repository(asked.source), asked.file, overwrite=True),
+    "export, compressed": lambda asked: export_sessions(open_repository(asked.source), f"{asked.file}.gz"),
+    "import": lambda asked: import_sessions(open_repository(asked.target), asked.file),
+    "import again": lambda asked: import_sessions(open_repository(asked.target), f"{asked.file}.gz"),
+    "export again": lambda asked: export_sessions(open_repository(asked.target), f"{asked.file}.2"),
+    "copy": lambda asked: copy_sessions(open_repository(asked.source), open_repository(asked.copy)),
+    "copy again": lambda asked: copy_sessions(open_repository(asked.source), open_repository(asked.copy)),
+    "archive": lambda asked: archive(open_repository(asked.source), f"{asked.file}.archive.gz"),
+}
+
+
+def step(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run one step in this process."""
+    began, used = time.perf_counter(), time.process_time()
+    report = STEPS[asked.step](asked)
+    seconds, processor = time.perf_counter() - began, time.process_time() - used
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    moved = report.exported + report.created + report.replaced + report.unchanged
+    return {
+        "sessions": moved,
+        "failed": report.failed,
+        "seconds": seconds,
+        "processor": processor,
+        "peak": peak // 1024,
+    }
+
+
+def run(asked: argparse.Namespace, folder: Path) -> bool:
+    """Run all steps, each in a process of its own; tell whether all went well."""
+    files = {"source": f"sqlite:///{folder}/source.db", "target": f"sqlite:///{folder}/target.db"}
+    files |= {"copy": f"sqlite:///{folder}/copy.db", "file": f"{folder}/archive.jsonl"}
+    files |= {name: value for name in files if (value := getattr(asked, name))}
+    for name in ("source", "target", "copy"):
+        upgrade(parse_url(files[name]))
+    options = [f"--{name}={value}" for name, value in files.items()]
+    options += [f"--sessions={asked.sessions}", f"--errors={asked.errors}", f"--message={asked.message}"]
+    fine = True
+    for name in ["fill", *asked.steps]:
+        command = [sys.executable, "-m", "tests.support.archive_scale", *options, "--step", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.stdout.write(f"{name}: {done.stderr}\n")
+            return False
+        told = json.loads(done.stdout)
+        rate = told["sessions"] / told["seconds"]
+        sys.stdout.write(
+            f"{name:20} {told['sessions']:9,} sessions {told['seconds']:8.1f} s {rate:8,.0f}/s "
+            f"{told['processor']:8.1f} s of the processor {told['peak']:5} MB\n"
+        )
+        sys.stdout.flush()
+        fine = fine and not told["failed"] and (name == "fill" or told["peak"] <= asked.limit)
+    if "export again" not in asked.steps:
+        return fine
+    same = subprocess.run(["cmp", files["file"], f"{files['file']}.2"], check=False).returncode == 0
+    sys.stdout.write(f"the same bytes: {same}\n")
+    return fine and same
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--errors", type=int, default=1_000_000, help="of one session more")
+    parser.add_argument("--message", type=int, default=len(MESSAGE), help="how long each of these is")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[name for name in STEPS if name != "fill"])
+    parser.add_argument("--limit", type=int, default=200, help="how many MB a step may need")
+    for name in ("source", "target", "copy"):
+        parser.add_argument(f"--{name}", help="the URL of an empty database; a SQLite file by default")
+    parser.add_argument("--file", help="the archive's path")
+    parser.add_argument("--folder", help="where the files are made, instead of a temporary folder")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.step:
+        sys.stdout.write(json.dumps(step(asked)))
+        return
+    with tempfile.TemporaryDirectory(prefix="vfs-scale-", dir=asked.folder) as folder:
+        sys.exit(not run(asked, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Broken variants of the worked example: `test_spi` shows that the contract detects each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from examples.file_repository import FileSessionRepository
+from vibeforge_sessions import ErrorEntry, Session, SessionNotFoundError, SessionRepository
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.repository.spi import StoredSession
+from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
+
+
+class HandsOutTheSameObject(FileSessionRepository):
+    """A cache without copies: whoever holds a session sees the changes of others, stored or not."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self._handed_out: dict[str, Session] = {}
+
+    def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
+        session = super().get_session(session_id, recent=recent)
+        if session is None or recent is not None:
+            return session
+        held = self._handed_out.setdefault(session_id, session)
+        return held if held.version == session.version else session
+
+
+class LooksAtNoVersion(FileSessionRepository):
+    """The last writer wins."""
+
+    def _current(self, session: Session) -> StoredSession:
+        return self._load(session.session_id)
+
+
+class ReadsOutsideTheLock(FileSessionRepository):
+    """What two append at once, one of them loses."""
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        yield
+
+    def _save(self, stored: StoredSession) -> None:
+        time.sleep(0.001)  # the window, a little wider than that of a slow disk
+        with super()._writing():
+            super()._save(stored)
+
+
+class KeepsDocumentsAlmost(FileSessionRepository):
+    """JSON in its own way: keys are sorted, and whole numbers of float lose their point."""
+
+    def _save(self, stored: StoredSession) -> None:
+        content = stored.record.content
+        documents = {name: text and _almost(text) for name, text in content.documents.items()}
+        record = dataclasses.replace(stored.record, content=dataclasses.replace(content, documents=documents))
+        super()._save(dataclasses.replace(stored, record=record))
+
+
+def _almost(text: str) -> str:
+    def number(digits: str) -> float | int:
+        value = float(digits)
+        return int(value) if value.is_integer() else value
+
+    return json.dumps(json.loads(text, parse_float=number), sort_keys=True)
+
+
+class LeavesHistoryBehind(FileSessionRepository):
+    """A new session under the id of a deleted one begins with the errors of the old."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self._left: dict[str, list[ErrorEntry]] = {}
+
+    def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
+        try:
+            self._left[session_id] = self.list_errors(session_id, limit=20)
+        except SessionNotFoundError:
+            return False
+        return super().delete_session(session_id, unchanged_since=unchanged_since)
+
+    def create_session(self, session: Session | None = None, *, session_id: str | None = None) -> Session:
+        created = super().create_session(session, session_id=session_id)
+        for entry in self._left.pop(created.session_id, ()):
+            self.append_error(created.session_id, entry.task_id, entry.error_message, entry.phase)
+        return created
+
+
+class TurnsTheClockBack(FileSessionRepository):
+    """The time of the last append is that of the appender's clock, even if it is behind."""
+
+    def append_log(self, session_id: str, message: str) -> str:
+        line = super().append_log(session_id, message)
+        with self._writing():
+            stored = self._load(session_id)
+            stored.record = dataclasses.replace(stored.record, updated_at=stored.record.created_at)
+            self._save(stored)
+        return line
+
+
+class Broken(SessionRepositoryContract):
+    """The contract, of a class that does not keep it."""
+
+    repository_type: ClassVar[type[FileSessionRepository]]
+
+    @pytest.fixture
+    def new_repository(self, tmp_path: Path) -> NewRepository:
+        numbers = count()
+
+        def new(**options: Any) -> SessionRepository:
+            return self.repository_type(tmp_path / str(next(numbers)), **options)
+
+        return new
+
+
+for _broken in FileSessionRepository.__subclasses__():
+    globals()[f"Test{_broken.__name__}"] = type(f"Test{_broken.__name__}", (Broken,), {"repository_type": _broken})

@@ -1,0 +1,52 @@
+"""SQLite without the right to write: ``python -m tests.support.faults.sqlite_read_only file|folder FOLDER``.
+
+A process of its own, since root has to give up its rights for it: see `tests.faults.test_sqlite_disk`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.support.faults.writes import WRITES, full, is_done, refused
+from vibeforge_sessions import OutcomeUnknownError, SQLAlchemySessionRepository, open_repository
+from vibeforge_sessions.sql import create_engine
+from vibeforge_sessions.testing.base import stored
+
+REFUSALS = {"file": "SQLITE_READONLY", "folder": "SQLITE_READONLY_DIRECTORY"}
+"""A folder's files of the log could not be made, so SQLite does not even open what stands in it."""
+
+
+def main(kind: str, folder: Path) -> None:
+    """Try every writing call, and every reading one."""
+    path = folder / "sessions.db"
+    with open_repository(f"sqlite:///{path}", migrate=True) as repository:
+        for write in WRITES:
+            repository.create_session(full(write.__name__))
+    before = path.read_bytes()
+    protected = folder if kind == "folder" else path
+    mode = protected.stat().st_mode
+    protected.chmod(mode & 0o555)
+    engine = create_engine(f"sqlite:///{path}")
+    repository = SQLAlchemySessionRepository(engine)
+    for write in WRITES:
+        error = refused(lambda: write(repository, write.__name__))  # noqa: B023 (called at once)
+        assert error is not None, write
+        assert not isinstance(error, OutcomeUnknownError), error
+        assert REFUSALS[kind] in str(error), error
+    if kind == "file":
+        assert stored(repository, "create").answers == full("create").answers
+    assert path.read_bytes() == before
+    protected.chmod(mode)
+    for each in folder.iterdir():  # the files of the log are made with the rights of the file
+        each.chmod(0o600)
+    # what was opened to be read only stays so: a write is refused once more, and gives the connection up
+    refused(lambda: repository.append_log("create", "again"))
+    for write in WRITES:
+        write(repository, write.__name__)
+        assert is_done(write, repository, write.__name__)
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

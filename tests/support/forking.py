@@ -1,0 +1,391 @@
+"""Forking processes of `test_fork_safety`: ``python -m tests.support.forking SCENARIO URL``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, orm
+from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
+
+from vibeforge_sessions import (
+    AsyncSQLAlchemySessionRepository,
+    InMemorySessionRepository,
+    RetryPolicy,
+    Session,
+    SessionRepository,
+    SQLAlchemySessionRepository,
+    StorageError,
+    open_repository,
+)
+from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
+
+CHILDREN = 4
+CALLS = 3_000
+LONGEST = 60
+"""Seconds after which a child is taken for hanging."""
+
+
+def fork(body: Callable[[], object], end: Callable[[int], object] = sys.exit) -> int:
+    """Run a function in a child, which then ends as a program does; return the child's number.
+
+    A program's normal end runs the finalizers, which must not touch the parent's connections either.
+    """
+    child = os.fork()
+    if child:
+        return child
+    signal.alarm(LONGEST)
+    try:
+        body()
+    except SystemExit:  # a child of its own has come to its end
+        raise
+    except BaseException:  # noqa: BLE001 (whatever it is: the child must not go on as its parent)
+        traceback.print_exc()
+        os._exit(1)
+    end(0)
+    raise AssertionError("unreachable")
+
+
+def wait(*children: int) -> None:
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, f"a child ended with {status}"
+
+
+def use(repository: SessionRepository, name: str, calls: int) -> None:
+    """Read a session and append to it by turns, under the process's own mark."""
+    for number in range(calls // 2):
+        got = repository.get_session(name, recent=1)
+        assert got is not None
+        assert got.session_id == name, f"{name} got {got.session_id}"
+        repository.append_log(name, f"{os.getpid()} {number}")
+
+
+def check(repository: SessionRepository, name: str, calls: dict[int, int]) -> None:
+    """Check that each acknowledged line is stored once."""
+    session = repository.get_session(name)
+    assert session is not None
+    lines = [line.split("] ")[1] for line in session.logs]
+    expected = [f"{process} {number}" for process, count in calls.items() for number in range(count // 2)]
+    assert sorted(lines) == sorted(expected), f"{len(lines)} lines of {name}, not {len(expected)}"
+
+
+@contextmanager
+def writing(repository: SessionRepository) -> Iterator[None]:
+    """Write in another thread."""
+    repository.create_session(session_id="of-thread")
+    ends, raised = threading.Event(), list[BaseException]()
+
+    def write() -> None:
+        try:
+            while not ends.is_set():
+                use(repository, "of-thread", 2)
+        except BaseException as error:  # noqa: BLE001 (the other thread raises it)
+            raised.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    yield
+    ends.set()
+    thread.join()
+    assert raised == []
+
+
+def four_children(url: str) -> None:
+    with open_repository(url) as repository:
+        names = [f"s-{number}" for number in range(CHILDREN)]
+        for name in [*names, "parent"]:
+            repository.create_session(session_id=name)
+        children = {fork(lambda name=name: use(repository, name, CALLS)): name for name in names}  # type: ignore[misc]
+        use(repository, "parent", CALLS)
+        wait(*children)
+        for child, name in children.items():
+            check(repository, name, {child: CALLS})
+        check(repository, "parent", {os.getpid(): CALLS})
+
+
+def fork_with(engine: Engine) -> None:
+    """Fork with an idle parent, with one whose other thread writes, from a child, and within `modify_session`."""
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id="s")
+    calls: dict[int, int] = {}
+
+    def fork_to_use(*then: Callable[[], object]) -> None:
+        def body() -> None:
+            use(repository, "s", 20)
+            for each in then:
+                each()
+
+        child = fork(body)
+        use(repository, "s", 20)
+        calls[child] = 20
+        calls[os.getpid()] = calls.get(os.getpid(), 0) + 20
+        wait(child)
+
+    def check_numbers() -> None:
+        session = repository.get_session("s")
+        assert session is not None
+        assert len(session.logs) == 10 * sum(count // 20 for count in calls.values())
+
+    fork_to_use()
+    check_numbers()
+    with writing(repository):
+        for _ in range(5):
+            fork_to_use()
+    check_numbers()
+    fork_to_use(fork_to_use)
+    calls[-1] = 40  # the grandchild's, and its parent's beside it
+    check_numbers()
+
+    def change(session: Session) -> None:
+        fork_to_use()
+        session.add_answer("q", 1)
+
+    repository.modify_session("s", change)
+    check_numbers()
+    got = repository.get_session("s")
+    assert got is not None
+    assert got.answers == {"q": 1}
+
+
+def our_engine(url: str) -> None:
+    fork_with(create_engine(url))
+
+
+def callers_engine(url: str) -> None:
+    fork_with(sqlalchemy.create_engine(url))
+
+
+def callers_static_pool(url: str) -> None:
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.StaticPool)
+    repository = SQLAlchemySessionRepository(engine)
+    for name in ("child", "parent"):
+        repository.create_session(session_id=name)
+    child = fork(lambda: use(repository, "child", 200))
+    use(repository, "parent", 200)
+    wait(child)
+    check(repository, "child", {child: 200})
+    check(repository, "parent", {os.getpid(): 200})
+
+
+def rejected(call: Callable[[], object], text: str) -> None:
+    try:
+        call()
+    except StorageError as error:
+        assert text in str(error), error  # noqa: PT017 (not in a test)
+    else:
+        raise AssertionError("not rejected")
+
+
+def joined(url: str, make: Callable[[str], Engine] = create_engine, *, known: bool = True) -> None:
+    """Fork within a transaction."""
+    engine = make(url)
+    repository = SQLAlchemySessionRepository(make(url) if not known else engine)
+    hosts: tuple[Callable[[Engine], Any], ...] = (Engine.connect, orm.Session)
+    for open_host in hosts:
+        name = open_host.__name__
+        with contextlib.ExitStack() as stack:
+            host: Connection | orm.Session = stack.enter_context(open_host(engine))
+            before = SQLAlchemySessionRepository(host)
+            if known:
+                before.create_session(session_id=name)
+            else:
+                host.execute(sqlalchemy.text("SELECT 1"))
+
+            def body(
+                host: Any = host, before: Any = before, name: str = name, stack: Any = stack, open_host: Any = open_host
+            ) -> None:
+                rejected(before.list_sessions, "opened by another process")
+                rejected(SQLAlchemySessionRepository(host).list_sessions, "opened by another process")
+                if not known:
+                    os._exit(0)  # the engine has never met a repository: leaving the block would roll back
+                stack.close()  # the caller's ROLLBACK must not be the parent's
+                if engine.dialect.name == "sqlite":
+                    rejected(repository.list_sessions, "end transactions before the fork")
+                else:
+                    assert repository.get_session(name) is None
+                    with open_host(engine) as own:
+                        assert SQLAlchemySessionRepository(own).get_session(name) is None
+
+            wait(fork(body))
+            before.create_session(session_id=f"{name}-later")
+            host.commit()
+        if known:
+            assert repository.get_session(name) is not None
+        assert repository.get_session(f"{name}-later") is not None
+
+
+def joined_with_callers_engine(url: str) -> None:
+    joined(url, sqlalchemy.create_engine, known=False)
+
+
+def first_connection(url: str) -> None:
+    """Fork while another thread makes the engine's very first connection."""
+    engine = sqlalchemy.create_engine(url)
+    connecting = threading.Event()
+
+    initialize = engine.dialect.initialize
+
+    def initialize_slowly(connection: Connection) -> None:
+        connecting.set()
+        time.sleep(0.3)
+        initialize(connection)
+
+    engine.dialect.initialize = initialize_slowly  # type: ignore[method-assign]
+    repository = SQLAlchemySessionRepository(engine)
+    thread = threading.Thread(target=repository.create_session, kwargs={"session_id": "parent"})
+    thread.start()
+    connecting.wait()
+
+    def body() -> None:
+        repository.create_session(session_id="child")
+        assert engine.dialect.default_isolation_level
+
+    wait(fork(body))
+    thread.join()
+    assert sorted(repository.list_sessions()) == ["child", "parent"]
+
+
+def migrating(url: str) -> None:
+    """Fork while another thread migrates."""
+    engine = create_engine(url)
+    inside, ends = threading.Event(), threading.Event()
+
+    def report(_: str) -> None:
+        inside.set()
+        ends.wait()
+
+    def migrate_slowly() -> None:
+        migrate.downgrade(engine, "base", report=report)
+        migrate.upgrade(engine)
+
+    thread = threading.Thread(target=migrate_slowly)
+    thread.start()
+    inside.wait()
+    child = fork(lambda: migrate.upgrade(create_engine("sqlite:///:memory:")))
+    wait(child)
+    ends.set()
+    thread.join()
+
+
+async def fork_on_loop(repository: AsyncSQLAlchemySessionRepository[Session], *, first: bool) -> None:
+    async def use_async(name: str) -> None:
+        for number in range(20):
+            got = await repository.get_session(name, recent=1)
+            assert got is not None
+            assert got.session_id == name
+            await repository.append_log(name, f"{os.getpid()} {number}")
+
+    async def check_async(name: str, process: int) -> None:
+        lines = [line.split("] ")[1] for line in await repository.list_logs(name)]
+        assert lines == [f"{process} {number}" for number in range(20)]
+
+    for name in ("child", "parent", "other"):
+        await repository.create_session(session_id=f"{name}-{first}")
+    await asyncio.gather(*(repository.get_session(f"other-{first}") for _ in range(4)))  # several connections
+
+    async def in_child() -> None:
+        await use_async(f"child-{first}")
+        await repository.close()
+
+    child = fork(lambda: asyncio.run(in_child()), os._exit)  # the way back leads through the parent's event loop
+    await use_async(f"parent-{first}")
+    wait(child)
+    await check_async(f"child-{first}", child)
+    await check_async(f"parent-{first}", os.getpid())
+
+
+def asynchronous(url: str) -> None:
+    async def work() -> None:
+        for first, make in enumerate((create_async_engine, create_plain_async_engine)):
+            engine = make(url)
+            await fork_on_loop(AsyncSQLAlchemySessionRepository(engine), first=not first)
+            await engine.dispose()
+
+    asyncio.run(work())
+
+
+def asynchronous_in_threads(url: str) -> None:
+    async def work() -> None:
+        engine = create_engine(url)
+        repository = AsyncSQLAlchemySessionRepository(engine)
+        await fork_on_loop(repository, first=True)
+        await repository.close()
+        engine.dispose()
+
+    asyncio.run(work())
+
+
+def memory(_url: str) -> None:
+    """Fork while another thread uses sessions in this process's memory, which a child gets a copy of."""
+    engine = create_engine("sqlite://")
+    migrate.upgrade(engine)
+    quick = RetryPolicy(deadline=5)
+    for repository in (InMemorySessionRepository(), SQLAlchemySessionRepository(engine, retry=quick)):
+        repository.create_session(session_id="s")
+
+        def body(repository: SessionRepository = repository) -> None:
+            use(repository, "s", 4)
+            check(repository, "s", {os.getpid(): 4})
+
+        with writing(repository):
+            for _fork in range(5):
+                wait(fork(body))
+        check(repository, "s", {})
+
+
+def sqlite_after_parent(url: str) -> None:
+    """Fork, and close the parent's last connection: the child's file must stay its own."""
+    engine = create_engine(url)
+    repository = SQLAlchemySessionRepository(engine)
+    repository.create_session(session_id="s")
+    first, goes_on = os.pipe()
+
+    def body() -> None:
+        use(repository, "s", 20)
+        os.read(first, 1)
+        use(repository, "s", 20)
+
+    child = fork(body)
+    deadline = time.monotonic() + LONGEST
+    while len(repository.list_logs("s")) < 10:
+        assert time.monotonic() < deadline
+    engine.dispose()  # the last connection of all would delete the write-ahead log
+    with open_repository(url) as other:
+        other.list_sessions()
+    os.write(goes_on, b"x")
+    wait(child)
+    assert len(repository.list_logs("s")) == 20
+
+
+SCENARIOS: dict[str, Callable[[str], None]] = {
+    function.__name__: function
+    for function in (
+        four_children,
+        our_engine,
+        callers_engine,
+        callers_static_pool,
+        joined,
+        joined_with_callers_engine,
+        first_connection,
+        migrating,
+        asynchronous,
+        asynchronous_in_threads,
+        memory,
+        sqlite_after_parent,
+    )
+}
+
+if __name__ == "__main__":
+    scenario, url = sys.argv[1:]
+    SCENARIOS[scenario](url)
