@@ -406,9 +406,10 @@ def test_without_greenlet_the_extra_is_named(tmp_path: Path) -> None:
 import sys
 sys.modules["greenlet"] = None
 import asyncio, vibeforge_sessions as v
-from vibeforge_sessions.sql import create_async_engine
+from vibeforge_sessions.sql import create_async_engine, create_engine
+engine = create_engine("sqlite://")
 asyncio.run(v.AsyncInMemorySessionRepository().create_session())
-for attempt in (lambda: v.AsyncSQLAlchemySessionRepository, lambda: create_async_engine("postgresql+asyncpg://h/d"),
+for attempt in (lambda: v.AsyncSQLAlchemySessionRepository(engine), lambda: create_async_engine("postgresql+asyncpg://h/d"),
                 lambda: asyncio.run(v.open_async_repository("sqlite://"))):
     try:
         attempt()

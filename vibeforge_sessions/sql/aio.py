@@ -1,4 +1,4 @@
-"""`AsyncSQLAlchemySessionRepository`: the same units of work, on an event loop."""
+"""Asynchronous SQLAlchemy repository: the calls of the synchronous one, on an event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Engine, QueuePool
 from sqlalchemy.util import greenlet_spawn
@@ -21,13 +21,8 @@ from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine, is_asynchronous
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 
-try:
-    import greenlet  # noqa: F401 (SQLAlchemy says so at the first import only)
+if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-except ImportError as error:
-    raise ImportError(
-        "AsyncSQLAlchemySessionRepository needs greenlet: pip install 'vibeforge-sessions[async]'"
-    ) from error
 
 __all__ = ["AsyncSQLAlchemySessionRepository", "open_async_database"]
 
@@ -41,15 +36,16 @@ T = TypeVar("T")
 class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
     """Sessions in a database, under the contract of `AsyncSessionRepository`.
 
-    The constructor neither connects nor makes tables; see `SQLAlchemySessionRepository`.
+    The constructor neither connects nor creates tables; see `SQLAlchemySessionRepository`.
 
-    :param bind: an `AsyncEngine` (of psycopg, asyncpg, asyncmy or aiosqlite). Or an `Engine`, for SQLite above all and
-        for drivers that have no asynchronous side: each call is then made whole in a thread of the repository's own,
-        of which there are as many as the engine's pool keeps connections, so that close must be called at the end.
-        Or an `AsyncConnection` or an `AsyncSession`, whose transaction it joins.
-    :param session_type: the class of session it stores, `Session` or a subclass.
+    :param bind: an `AsyncEngine` (of psycopg, asyncpg, asyncmy or aiosqlite); an `Engine`, for SQLite and for drivers
+        without asyncio support; or an `AsyncConnection` or `AsyncSession`, whose transaction the repository joins. On
+        an `Engine`, each call runs in a thread of the repository, which has as many threads as the engine's pool keeps
+        connections; call `close` at the end.
+    :param session_type: the class of the stored sessions, `Session` or a subclass.
     :param fast_path: see `SQLAlchemySessionRepository`.
     :param retry: see `SQLAlchemySessionRepository`.
+    :raises ImportError: the extra ``async`` is not installed.
     """
 
     def __init__(
@@ -75,10 +71,10 @@ class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
         threads, self._threads = self._threads, None
         if threads is not None and self._threads_process == os.getpid():
             threads.shutdown(wait=False)  # a thread is in use only while its call is awaited
-        if isinstance(self._owned, AsyncEngine):
-            await self._owned.dispose()
-        elif self._owned is not None:
+        if isinstance(self._owned, Engine):
             self._owned.dispose()
+        elif self._owned is not None:
+            await self._owned.dispose()
 
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         if self._threads_of is None:
@@ -94,7 +90,17 @@ class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
 
 
 def _sync(bind: object) -> Any:
-    """Return what SQLAlchemy's asynchronous objects are shells of."""
+    """Return the synchronous object that an asynchronous object of SQLAlchemy wraps.
+
+    :raises ImportError: greenlet is not installed.
+    """
+    try:
+        import greenlet  # noqa: F401, PLC0415 (an extra; SQLAlchemy reports that it is missing only at the first use)
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            "AsyncSQLAlchemySessionRepository needs greenlet: pip install 'vibeforge-sessions[async]'"
+        ) from error
     if isinstance(bind, AsyncEngine):
         return bind.sync_engine
     if isinstance(bind, AsyncSession):
