@@ -39,7 +39,7 @@ NO_SERVERS := -k 'not postgresql and not mariadb'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-fast faults bench lint types wheel-test constraints clean
+.PHONY: help demo serve test test-fast faults bench docs lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ faults: $(STAMP) ## kill, cut, fill up and damage: the part of the tests that do
 
 bench: $(VENV)/.bench ## measure every call beside the driver alone and beside other stores, into benchmarks/results
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+docs: $(STAMP) ## build the documentation with the API reference into site/
+	@$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(STAMP) ## check style and format
 	@$(BIN)/ruff check .
@@ -87,7 +90,7 @@ constraints: ## renew the pins in constraints.txt
 	@rm -rf .venv-constraints
 
 clean: ## remove the environment, builds and caches
-	rm -rf $(VENV) .venv-constraints .venv-peers build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-constraints .venv-peers build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.bench: $(STAMP)

@@ -20,7 +20,7 @@ from pathlib import Path
 from vibeforge_sessions import ErrorEntry, Session, SessionPhase, open_repository
 from vibeforge_sessions.cli import main
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.repository.serialization import Record, encode_content
+from vibeforge_sessions.repository.spi import Record, encode_content
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 COMMANDS = (

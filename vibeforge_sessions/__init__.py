@@ -1,6 +1,23 @@
 """Long-running sessions of an application: the session model and the repositories that store sessions.
 
 Start with `open_repository`, or pass an SQLAlchemy engine to `SQLAlchemySessionRepository`.
+
+The names in ``__all__`` of this package and of these modules are public; all other names and modules are private:
+
+- `vibeforge_sessions.archive`
+- `vibeforge_sessions.cli`
+- `vibeforge_sessions.compat`
+- `vibeforge_sessions.integrations.fastapi`
+- `vibeforge_sessions.integrations.opentelemetry`
+- `vibeforge_sessions.pytest_plugin`
+- `vibeforge_sessions.repository.spi`
+- `vibeforge_sessions.retention`
+- `vibeforge_sessions.sql`
+- `vibeforge_sessions.sql.admin.maintenance`
+- `vibeforge_sessions.sql.admin.statistics`
+- `vibeforge_sessions.sql.migrate`
+- `vibeforge_sessions.sql.migrations.host_alembic`
+- `vibeforge_sessions.testing`
 """
 
 from __future__ import annotations

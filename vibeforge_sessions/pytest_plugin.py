@@ -1,5 +1,7 @@
 """Pytest plugin with fixtures for repositories; pytest loads it through its entry point.
 
+A test requests a fixture by its name, without an import.
+
 It imports SQLAlchemy and the rest of the package only when a test requests one of its fixtures.
 """
 
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
     from vibeforge_sessions.testing.temporary_databases import EmptyDatabase
     from vibeforge_sessions.testing.unsaved_changes import TrackedSessionRepository
+
+__all__ = [
+    "async_session_repository",
+    "memory_session_repository",
+    "session_repository",
+    "session_repository_url",
+    "stored_session_type",
+    "tracked_session_repository",
+]
 
 _OPTION = "session_repository_url"
 _HELP = (

@@ -7,9 +7,11 @@ dependencies and nothing else.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -157,9 +159,16 @@ def test_ignored_files_do_not_ship(copy: Path, tmp_path: Path) -> None:
 def test_wheel_of_the_source_distribution_is_the_same(wheel: Path, copy: Path, tmp_path: Path) -> None:
     """Distributors build from the sdist, so it must hold all that the wheel is made of."""
     out = tmp_path / "out"
+    (copy / "site").mkdir()
+    (copy / "site" / "index.html").write_text("built by make docs")
     # Without --wheel or --sdist, `build` makes the sdist and then the wheel from what it has unpacked.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy, cwd=copy)
     assert contents(the_wheel_in(out)) == contents(wheel)
+    (source,) = out.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert "pyproject.toml" in names
+    assert {name for name in names if re.match(r"site/|docs/reference|docs/site_hooks|mkdocs", name)} == set()
 
 
 def test_metadata(wheel: Path) -> None:
@@ -233,6 +242,19 @@ def test_importing_the_model_does_not_import_sqlalchemy(installed: Installed, mo
     assert isinstance(loaded, list)
     assert module in loaded
     assert {name.split(".")[0] for name in loaded}.isdisjoint({"sqlalchemy", "alembic", "mako"})
+
+
+@pytest.mark.wheel
+def test_all_names_can_be_imported_from_a_base_install(installed: Installed) -> None:
+    missing = installed.ask("""
+import importlib.util, json
+import vibeforge_sessions
+names = list(vibeforge_sessions.__all__)
+from vibeforge_sessions import *
+assert importlib.util.find_spec("greenlet") is None
+print(json.dumps([name for name in names if name not in globals()]))
+""")
+    assert missing == []
 
 
 @pytest.mark.wheel

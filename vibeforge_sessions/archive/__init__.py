@@ -9,12 +9,13 @@ from __future__ import annotations
 from vibeforge_sessions.archive.copying import copy_sessions
 from vibeforge_sessions.archive.exporting import export_sessions
 from vibeforge_sessions.archive.importing import OnConflict, import_sessions
-from vibeforge_sessions.archive.report import Outcome, Report, Result
+from vibeforge_sessions.archive.report import OnSession, Outcome, Report, Result
 from vibeforge_sessions.archive.writer import ArchiveWriter
 
 __all__ = [
     "ArchiveWriter",
     "OnConflict",
+    "OnSession",
     "Outcome",
     "Report",
     "Result",

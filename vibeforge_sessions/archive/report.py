@@ -27,6 +27,7 @@ class Result:
     errors: int = 0
     """Number of error entries that were transferred."""
     logs: int = 0
+    """Number of log lines that were transferred."""
     reason: str | None = None
     """Reason of a failure. It contains no values of the session."""
     line: int | None = None
@@ -42,6 +43,7 @@ class Report:
     """Numbers of exported, imported or copied sessions, and the problems."""
 
     exported: int = 0
+    """Numbers of sessions by `Outcome`."""
     created: int = 0
     replaced: int = 0
     unchanged: int = 0
@@ -51,6 +53,7 @@ class Report:
     errors: int = 0
     """Number of error entries that were transferred."""
     logs: int = 0
+    """Number of log lines that were transferred."""
     problems: list[Result] = dataclasses.field(default_factory=list)
     """The first 1,000 failures."""
 

@@ -1,6 +1,6 @@
 """Archive format: sessions as JSON Lines.
 
-A session is a header line, its errors and its logs in chunks, and a closing line::
+A session is a header line, its errors and its logs in chunks, and a closing line:
 
     {"kind":"session","format":1,"session_id":"…","created_at":"…","updated_at":"…","held_at":null,"version":3,…}
     {"kind":"errors","after":0,"entries":[{"timestamp":"…","task_id":"t1","error_message":"…","phase":"EXECUTION"},…]}

@@ -35,7 +35,7 @@ class ArchiveWriter:
     """Appends sessions to an archive, so that they can be deleted afterwards.
 
     An added session is in the archive once `commit` has returned its record, and not before. By then it was written,
-    flushed to the disk, read back, and compared with the session that was read from the store::
+    flushed to the disk, read back, and compared with the session that was read from the store:
 
         with ArchiveWriter(path) as archive:
             for record in batch:

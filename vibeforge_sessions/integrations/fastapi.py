@@ -1,6 +1,6 @@
 """FastAPI integration: lifespan, dependency and error handlers for a repository.
 
-::
+An application uses it like this:
 
     app = FastAPI(lifespan=lifespan(), responses=RESPONSES)
     install_error_handlers(app)
@@ -12,19 +12,17 @@
             raise SessionNotFoundError(session_id)
         return session.to_dict()
 
-====== ============================================================= ==========================================
-status error                                                         other members of the body
-====== ============================================================= ==========================================
-404    `SessionNotFoundError`                                        session_id
-409    `StaleSessionError`                                           session_id, version, stored_version
-409    `SessionExistsError`                                          session_id
-422    `InvalidSessionError`                                         path
-422    `InvalidArgumentError`                                        argument
-500    `CorruptSessionError`                                         session_id
-500    `ConfigurationError`                                          none
-503    `StorageError`, `SchemaError`, with ``Retry-After``           none
-503    `OutcomeUnknownError`, without that header                    none
-====== ============================================================= ==========================================
+| status | error | other members of the body |
+|---|---|---|
+| 404 | `SessionNotFoundError` | `session_id` |
+| 409 | `StaleSessionError` | `session_id`, `version`, `stored_version` |
+| 409 | `SessionExistsError` | `session_id` |
+| 422 | `InvalidSessionError` | `path` |
+| 422 | `InvalidArgumentError` | `argument` |
+| 500 | `CorruptSessionError` | `session_id` |
+| 500 | `ConfigurationError` | |
+| 503 | `StorageError`, `SchemaError`, with ``Retry-After`` | |
+| 503 | `OutcomeUnknownError`, without that header | |
 
 Every body is a `RepositoryErrorBody`: ``error`` is the name of the error's class, and ``detail`` its message. The
 details of server errors (status 500 and above) are not sent to the client; the logger ``vibeforge_sessions`` logs them
@@ -73,13 +71,11 @@ from vibeforge_sessions.settings import open_async_repository
 
 __all__ = ["RESPONSES", "Repository", "RepositoryErrorBody", "get_repository", "install_error_handlers", "lifespan"]
 
-RETRY_AFTER: Final = 1
+_RETRY_AFTER: Final = 1
 """Seconds, for the header ``Retry-After``; most failures of a database are short."""
 
 _logger: Final = logging.getLogger("vibeforge_sessions")
 _STATE: Final = "session_repository"
-
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def lifespan(
@@ -89,7 +85,7 @@ def lifespan(
     session_type: type[S] = Session,  # type: ignore[assignment]
     schema: str | None = None,
     retry: RetryPolicy | None = None,
-) -> Lifespan:
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return a lifespan that opens the repository at the start of the application and closes it at the end.
 
     An application with its own lifespan enters this one in it: ``async with lifespan()(app): yield``. The repository is
@@ -164,7 +160,7 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Respond with a status and an `RepositoryErrorBody` if an endpoint raises an error of this package."""
+    """Respond with a status and a `RepositoryErrorBody` if an endpoint raises an error of this package."""
     app.add_exception_handler(SessionRepositoryError, _respond)
 
 
@@ -203,4 +199,4 @@ async def _respond(connection: HTTPConnection, error: Exception) -> Any:  # Any,
     detail = next((text for kind, text in _DETAILS.items() if isinstance(error, kind)), str(error))
     members = {member: getattr(error, member) for member in _SHOWN if hasattr(error, member)}
     body = RepositoryErrorBody(error=name, detail=detail, **members).model_dump(exclude_unset=True)
-    return JSONResponse(body, status, headers={"Retry-After": str(RETRY_AFTER)} if is_retryable else None)
+    return JSONResponse(body, status, headers={"Retry-After": str(_RETRY_AFTER)} if is_retryable else None)

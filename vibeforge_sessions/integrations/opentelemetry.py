@@ -1,6 +1,6 @@
 """OpenTelemetry spans of repository calls, with the spans of SQLAlchemy's statements as children.
 
-::
+A program enables both at its start:
 
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
     from vibeforge_sessions.integrations import opentelemetry

@@ -52,27 +52,44 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     session_id: fields.SessionId = Field(default_factory=fields.new_session_id)
+    """1 to 64 letters, digits and ``._:~-``; a random UUID by default."""
     phase: SessionPhase = SessionPhase.QUESTIONNAIRE
+    """The phase of the run; a subclass may use its own string enum."""
     created_at: fields.Time = Field(default_factory=fields.now)
+    """Time of creation; timezone-aware, UTC."""
     updated_at: fields.Time = Field(default_factory=fields.now)
+    """Time of the last change; each write of a repository sets it, an append included."""
 
     current_question_index: fields.Counter = 0
+    """Number of the current question of the questionnaire, from 0."""
     answers: fields.Document = Field(default_factory=dict)
+    """Answers by question id; the values are JSON values."""
 
     intent_profile: fields.OptionalDocument = None
+    """Artifact: a JSON object, or None."""
     build_spec: fields.OptionalDocument = None
+    """Artifact: a JSON object, or None."""
     concept: fields.OptionalDocument = None
+    """Artifact: a JSON object, or None."""
     task_graph: fields.OptionalDocument = None
+    """Artifact: a JSON object, or None."""
 
     completed_task_ids: fields.Strings = Field(default_factory=list)
+    """Ids of the completed tasks."""
     failed_task_ids: fields.Strings = Field(default_factory=list)
+    """Ids of the failed tasks."""
     active_task_id: fields.OptionalTaskId = None
+    """Id of the task that runs now."""
     logs: fields.Strings = Field(default_factory=list)
+    """Log lines, oldest first. Lines can be appended, but neither changed nor removed."""
 
     pending_clarification: fields.OptionalDocument = None
+    """A question to the user that is not answered yet: a JSON object, or None."""
     clarification_answer: Any = None
+    """The answer to the last clarification; any JSON value."""
 
     error_history: fields.ErrorEntries = Field(default_factory=list)
+    """Errors, oldest first. Entries can be appended, but neither changed nor removed."""
 
     version: fields.Counter = 0
     """Incremented by each stored update; 0 before the session is first stored. Only repositories set it."""
@@ -322,6 +339,6 @@ def _digest(entries: Iterable[object]) -> str:
 
 if TYPE_CHECKING:
     S = TypeVar("S", bound=Session, default=Session)
+    """Class of the sessions that a repository stores."""
 else:
     S = TypeVar("S", bound=Session)
-"""Class of the sessions that a repository stores."""

@@ -31,10 +31,13 @@ class Changeset:
     updated_at: datetime
     """New update time, unless the stored one is later."""
     content: Content
+    """Encoded session after the changes."""
     documents: Mapping[str, str | None]
     """Documents that differ from the stored ones; all documents for a new session."""
     errors: tuple[ErrorEntry, ...]
+    """Error entries to append."""
     logs: tuple[str, ...]
+    """Log lines to append."""
     version: int = 0
     """Version that the changes are based on; 0 for a new session."""
     expected_write_id: str = ""
@@ -42,6 +45,7 @@ class Changeset:
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
     """Fingerprints of the document fields, set for an update, so that the next update encodes changed fields only."""
     write_id: str = dataclasses.field(default_factory=validation.new_write_id)
+    """Random id of this write."""
 
 
 def new_session(session: S | None, session_id: str | None, session_type: type[S]) -> S:

@@ -45,8 +45,11 @@ class Record:
     updated_at: datetime
     version: int
     write_id: str
+    """Random id of the creation or of the last update."""
     error_count: int
+    """Number of entries in the error history."""
     log_count: int
+    """Number of log lines."""
     content: Content
     held_at: datetime | None = None
     """Start of the hold, which exempts the session from pruning; None if it is not held."""

@@ -1,7 +1,7 @@
 """Service-provider interface (SPI) for implementations of `SessionRepository`.
 
-``examples/file_repository.py`` uses all of it. `vibeforge_sessions.testing` has the contract as a test class. A call
-consists of these steps:
+``examples/file_repository.py`` is an implementation on plain files. `vibeforge_sessions.testing` has the contract as a
+test class. A call consists of these steps:
 
 - *Validate* the arguments: `check_session_type`, `check_session_id`, `check_session`, `check_recent`, `check_limit`,
   `check_after`, `check_expected_record`; `Query.of` for a listing.
@@ -12,12 +12,17 @@ consists of these steps:
   rejects a restore that would replace another session than the caller expects.
 - *Mark* the caller's session as stored: `mark_stored`.
 - *List* sessions, if the store itself cannot search: `select` and `summary_of`.
+
+`AsyncRepositoryAdapter` makes an asynchronous repository of a synchronous one. `DelegatingSessionRepository` is the
+base of a repository that changes some calls of another one. `encode_content` encodes a session for a `Record`, for
+example to restore a session that another program has exported.
 """
 
 from __future__ import annotations
 
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.model.session import S, phases_of
+from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
 from vibeforge_sessions.repository.arguments import check_after, check_limit, check_recent, check_session_id
 from vibeforge_sessions.repository.changeset import (
     Changeset,
@@ -29,14 +34,17 @@ from vibeforge_sessions.repository.changeset import (
     needs_content,
     new_session,
 )
+from vibeforge_sessions.repository.delegating import DelegatingSessionRepository
 from vibeforge_sessions.repository.query import Query
 from vibeforge_sessions.repository.restoration import check_expected_record, check_replacing
-from vibeforge_sessions.repository.serialization import Record, check_session_type
+from vibeforge_sessions.repository.serialization import Record, check_session_type, encode_content
 from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
 
 __all__ = [
+    "AsyncRepositoryAdapter",
     "Changeset",
     "Content",
+    "DelegatingSessionRepository",
     "Query",
     "Record",
     "S",
@@ -52,6 +60,7 @@ __all__ = [
     "check_session",
     "check_session_id",
     "check_session_type",
+    "encode_content",
     "mark_stored",
     "needs_content",
     "new_session",

@@ -29,7 +29,9 @@ class StoredSession:
 
     record: Record
     errors: list[ErrorEntry]
+    """Complete error history."""
     logs: list[str]
+    """Complete log."""
 
     @classmethod
     def from_changeset(cls, changeset: Changeset) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vibeforge_sessions.errors import SchemaState
 from vibeforge_sessions.sql.engine import create_async_engine, create_engine
 from vibeforge_sessions.sql.migrate import check_schema
 from vibeforge_sessions.sql.migrations.schema_status import SchemaStatus
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncSQLAlchemySessionRepository",
     "SQLAlchemySessionRepository",
+    "SchemaState",
     "SchemaStatus",
     "check_schema",
     "create_async_engine",

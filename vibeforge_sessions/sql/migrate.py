@@ -37,6 +37,8 @@ from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata_in, schema_of
 from vibeforge_sessions.sql.transactions.error_translation import connected, translated
 
 __all__ = [
+    "MigrationTimeouts",
+    "OnRevision",
     "Revision",
     "SchemaStatus",
     "check",
@@ -56,7 +58,7 @@ __all__ = [
     "wait",
 ]
 
-Report = Callable[[str], object]
+OnRevision = Callable[[str], object]
 """Callback for each revision that was reached or undone."""
 
 _POLL_INTERVAL: Final = 0.2
@@ -80,7 +82,7 @@ def upgrade(
     *,
     lock_timeout: float | None = None,
     statement_timeout: float | None = None,
-    report: Report | None = None,
+    report: OnRevision | None = None,
 ) -> None:
     """Upgrade the database to `revision`.
 
@@ -115,7 +117,7 @@ def downgrade(
     *,
     lock_timeout: float | None = None,
     statement_timeout: float | None = None,
-    report: Report | None = None,
+    report: OnRevision | None = None,
 ) -> None:
     """Downgrade the database to `revision`; ``"base"`` drops the tables, and every session with them.
 
@@ -306,7 +308,7 @@ def run_in_environment(
         context.run_migrations()
 
 
-def _version_callback(report: Report) -> Callable[..., None]:
+def _version_callback(report: OnRevision) -> Callable[..., None]:
     def on_version_apply(*, step: Any, **_: Any) -> None:
         report(str(step.up_revision_id))
 
@@ -316,7 +318,7 @@ def _version_callback(report: Report) -> Callable[..., None]:
 def _run(
     bind: Engine | Connection,
     timeouts: MigrationTimeouts,
-    report: Report | None,
+    report: OnRevision | None,
     migrate: Callable[[Config, str], None],
     revision: str,
 ) -> None:

@@ -26,6 +26,7 @@ metadata = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
+"""Tables of this package, without the version table."""
 
 # These options override the defaults of a MariaDB server, such as latin1 and MyISAM.
 _MARIADB_OPTIONS: Final[dict[str, Any]] = {

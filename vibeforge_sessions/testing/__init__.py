@@ -1,6 +1,6 @@
 """Tools for tests: the contract of `SessionRepository` as test classes, and the tracking of unsaved changes.
 
-An implementation of `SessionRepository` is tested by a subclass of the contract::
+An implementation of `SessionRepository` is tested by a subclass of the contract:
 
     from vibeforge_sessions.testing import SessionRepositoryContract
 

@@ -41,7 +41,7 @@ class AsyncSessionRepositoryContract(AsyncTests, SessionRepositoryContract):
 
     The fixture is called within an event loop that belongs to the test. The repositories that it returns are closed on
     this loop at the end of the test. The fixture ``run`` runs a coroutine on the same loop, for other setup and
-    cleanup::
+    cleanup:
 
         @pytest.fixture
         def new_async_repository(self, run):

@@ -16,7 +16,7 @@ from vibeforge_sessions.sql.migrations.schema_status import reading
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 from vibeforge_sessions.sql.tables import sessions
 
-__all__ = ["UnreadableSession", "backup", "grants", "verify_data"]
+__all__ = ["Progress", "UnreadableSession", "backup", "grants", "verify_data"]
 
 Progress = Callable[[int, int], object]
 """Callback with the number of sessions that were read, and the number of all sessions."""

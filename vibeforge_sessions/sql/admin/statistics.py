@@ -41,6 +41,7 @@ __all__ = [
     "AGES",
     "AgeCount",
     "ErrorCount",
+    "Period",
     "PhaseCount",
     "TableSize",
     "count_ages",
@@ -57,6 +58,7 @@ _MAX_TIMEOUT: Final = 86_400
 _MAX_ITEMS: Final = 1_000
 
 Period = Literal["hour", "day"]
+"""Length of the time spans in which errors are counted."""
 T = TypeVar("T")
 
 

@@ -215,7 +215,9 @@ class MigrationTimeouts(NamedTuple):
     """Time limits of a migration in seconds. None selects the default."""
 
     lock: float | None = None
+    """Seconds to wait for another migration, and for a table lock."""
     statement: float | None = None
+    """Time limit of a statement in seconds, 0 for no limit."""
 
     @property
     def migration(self) -> float:

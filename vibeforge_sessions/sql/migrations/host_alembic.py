@@ -1,11 +1,11 @@
 """Integration with the Alembic environment of an application that uses the same database.
 
-In the ``env.py`` of the application::
+In the ``env.py`` of the application:
 
     context.configure(connection=connection, target_metadata=metadata, include_name=host_alembic.include_name)
 
 With that, its ``--autogenerate`` does not drop the tables of this package. The migrations of this package run as usual,
-and keep their revision in their own version table. To run them by the application's Alembic instead, as a branch::
+and keep their revision in their own version table. To run them by the application's Alembic instead, as a branch:
 
     config.set_main_option("version_locations", host_alembic.version_locations("migrations/versions"))
 
