@@ -224,7 +224,7 @@ class FileSessionRepository(SessionRepository[S]):
         try:
             return stored_from(text, self._session_type)
         except (ValueError, TypeError, KeyError) as error:
-            raise CorruptSessionError(session_id, "the file is none of ours") from error
+            raise CorruptSessionError(session_id, "the file is not a session of this repository") from error
 
     def _current(self, session: Session) -> StoredSession:
         stored = self._load(session.session_id)

@@ -56,17 +56,21 @@ BASES = {
 # each error, its attributes, its text
 EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
     (SessionRepositoryError("text"), {}, "text"),
-    (SessionNotFoundError("s1"), {"session_id": "s1"}, "there is no session 's1'"),
-    (SessionExistsError("s1"), {"session_id": "s1"}, "there is a session 's1' already"),
+    (SessionNotFoundError("s1"), {"session_id": "s1"}, "there is no session 's1': check the id, or create the session"),
+    (
+        SessionExistsError("s1"),
+        {"session_id": "s1"},
+        "there is a session 's1' already: choose another id, or read that session",
+    ),
     (
         StaleSessionError("s1", 3, 5),
         {"session_id": "s1", "version": 3, "stored_version": 5},
-        "session 's1' was changed since version 3 was read, version 5 is stored now",
+        "session 's1' was changed since version 3 was read, version 5 is stored now: read it again and retry",
     ),
     (
         StaleSessionError("s1", 3),
         {"session_id": "s1", "version": 3, "stored_version": None},
-        "session 's1' was changed since version 3 was read",
+        "session 's1' was changed since version 3 was read: read it again and retry",
     ),
     (
         StaleSessionError("s1", 3, 3),
@@ -91,18 +95,28 @@ EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
     (
         CorruptSessionError("s1", "why"),
         {"session_id": "s1", "reason": "why"},
-        "session 's1' is stored in a way this code cannot read: why",
+        (
+            "session 's1' is stored in a way that this code cannot read: why; use code that can read it, or restore it "
+            "from a backup"
+        ),
     ),
     (
         CorruptSessionError(None, "why"),
         {"session_id": None, "reason": "why"},
-        "a session is stored in a way this code cannot read: why",
+        (
+            "a session is stored in a way that this code cannot read: why; use code that can read it, or restore it "
+            "from a backup"
+        ),
     ),
     (ConfigurationError("is wrong"), {"reason": "is wrong", "name": None}, "is wrong"),
     (ConfigurationError("is wrong", "bind"), {"reason": "is wrong", "name": "bind"}, "bind: is wrong"),
     (StorageError("why"), {"reason": "why", "transaction_lost": False}, "why"),
     (StorageError("why", transaction_lost=True), {"reason": "why", "transaction_lost": True}, "why"),
-    (OutcomeUnknownError("why"), {"reason": "why"}, "why"),
+    (
+        OutcomeUnknownError("why"),
+        {"reason": "why"},
+        "why; the write may be stored or not: read the session before you repeat the call",
+    ),
     (SchemaError("why"), {"reason": "why", "state": None}, "why"),
     *((SchemaError("why", state), {"reason": "why", "state": state}, "why") for state in get_args(SchemaState)),
     (ArchiveError("why"), {"reason": "why", "line": None}, "why"),

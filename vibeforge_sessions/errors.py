@@ -68,7 +68,7 @@ class SessionNotFoundError(SessionRepositoryError, LookupError):
         self.session_id = session_id
 
     def __str__(self) -> str:
-        return f"there is no session {self.session_id!r}"
+        return f"there is no session {self.session_id!r}: check the id, or create the session"
 
 
 class SessionExistsError(SessionRepositoryError):
@@ -81,7 +81,7 @@ class SessionExistsError(SessionRepositoryError):
         self.session_id = session_id
 
     def __str__(self) -> str:
-        return f"there is a session {self.session_id!r} already"
+        return f"there is a session {self.session_id!r} already: choose another id, or read that session"
 
 
 class StaleSessionError(SessionRepositoryError):
@@ -118,7 +118,10 @@ class StaleSessionError(SessionRepositoryError):
                 "and created again, or the caller's transaction was rolled back: read it again and retry"
             )
         now = "" if self.stored_version is None else f", version {self.stored_version} is stored now"
-        return f"session {self.session_id!r} was changed since version {self.version} was read{now}"
+        return (
+            f"session {self.session_id!r} was changed since version {self.version} was read{now}: read it again and "
+            "retry"
+        )
 
 
 class InvalidSessionError(SessionRepositoryError, ValueError):
@@ -166,7 +169,10 @@ class CorruptSessionError(SessionRepositoryError):
 
     def __str__(self) -> str:
         what = "a session" if self.session_id is None else f"session {self.session_id!r}"
-        return f"{what} is stored in a way this code cannot read: {self.reason}"
+        return (
+            f"{what} is stored in a way that this code cannot read: {self.reason}; use code that can read it, or "
+            "restore it from a backup"
+        )
 
 
 class ConfigurationError(SessionRepositoryError):
@@ -262,4 +268,4 @@ class OutcomeUnknownError(SessionRepositoryError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return self.reason
+        return f"{self.reason}; the write may be stored or not: read the session before you repeat the call"

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             name = str(error.errors(include_input=False)[0]["loc"][0]).upper()
-            raise ConfigurationError("the environment variable is neither true nor false", _PREFIX + name) from None
+            raise ConfigurationError("the environment variable must be true or false", _PREFIX + name) from None
 
     def url(self) -> str | None:
         """Return the database URL including its password, or None if it is not set.
@@ -185,7 +185,7 @@ def _resolve_database(
     if url is None:
         variable = settings.variable_requiring_database()
         if variable is not None:
-            raise ConfigurationError(f"this environment variable is set, and no database: {_NEXT_STEP}", variable)
+            raise ConfigurationError(f"this environment variable is set, but no database URL: {_NEXT_STEP}", variable)
         instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
         return None
     if url == MEMORY_URL:

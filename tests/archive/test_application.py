@@ -157,7 +157,7 @@ def test_a_session_that_travelled(repository: SessionRepository) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"session_id": None}, "session_id: is missing"),
+        ({"session_id": None}, "session_id: must be present"),
         ({"session_id": f"{SECRET}!"}, "session_id"),
         ({"created_at": "2026-05-06T07:08:09"}, "created_at"),
         ({"created_at": SECRET}, "created_at"),
@@ -188,7 +188,7 @@ def test_one_that_is_refused_is_told_with_its_number(fields: dict[str, Any], rea
 def test_ids_that_do_not_agree() -> None:
     report = imported(text({"other": STATE, f"{SECRET}!": {**STATE, "session_id": None}}))
     assert [problem.session_id for problem in report.problems] == ["other", None]
-    assert "differs from the key of this session" in str(report.problems[0].reason)
+    assert "must be equal to the key of this session" in str(report.problems[0].reason)
     assert SECRET not in str(report)
 
 

@@ -229,7 +229,7 @@ def test_wrong_usage(command: tuple[str, ...]) -> None:
 def test_a_wrong_cursor(on_sqlite: Place, cursor: str) -> None:
     done = on_sqlite("list", "--cursor", cursor)
     assert (done.code, done.out) == (1, "")
-    assert done.errors == "error: cursor: is no cursor of find_sessions\n"
+    assert done.errors == "error: cursor: must be the next_cursor of a page of find_sessions\n"
 
 
 # --- the other end of the pipe ---

@@ -87,7 +87,7 @@ def test_a_deletion_ends_it(on_sqlite: Place) -> None:
     watched = Watching(on_sqlite)
     watched.line()
     on_sqlite.repository.delete_session("s")
-    assert watched.end() == (1, "", "error: there is no session 's'\n")
+    assert watched.end() == (1, "", "error: there is no session 's': check the id, or create the session\n")
 
 
 def test_interrupted(on_sqlite: Place) -> None:

@@ -111,7 +111,7 @@ def test_each_refusal_has_its_status(url: str) -> None:
             409,
             {
                 "error": "SessionExistsError",
-                "detail": "there is a session 's-1' already",
+                "detail": "there is a session 's-1' already: choose another id, or read that session",
                 "session_id": "s-1",
             },
         )

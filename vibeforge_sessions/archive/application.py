@@ -70,9 +70,9 @@ def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, writ
         if name in _KNOWN and (value is not None or STORED in fields)
     }
     if known.setdefault("session_id", session_id) is None:
-        raise InvalidSessionError("is missing", "session_id")
+        raise InvalidSessionError("must be present", "session_id")
     if session_id is not None and known["session_id"] != session_id:
-        raise InvalidSessionError("differs from the key of this session in the file", "session_id")
+        raise InvalidSessionError("must be equal to the key of this session in the file", "session_id")
     known["updated_at"] = known.get("updated_at") or known.get("created_at") or written_at
     known["created_at"] = known.get("created_at") or known["updated_at"]
     # without this, an entry without a time would get the time of the import, and differ after each import

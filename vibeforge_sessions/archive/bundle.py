@@ -257,7 +257,7 @@ def _check_read(source: Source, record: Record, counted: Mapping[str, int]) -> N
     if (now.version, now.write_id) != (record.version, record.write_id):
         raise StaleSessionError(record.session_id, record.version, now.version)
     if tuple(counted.values()) != record.counts:
-        raise CorruptSessionError(record.session_id, "its histories are not what its row says")
+        raise CorruptSessionError(record.session_id, "its histories have other lengths than its row states")
 
 
 def _check_length(length: int, longest: int | None) -> None:

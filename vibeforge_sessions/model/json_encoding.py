@@ -25,7 +25,7 @@ INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
 
 _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _PATH_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
+_TOO_DEEP: Final = f"must have at most {MAX_DEPTH} levels of nesting"
 
 
 class RejectedError(Exception):
@@ -86,7 +86,7 @@ def check_count(value: object) -> None:
     :raises RejectedError: the value contains too many values, or contains itself.
     """
     if _count(value, {}, 1) > MAX_VALUES:
-        raise RejectedError(f"more than {MAX_VALUES:,} values")
+        raise RejectedError(f"must contain at most {MAX_VALUES:,} values")
 
 
 def _count(container: object, known: dict[int, int], depth: int) -> int:
@@ -112,13 +112,13 @@ def _normalize_scalar(value: Any) -> Any:
         return _check_str(text)
     if number is not None:
         if not -INTEGER_BOUND < number < INTEGER_BOUND:
-            raise RejectedError(f"integers have at most {MAX_INTEGER_DIGITS} digits")
+            raise RejectedError(f"must be an integer of at most {MAX_INTEGER_DIGITS} digits")
         return number
     size = exact_number(value)
     if size is None:
-        raise RejectedError(f"a {type(value).__name__} is no JSON value")
+        raise RejectedError(f"must be a JSON value, not {type(value).__name__}")
     if not math.isfinite(size):
-        raise RejectedError("NaN and infinities are no JSON values")
+        raise RejectedError("must be a finite number: JSON has neither NaN nor infinities")
     return size
 
 
@@ -132,7 +132,7 @@ def _normalize_key(key: object) -> str:
 def _check_str(text: str) -> str:
     # in JSON text such a pair is identical to the single character that it encodes
     if not text.isascii() and _SURROGATE_PAIR.search(text):
-        raise RejectedError("two surrogates side by side would come back as one character")
+        raise RejectedError("must not contain a surrogate pair: use the character that it encodes")
     return text
 
 

@@ -218,13 +218,13 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         """
         given = exact_dict(data)
         if given is None:
-            raise InvalidSessionError(f"a session is made from a dict, not from a {type(data).__name__}")
+            raise InvalidSessionError(f"a session must be given as a dict, not {type(data).__name__}")
         if len(given) > 2 * len(cls.model_fields) + 1:  # pydantic reports each unknown key
-            raise InvalidSessionError("has more keys than a session has fields")
+            raise InvalidSessionError("a session must not have more keys than fields: remove unknown keys")
         has_baseline, stored = STORED in given, given.pop(STORED, None)
         for name in ("session_id", "version"):
             if has_baseline and name not in given:
-                raise InvalidSessionError("is missing in the dict of a stored session: keep what to_dict wrote", name)
+                raise InvalidSessionError("must not be removed from the dict of a stored session", name)
         try:
             session = cls.model_validate(given)
         except ValidationError as error:
@@ -233,7 +233,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
             try:
                 session._baseline = _restore_baseline(session, stored)  # noqa: SLF001 (its own)
             except (KeyError, TypeError, ValueError):
-                raise InvalidSessionError("is not what to_dict wrote", STORED) from None
+                raise InvalidSessionError("must be the value that to_dict wrote", STORED) from None
         return session
 
 
@@ -250,8 +250,8 @@ def missing_fields(session: Session) -> set[str]:
     for name in sorted(missing):
         if getattr(session, name) != baseline.missing[name]:
             raise InvalidSessionError(
-                "was missing in the dict that the session was made from, and was changed in place: assign the field, "
-                "or read the session from the repository",
+                "was missing in the dict that the session was created from, and was changed in place: assign the "
+                "field, or read the session from the repository",
                 name,
             )
     return missing
@@ -271,7 +271,7 @@ def parse_phase(session_type: type[Session], value: object) -> StrEnum:
     try:
         return phases_of(session_type)(cast("str", exact_str(value)))
     except ValueError:
-        raise InvalidSessionError(f"is no phase of {session_type.__name__}", "phase") from None
+        raise InvalidSessionError(f"must be a phase of {session_type.__name__}", "phase") from None
 
 
 _ERRORS_OF_PYDANTIC: Final = frozenset(get_args(core_schema.ErrorType))

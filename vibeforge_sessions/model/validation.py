@@ -70,7 +70,7 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
         try:
             value = datetime.fromisoformat(text)
         except ValueError:
-            raise InvalidSessionError("is not a time in ISO 8601", path) from None
+            raise InvalidSessionError("must be a time in ISO 8601", path) from None
     if type(value) is datetime and value.tzinfo is UTC:
         return value
     if not issubclass(type(value), datetime):
@@ -78,13 +78,13 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
     try:
         moment = _in_utc(cast("datetime", value))
     except OverflowError:
-        raise InvalidSessionError("is outside the years 1 to 9999 in UTC", path) from None
+        raise InvalidSessionError("must be within the years 1 to 9999 in UTC", path) from None
     except Exception:  # noqa: BLE001 (a caller's tzinfo may raise anything)
         raise InvalidSessionError(
-            "has a time zone whose utcoffset() fails: use datetime.timezone or zoneinfo", path
+            "must have a time zone whose utcoffset() does not fail: use datetime.timezone or zoneinfo", path
         ) from None
     if moment is None:
-        raise InvalidSessionError("must be an aware datetime: one without a time zone names no moment", path)
+        raise InvalidSessionError("must be timezone-aware: add a time zone, such as datetime.UTC", path)
     return moment
 
 
@@ -208,9 +208,12 @@ def encode_json(value: object, path: str) -> str:
     except RejectedError as rejection:
         raise InvalidSessionError(rejection.reason, path + rejection.path) from None
     except RecursionError:
-        raise InvalidSessionError("is nested deeper than what is left of this interpreter's stack", path) from None
+        raise InvalidSessionError("must have fewer levels of nesting: the stack is too small", path) from None
     except ValueError:  # the application may have lowered sys.set_int_max_str_digits below MAX_INTEGER_DIGITS
-        raise InvalidSessionError("holds an integer that this interpreter does not write as text", path) from None
+        raise InvalidSessionError(
+            "must have shorter integers: see sys.set_int_max_str_digits",
+            path,
+        ) from None
 
 
 def fingerprint(value: Any) -> bytes | None:
@@ -283,7 +286,7 @@ def _encode_builtin(value: object) -> str | None:
 
 
 def _reject_constant(_: str) -> NoReturn:
-    raise ValueError("NaN and infinities are no JSON values")
+    raise ValueError("must be a finite number: JSON has neither NaN nor infinities")
 
 
 _encoder: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"))

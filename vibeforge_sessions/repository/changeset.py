@@ -77,7 +77,7 @@ def check_session(session: object, session_type: type[S]) -> S:
         )
     missing = session_type.model_fields.keys() - vars(session).keys()
     if missing:
-        raise InvalidSessionError("is missing", min(missing))
+        raise InvalidSessionError("must not be deleted from the session", min(missing))
     for name, value in (
         ("session_id", validation.check_session_id(session.session_id)),
         ("version", validation.check_integer(session.version, "version", least=0)),
@@ -98,7 +98,7 @@ def changeset_for_create(session: Session) -> Changeset:
             "error_history",
         )
     for name in sorted(missing_fields(session)):
-        raise InvalidSessionError("was missing in the dict that the session was made from: assign the field", name)
+        raise InvalidSessionError("was missing in the dict that the session was created from: assign the field", name)
     content = encode_content(session)
     return Changeset(
         session_id=session.session_id,
@@ -136,7 +136,7 @@ def changeset_for_update(session: Session) -> Changeset | None:
     if baseline.content is None:
         raise AssertionError("the caller has to read the stored content first")
     if validation.check_datetime(session.created_at, "created_at") != baseline.created_at:
-        raise InvalidSessionError("of a stored session cannot be changed", "created_at")
+        raise InvalidSessionError("must not be changed after the session was stored", "created_at")
     # a fingerprint takes a tenth of the time of encoding; a session that was just read has none yet
     fingerprints = fingerprints_of(session)
     same: dict[str, str | None] = {}
@@ -192,7 +192,7 @@ def baseline_of(session: Session) -> Baseline:
     """
     baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     if baseline is None or not session.version:
-        raise InvalidSessionError("has a version, but was not read from a repository or by from_dict", "version")
+        raise InvalidSessionError("must be 0 unless the session was read from a repository or by from_dict", "version")
     return baseline
 
 
@@ -331,7 +331,7 @@ def _new_entries(session: Session, name: str, stored: tuple[Any, ...] | None) ->
     except Exception:  # noqa: BLE001 (a caller's class may raise anything)
         changed = True
     if stored is None or changed:
-        raise InvalidSessionError("entries that are stored already cannot be changed or removed", name)
+        raise InvalidSessionError("stored entries must not be changed or removed: append only", name)
     return entries[len(stored) :]
 
 

@@ -135,9 +135,12 @@ class Query:
             if digest != _digest(text):
                 raise ValueError("damaged")
         except (ValueError, TypeError, binascii.Error):
-            raise InvalidArgumentError("is no cursor of find_sessions", "cursor") from None
+            raise InvalidArgumentError("must be the next_cursor of a page of find_sessions", "cursor") from None
         if signature != self._signature():
-            raise InvalidArgumentError("belongs to another filter or order", "cursor")
+            raise InvalidArgumentError(
+                "belongs to another filter or order: use those of its page",
+                "cursor",
+            )
         return after
 
     def _signature(self) -> str:
@@ -168,10 +171,10 @@ def _check_phases(given: object) -> frozenset[str]:
         for phase in cast("Collection[object]", given):
             text = exact_str(phase)
             if text is None:
-                raise InvalidArgumentError("must be texts", "phases")
+                raise InvalidArgumentError("must all be texts", "phases")
             phases.add(text)
             if len(phases) > MAX_PHASES:
-                raise InvalidArgumentError(f"must be at most {MAX_PHASES}", "phases")
+                raise InvalidArgumentError(f"must be at most {MAX_PHASES} phases", "phases")
     except InvalidArgumentError:
         raise
     except Exception:  # noqa: BLE001 (a caller's collection may raise anything)

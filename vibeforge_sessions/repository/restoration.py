@@ -117,10 +117,10 @@ def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]
             or exact_int(entry.position) != position
             or position > record.error_count
         ):
-            raise InvalidSessionError("is not the next entry of this history", path)
+            raise InvalidSessionError("must be the next entry of this history", path)
         yield _check_entry(entry, position, path)
     if position != record.error_count:
-        raise InvalidSessionError(f"has {position} entries, and not {record.error_count}", "error_history")
+        raise InvalidSessionError(f"must have {record.error_count} entries, not {position}", "error_history")
 
 
 def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
@@ -129,10 +129,10 @@ def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
     for position, line in enumerate(_iterate(logs, "logs"), 1):
         text = exact_str(line)
         if text is None or validation.storable_text(text) != text or position > record.log_count:
-            raise InvalidSessionError("is not a line that these logs keep", f"logs[{position - 1}]")
+            raise InvalidSessionError("must be the next line, as an append stores it", f"logs[{position - 1}]")
         yield text
     if position != record.log_count:
-        raise InvalidSessionError(f"has {position} lines, and not {record.log_count}", "logs")
+        raise InvalidSessionError(f"must have {record.log_count} lines, not {position}", "logs")
 
 
 def _check_entry(entry: ErrorEntry, position: int, path: str) -> ErrorEntry:
@@ -144,7 +144,7 @@ def _check_entry(entry: ErrorEntry, position: int, path: str) -> ErrorEntry:
         or validation.storable_text(message) != message
         or validation.storable_phase(phase) != phase
     ):
-        raise InvalidSessionError("holds characters that no entry keeps", path)
+        raise InvalidSessionError("must not contain characters that an append replaces", path)
     timestamp = validation.check_datetime(entry.timestamp, f"{path}.timestamp")
     known = entry.phase if issubclass(type(entry.phase), StrEnum) else phase
     return ErrorEntry(timestamp, task_id, message, known, position)
@@ -156,7 +156,7 @@ def _iterate(given: Iterable[Any], path: str) -> Iterator[Any]:
         entries = exact_list(given)
         each = iter(given if entries is None else entries)
     except Exception:  # noqa: BLE001 (a caller's class may raise anything)
-        raise InvalidSessionError(f"must be entries, not {type(given).__name__}", path) from None
+        raise InvalidSessionError(f"must be an iterable of entries, not {type(given).__name__}", path) from None
     while True:
         try:
             entry = next(each)
@@ -165,5 +165,5 @@ def _iterate(given: Iterable[Any], path: str) -> Iterator[Any]:
         except SessionRepositoryError:  # raised by the repository or archive that the entries are read from
             raise
         except Exception as error:  # noqa: BLE001
-            raise InvalidSessionError(f"could not be read: {type(error).__name__}", path) from None
+            raise InvalidSessionError(f"must be readable, but raised {type(error).__name__}", path) from None
         yield entry

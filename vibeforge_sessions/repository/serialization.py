@@ -71,7 +71,7 @@ def check_session_type(session_type: type[S]) -> type[S]:
         raise ConfigurationError("must be Session or a subclass of it", "session_type")
     phases: object = phases_of(session_type)
     if not (isinstance(phases, type) and issubclass(phases, str) and issubclass(phases, Enum)):
-        raise ConfigurationError(f"the phase of {session_type.__name__} must be a string enum", "session_type")
+        raise ConfigurationError(f"must have a string enum as {session_type.__name__}.phase", "session_type")
     if STORED in session_type.model_fields:
         raise ConfigurationError(
             f"{session_type.__name__} has a field {STORED}, which is a key of to_dict: rename the field", "session_type"
@@ -145,10 +145,10 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         path = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
         # not chained, because the message of an application's validator may contain the value
         raise CorruptSessionError(
-            record.session_id, f"{path} has no value that {session_type.__name__} takes"
+            record.session_id, f"{path} has no value that is valid for {session_type.__name__}"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise CorruptSessionError(record.session_id, "a document is no JSON text of ours") from error
+        raise CorruptSessionError(record.session_id, "a document is not valid JSON text") from error
     session.error_history = exact_list(errors) or []
     session.logs = exact_list(logs) or []
     session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
@@ -181,7 +181,7 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
             try:
                 value = validation.decode_json(text)  # type: ignore[arg-type]
             except (ValueError, TypeError, RecursionError):
-                raise InvalidSessionError("is no JSON text of ours", name) from None
+                raise InvalidSessionError("must be JSON text as this package encodes it", name) from None
         wanted: tuple[type, ...] = (list,) if name in {"completed_task_ids", "failed_task_ids"} else (dict,)
         optional = value is None and name not in REQUIRED
         if not (optional or name == "clarification_answer" or isinstance(value, wanted)):

@@ -91,7 +91,7 @@ def create_async_engine(
     database_dialect = database_dialect_named(parsed.get_backend_name())
     settings = _settings(database_dialect, synchronous="FULL", busy_timeout=30.0, pgbouncer=pgbouncer)
     if parsed.drivername not in database_dialect.async_drivers:
-        raise ConfigurationError(f"{parsed.drivername}:// is no asynchronous driver: use create_engine")
+        raise ConfigurationError(f"{parsed.drivername}:// is not an asynchronous driver: use create_engine")
     try:
         import greenlet  # noqa: F401, PLC0415 (an extra; SQLAlchemy reports that it is missing only at the first use)
         from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415

@@ -355,6 +355,6 @@ def _check_migratable(found: SchemaStatus) -> None:
 
 def _host_alembic_error() -> SchemaError:
     return SchemaError(
-        "the Alembic of the application runs the migrations of this database: use it, with the revision "
+        "the Alembic of the application runs the migrations of this database: use that Alembic, with the revision "
         "vibeforge_sessions@head"
     )

@@ -229,7 +229,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             raise
         except (TypeError, ValueError):  # a column's type: a row was changed by hand
             # not chained: these errors show the stored value
-            raise CorruptSessionError(operation.about, "a value is not of its column's type") from None
+            raise CorruptSessionError(operation.about, "a value has another type than its column") from None
 
 
 def open_database(

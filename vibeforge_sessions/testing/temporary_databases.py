@@ -54,7 +54,9 @@ def temporary_databases(url: str | URL, folder: Path) -> Iterator[EmptyDatabase]
     elif parsed.database in {None, "", ":memory:"}:
         yield _in_files(folder)
     else:
-        raise ConfigurationError("on SQLite each test gets a file of its own: give sqlite:// and no file, or nothing")
+        raise ConfigurationError(
+            "on SQLite each test has its own file: use sqlite:// without a file name, or omit the URL"
+        )
 
 
 def _in_files(folder: Path) -> EmptyDatabase:
@@ -84,7 +86,8 @@ def _on_server(server: URL, database: DatabaseDialect) -> Iterator[EmptyDatabase
             _execute(outside, str(database.create_database_statement).format(name=name))
         except StorageError as error:
             raise StorageError(
-                f"no database for tests could be made on the server; its user needs the right to: {error}"
+                "no test database could be created on the server: give its user the privilege to create databases "
+                f"({error})"
             ) from error
         try:
             with engine_on(server.set(database=name)) as inside:

@@ -230,7 +230,7 @@ class Tracker:
         if type(session).model_config.get("validate_assignment"):
             # pydantic then replaces the object's attribute dict at each assignment, and the tracked dict is outdated
             raise ConfigurationError(
-                f"{type(session).__name__} cannot be tracked, since it has validate_assignment: store it in a "
+                f"{type(session).__name__} cannot be tracked, because it has validate_assignment: store it in a "
                 "repository without tracking",
                 "session_type",
             )

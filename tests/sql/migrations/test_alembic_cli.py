@@ -302,7 +302,7 @@ def test_sql_for_servers_is_printed_without_them(dialect: str, tmp_path: Path) -
     ("settings", "message"),
     [
         ({VARIABLE: "memory://"}, "without tables"),
-        ({"VIBEFORGE_SESSIONS_MIGRATE": "s3cret"}, "neither true nor false"),
+        ({"VIBEFORGE_SESSIONS_MIGRATE": "s3cret"}, "must be true or false"),
     ],
 )
 def test_a_setting_that_is_no_help_is_one_line(tmp_path: Path, settings: dict[str, str], message: str) -> None:

@@ -187,7 +187,7 @@ class DatabaseDialect(ABC):
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
         """Hold the migration lock for a connection that is in no transaction.
 
-        :raises SchemaError: another migration still holds the lock after ``timeouts.migration`` seconds.
+        :raises SchemaError: another migration still has the lock after ``timeouts.migration`` seconds.
         """
 
     @abstractmethod
@@ -301,7 +301,7 @@ def check_payload_size(size: int, limit: int, setting: str) -> None:
 def lock_error(timeout: float, holder: str) -> SchemaError:
     """Return the error of a migration that did not get its lock."""
     return SchemaError(
-        f"another migration still holds the lock after {timeout:g} s: {holder}; nothing was migrated: retry later"
+        f"another migration still has the lock after {timeout:g} s: {holder}; nothing was migrated: retry later"
     )
 
 

@@ -270,7 +270,7 @@ class MariaDBDialect(DatabaseDialect):
         tables = " ".join(APPLICATION_PRIVILEGES)
         raise ConfigurationError(
             "only SQLite files are copied: on MariaDB run mariadb-dump --single-transaction "
-            f"--result-file={path} {connection.engine.url.database} {tables} with the address of the server"
+            f"--result-file={path} {connection.engine.url.database} {tables} with the options of this server"
         )
 
 
@@ -354,7 +354,7 @@ def _check_server_settings(row: Sequence[Any], driver: Any) -> int:
 
 def _character_set_error(problem: str) -> ConfigurationError:
     return ConfigurationError(
-        f"this engine's connections change texts on their way to the database: {problem} and must be {_CHARACTER_SET}: "
+        f"this engine's connections change texts before they are stored: {problem} and must be {_CHARACTER_SET}: "
         f"add ?charset={_CHARACTER_SET} to its URL, and let no connect event, init_command or init_connect of the "
         f"server set another one (SET NAMES {_CHARACTER_SET} in the engine's connect event overrides the server)"
     )

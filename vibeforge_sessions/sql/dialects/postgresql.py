@@ -299,7 +299,7 @@ class PostgreSQLDialect(DatabaseDialect):
     def backup(self, connection: Connection, path: Path) -> None:
         raise ConfigurationError(
             "only SQLite files are copied: on PostgreSQL run pg_dump --format=custom "
-            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' with the address of the server"
+            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' with the options of this server"
         )
 
 
@@ -341,7 +341,8 @@ def _check_server_settings(row: Sequence[Any]) -> str:
     level, encoding = row
     if encoding != "UTF8":
         raise ConfigurationError(
-            f"this database's encoding is {encoding}, in which most texts cannot be written: UTF8 is needed"
+            f"this database has the encoding {encoding}, which lacks most characters: "
+            "create a database with the encoding UTF8"
         )
     return str(level)
 

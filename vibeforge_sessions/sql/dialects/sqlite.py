@@ -249,8 +249,8 @@ def _ensures_begin(connection: Connection) -> bool:
 
 def _missing_begin(problem: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{problem}, so RELEASE of a savepoint would commit and the caller's work could not be rolled back: make the "
-        "engine with vibeforge_sessions.sql.create_engine, or let the driver begin nothing by itself (isolation_level "
+        f"{problem}, so RELEASE of a savepoint would commit and the caller's work could not be rolled back: create the "
+        "engine with vibeforge_sessions.sql.create_engine, or turn off the driver's own transactions (isolation_level "
         "= None) and emit BEGIN in the engine's begin event"
     )
 
@@ -272,7 +272,7 @@ def _check_engine(connection: Connection) -> None:
         )
     if isinstance(connection.engine.pool, SingletonThreadPool) and _in_memory(connection.engine.url):
         raise ConfigurationError(
-            "this engine gives each thread an empty SQLite database of its own: make it with "
+            "this engine gives each thread an empty SQLite database of its own: create it with "
             "vibeforge_sessions.sql.create_engine, or with poolclass=StaticPool for a single thread"
         )
 

@@ -154,4 +154,4 @@ def _check_whole(session_id: str, rows: Rows, after: int, limit: int) -> None:
 
 def not_whole(session_id: str) -> CorruptSessionError:
     """Return the error of a session some of whose entries were deleted."""
-    return CorruptSessionError(session_id, "its histories are not what its row says")
+    return CorruptSessionError(session_id, "its histories have other lengths than its row states")

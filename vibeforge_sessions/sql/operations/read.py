@@ -109,7 +109,7 @@ class GetSession(Operation[tuple[Record, Rows, Sequence[str]] | None]):
                         raise not_whole(self.session_id)
                 error_columns, log_columns = found
                 return record, error_columns, log_columns[1] if log_columns else ()
-        raise StorageError("the session changes faster than it can be read")
+        raise StorageError("the session changes faster than it can be read: retry later")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

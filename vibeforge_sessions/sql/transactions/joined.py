@@ -73,7 +73,9 @@ class JoinedTransaction(TransactionRunner):
                 if isinstance(raised, SQLAlchemyError):
                     raise failure_of(raised, "use", lost=lost) from raised
                 if lost and isinstance(raised, Exception):
-                    raise StorageError(f"the call was not undone{LOST}", transaction_lost=True) from raised
+                    raise StorageError(
+                        f"the changes of the call could not be rolled back{LOST}", transaction_lost=True
+                    ) from raised
                 raise
             finally:  # the handler above may have been interrupted, and the connection is the caller's
                 if savepoint is not None and savepoint.is_active and not executor.connection.invalidated:

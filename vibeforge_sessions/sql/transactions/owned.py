@@ -184,7 +184,7 @@ class OwnedTransactions(TransactionRunner):
             try:
                 return self._attempt(operation, statements, lost, seconds, resolve=in_doubt is not None)
             except UnresolvableOutcome as reason:
-                text = f"{reason}, after this: {in_doubt.error}" if in_doubt else str(reason)
+                text = f"{reason}, after this: {in_doubt.error.args[0]}" if in_doubt else str(reason)
                 raise OutcomeUnknownError(text) from (in_doubt.error.__cause__ if in_doubt else None)
             except (ConfigurationError, StorageError):  # raised by a check of the connection, before any statement
                 if in_doubt is None:

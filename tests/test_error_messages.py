@@ -1,0 +1,213 @@
+"""Messages of all errors: what is wrong, and the next step; no values, URLs or passwords.
+
+The table is read from the source: a row for each call of an error class with a message. Only the messages whose next
+step is evident, and those that are computed elsewhere, are listed here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vibeforge_sessions
+from vibeforge_sessions import errors
+
+PACKAGE = Path(vibeforge_sessions.__file__).parent
+PUBLIC = {name for name in errors.__all__ if name.endswith("Error")}
+REASONS = {"DamagedLineError", "RejectedError", "ResolutionConflict", "UnresolvableOutcome"}
+"""Exceptions of the package whose text becomes part of a public error."""
+CHECKED = PUBLIC | REASONS | {"ImportError", "RuntimeError"}
+IDS = {"SessionNotFoundError", "SessionExistsError", "StaleSessionError"}
+"""Errors that make their message from an id and versions."""
+PROPER_NAMES = {"AsyncSQLAlchemySessionRepository", "SQLite", "SQLite's"}
+BAD_WORDS = re.compile(
+    r"\b(somebody|nobody|whoever|told|tells?|anew|refuse[sd]?|refusal|ours|holds|please|(?<!there )is no)\b"
+    r"|\b\w+n't\b|!",
+    re.IGNORECASE,
+)
+SECRETS = re.compile(r"^(str\(|repr\()?(url|password|value|session|message|entry|document|engine\.url|bind|key)\)?$")
+NEXT_STEP = re.compile(r"\bmust\b|[:;] \w+ \w+")
+
+SELF_EVIDENT = {
+    # a damaged line of an archive: its number is part of the message, and only another copy of the file helps
+    "has another number of {kind} than the header, or than the chunks contain",
+    "has no version of the format",
+    "is not a chunk of errors",
+    "is not a chunk of logs",
+    "is not a chunk of {kind}",
+    "is not a header of a session",
+    "is not a header of a session that can be stored",
+    "is not a line of an archive",
+    "is not the closing line of this session",
+    "is not a header of a session that can be stored: {error}",
+    # CorruptSessionError adds what to do
+    "a document is not valid JSON text",
+    "a value has another type than its column",
+    "its documents are missing",
+    "its histories have other lengths than its row states",
+    "{path} has no value that is valid for {session_type.__name__}",
+    # OutcomeUnknownError adds what to do
+    "a session of this id is stored by another writer, and whether this one was created before is not visible",
+    "another writer has stored or deleted the session since",
+    "another writer has stored the session, and whether it was updated before is not visible",
+    "the entry is not stored, but the server may still execute the statement",
+    "the session is deleted, and whether it was updated before is not visible",
+    "the session is not stored, and whether it was deleted since is not visible",
+    "the session was created again since, without the histories of the one before",
+    # the repository itself resolves the outcome again
+    "the session was created meanwhile",
+    # the operating system's reason, or the database's code, says what to do
+    "a file cannot be read or written: {os.strerror(error.errno or 0)}",
+    "could not write {path}: {error.sqlite_errorname}",
+    "could not write {path}: {error.strerror}",
+    "the file cannot be read: {error.strerror}",
+    "{text}{LOST if lost else ''}",
+    "{text}{type(error).__name__}",
+    # pydantic's reason
+    "{reason}{more}",
+}
+COMPUTED = {
+    # the reason or text of another error of this table
+    "error.reason",
+    "rejection.reason",
+    "str(error)",
+    "str(result.reason)",
+    # templates and texts that the functions around them build from checked parts
+    "rejection.format('is a symbolic link')",
+    "rejection.format(unsafe)",
+    "text",
+}
+
+
+def template(node: ast.expr, constants: dict[str, ast.expr]) -> str | None:
+    """Return a message with its expressions in braces; None if it is not written as a text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
+        return "".join(template(part, constants) or f"{{{ast.unparse(part)}}}" for part in parts)
+    if isinstance(node, ast.BinOp):
+        sides = (node.left, node.right)
+        return "".join(template(side, constants) or f"{{{ast.unparse(side)}}}" for side in sides)
+    if isinstance(node, ast.Name) and node.id in constants:
+        return template(constants[node.id], constants)
+    return None
+
+
+def constants_in(source: str) -> dict[str, ast.expr]:
+    """Return the values of a module's constants."""
+    assignments = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: node.value for node in assignments if isinstance(node.target, ast.Name) and node.value}
+
+
+def messages_in(source: str, constants: dict[str, ast.expr]) -> Iterator[tuple[int, str, str | None, str]]:
+    """Yield line, class, message and source text of the message for each error with a message."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CHECKED - IDS:
+            message = node.args[1 if node.func.id == "CorruptSessionError" else 0]
+            yield node.lineno, node.func.id, template(message, constants), ast.unparse(message)
+
+
+def problems_of(message: str | None, source: str) -> Iterator[str]:
+    """Yield what is wrong with a message."""
+    if message is None:
+        if source not in COMPUTED:
+            yield "is computed: write it as a text, or add its source to COMPUTED"
+        return
+    text = re.sub(r"\{[^{}]*\}", "…", message)
+    first = text.split()[0]
+    if first[0].isupper() and first not in PROPER_NAMES:
+        yield "does not begin with a small letter"
+    if text.rstrip() != text or text.endswith((".", ":", ";")):
+        yield "ends with a punctuation mark or a space"
+    if found := BAD_WORDS.search(text):
+        yield f"contains {found[0]!r}"
+    if secrets := [inserted for inserted in re.findall(r"\{([^{}]*)\}", message) if SECRETS.match(inserted)]:
+        yield f"inserts {secrets[0]}, which may contain a value or a password"
+    if not NEXT_STEP.search(message) and message not in SELF_EVIDENT:
+        yield "has no next step: add it, or add the message to SELF_EVIDENT"
+
+
+SOURCES = {
+    str(path.relative_to(PACKAGE)): path.read_text("utf-8")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "errors.py"
+}
+CONSTANTS = {name: value for source in SOURCES.values() for name, value in constants_in(source).items()}
+FOUND = [
+    (f"{path}:{line}", name, message, text)
+    for path, source in SOURCES.items()
+    for line, name, message, text in messages_in(source, CONSTANTS | constants_in(source))
+]
+
+
+@pytest.mark.parametrize(("place", "name", "message", "source"), FOUND, ids=[place for place, *_ in FOUND])
+def test_message_states_the_problem_and_the_next_step(place: str, name: str, message: str | None, source: str) -> None:
+    problems = list(problems_of(message, source))
+    assert problems == [], f"{place}: {name}: {message or source}"
+
+
+def test_table_covers_the_package() -> None:
+    assert len(FOUND) > 120
+    assert {name for _, name, _, _ in FOUND} == CHECKED - IDS - {"SessionRepositoryError"}
+    used = {message for _, _, message, _ in FOUND}
+    assert used >= SELF_EVIDENT
+    assert {source for _, _, message, source in FOUND if message is None} == COMPUTED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.SessionNotFoundError("s"),
+        errors.SessionExistsError("s"),
+        errors.StaleSessionError("s", 1),
+        errors.StaleSessionError("s", 1, 2),
+        errors.StaleSessionError("s", 1, 1),
+        errors.StaleSessionError("s", 1, 0),
+        errors.CorruptSessionError("s", "why"),
+        errors.OutcomeUnknownError("why"),
+    ],
+)
+def test_templates_state_the_next_step(error: errors.SessionRepositoryError) -> None:
+    assert list(problems_of(str(error), "")) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ("Must be a text", "small letter"),
+        ("must be a text.", "punctuation"),
+        ("is refused: use a text", "'refused'"),
+        ("is no text: use one", "'is no'"),
+        ("must be a text, not {value}", "inserts value"),
+        ("cannot connect to {str(url)}: check the URL", r"inserts str\(url\)"),
+        ("the file is damaged", "no next step"),
+        (None, "is computed"),
+    ],
+)
+def test_rules_find_each_kind_of_problem(message: str | None, problem: str) -> None:
+    found = list(problems_of(message, "compute()"))
+    assert any(re.search(problem, each) for each in found), found
+
+
+def test_messages_are_found_in_each_form() -> None:
+    source = """
+_TEXT: Final = "one: do it"
+raise StorageError(_TEXT) from None
+def fail(value):
+    raise CorruptSessionError(session_id, f"two {type(value).__name__}")
+error = ConfigurationError("three " f"{name}" + four, "name")
+raise ValueError("internal")
+raise SessionNotFoundError(session_id)
+"""
+    found = sorted((name, message) for _, name, message, _ in messages_in(source, constants_in(source)))
+    assert found == [
+        ("ConfigurationError", "three {name}{four}"),
+        ("CorruptSessionError", "two {type(value).__name__}"),
+        ("StorageError", "one: do it"),
+    ]
