@@ -1,9 +1,9 @@
-# Every target makes .venv by itself; python3 (3.11 or later) and make are all it takes.
+# Each target creates .venv if it is missing. Required: python3 (3.11 or later) and make.
 #
-#   make test ARGS='-k migrations -x'     further arguments for pytest
+#   make test ARGS='-k migrations -x'     more arguments for pytest
 #   make test-fast                        before each commit; starts no database server
 #   make test WORKERS=0                   in one process, for a debugger
-#   make bench BENCH_ARGS=--quick         whether the benchmark runs, not how fast
+#   make bench BENCH_ARGS=--quick         a short run of the benchmark
 #   make PYTHON=python3.13 test           another interpreter (after `make clean`)
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# loadscope: what the tests of a module share (a cluster, the installed wheel) is made once
+# loadscope: a resource that the tests of a module share (a cluster, the installed wheel) is created once
 DISTRIBUTED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # Unit tests, the contract in memory and on SQLite, and a part of the command line. Every path must exist: pytest fails
@@ -56,10 +56,10 @@ test: $(STAMP) ## run all tests
 test-fast: $(STAMP) ## run unit tests and the contract in memory and on SQLite, without database servers
 	@$(BIN)/python -m pytest $(FAST_TESTS) $(NO_SERVERS) -n $(WORKERS) --dist worksteal $(ARGS)
 
-faults: $(STAMP) ## kill, cut, fill up and damage: the part of the tests that docs/reliability.md is about
+faults: $(STAMP) ## run the fault tests of docs/reliability.md: killed servers, cut connections, full disks, damaged files
 	@$(BIN)/python -m pytest tests/faults $(DISTRIBUTED) $(ARGS)
 
-bench: $(VENV)/.bench ## measure every call beside the driver alone and beside other stores, into benchmarks/results
+bench: $(VENV)/.bench ## compare each call with hand-written code and other stores; results in benchmarks/results
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 docs: $(STAMP) ## build the documentation with the API reference into site/
@@ -72,12 +72,12 @@ lint: $(STAMP) ## check style and format
 types: $(STAMP) ## check types
 	@$(BIN)/mypy
 
-wheel-test: $(STAMP) ## build the wheel into dist/, and test it installed elsewhere
+wheel-test: $(STAMP) ## build the wheel into dist/, and test it in a new environment
 	@rm -rf dist
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	@VIBEFORGE_SESSIONS_TEST_WHEEL_DIR="$(CURDIR)/dist" $(BIN)/python -m pytest tests/project/test_packaging.py $(ARGS)
 
-# Takes the newest versions that pyproject.toml allows; the tests then say whether they will do.
+# Installs the newest versions that pyproject.toml allows. Run the tests afterwards.
 constraints: ## renew the pins in constraints.txt
 	@rm -rf .venv-constraints
 	@$(PYTHON) -m venv .venv-constraints
@@ -99,10 +99,10 @@ $(VENV)/.bench: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: Python 3.11 or later is needed, $(PYTHON) is not: make PYTHON=python3.12 …" >&2; exit 1; }
+	  echo "error: Python 3.11 or later is required, $(PYTHON) is older: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "error: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@echo "making $(VENV)"
+	  echo "error: $(PYTHON) cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $@

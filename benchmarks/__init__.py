@@ -1,1 +1,1 @@
-"""What a call costs, measured: `python -m benchmarks.run`, see README.md."""
+"""Benchmarks of the calls of a repository: `python -m benchmarks.run`; see README.md."""

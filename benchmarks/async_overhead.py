@@ -1,7 +1,8 @@
-"""What an event loop costs for each call: the asynchronous repository beside the synchronous one, on the same database.
+"""Overhead of asyncio: each call of the asynchronous repository, compared with the synchronous one.
 
-``python -m benchmarks.async_overhead`` from the checkout: private, durable servers; medians of calls that take turns,
-in microseconds. For SQLite the asynchronous repository is a thread hop around the synchronous one; aiosqlite beside it.
+``python -m benchmarks.async_overhead`` runs on private, durable servers. The repositories share a database and take
+turns. The figures are medians in microseconds. On SQLite, the asynchronous repository runs in threads; aiosqlite is
+measured, too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WAYS: Final = {
 
 
 def sync_calls(repository: SQLAlchemySessionRepository) -> dict[str, Callable[[], Any]]:
-    """Return each call by its name."""
+    """Return the measured calls by name."""
     session = repository.create_session(full_session("sync"))
 
     def update() -> None:
@@ -49,7 +50,7 @@ def sync_calls(repository: SQLAlchemySessionRepository) -> dict[str, Callable[[]
 async def async_calls(
     repository: AsyncSQLAlchemySessionRepository, name: str
 ) -> dict[str, Callable[[], Awaitable[Any]]]:
-    """Return each call by its name."""
+    """Return the measured calls by name."""
     session = await repository.create_session(full_session(name))
 
     async def update() -> None:
@@ -65,7 +66,7 @@ async def async_calls(
 
 
 async def measure(kind: str, url: URL) -> dict[str, dict[str, float]]:
-    """Return the median of each call by way."""
+    """Return the median of each call for each kind of repository."""
     engine = create_engine(url)
     migrate.upgrade(engine)
     sync = SQLAlchemySessionRepository(engine)

@@ -1,4 +1,4 @@
-"""What is measured, and in which order: contenders take turns at each call, in any order, round by round."""
+"""Measurements of a run: in each round, the contenders take turns at each call, in random order."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from benchmarks.contender import CALLS
 from benchmarks.process import Worker, WorkerError
 
 GROWING: Final = ("append", "get", "get_recent")
-"""Calls that are measured at every length; the others at the second, `list_errors` at the longest."""
+"""Calls that are measured at every length. Other calls are measured at the second, `list_errors` at the longest."""
 SECONDS: Final = 0.12
-"""How long a contender's turn at a call takes, where one call is quicker than that."""
+"""Seconds of a contender's turn at a call, if one call takes less."""
 MOST: Final = 20
-"""How often a call is repeated in a turn."""
+"""Maximum number of calls in a turn."""
 IN_MEMORY: Final = "in memory"
-"""The contender that other processes share nothing with."""
+"""Contender whose data other processes cannot use."""
 PREPARED: Final = 10
-"""Entries of a session that several processes append to."""
+"""Error entries of a session that several processes append to."""
 
 
 class Bench:
-    """The contenders of a run, and what was measured."""
+    """Contenders of a run, and its measurements."""
 
     def __init__(self, *, rounds: int, lengths: Sequence[int], sessions: Sequence[int], seconds: float) -> None:
         self.rounds, self.lengths, self.sessions, self.seconds = rounds, lengths, sessions, seconds
@@ -57,7 +57,7 @@ class Bench:
     def add(self, kind: str, contender: str, place: str, python: str = sys.executable) -> None:
         """Start a contender, which is ``ours``, a ``floor`` or a ``peer``.
 
-        :raises WorkerError: it does not start.
+        :raises WorkerError: the contender does not start.
         """
         worker = Worker(contender, place, python)
         try:
@@ -68,8 +68,8 @@ class Bench:
         self.workers[about["name"]], self.about[about["name"]], self.kinds[about["name"]] = worker, about, kind
 
     def run(self, console: Console) -> None:
-        """Measure everything."""
-        # The smaller listing comes first, and so is of as many sessions as it says.
+        """Run all measurements."""
+        # The smaller listing is measured first: later, the database has more sessions.
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
             self._listings(progress, self.sessions[0])
             cells = self._cells()
@@ -87,7 +87,7 @@ class Bench:
                 self._measure_memory(name)
 
     def results(self) -> dict[str, Any]:
-        """Return all that was measured."""
+        """Return all measurements."""
         ended = datetime.now(UTC)
         return {
             "date": ended.isoformat(timespec="seconds"),
@@ -110,7 +110,7 @@ class Bench:
     # --- calls ---
 
     def _cells(self) -> list[tuple[str, int]]:
-        """Return the calls that are no listing, with the lengths of their histories."""
+        """Return the calls on single sessions, with the lengths of their histories."""
         cells = [(call, length) for call in GROWING for length in self.lengths]
         others = [call for call in CALLS if call not in GROWING and call != "list_page"]
         return cells + [(call, self.lengths[-1 if call.startswith("list_errors") else 1]) for call in others]
@@ -123,12 +123,12 @@ class Bench:
             self._turn("list_page", sessions)
 
     def _turn(self, call: str, length: int) -> None:
-        """Let each contender do a call, in any order."""
+        """Measure one call of each contender, in random order."""
         cell = f"{call} {length}"
         for name in random.sample(list(self.workers), len(self.workers)):
             if call not in self.about[name]["calls"] or self._is_enough(name, cell):
                 continue
-            # the first turn warms up, and tells how long it takes
+            # the first turn is a warm-up, and shows the duration of a call
             times = max(1, min(MOST, int(SECONDS * 1e9 / self._cost.get((name, cell), sys.maxsize))))
             session_id = None
             if call not in {"list_page", "create", "delete"}:
@@ -145,11 +145,11 @@ class Bench:
                 self._cost[name, cell] = fastest
 
     def _is_enough(self, name: str, cell: str) -> bool:
-        """Tell whether a slow contender has had all the time that there is for a call."""
+        """Return whether a contender has used up the time for a call."""
         return sum(self.samples[name][cell]) > SECONDS * 1e9 * self.rounds
 
     def _session(self, name: str, length: int, growth: int) -> str | None:
-        """Return a session with such a history: another one where the last would have grown by more than a tenth."""
+        """Return a session with a history of this length; a new one if the last one would grow by more than a tenth."""
         key = (name, length, growth > 0)
         if key not in self._prepared or self._grown[key] + growth > _room(length):
             answer = self._attempt(name, f"{length} entries", "prepare", entries=length)
@@ -160,7 +160,7 @@ class Bench:
         return self._prepared[key]
 
     def _attempt(self, name: str, what: str, do: str, **request: Any) -> dict[str, Any] | None:
-        """Ask a contender; what it fails at is named in the report, and not asked for again."""
+        """Send a request to a contender. A request that failed is reported, and not sent again."""
         if (name, what) in self._given_up:
             return None
         worker = self.workers[name]
@@ -178,7 +178,7 @@ class Bench:
     # --- processes ---
 
     def _append_at_once(self, name: str) -> None:
-        """Let several processes append to one session, and to one each."""
+        """Measure appends of several processes: to one session, and each to its own."""
         kind = self.kinds[name]
         if kind == "floor" or "append" not in self.about[name]["calls"]:
             return
@@ -186,7 +186,7 @@ class Bench:
         workers = [self.workers[name], *(self.workers[name].another() for _ in range(numbers[-1] - 1))]
         try:
             for worker in workers:
-                worker.ask("about")  # all have started, and so begin at once
+                worker.ask("about")  # all processes have started, so they begin at the same time
             for number in numbers:
                 for shared in (True, False) if number > 1 else (True,):
                     self.processes.append(self._hammer(name, workers[:number], shared=shared))
@@ -206,13 +206,13 @@ class Bench:
         with ThreadPoolExecutor(len(workers)) as threads:
             counts = sum(threads.map(append, workers, ids * len(workers)), Counter[str]())
         there = sum(workers[0].ask("count", session_id=each)["count"] - PREPARED for each in ids)
-        acknowledged, refused = counts.pop("acknowledged", 0), counts.pop("refused", 0)
+        acknowledged, conflicts = counts.pop("acknowledged", 0), counts.pop("conflicts", 0)
         return {
             "name": name,
             "processes": len(workers),
             "same": shared,
             "per_second": acknowledged / self.seconds,
-            "refused": refused,
+            "conflicts": conflicts,
             "failed": dict(counts),
             "lost": max(0, acknowledged - there),
             "duplicated": max(0, there - acknowledged),
@@ -221,7 +221,7 @@ class Bench:
     # --- memory ---
 
     def _measure_memory(self, name: str) -> None:
-        """Load the longest history, and page through all sessions, each in a fresh process."""
+        """Measure the memory of loading the longest history and of listing all sessions, each in a new process."""
         for call, what in (("get", f"loads {self.lengths[-1]:,} entries"), ("walk", "pages through all sessions")):
             session_id = self._session(name, self.lengths[-1], 0) if call == "get" else None
             worker = self.workers[name].another()
@@ -237,5 +237,5 @@ class Bench:
 
 
 def _room(length: int) -> int:
-    """Return by how many entries a session may grow that is measured as one of this length."""
+    """Return the number of entries by which a session of this length may grow during a measurement."""
     return max(MOST // 2, length // 10)

@@ -21,7 +21,7 @@ PACKAGE = str(Path(vibeforge_sessions.__file__).parent)
 
 
 class Trace(NamedTuple):
-    """What one call takes."""
+    """Trace of one call."""
 
     calls: int
     files: int
@@ -60,7 +60,7 @@ def traced(call: Callable[[], object], *, verbose: bool = False) -> Trace:
 
 
 def measure(*, verbose: bool = False) -> dict[str, Trace]:
-    """Return the traces of the calls that services make most."""
+    """Return the traces of the most frequent calls of services."""
     with tempfile.TemporaryDirectory() as folder:
         engine = create_engine(f"sqlite:///{folder}/sessions.db")
         migrate.upgrade(engine)

@@ -1,7 +1,7 @@
-"""How many appends a second one database takes from more and more processes: ``python -m benchmarks.clients``.
+"""Appends per second of one database, by number of processes: ``python -m benchmarks.clients``.
 
-Each process appends to sessions of its own, on a server that syncs every commit. The clients run on the same cores as
-the server, so the figures are what one small machine does with everything on it.
+Each process appends to its own session, on a server that syncs every commit. The clients run on the same cores as the
+server, so the figures are those of one small machine with both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLIENTS = (1, 2, 4, 8, 16)
 
 @contextmanager
 def database(name: str) -> Iterator[str]:
-    """Give the URL of a new database with our tables."""
+    """Provide the URL of a new database with the tables of this package."""
     if name == "sqlite":
         with tempfile.TemporaryDirectory(prefix="vfs-clients-") as folder:
             engine = create_engine(f"sqlite:///{folder}/sessions.db")
@@ -41,7 +41,7 @@ def database(name: str) -> Iterator[str]:
 
 
 def append(url: str, seconds: float) -> int:
-    """Append to a session of one's own for so long; return how often."""
+    """Append to a new session for some seconds; return the number of appends."""
     repository = SQLAlchemySessionRepository(create_engine(url))
     session_id, done = repository.create_session().session_id, 0
     sys.stdout.write("ready\n")
@@ -55,7 +55,7 @@ def append(url: str, seconds: float) -> int:
 
 
 def measure(url: str, clients: int, seconds: float) -> float:
-    """Return the appends a second of so many processes."""
+    """Return the appends per second of this number of processes."""
     command = [sys.executable, "-m", "benchmarks.clients", "--url", url, "--seconds", str(seconds)]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(clients)
@@ -76,8 +76,8 @@ def _together(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[str, str
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    asked = argparse.ArgumentParser(description="appends a second from more and more processes")
+    """Run the measurements, and print a table."""
+    asked = argparse.ArgumentParser(description="Measure appends per second by number of processes.")
     asked.add_argument("--seconds", type=float, default=5)
     asked.add_argument("--url", help=argparse.SUPPRESS)
     given = asked.parse_args()

@@ -1,6 +1,6 @@
-"""A session store under measurement, and the sessions that all of them are given.
+"""Base class of the measured session stores, and the session that all of them store.
 
-Nothing but the standard library in here: peers run in environments of their own.
+This module imports the standard library only, because each peer runs in its own environment.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CALLS = (
     "list_errors_end",
     "delete",
 )
-"""Every call that is measured, in the order of the tables. Each takes a session's id, `list_page` none."""
+"""Measured calls, in the order of the tables. Each takes the id of a session, except `list_page`."""
 RECENT = 20
 PAGE = 50
 LOG_LINES = 50
 MESSAGE = (
     "Traceback (most recent call last): File 'app/tasks.py', line 41, in run\n" + "  assert result.ok, result\n" * 6
 )
-"""An error's message of 230 bytes: with its time, task and phase an entry has about 250."""
+"""Error message of 230 bytes. With its time, task and phase, an entry has about 250 bytes."""
 DOCUMENTS: dict[str, Any] = {
     "answers": {f"question-{n}": f"an answer of some length to question {n}, as people write them" for n in range(20)},
     "intent_profile": {"platform": "web", "audience": "general", "weights": [n / 7 for n in range(60)]},
@@ -46,13 +46,13 @@ DOCUMENTS: dict[str, Any] = {
         ]
     },
 }
-"""The JSON of one session: 19 KB as text."""
+"""Documents of one session: 19 KB of JSON text."""
 
 
 class Contender(ABC):
-    """One session store; it lives in a process of its own.
+    """Session store in its own process.
 
-    :param place: a folder for stores in files, the URL of an empty database for the others.
+    :param place: a folder for a store in files, or the URL of an empty database.
     """
 
     name: ClassVar[str]
@@ -62,33 +62,33 @@ class Contender(ABC):
 
     @abstractmethod
     def about(self) -> Mapping[str, str]:
-        """Return ``version``, ``durability`` and ``note``: what is not alike."""
+        """Return ``version``, ``durability`` and ``note``: the differences to other stores."""
 
     @abstractmethod
     def calls(self) -> Mapping[str, Callable[..., object]]:
-        """Return what there is of `CALLS`."""
+        """Return the calls of `CALLS` that the store supports."""
 
     @abstractmethod
     def prepare(self, entries: int) -> str:
-        """Store a session of `DOCUMENTS`, with `LOG_LINES` log lines and so many errors; return its id."""
+        """Store a session with `DOCUMENTS`, `LOG_LINES` log lines and this number of errors; return its id."""
 
     @abstractmethod
     def fill(self, sessions: int) -> None:
-        """Store more small sessions, until there are so many."""
+        """Store small sessions until the store contains this number of sessions."""
 
-    def draft(self, session_id: str) -> None:  # noqa: B027 (most are given plain data, which is there already)
-        """Make what `create` is to store beforehand, outside of what is measured."""
+    def draft(self, session_id: str) -> None:  # noqa: B027 (most stores take data that needs no preparation)
+        """Prepare the session that `create` stores, before the measurement."""
 
-    def hold(self, session_id: str) -> None:  # noqa: B027 (most read what they update)
-        """Read what the updates of a session need beforehand, outside of what is measured."""
+    def hold(self, session_id: str) -> None:  # noqa: B027 (most updates read the session themselves)
+        """Read the session that updates change, before the measurement."""
 
     def count(self, session_id: str) -> int:
-        """Return how many errors are stored."""
+        """Return the number of stored errors."""
         raise NotImplementedError
 
-    def close(self) -> None:  # noqa: B027 (not all have something to close)
-        """Give everything back."""
+    def close(self) -> None:  # noqa: B027 (not every store has resources)
+        """Release all resources."""
 
 
 class ConflictError(Exception):
-    """A store has refused a write in favour of another's, as it says it does."""
+    """The store rejected a write because of a concurrent write, as it documents."""

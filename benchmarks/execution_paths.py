@@ -22,7 +22,7 @@ WARM_UP: Final = 100
 
 
 def calls_of(repository: SQLAlchemySessionRepository, name: str) -> dict[str, Callable[[], Any]]:
-    """Return the measured calls by name, each on sessions of this repository alone."""
+    """Return the measured calls by name; each works on sessions of this repository only."""
     session = repository.create_session(full_session(name))
     repository.create_session(session_id=f"{name}-appended")
     phases = (SessionPhase.EXECUTION, SessionPhase.VERIFICATION)
@@ -64,7 +64,7 @@ def measure(folder: Path, rounds: int = ROUNDS) -> dict[str, tuple[float, float]
 
 
 def main() -> None:
-    """Print the medians in microseconds, and what share of the ordinary path the precompiled one costs."""
+    """Print the medians in microseconds, and the cost of the precompiled path relative to the ordinary one."""
     with tempfile.TemporaryDirectory() as folder:
         medians = measure(Path(folder))
     print(f"{'call':16}{'precompiled':>14}{'ordinary':>12}{'share':>8}")

@@ -1,8 +1,8 @@
-"""Fills a database with as many sessions and errors as asked, at the driver's speed: the rows are those of our codec.
+"""Databases filled with a given number of sessions and errors, by bulk inserts of encoded rows.
 
-Sessions of a year, the oldest first: nine of ten have ended, half have no errors, and the others 5 to 50 where there
-are ten times as many errors as sessions. Each has two log lines and about 700 bytes of documents. One more session,
-`PROBE`, has the same long histories in a database of any size: what is read of it must cost the same.
+The sessions are of one year, oldest first. Nine of ten have ended. Half have no errors; the others have 5 to 50, if
+there are ten times as many errors as sessions. Each has two log lines and about 700 bytes of documents. The session
+`PROBE` has the same long histories in a database of any size, so that reads of it should cost the same.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 TABLES: Final = (sessions, documents, errors, logs)
 PROBE: Final = "probe"
 PROBED: Final = 10_000
-"""Entries of each of its histories."""
+"""Number of entries in each history of `PROBE`."""
 YEAR: Final = timedelta(days=365)
 UNDERWAY: Final = ("QUESTIONNAIRE", "BUILD_SPEC", "PLAN_REVIEW", "EXECUTION", "CLARIFICATION", "VERIFICATION")
 TASKS: Final = tuple(f"{verb}_{noun}" for verb in ("write", "compile", "test", "pack") for noun in ("api", "ui", "cli"))
 SHARES: Final = (0, 0, 0, 0, 0, 5, 10, 15, 20, 50)
-"""How many of each hundred errors one of ten sessions has."""
+"""Share of the errors in percent, for each of ten sessions."""
 MESSAGE: Final = (
     "File \"app.py\", line {}\n    total = sum(item.price for item in cart\nSyntaxError: '(' was never closed\n"
 )
@@ -38,38 +38,38 @@ _SEED: Final = 2026
 
 Rows = Sequence[tuple[Any, ...]]
 Write = Callable[[Table, Rows], None]
-Told = Callable[[int, float], object]
+Report = Callable[[int, float], object]
 
 
 def session_ids(number: int) -> list[str]:
-    """Return the ids of a database of so many sessions, the oldest first: they are the same each time."""
+    """Return the ids of the sessions, oldest first. They are the same in each run."""
     chance = random.Random(_SEED)
     return [_uuid(chance) for _ in range(number)]
 
 
 def error_count(index: int, number: int, total: int) -> int:
-    """Return how many errors the session of an index has, where `number` sessions have so many in `total`."""
+    """Return the number of errors of the session with an index, if `number` sessions have `total` errors."""
     return round(SHARES[index % 10] / 100 * 10 * total / number)
 
 
-def fill(engine: Engine, number: int, total: int, *, told: Told = lambda _rows, _seconds: None) -> dict[str, float]:
-    """Fill an empty database with our tables; return how many rows there are, and in how many seconds.
+def fill(engine: Engine, number: int, total: int, *, report: Report = lambda _rows, _seconds: None) -> dict[str, float]:
+    """Create the tables in an empty database and fill them; return the number of rows, and the seconds.
 
-    :param told: is told of rows and seconds now and then.
+    :param report: called from time to time with the number of rows and the seconds so far.
     """
     migrate.upgrade(engine)
     begun = time.monotonic()
     write: dict[str, Callable[..., Any]] = {"sqlite": _into_sqlite, "postgresql": _into_postgresql}
-    rows = write[engine.dialect.name](engine, number, total, lambda done: told(done, time.monotonic() - begun))
+    rows = write[engine.dialect.name](engine, number, total, lambda done: report(done, time.monotonic() - begun))
     seconds = time.monotonic() - begun
-    migrate.check_schema(engine, exact=True)  # whatever was done to be quick
+    migrate.check_schema(engine, exact=True)  # ends the settings of the bulk insert
     return {"rows": rows, "seconds": round(seconds, 1), "rows a second": round(rows / seconds)}
 
 
-def _into_sqlite(engine: Engine, number: int, total: int, told: Callable[[int], object]) -> int:
-    """Insert on the driver, without waiting for the disk; the engine's next connection brings WAL again.
+def _into_sqlite(engine: Engine, number: int, total: int, report: Callable[[int], object]) -> int:
+    """Insert rows through the driver, without syncs. The engine's next connection switches WAL on again.
 
-    There is no ANALYZE: nobody runs it on a database of ours.
+    ANALYZE is not run, because the package does not run it either.
     """
     texts = {table.name: str(insert(table).compile(engine)) for table in TABLES}
     orders = {table.name: list(insert(table).compile(engine).positiontup or ()) for table in TABLES}
@@ -87,13 +87,13 @@ def _into_sqlite(engine: Engine, number: int, total: int, told: Callable[[int], 
             driver.executemany(texts[table.name], map(converts[table.name], rows))
             done += len(rows)
         driver.execute("COMMIT")
-        told(done)
+        report(done)
     driver.close()
     return done
 
 
-def _into_postgresql(engine: Engine, number: int, total: int, told: Callable[[int], object]) -> int:
-    """COPY, without a look at the foreign keys, which hold here; then VACUUM and ANALYZE, as autovacuum would."""
+def _into_postgresql(engine: Engine, number: int, total: int, report: Callable[[int], object]) -> int:
+    """Insert rows by COPY without checks of foreign keys; then run VACUUM and ANALYZE, as autovacuum would."""
     done = 0
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
@@ -108,7 +108,7 @@ def _into_postgresql(engine: Engine, number: int, total: int, told: Callable[[in
                         copy.write_row(row)
                 done += len(rows)
             driver.commit()
-            told(done)
+            report(done)
         driver.execute("RESET session_replication_role")
         driver.execute("RESET synchronous_commit")
         driver.commit()
@@ -122,7 +122,7 @@ def _into_postgresql(engine: Engine, number: int, total: int, told: Callable[[in
 
 
 def _converting(engine: Engine, table: Table) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return what makes the driver's values of a row."""
+    """Return a function that converts a row to values of the driver."""
     found = [column.type.dialect_impl(engine.dialect).bind_processor(engine.dialect) for column in table.columns]
     convert = [(index, process) for index, process in enumerate(found) if process is not None]
 
@@ -136,7 +136,7 @@ def _converting(engine: Engine, table: Table) -> Callable[[tuple[Any, ...]], tup
 
 
 def _chunks(number: int, total: int) -> Iterator[tuple[Rows, Rows, Rows, Rows]]:
-    """Give the rows of each table, in parts that fit into memory."""
+    """Yield the rows of each table, in parts that fit into memory."""
     now = datetime.now(UTC)
     chance = random.Random(_SEED + 1)
     texts = {phase: _documents(phase) for phase in ("COMPLETE", "FAILED", *UNDERWAY)}
@@ -176,7 +176,7 @@ def _rows(
 
 
 def _documents(phase: str) -> list[str | None]:
-    """Return the texts of a session's documents, in the order of the columns."""
+    """Return the JSON texts of a session's documents, in the order of the columns."""
     session = Session(phase=SessionPhase(phase), answers={"audience": "two friends", "budget": [1, 2.5, None]})
     if phase != "QUESTIONNAIRE":
         session.intent_profile = {"wants": "to share a bill", "platform": "a terminal"}

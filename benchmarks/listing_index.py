@@ -1,8 +1,8 @@
-"""What an index on ``updated_at`` buys `find_sessions`, and what it costs every append: the reason of revision 0002.
+"""Benefit and cost of the index on ``updated_at``: for `find_sessions`, and for each append.
 
-``python -m benchmarks.listing_index [sqlite|postgresql|mariadb …]`` from the checkout: 100,000 sessions on private,
-durable servers; listings and appends without the index, with it, and without it again. The figures stand in the
-revision's docstring.
+``python -m benchmarks.listing_index [sqlite|postgresql|mariadb …]`` stores 100,000 sessions on private, durable
+servers. It measures listings and appends without the index, with it, and without it again. The figures are in the
+docstring of revision 0002.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ UNDERWAY: Final = ("QUESTIONNAIRE", "BUILD_SPEC", "IDEA", "PLAN_REVIEW", "EXECUT
 NAME: Final = "ix_vibeforge_sessions_updated_at_session_id"
 ROUNDS: Final = 3
 BEFORE: Final = "vibeforge_0001"
-"""The revision before the one that brings the index."""
+"""Revision before the one that adds the index."""
 
 
 @contextmanager
 def database(kind: str) -> Iterator[Engine]:
-    """Give an engine on a new database of a durable server of its own."""
+    """Provide an engine on a new database of a private, durable server."""
     if kind == "sqlite":
         with TemporaryDirectory() as folder:
             yield from _engine(f"sqlite:///{Path(folder) / 'sessions.db'}")
@@ -60,7 +60,7 @@ def _engine(url: Any) -> Iterator[Engine]:
 
 
 def fill(engine: Engine) -> None:
-    """Store sessions of which 3 % are underway and 1 % have errors; who began first was not touched first."""
+    """Store sessions: 3 % have not ended, 1 % have errors, and the order of updates is not that of creations."""
     numbers = range(SESSIONS)
     for first in range(0, SESSIONS, 5_000):
         rows = [_row(number) for number in numbers[first : first + 5_000]]
@@ -137,7 +137,7 @@ def _median(call: Callable[[], object], rounds: int = 9) -> float:
 
 
 def appends(repository: SQLAlchemySessionRepository) -> float:
-    """Return the median of an append to a session here and there, in microseconds."""
+    """Return the median of an append to a random session, in microseconds."""
     times = []
     for number in range(APPENDS):
         session_id = f"{number * 31 % SESSIONS:08d}-4f2b-4c0e-9d3a-0123456789ab"
@@ -148,7 +148,7 @@ def appends(repository: SQLAlchemySessionRepository) -> float:
 
 
 def logged(engine: Engine) -> int:
-    """Return how many bytes the database has written to its log so far; SQLite does not say."""
+    """Return the bytes that the database has written to its log; SQLite does not report them."""
     asked = {
         "postgresql": "SELECT pg_current_wal_lsn() - '0/0'",
         "mysql": "SELECT variable_value FROM information_schema.global_status "
@@ -161,7 +161,7 @@ def logged(engine: Engine) -> int:
 
 
 def index_of() -> Index:
-    """Return the index under test, on a copy of the table that nobody else sees."""
+    """Return the measured index, on a private copy of the table."""
     table = sessions.to_metadata(MetaData())
     for index in [each for each in table.indexes if each.name == NAME]:
         table.indexes.remove(index)
@@ -175,7 +175,7 @@ def measure(kind: str) -> None:
         fill(engine)
         repository, index = SQLAlchemySessionRepository(engine), index_of()
         found: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
-        for how in ("without", "with") * ROUNDS:  # in turns, and the best of each: others use this machine too
+        for how in ("without", "with") * ROUNDS:  # in turns, and the best of each, because of other load on the machine
             (index.create if how == "with" else index.drop)(engine, checkfirst=True)
             before = logged(engine)
             append = {"append": appends(repository) / 1000}

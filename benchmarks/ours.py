@@ -1,4 +1,4 @@
-"""This package, through its public API."""
+"""Contenders of this package, through its public API."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vibeforge_sessions.sql import create_engine, metadata
 
 
 def other_phase(session: Session) -> SessionPhase:
-    """Return a phase that the session is not in."""
+    """Return a phase other than the session's."""
     return SessionPhase.VERIFICATION if session.phase == SessionPhase.EXECUTION else SessionPhase.EXECUTION
 
 
 def realistic(session_id: str | None = None, entries: int = 0) -> Session:
-    """Return a session that is not stored yet."""
+    """Return a session that is not stored."""
     session = Session(session_id=session_id) if session_id else Session()
     for name, value in DOCUMENTS.items():
         setattr(session, name, value)
@@ -41,7 +41,7 @@ def realistic(session_id: str | None = None, entries: int = 0) -> Session:
 
 
 class Ours(Contender):
-    """What the repositories have in common."""
+    """Common part of the repositories."""
 
     repository: SessionRepository
 
@@ -128,7 +128,7 @@ class Ours(Contender):
 
 
 class InMemory(Ours):
-    """In memory: no durability at all."""
+    """Repository in memory, without durability."""
 
     name = "in memory"
 
@@ -141,7 +141,7 @@ class InMemory(Ours):
 
 
 class InDatabase(Ours):
-    """In a database, with an engine of `create_engine`."""
+    """Repository in a database, with an engine of `create_engine`."""
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
@@ -149,11 +149,11 @@ class InDatabase(Ours):
         self.repository = SQLAlchemySessionRepository(self.engine)
 
     def new_engine(self, place: str) -> Engine:
-        """Return the engine; the tables are there."""
+        """Return the engine of a database with tables."""
         return create_engine(place)
 
     def fill(self, sessions: int) -> None:
-        # Copies of one, in SQL: a hundred thousand creations would take longer than the measurement.
+        # The sessions are copied by SQL: 100,000 calls of create_session would take longer than the measurement.
         there = len(self.repository.list_sessions())
         one = self.repository.create_session(Session(answers={"audience": "general"}))
         with self.engine.begin() as connection:
@@ -164,7 +164,7 @@ class InDatabase(Ours):
                     connection.execute(insert(table), [_copy(row, number) for number in numbers])
 
     def durability(self) -> str:
-        """Return what the database promises about what was acknowledged."""
+        """Return the durability that the database promises for acknowledged writes."""
         with self.engine.connect() as connection:
             return ", ".join(
                 f"{setting}={connection.exec_driver_sql(asked).scalar_one()}"
@@ -189,7 +189,7 @@ DURABILITY = {
 
 
 def _copy(row: RowMapping, number: int) -> dict[str, Any]:
-    """Return the row of another session, a second younger than the one before."""
+    """Return the row of another session, created one second after the previous one."""
     copy: dict[str, Any] = {**row, "session_id": f"copy-{number:08}"}
     if "created_at" in copy:
         copy["created_at"] += timedelta(seconds=number)
@@ -197,7 +197,7 @@ def _copy(row: RowMapping, number: int) -> dict[str, Any]:
 
 
 class SQLite(InDatabase):
-    """SQLite, FULL: what was acknowledged survives a power loss."""
+    """SQLite with FULL: acknowledged writes survive a power loss."""
 
     name = "SQLite FULL"
     synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "FULL"
@@ -207,7 +207,7 @@ class SQLite(InDatabase):
 
 
 class SQLiteNormal(SQLite):
-    """SQLite, NORMAL: it survives a crash of the process."""
+    """SQLite with NORMAL: acknowledged writes survive a crash of the process."""
 
     name = "SQLite NORMAL"
     synchronous = "NORMAL"
@@ -220,6 +220,6 @@ class PostgreSQL(InDatabase):
 
 
 class MariaDB(InDatabase):
-    """MariaDB, with each commit on disk."""
+    """MariaDB with a sync of each commit."""
 
     name = "MariaDB"

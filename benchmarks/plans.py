@@ -1,4 +1,4 @@
-"""How a database does what a call asks: each statement's plan, and what of it reads a whole table."""
+"""Query plans of the statements of a call, and the tables that they read completely."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _SORTS = {"Sort", "Incremental Sort"}
 
 
 class Plan(NamedTuple):
-    """The plan of a statement."""
+    """Plan of a statement."""
 
     how: str
-    """In a few words: the indexes that are used, and the tables that are read whole."""
+    """Summary: the indexes that are used, and the tables that are read completely."""
     whole: list[str]
-    """The tables that are read from their beginning to their end."""
+    """Tables that are read completely."""
     statement: str
 
 
 def plans_of(engine: Engine, call: Any) -> list[Plan]:
-    """Run a call on an engine, and return the plan of each of its statements."""
+    """Run a call on an engine, and return the plan of each statement."""
     seen: list[tuple[str, Any]] = []
 
-    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:  # noqa: FBT001 (SQLAlchemy's)
+    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:  # noqa: FBT001 (SQLAlchemy calls it)
         given = parameters[0] if many else parameters
         if _OURS.search(statement) and statement.lstrip().startswith(("SELECT", "WITH", "UPDATE", "DELETE")):
             seen.append((statement, given))
@@ -88,7 +88,7 @@ def _of_postgresql(driver: Any, statement: str, parameters: Any) -> Plan:
 
 
 def _nodes(node: dict[str, Any], *, ends: bool = False) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Give each node of a plan, and whether it may end early: below a limit, with nothing sorted in between."""
+    """Yield each node of a plan, and whether it may end early: below a limit, without a sort in between."""
     yield node, ends
     ends = node["Node Type"] == "Limit" or (ends and node["Node Type"] not in _SORTS)
     for each in node.get("Plans", ()):
@@ -96,6 +96,6 @@ def _nodes(node: dict[str, Any], *, ends: bool = False) -> Iterator[tuple[dict[s
 
 
 def _short(name: str) -> str:
-    """Return an index without the names that all of ours share."""
+    """Return the name of an index without the common prefix."""
     name = re.sub(r"^(sqlite_autoindex_|ix_|pk_)?vibeforge_sessions?_?|(_session_id|_?1|_?pkey)$", "", name)
     return name or "sessions"

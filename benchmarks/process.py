@@ -1,4 +1,4 @@
-"""The processes of contenders as the run sees them, and the environments that peers' processes run in."""
+"""Processes of the contenders, and environments of the peers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).parent.parent
 PATIENCE: Final = 120.0
-"""Seconds that one request may take: a store that is not ready by then is not measured there."""
+"""Maximum seconds of a request. A store that takes longer is not measured."""
 _FOREIGN: Final = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-"""Variables by which our environment would reach into a peer's."""
+"""Environment variables that would affect the environment of a peer."""
 
 
 class WorkerError(Exception):
-    """A contender has failed; the message says how, without places."""
+    """A contender has failed. The message contains no paths."""
 
 
 class Worker:
-    """A process of a contender."""
+    """Process of a contender."""
 
     def __init__(self, contender: str, place: str, python: str = sys.executable) -> None:
         self.contender, self.place, self.python = contender, place, python
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (as long as the process)
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (open while the process runs)
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", contender, place],
             cwd=ROOT,
@@ -44,9 +44,9 @@ class Worker:
         self._reader = ThreadPoolExecutor(1)  # a pipe cannot be read with a timeout
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Send a request; wait for its answer.
+        """Send a request, and return its answer.
 
-        :raises WorkerError: it could not be done, or not in time; then the process has been ended.
+        :raises WorkerError: the request failed, or took too long; then the process is ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -66,11 +66,11 @@ class Worker:
         return answer
 
     def is_running(self) -> bool:
-        """Tell whether the process is there."""
+        """Return whether the process runs."""
         return self._process.poll() is None
 
     def another(self) -> Worker:
-        """Return one more process of the same contender."""
+        """Start another process of the same contender."""
         return Worker(self.contender, self.place, self.python)
 
     def close(self) -> None:
@@ -93,9 +93,9 @@ class Worker:
 
 
 def environment(name: str, requirements: Sequence[str]) -> str:
-    """Return the interpreter of a peer's environment, which is made where there is none with these requirements.
+    """Return the interpreter of a peer's environment; create the environment if it is missing.
 
-    :raises WorkerError: they cannot be installed.
+    :raises WorkerError: the requirements cannot be installed.
     """
     folder = ROOT / ".venv-peers" / name.replace(" ", "-")
     python, stamp = folder / "bin" / "python", folder / ".installed"

@@ -1,6 +1,6 @@
-"""How long a service waits for its appends while sessions are pruned: ``python -m benchmarks.pruning``.
+"""Latency of a service's appends during a prune: ``python -m benchmarks.pruning``.
 
-The service is a process of its own. It appends every 2 ms to one session, first alone, then beside a prune.
+The service is a separate process. It appends to one session every 2 ms, first alone and then during a prune.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ PAUSES = (0.0, 1.0)
 
 
 def serve(url: str) -> None:
-    """Append until a line comes in; print the latencies."""
+    """Append until a line arrives on standard input; print the latencies."""
     repository = SQLAlchemySessionRepository(create_engine(url))
-    told = threading.Event()
+    stop = threading.Event()
 
     def listen() -> None:
         sys.stdin.readline()
-        told.set()
+        stop.set()
 
     threading.Thread(target=listen, daemon=True).start()
     taken = []
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    while not told.wait(EVERY):
+    while not stop.wait(EVERY):
         began = time.perf_counter()
         repository.append_log(LIVE, "it goes on")
         taken.append(time.perf_counter() - began)
@@ -48,7 +48,7 @@ def serve(url: str) -> None:
 
 
 class Service:
-    """The process, for as long as a block runs; `taken` has its latencies afterwards."""
+    """The process of the service during a block; `taken` contains its latencies afterwards."""
 
     def __init__(self, url: str) -> None:
         self.taken: list[float] = []
@@ -66,7 +66,7 @@ class Service:
 
 
 def measure(url: str, pause: float, sessions: int, seconds: float = 3.0) -> tuple[list[float], list[float], float]:
-    """Return the service's latencies alone, for so many seconds, and beside a prune; and how long that took."""
+    """Return the latencies alone, for some seconds, and during a prune; and the duration of the prune."""
     repository = SQLAlchemySessionRepository(create_engine(url))
     if repository.get_session(LIVE) is None:
         repository.create_session(session_id=LIVE)
@@ -88,8 +88,8 @@ def measure(url: str, pause: float, sessions: int, seconds: float = 3.0) -> tupl
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    asked = argparse.ArgumentParser(description="how long a service waits while sessions are pruned")
+    """Run the measurements, and print a table."""
+    asked = argparse.ArgumentParser(description="Measure the latency of appends during a prune.")
     asked.add_argument("--sessions", type=int, default=2000)
     asked.add_argument("--url", help=argparse.SUPPRESS)
     given = asked.parse_args()
@@ -97,7 +97,7 @@ def main() -> None:
         serve(given.url)
         return
     console = Console(width=160)
-    console.print("| database | `--pause` | the prune took | alone: median, 99th | beside: median, 99th, longest |")
+    console.print("| database | `--pause` | time of the prune | alone: median, 99th | during: median, 99th, longest |")
     console.print("|---|---|---|---|---|")
     for name in ("sqlite", "postgresql", "mariadb"):
         for pause in PAUSES:

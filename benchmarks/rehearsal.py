@@ -1,8 +1,8 @@
-"""A rehearsal of what a DBA does, on 100,000 sessions and with a service that writes meanwhile.
+"""Rehearsal of a DBA's tasks, on 100,000 sessions and with a service that writes meanwhile.
 
-``python -m benchmarks.rehearsal [sqlite|postgresql|mariadb …]`` from the checkout: builds the wheel, installs it into
-an environment of its own, and works in an empty folder with ``vibeforge-sessions`` and the database's own client. It
-prints a transcript with times, and fails if a write of the service was refused or lost.
+``python -m benchmarks.rehearsal [sqlite|postgresql|mariadb …]`` builds the wheel, installs it into a new environment,
+and works in an empty folder with ``vibeforge-sessions`` and the client of the database. It prints a transcript with
+times, and fails if a write of the service was rejected or lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SERVICE: Final = """
 import json, sys, threading, time
 from vibeforge_sessions import Session, open_repository
 
-stop, done, refused, slowest = threading.Event(), [], [], [0.0]
+stop, done, rejected, slowest = threading.Event(), [], [], [0.0]
 
 def work(repository, number):
     session_id = f"service-{number}"
@@ -50,7 +50,7 @@ def work(repository, number):
             writes[count % 3]()
             count += 1
         except Exception as error:
-            refused.append(repr(error))
+            rejected.append(repr(error))
         slowest[0] = max(slowest[0], time.perf_counter() - begun)
         time.sleep(0.002)
     done.append(count)
@@ -64,7 +64,7 @@ with open_repository() as repository:
     stop.set()
     for thread in threads:
         thread.join()
-print(json.dumps({"writes": sum(done), "refused": refused, "slowest": slowest[0]}))
+print(json.dumps({"writes": sum(done), "rejected": rejected, "slowest": slowest[0]}))
 """
 STORED: Final = """
 import json
@@ -76,19 +76,19 @@ with open_repository() as repository:
 
 
 class Rehearsal:
-    """One database, an empty folder, and the environment with the wheel."""
+    """Database, empty folder, and environment with the wheel."""
 
     def __init__(self, folder: Path, environment: Path, admin: URL, of: Callable[[str], URL]) -> None:
         self.folder, self.environment, self.admin, self.of = folder, environment, admin, of
         self.written = 0
 
     def program(self, name: str, role: str, *arguments: str, expected: tuple[int, ...] = (0,), given: str = "") -> str:
-        """Run a program of the environment as a role, and print what a person would see."""
+        """Run a program of the environment as a role, and print its output."""
         print(f"\n{role}$ {name} {' '.join(arguments)}")
         return self.run([str(self.environment / "bin" / name), *arguments], role, expected, given)
 
     def client(self, script: str, expected: tuple[int, ...] = (0,)) -> str:
-        """Give SQL to the database's own client, as its administrator."""
+        """Run SQL with the client of the database, as its administrator."""
         url = self.admin
         address = ["-h", str(url.host)]
         if url.get_backend_name() == "sqlite":
@@ -113,19 +113,19 @@ class Rehearsal:
         return done.stdout
 
     def variables(self, role: str) -> dict[str, str]:
-        """Return a role's environment: the URL, and the password for the database's own client."""
+        """Return the environment variables of a role: the URL, and the password for the client of the database."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTHON"))}
         url = self.admin if role == "administrator" else self.of(role)
         password = {"PGPASSWORD": url.password or "", "MYSQL_PWD": url.password or ""}
         return {**kept, **password, "VIBEFORGE_SESSIONS_DATABASE_URL": url.render_as_string(hide_password=False)}
 
     def of_service(self) -> dict[str, str]:
-        """Return the environment of a service of the release before: its scripts end where the upgrade begins."""
+        """Return the environment variables of a service of the previous release, without the new revisions."""
         return {**self.variables("application"), "PYTHONPATH": str(self.environment / "older")}
 
     @contextmanager
     def service(self) -> Iterator[None]:
-        """Let a service write meanwhile; nothing may be refused, and nothing lost."""
+        """Run a service that writes meanwhile; fail if a write is rejected or lost."""
         python = str(self.environment / "bin" / "python")
         with subprocess.Popen(
             [python, "-c", SERVICE],
@@ -141,21 +141,21 @@ class Rehearsal:
             yield
             time.sleep(0.5)
             said, _ = service.communicate("stop\n")
-        told: dict[str, Any] = json.loads(said)
-        self.written += told["writes"]
+        figures: dict[str, Any] = json.loads(said)
+        self.written += figures["writes"]
         asked = [python, "-c", STORED]
         stored = subprocess.run(
             asked, cwd=self.folder, env=self.of_service(), capture_output=True, text=True, check=True
         )
         lost = self.written - int(stored.stdout)
         print(
-            f"== the service meanwhile: {told['writes']} writes, {len(told['refused'])} refused, {lost} lost; "
-            f"the slowest took {1000 * told['slowest']:.0f} ms"
+            f"== the service meanwhile: {figures['writes']} writes, {len(figures['rejected'])} rejected, {lost} lost; "
+            f"the slowest took {1000 * figures['slowest']:.0f} ms"
         )
-        assert (told["refused"], lost) == ([], 0)
+        assert (figures["rejected"], lost) == ([], 0)
 
     def rehearse(self) -> None:
-        """Do it all."""
+        """Run all tasks."""
         kind = self.admin.get_backend_name()
         db, both = "vibeforge-sessions", ("db", "grants", "--role", "application", "--migrator", "migrator")
         self.program(db, "administrator", "db", "status", expected=(3,))
@@ -173,7 +173,7 @@ class Rehearsal:
         self.program(db, "migrator", "db", "upgrade", "--sql", "--since", BEFORE)
         with self.service():
             self.program(db, "migrator", "db", "upgrade")
-            if kind != "sqlite":  # the upgrade has brought a table
+            if kind != "sqlite":  # the upgrade has created a table
                 self.client(self.program(db, "administrator", *both))
         self.program(db, "application", "db", "check")
         with self.service():
@@ -189,7 +189,7 @@ class Rehearsal:
 
 
 def installed(folder: Path) -> Path:
-    """Build the wheel and install it; beside it the package as it was before the last revisions."""
+    """Build and install the wheel, and the package of the previous release."""
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "-n", "-o", folder / "dist", ROOT], check=True, capture_output=True
     )
@@ -218,7 +218,7 @@ def installed(folder: Path) -> Path:
 
 @contextmanager
 def rehearsal(kind: str, folder: Path, environment: Path) -> Iterator[Rehearsal]:
-    """Give a rehearsal on a database of a durable server of its own, with a role for each part."""
+    """Provide a rehearsal on a database of a private, durable server, with a role for each task."""
     if kind == "sqlite":
         url = make_url(f"sqlite:///{folder / 'sessions.db'}")
         yield Rehearsal(folder, environment, url, lambda _: url)

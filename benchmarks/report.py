@@ -1,4 +1,4 @@
-"""What was measured, as JSON, as Markdown tables, and as a picture of cost against length."""
+"""Report of a run: JSON, Markdown tables, and a plot of cost against length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""By contender, and by call and length: median, p95 and times."""
+"""Median, 95th percentile and number of measurements, by contender and by call with length."""
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
@@ -40,7 +40,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def figures(taken: list[int]) -> dict[str, float]:
-    """Return median and 95th percentile in microseconds, and how often it was measured."""
+    """Return median and 95th percentile in microseconds, and the number of measurements."""
     ordered = sorted(taken)
     return {
         "median": round(statistics.median(ordered) / 1000, 1),
@@ -108,7 +108,7 @@ def _floors(measured: Figures) -> Iterator[str]:
 
 
 def _others(results: Mapping[str, Any], measured: Figures) -> Iterator[str]:
-    """Ours where there is no floor."""
+    """Contender of this package that is compared with peers on a database without a floor."""
     names = [name for name, kind in results["kinds"].items() if kind == "ours" and f"floor {name}" not in measured]
     yield "\n### Without a floor\n\n| call, entries or sessions | " + " | ".join(names) + " |"
     yield "|---|" + "---|" * len(names)
@@ -123,8 +123,8 @@ def _peers(results: Mapping[str, Any], measured: Figures) -> Iterator[str]:
         those = [name for name in peers if reference(name) == own]
         if own not in measured:
             continue
-        yield f"\n### Beside other stores, each at its own default durability: ours on {own}\n"
-        yield "× tells how many times ours a call takes; what a store has no equivalent of is left empty.\n"
+        yield f"\n### Other stores, each at its default durability, and this package on {own}\n"
+        yield "× is the ratio to the cost of this package. A cell is empty if the store has no such call.\n"
         yield "| call, entries or sessions | ours | " + " | ".join(those) + " |"
         yield "|---|---|" + "---|" * len(those)
         for cell, figure in measured[own].items():
@@ -136,14 +136,14 @@ def _peers(results: Mapping[str, Any], measured: Figures) -> Iterator[str]:
 
 
 def _processes(results: Mapping[str, Any]) -> Iterator[str]:
-    yield "\n### Processes appending at once\n"
-    yield "| store | processes | session | appends/s | refused | failed | lost | twice |"
+    yield "\n### Appends of several processes\n"
+    yield "| store | processes | session | appends/s | conflicts | failed | lost | twice |"
     yield "|---|---|---|---|---|---|---|---|"
     for each in results["processes"]:
         failed = "; ".join(f"{count} × {what}" for what, count in each["failed"].items()) or "0"
         session = "the same" if each["same"] else "one each"
         yield (
-            f"| {each['name']} | {each['processes']} | {session} | {each['per_second']:,.0f} | {each['refused']} |"
+            f"| {each['name']} | {each['processes']} | {session} | {each['per_second']:,.0f} | {each['conflicts']} |"
             f" {failed} | {each['lost']} | {each['duplicated']} |"
         )
 
@@ -162,7 +162,7 @@ def _plot(measured: Figures, path: Path) -> None:
     figure, axes = plt.subplots(1, len(calls), figsize=(18, 6), sharey=True)
     floors = {name for name in measured if name.startswith("floor ")}
     ours = {name.removeprefix("floor ") for name in floors} | {"MariaDB", IN_MEMORY}
-    # ours first, and strong; each with its floor in the same colour
+    # contenders of this package first, with wide lines; each with its floor in the same color
     names = sorted(measured.keys() - floors, key=lambda name: (name not in ours, name))
     colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined, unused-ignore]
     for axis, call in zip(axes, calls, strict=True):

@@ -1,4 +1,4 @@
-"""`make bench`: every call of every contender, interleaved in one run; see README.md."""
+"""Entry point of `make bench`: every call of every contender, interleaved in one run; see README.md."""
 
 from __future__ import annotations
 
@@ -30,12 +30,10 @@ console = Console(stderr=True)
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="little of everything: whether it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="short runs, to check that the benchmark works")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contender at each call (15)")
-    parser.add_argument("--databases", default=",".join(DATABASES), help="which of ours (all)")
-    parser.add_argument(
-        "--only", default="floor,peers", help="what stands beside ours: floor, peers, or peers by their names (all)"
-    )
+    parser.add_argument("--databases", default=",".join(DATABASES), help="databases of this package (all)")
+    parser.add_argument("--only", default="floor,peers", help="other contenders: floor, peers, or names of peers (all)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args()
     bench = Bench(
@@ -63,7 +61,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def servers(bench: Bench, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Start what can be started, durable."""
+    """Start the servers that can be started, with durable settings."""
     kinds: dict[str, tuple[Any, Any]] = {
         "postgresql": (PostgresServer, PostgresDatabases),
         "mariadb": (MariaDBServer, MariaDBDatabases),
@@ -83,7 +81,7 @@ def servers(bench: Bench, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
 def add_ours(
     bench: Bench, folder: Path, running: dict[str, Any], databases: Sequence[str], *, with_floor: bool
 ) -> None:
-    """Start ours; it and its floor share a database."""
+    """Start a contender of this package and its floor, which share a database."""
     bench.add("ours", "benchmarks.ours:InMemory", str(folder))
     pairs = []
     for kind in ("SQLite", "SQLiteNormal") if "sqlite" in databases else ():
@@ -104,7 +102,7 @@ def add_ours(
 
 
 def add_peers(bench: Bench, folder: Path, running: dict[str, Any], wanted: Sequence[str]) -> None:
-    """Start the peers, each in an environment, and in a folder or an empty database of its own."""
+    """Start the peers, each in its own environment and its own folder or empty database."""
     for peer in importlib.import_module("benchmarks.peers").PEERS:
         if "peers" not in wanted and peer.name not in wanted:
             continue

@@ -1,8 +1,8 @@
-"""Every call and command on a million sessions with ten million errors, beside the same on a hundredth of them.
+"""Cost of each call and command on a million sessions with ten million errors, and on a hundredth of them.
 
-``python -m benchmarks.scale --database sqlite|postgresql [--sessions N --errors N] [--directory DIR]`` from the
-checkout; see benchmarks/README.md. It takes about 5 GB in DIR for SQLite and 8 for PostgreSQL, and removes them at the
-end, unless ``--keep`` says where SQLite's files are to stay.
+``python -m benchmarks.scale --database sqlite|postgresql [--sessions N --errors N] [--directory DIR]``; see
+benchmarks/README.md. It needs about 5 GB in DIR for SQLite and 8 GB for PostgreSQL, and removes them at the end.
+``--keep`` names a folder that keeps the files of SQLite.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from vibeforge_sessions.sql import create_engine
 HUNDREDTH: Final = 100
 ROUNDS: Final = 11
 TURN: Final = 20
-"""Calls in a turn, of those that take less than `QUICK` seconds."""
+"""Calls in a turn, if a call takes less than `QUICK` seconds."""
 QUICK: Final = 0.02
 TURNS: Final = 5
 SLOW: Final = 2.0
-"""Of a call that takes longer there are three turns."""
+"""Seconds. A call that takes longer gets three turns."""
 SETTINGS: Final = ("shared_buffers=1GB", "max_wal_size=8GB", "maintenance_work_mem=512MB")
-"""As a server has them that holds such a database; the rest is PostgreSQL's own."""
+"""Settings of a server for such a database; the others are PostgreSQL's defaults."""
 COMMANDS: Final = (
     "sessions list",
     "sessions list --phase EXECUTION --has-errors",
@@ -65,24 +65,24 @@ COMMANDS: Final = (
 _PROGRAM: Final = """
 import atexit, sys
 from pathlib import Path
-def tell():
+def print_peak():
     sys.stderr.write(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
-atexit.register(tell)
+atexit.register(print_peak)
 from vibeforge_sessions.cli import main
 main()
 """
-"""The command line, and at its end how large it has been: what the parent is told of that holds the parent, too."""
+"""Program that runs the command line and prints its peak size; the size that its parent sees includes the parent."""
 console = Console(stderr=True)
 
 
 @dataclass
 class Measured:
-    """What a call or command has taken, in seconds, on the small database and on the large one."""
+    """Seconds of a call or command on the small and on the large database."""
 
     small: list[float] = field(default_factory=list)
     large: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """The greatest size of a command's process in megabytes, on each."""
+    """Peak size of the process of a command in megabytes, on each database."""
     plans: list[Plan] = field(default_factory=list)
 
     @property
@@ -92,16 +92,16 @@ class Measured:
 
 
 def main() -> None:
-    """Fill, measure, and write down."""
+    """Fill the databases, run the measurements, and write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), required=True)
     parser.add_argument("--sessions", type=int, default=1_000_000)
     parser.add_argument("--errors", type=int, default=10_000_000)
     parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured"
+        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="folder on the measured disk"
     )
-    parser.add_argument("--quick", action="store_true", help="little of everything: whether it runs, not how fast")
-    parser.add_argument("--keep", type=Path, help="SQLite only: an empty folder, in which the files stay")
+    parser.add_argument("--quick", action="store_true", help="short runs, to check that the benchmark works")
+    parser.add_argument("--keep", type=Path, help="SQLite only: an empty folder that keeps the files")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args()
     begun = time.monotonic()
@@ -145,7 +145,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def databases(kind: str, directory: Path, keep: Path | None) -> Iterator[tuple[list[str], str]]:
-    """Give the URLs of two empty databases on the disk of a directory, and what they are."""
+    """Provide the URLs of two empty databases in a directory, and their description."""
     if kind == "sqlite":
         temporary = tempfile.TemporaryDirectory(prefix="vfs-scale-", dir=directory)
         with temporary if keep is None else contextlib.nullcontext(keep) as folder:
@@ -164,7 +164,7 @@ def databases(kind: str, directory: Path, keep: Path | None) -> Iterator[tuple[l
 
 
 class _Server(PostgresServer):
-    """A durable server whose data are below a directory."""
+    """Durable server with its data in a directory."""
 
     def __init__(self, parent: Path) -> None:
         super().__init__(durable=True, options=SETTINGS)
@@ -180,23 +180,23 @@ def _filled(url: str, number: int, total: int) -> dict[str, float]:
     engine = create_engine(url)
     last = 0.0
 
-    def told(rows: int, seconds: float) -> None:
+    def report(rows: int, seconds: float) -> None:
         nonlocal last
         if seconds - last > 20:
             last = seconds
-            console.print(f"{rows:,} rows, {rows / seconds:,.0f} a second", highlight=False)
+            console.print(f"{rows:,} rows, {rows / seconds:,.0f} per second", highlight=False)
 
     try:
-        return fill(engine, number, total, told=told)
+        return fill(engine, number, total, report=report)
     finally:
         engine.dispose()
 
 
 def measure(call: Callable[[Place], Callable[[], object]], places: list[Place], *, rounds: int) -> Measured:
-    """Let both databases take turns at a call; what it needs is made ready before the clock starts."""
+    """Measure a call on both databases in turns; it is prepared before the clock starts."""
     measured = Measured()
     taken = (measured.small, measured.large)
-    for times, place in zip(taken, places, strict=True):  # the first of each warms up
+    for times, place in zip(taken, places, strict=True):  # the first call on each database is a warm-up
         times.append(_timed(call(place)))
     quick = max(*measured.small, *measured.large) < QUICK
     slow = max(*measured.small, *measured.large) > SLOW
@@ -215,7 +215,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def measure_command(command: str, places: list[Place], turns: int) -> Measured:
-    """Run a command as a process; its greatest size counts, too."""
+    """Run a command as a process; measure its time and its peak size."""
     measured = Measured()
     taken = (measured.small, measured.large)
     for turn in range(turns):
@@ -255,7 +255,7 @@ def _plain(measured: Measured) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> Iterator[str]:
-    """Give the lines of the report."""
+    """Yield the lines of the report."""
     machine, (small, large) = results["machine"], results["sizes"]
     titles = [f"{each['sessions']:,} sessions" for each in (small, large)]
     asked = f"--database {results['database']} --sessions {large['sessions']} --errors {large['errors']}"

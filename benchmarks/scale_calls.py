@@ -1,4 +1,4 @@
-"""What is called on a database of any size: each makes ready what it needs, and returns the call that is timed."""
+"""Calls on a database of any size. Each function prepares its call, and returns the part that is timed."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _TIMEOUT: Final = 900.0
 
 
 class Place:
-    """A database that was filled with so many sessions."""
+    """Database that was filled with a given number of sessions."""
 
     def __init__(self, url: str, number: int, **options: Any) -> None:
         self.url = url
         self.engine = create_engine(url, **options)
-        # what takes long is to be seen, and not ended
+        # slow calls are measured and not ended
         self.repository = SQLAlchemySessionRepository(self.engine, retry=RetryPolicy(deadline=4 * _TIMEOUT))
         self._ids = session_ids(number)
         self._chance = random.Random(number)
         self._spare = 0
 
     def any(self, kind: int | None = None) -> str:
-        """Return the id of any session but those that are deleted; its kind says how many errors (see `SHARES`)."""
+        """Return the id of a random session that is not deleted; `kind` selects its number of errors (see `SHARES`)."""
         index = self._chance.randrange(len(self._ids) // 10) * 10
         return self._ids[index + (self._chance.choice((0, 1, 2, 4, 5, 6, 8, 9)) if kind is None else kind)]
 
     def ended(self) -> str:
-        """Return the id of a session that is COMPLETE."""
+        """Return the id of a session in phase COMPLETE."""
         return self.any(5)
 
     def spare(self) -> str:
-        """Return the id of a new session that nobody misses."""
+        """Return the id of a new session that can be deleted."""
         self._spare += 1
         session = Session(session_id=f"spare-{self._spare}", answers={"audience": "two friends"})
         self.repository.create_session(session)
         return session.session_id
 
     def close(self) -> None:
-        """Let the database go."""
+        """Close the connections to the database."""
         self.engine.dispose()
 
 
@@ -74,7 +74,7 @@ def _find_on(place: Place) -> Callable[[], object]:
 
 
 def _list_an_hour(place: Place) -> Callable[[], object]:
-    # of as many sessions in each: 114 of a million
+    # the same number of sessions in each database: 114 of a million
     hour = YEAR / len(place._ids) * 114
     asked = SessionFilter(created_from=_ago(YEAR / 2), created_before=_ago(YEAR / 2 - hour))
     return lambda: place.repository.list_sessions(asked)

@@ -1,4 +1,4 @@
-"""What the figures are held to: ratios of medians of one run. A benchmark reports what is missed, and does not fail."""
+"""Targets: ratios of medians of one run. A benchmark reports missed targets, and does not fail."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ TO_FLOOR: Final[dict[str, tuple[float, float, float]]] = {
     **{f"get_recent {length}": (2.0, 2.0, 1.4) for length in (10, 100, 1_000, 10_000)},
     "list_page 100000": (2.0, 2.0, 1.5),
 }
-"""The greatest ratio to the floor, for each of `FLOORS`."""
+"""Maximum ratio to the floor, for each of `FLOORS`."""
 FLAT: Final = (("append 10000", "append 10", 1.15), ("list_page 100000", "list_page 1000", 1.5))
-"""What must not cost much more than something smaller."""
+"""Calls that must not cost much more than a smaller call."""
 SLICES: Final = ("list_errors_start", "list_errors_middle", "list_errors_end")
 MOST_BETWEEN_SLICES: Final = 1.2
 
 Medians = Mapping[str, Mapping[str, float]]
-"""By contender, and by call and length."""
+"""Measurements by contender, and by call with length."""
 
 
 class Target(NamedTuple):
-    """One target, and what was measured."""
+    """Target, and its measured value."""
 
     where: str
     what: str
@@ -36,17 +36,17 @@ class Target(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether it is met."""
+        """Whether the target is met."""
         return self.value <= self.most
 
 
 def targets(results: Mapping[str, Any], medians: Medians) -> list[Target]:
-    """Return every target that this run can tell something about."""
+    """Return each target for which this run has figures."""
     return [*_to_floor(medians), *_flat(results, medians), *_peers(results, medians), *_counted(results)]
 
 
 def reference(peer: str) -> str:
-    """Return which of ours a peer is measured against: the default durability of the same kind of database."""
+    """Return the contender of this package that a peer is compared with: the same database, default durability."""
     return "PostgreSQL" if "PostgreSQL" in peer else "SQLite FULL"
 
 
@@ -72,7 +72,7 @@ def _flat(results: Mapping[str, Any], medians: Medians) -> Iterator[Target]:
 
 
 def _peers(results: Mapping[str, Any], medians: Medians) -> Iterator[Target]:
-    """Every call is to be quicker than every peer's."""
+    """Yield the targets of each call: less time than each peer."""
     for name, kind in results["kinds"].items():
         if kind != "peer":
             continue
@@ -83,9 +83,9 @@ def _peers(results: Mapping[str, Any], medians: Medians) -> Iterator[Target]:
 
 
 def _counted(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Nothing is lost, stored twice, or refused."""
+    """Yield the targets of concurrent appends: none is lost, stored twice, or rejected."""
     for each in results["processes"]:
         if results["kinds"][each["name"]] == "ours":
             session = "one session" if each["same"] else "one each"
-            wrong = each["refused"] + each["lost"] + each["duplicated"] + sum(each["failed"].values())
-            yield Target(each["name"], f"{each['processes']} processes, {session}: lost, twice, refused", 0, wrong)
+            wrong = each["conflicts"] + each["lost"] + each["duplicated"] + sum(each["failed"].values())
+            yield Target(each["name"], f"{each['processes']} processes, {session}: lost, twice, conflicts", 0, wrong)

@@ -1,6 +1,6 @@
-"""The process of one contender: a request as JSON on each line of standard input, an answer as JSON on each of output.
+"""Process of one contender: each line of standard input is a request, each line of output an answer, as JSON.
 
-``python -m benchmarks.worker MODULE:CLASS PLACE``. Nothing but the standard library in here.
+``python -m benchmarks.worker MODULE:CLASS PLACE``. This module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def main() -> None:
     """Answer requests until the input ends."""
     module, _, name = sys.argv[1].partition(":")
     answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever a store prints
+    sys.stdout = sys.stderr  # output of the store
     contender: Contender = getattr(importlib.import_module(module), name)(sys.argv[2])
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = DO[request.pop("do")](contender, **request)
-        except Exception as error:  # noqa: BLE001 (a peer's; it is reported)
+        except Exception as error:  # noqa: BLE001 (an error of a peer is reported)
             answer = {"error": f"{type(error).__name__}: {error}"[:500]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -37,23 +37,23 @@ def main() -> None:
 
 
 def about(contender: Contender) -> dict[str, Any]:
-    """Tell what it is."""
+    """Describe the contender."""
     return {"name": contender.name, "calls": sorted(contender.calls()), **contender.about()}
 
 
 def prepare(contender: Contender, entries: int) -> dict[str, Any]:
-    """Store a session of that many errors."""
+    """Store a session with this number of errors."""
     return {"session_id": contender.prepare(entries)}
 
 
 def fill(contender: Contender, sessions: int) -> dict[str, Any]:
-    """Store sessions until there are that many."""
+    """Store sessions until the store contains this number."""
     contender.fill(sessions)
     return {}
 
 
 def measure(contender: Contender, call: str, session_id: str | None, times: int) -> dict[str, Any]:
-    """Measure single calls, in nanoseconds; what they need is made beforehand."""
+    """Measure single calls in nanoseconds; they are prepared before."""
     work = contender.calls().get(call)
     if work is None:
         return {"unsupported": call}
@@ -77,7 +77,7 @@ def measure(contender: Contender, call: str, session_id: str | None, times: int)
 
 
 def hammer(contender: Contender, session_id: str, seconds: float) -> dict[str, Any]:
-    """Append for some seconds; count what was acknowledged, refused as a conflict, and what failed otherwise."""
+    """Append for some seconds; count acknowledged appends, conflicts, and other failures."""
     append = contender.calls()["append"]
     counts: Counter[str] = Counter()
     end = time.monotonic() + seconds
@@ -85,7 +85,7 @@ def hammer(contender: Contender, session_id: str, seconds: float) -> dict[str, A
         try:
             append(session_id)
         except ConflictError:
-            counts["refused"] += 1
+            counts["conflicts"] += 1
         except Exception as error:  # noqa: BLE001 (counted)
             counts[f"{type(error).__name__}: {error}"[:200]] += 1
         else:
@@ -94,12 +94,12 @@ def hammer(contender: Contender, session_id: str, seconds: float) -> dict[str, A
 
 
 def count(contender: Contender, session_id: str) -> dict[str, Any]:
-    """Tell how many errors are stored."""
+    """Return the number of stored errors."""
     return {"count": contender.count(session_id)}
 
 
 def peak(contender: Contender, call: str, session_id: str | None) -> dict[str, Any]:
-    """Do a call once, and tell the process's greatest size before and after, in MB."""
+    """Run a call once, and return the peak size of the process in MB before and after it."""
     work = contender.calls()[call]
     before = greatest_size()
     work(session_id) if session_id is not None else work()
@@ -107,9 +107,9 @@ def peak(contender: Contender, call: str, session_id: str | None) -> dict[str, A
 
 
 def greatest_size() -> float:
-    """Return the greatest size this process has had, in MB.
+    """Return the peak size of this process in MB.
 
-    Linux hands ``ru_maxrss`` down from the process that has started this one, however large that was.
+    On Linux, ``ru_maxrss`` is not used, because a process inherits it from its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,7 +1,7 @@
-"""The floor: the same tables by hand, as somebody writes it who knows the driver, with the same durability.
+"""Floor of the benchmarks: hand-written driver code on the same tables, with the same durability.
 
-Each call is one transaction and makes the same objects. A write is guarded by version and write id, too, and tells what
-was stored; nothing else is checked, nothing is translated, and there is one connection and no pool.
+Each call is one transaction and creates the same objects. A write is guarded by version and write id, and returns the
+stored values. There are no other checks, no error translation, one connection and no pool.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ SELECT_PAGE: Final = (
     + f" ORDER BY created_at DESC, s.session_id DESC LIMIT {PAGE + 1}"
 )
 DELETE: Final = "DELETE FROM vibeforge_sessions WHERE session_id = ?"
-"""The foreign keys see to the rest."""
+"""Foreign keys delete the other rows."""
 
 encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 decode = json.loads
 
 
 class Floor(Contender):
-    """What both drivers have in common."""
+    """Common part of both drivers."""
 
     _connection: Any
 
@@ -104,7 +104,7 @@ class Floor(Contender):
     def update(
         self, session: Session, write_id: str, documents: Mapping[str, str], errors: list[ErrorEntry]
     ) -> datetime:
-        """Store a change; return the time that is stored then."""
+        """Store a change; return the stored time."""
 
     @abstractmethod
     def page(self) -> list[SessionSummary]:
@@ -112,7 +112,7 @@ class Floor(Contender):
 
     @abstractmethod
     def slice(self, session_id: str, after: int) -> list[ErrorEntry]:
-        """Return some errors."""
+        """Return a page of errors."""
 
     @abstractmethod
     def delete(self, session_id: str) -> None:
@@ -163,7 +163,7 @@ class Floor(Contender):
         return session.session_id
 
     def fill(self, sessions: int) -> None:
-        """Ours has filled the same database."""
+        """Do nothing: the contender of this package has filled the same database."""
 
     def draft(self, session_id: str) -> None:
         self._drafts[session_id] = realistic(session_id)
@@ -198,14 +198,14 @@ class Floor(Contender):
 
 
 def write_id_of(session: Session) -> str:
-    """Return the id of the write that the session was read from."""
+    """Return the write id that the session was read with."""
     baseline = session._baseline
     assert baseline is not None
     return baseline.write_id
 
 
 def build(row: Sequence[Any], errors: list[ErrorEntry], logs: list[str]) -> Session:
-    """Return the session that a row stands for, without checking anything."""
+    """Return the session of a row, without checks."""
     session_id, phase, created_at, updated_at, version, write_id, question, task_id, error_count, log_count, *texts = (
         row
     )
@@ -248,6 +248,6 @@ def summary_of(
     task_id: str | None,
     *artifacts: int,
 ) -> SessionSummary:
-    """Return the summary that a row of a listing is."""
+    """Return the summary of a row of a listing."""
     there = frozenset(itertools.compress(ARTIFACTS, artifacts))
     return SessionSummary(session_id, phase, created_at, updated_at, version, errors, logs, task_id, there)

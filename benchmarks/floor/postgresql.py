@@ -1,8 +1,8 @@
-"""The floor on PostgreSQL: psycopg 3 in autocommit, one statement for each write.
+"""Floor on PostgreSQL: psycopg 3 in autocommit mode, one statement for each write.
 
-psycopg prepares what comes again by itself. Results in binary and a statement after the other are the quickest that was
-found for reading a session: pipeline mode costs more than the round trip that it saves, and one UNION ALL for both
-histories has to be taken apart and sorted. Entries never change, so they are of the moment of the row that counts them.
+psycopg prepares repeated statements by itself. A session is read with binary results and separate statements, which is
+the fastest way that was found: pipeline mode costs more than the round trip that it saves, and the result of one UNION
+ALL for both histories must be split and sorted. Entries never change, so they match the row with their number.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _UPDATE: Final = (
 
 
 class PostgreSQL(Floor):
-    """With fsync on."""
+    """PostgreSQL with fsync on."""
 
     name = "floor PostgreSQL"
 

@@ -1,4 +1,4 @@
-"""The floor on SQLite: the driver of Python's standard library, which keeps statements prepared by itself."""
+"""Floor on SQLite: the driver of Python's standard library, which caches prepared statements by itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INSERT: Final = {
     table: f"INSERT INTO {table} VALUES ({', '.join('?' * count)}{', NULL' if table == 'vibeforge_sessions' else ''})"
     for table, count in COLUMNS.items()
 }
-"""A session that is inserted is not held."""
+"""An inserted session is not held."""
 _COUNT: Final = (
     "UPDATE vibeforge_sessions SET error_count = error_count + 1, updated_at = max(updated_at, ?)"
     " WHERE session_id = ? RETURNING error_count, phase"
@@ -43,17 +43,17 @@ _UPDATE: Final = (
 
 
 def text_of(moment: datetime) -> str:
-    """Return a time as its column holds it."""
+    """Return a time as text for its column."""
     return moment.isoformat(" ", "microseconds")[:-6]
 
 
 def moment_of(text: str) -> datetime:
-    """Return the time that a column's text stands for."""
+    """Return the time of a column's text."""
     return datetime.fromisoformat(text + "+00:00")
 
 
 class SQLite(Floor):
-    """FULL: what was acknowledged survives a power loss."""
+    """SQLite with FULL: acknowledged writes survive a power loss."""
 
     name = "floor SQLite FULL"
     synchronous: ClassVar[str] = "FULL"
@@ -150,7 +150,7 @@ class SQLite(Floor):
 
 
 class SQLiteNormal(SQLite):
-    """NORMAL: it survives a crash of the process."""
+    """SQLite with NORMAL: acknowledged writes survive a crash of the process."""
 
     name = "floor SQLite NORMAL"
     synchronous = "NORMAL"

@@ -1,4 +1,4 @@
-"""Session stores of others, each in an environment of its own; nothing but the standard library in here."""
+"""Peers: other session stores, each in its own environment. This module imports the standard library only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Peer(NamedTuple):
-    """A store of others, and what its environment needs.
+    """Peer, and the requirements of its environment.
 
     :param contender: ``MODULE:CLASS``, for `benchmarks.worker`.
-    :param requirements: what pip installs, pinned: the peer, and what it needs and does not ask for by itself.
-    :param place: ``folder``, or the kind of server on which it gets the URL of an empty database.
+    :param requirements: pinned packages that pip installs: the peer, and packages that it needs but does not require.
+    :param place: ``folder``, or the kind of server on which it gets an empty database.
     """
 
     name: str
@@ -19,7 +19,7 @@ class Peer(NamedTuple):
     place: str = "folder"
 
 
-# and not google-adk[db], which pulls in Spanner
+# not google-adk[db], which installs Spanner
 ADK = ("google-adk==2.13.0", "sqlalchemy[asyncio]==2.1.9")
 LANGGRAPH = ("langgraph-checkpoint-sqlite==3.1.2", "langgraph-checkpoint-postgres==3.2.0", "psycopg[binary]==3.3.9")
 PEERS: tuple[Peer, ...] = (

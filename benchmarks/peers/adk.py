@@ -1,4 +1,4 @@
-"""Google's Agent Development Kit: its `DatabaseSessionService`."""
+"""`DatabaseSessionService` of Google's Agent Development Kit."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ STATE: dict[str, Any] = {
 }
 NOTE = (
     "An error is an event; documents, phase and log are the session's state. "
-    "State changes only by an event, so each update stores an event too, and rewrites the state as a whole (19 KB). "
-    "append and update are given a session that was loaded before, without events; a session that somebody else has "
-    "written to since is refused (StaleSessionError), reloaded and counted as refused. "
-    "list_page: there are no pages, only all sessions of an app or of a user; it is those of a user who has 50. "
-    "list_errors: events have no pages either, only the last N, or those since a time."
+    "Only an event changes the state, so each update also stores an event, and rewrites the complete state (19 KB). "
+    "append and update get a session that was loaded before, without events. If another process has written the "
+    "session since, the store raises StaleSessionError; the session is reloaded, and the conflict is counted. "
+    "list_page lists the sessions of a user who has 50, because there are no pages. "
+    "list_errors reads the last N events, because events have no pages."
 )
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def user_of(number: int) -> str:
 
 
 def event_of(task: str | None = None, state: dict[str, Any] | None = None, **fields: Any) -> Event:
-    """Return an event, with an error's message where it is a task's."""
+    """Return an event, with an error message if it has a task."""
     return Event(
         invocation_id="invocation-1",
         author=task or "system",
@@ -56,7 +56,7 @@ def event_of(task: str | None = None, state: dict[str, Any] | None = None, **fie
 
 
 class ADK(Contender):
-    """On SQLite, in a file."""
+    """`DatabaseSessionService` on a SQLite file."""
 
     name = "google-adk"
     durability: ClassVar[Mapping[str, str]] = {
@@ -71,7 +71,7 @@ class ADK(Contender):
         self._run(self._service.prepare_tables())
 
     def url_of(self, place: str) -> str:
-        """Return the URL as SQLAlchemy's asyncio needs it."""
+        """Return the URL with an asynchronous driver."""
         return f"sqlite+aiosqlite:///{Path(place) / 'adk.db'}"
 
     def about(self) -> Mapping[str, str]:
@@ -109,7 +109,7 @@ class ADK(Contender):
         return session_id
 
     def fill(self, sessions: int) -> None:
-        self._create(None)  # makes the rows of the app and of the user
+        self._create(None)  # stores the rows of the app and of the user
         self._run(self._store_sessions(sessions))
 
     def hold(self, session_id: str) -> None:
@@ -147,7 +147,7 @@ class ADK(Contender):
         self._append(session_id, state={"concept": {**DOCUMENTS["concept"], "version": time.time_ns()}})
 
     async def _store_events(self, session_id: str, entries: int) -> None:
-        """Store the rows that as many `append_event` make, in one transaction."""
+        """Store the rows that calls of `append_event` would store, in one transaction."""
         session = Session(id=session_id, app_name=APP, user_id=USER)
         start = time.time() - entries / 1000
         events = [event_of(f"task-{n % 50}", timestamp=start + n / 1000) for n in range(entries)]
@@ -160,7 +160,7 @@ class ADK(Contender):
                 )
 
     async def _store_sessions(self, sessions: int) -> None:
-        """Store the rows that `create_session` makes, many in a transaction; `PAGE` of them for each user."""
+        """Store the rows that `create_session` would store, many in one transaction; `PAGE` sessions for each user."""
         others = select(func.count()).select_from(StorageSession).where(StorageSession.user_id != USER)
         async with self._service.database_session_factory.begin() as database:
             there = await database.scalar(select(func.count()).select_from(StorageSession)) or 0
@@ -179,7 +179,7 @@ class ADK(Contender):
 
 
 class ADKPostgreSQL(ADK):
-    """On PostgreSQL."""
+    """`DatabaseSessionService` on PostgreSQL."""
 
     name = "google-adk PostgreSQL"
     durability: ClassVar[Mapping[str, str]] = {

@@ -1,4 +1,4 @@
-"""agno: its `SqliteDb`."""
+"""`SqliteDb` of agno."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ AGENT, USER = "agent", "user"
 PHASES = itertools.cycle(["execution", "verification"])
 LOG = [f"task-{n} has been started by worker 3" for n in range(LOG_LINES)]
 NOTE = (
-    "An error is a run, completed and without messages; documents, phase and log are the session's state. "
-    "An update rewrites the session's data as a whole (19 KB) and nothing refuses a stale one: the last writer wins. "
-    "update_phase_and_error is two transactions, one for the session and one for the run. "
-    "append is given no index, so the store counts it itself. "
-    "get: runs that the process has read before are not parsed again. "
-    "list_errors is by the page's number: an offset, and a count each time. "
-    "list_page is without runs, and counts all sessions each time."
+    "An error is a completed run without messages; documents, phase and log are the session's state. "
+    "An update rewrites the complete data of the session (19 KB). Stale updates are not rejected: the last one wins. "
+    "update_phase_and_error takes two transactions, one for the session and one for the run. "
+    "append gets no index, so the store counts the runs itself. "
+    "get does not parse runs again that the process has read before. "
+    "list_errors uses a page number: an offset, and a count each time. "
+    "list_page returns no runs, and counts all sessions each time."
 )
 
 
 def session_of(session_id: str, state: dict[str, Any]) -> AgentSession:
-    """Return a session that is not stored yet."""
+    """Return a session that is not stored."""
     return AgentSession(
         session_id=session_id,
         agent_id=AGENT,
@@ -46,12 +46,12 @@ def session_of(session_id: str, state: dict[str, Any]) -> AgentSession:
 
 
 def realistic(session_id: str) -> AgentSession:
-    """Return a session of `DOCUMENTS` that is not stored yet."""
+    """Return a session with `DOCUMENTS` that is not stored."""
     return session_of(session_id, {**DOCUMENTS, "phase": "execution", "log": LOG})
 
 
 def run_of(session_id: str, task: str) -> RunOutput:
-    """Return a run with an error's message."""
+    """Return a run with an error message."""
     return RunOutput(
         run_id=str(uuid.uuid4()),
         agent_id=AGENT,
@@ -59,17 +59,17 @@ def run_of(session_id: str, task: str) -> RunOutput:
         session_id=session_id,
         user_id=USER,
         content=MESSAGE,
-        status=RunStatus.completed,  # failed ones are left out of the last N, which would scan all of them
+        status=RunStatus.completed,  # the last N runs without failed ones would read all runs
     )
 
 
 class Agno(Contender):
-    """On SQLite, in a file."""
+    """`SqliteDb` on a SQLite file."""
 
     name = "agno"
 
     def __init__(self, place: str) -> None:
-        os.environ["AGNO_TELEMETRY"] = "false"  # only agents send any; there are none here
+        os.environ["AGNO_TELEMETRY"] = "false"  # only agents send telemetry; the benchmark has no agent
         self._db = SqliteDb(db_file=str(Path(place) / "agno.db"))
         self._held: dict[str, AgentSession] = {}
         self._length: dict[str, int] = {}
@@ -110,7 +110,7 @@ class Agno(Contender):
         self._db.upsert_session(realistic(session_id))
         self._length[session_id] = entries
         if entries:
-            self._append(session_id)  # through the API: the first makes the table
+            self._append(session_id)  # through the API: the first call creates the table
             self._store_runs(session_id, range(1, entries))
         return session_id
 
@@ -155,7 +155,7 @@ class Agno(Contender):
         self._append(session_id)
 
     def _store_runs(self, session_id: str, numbers: range) -> None:
-        """Store the rows that `upsert_run` makes, in one transaction."""
+        """Store the rows that calls of `upsert_run` would store, in one transaction."""
         table = self._db._get_table("runs")
         assert table is not None
         rows = [build_single_run_row(run_of(session_id, f"task-{n % 50}"), session_id, USER, n) for n in numbers]

@@ -1,4 +1,4 @@
-"""The checkpointers of LangGraph: a thread is a session, and each step of it a checkpoint with the whole state.
+"""Checkpointers of LangGraph: a thread is a session, and each step is a checkpoint with the whole state.
 
 https://docs.langchain.com/oss/python/langgraph/persistence
 """
@@ -28,12 +28,11 @@ PHASES = itertools.cycle(["execution", "verification"])
 SMALL = {"answers": {"audience": "general"}, "phase": "questionnaire"}
 LOG = [f"task-{n} has been started by worker 3" for n in range(LOG_LINES)]
 NOTE = (
-    "State as an application's graph has it by default: the documents, the phase, the log and the history are"
-    " channels, and each step stores a checkpoint, in which a list is stored anew, whole. append reads the state and"
-    " puts a checkpoint; the updates put one of the state that was read before; no put notices another's, which is"
-    " lost. All earlier checkpoints are kept, whereas a prepared session has one only, of the kind its last step would"
-    " have left. list_page is the newest 50 checkpoints with their whole state: there is no list of sessions, and no"
-    " page of a history."
+    "The state is that of a graph by default: documents, phase, log and history are channels. Each step stores a"
+    " checkpoint with complete lists. append reads the state and stores a checkpoint; updates store the state that was"
+    " read before. Concurrent writes are not detected, and one of them is lost. All earlier checkpoints are kept, but a"
+    " prepared session has only its last one. list_page reads the newest 50 checkpoints with their complete state:"
+    " there is no list of sessions, and no page of a history."
 )
 
 COPY = """
@@ -48,11 +47,11 @@ SELECT 'filled-' || digits, checkpoint_ns, left(checkpoint_id, 24) || digits,
     jsonb_set(checkpoint, '{id}', to_jsonb(left(checkpoint_id, 24) || digits)), metadata
 FROM checkpoints, numbers WHERE thread_id = 'filled'
 """
-"""Copies of the rows of a session that was put: a hundred thousand puts would take minutes."""
+"""Copies of the rows of a stored session: 100,000 calls of ``put`` would take minutes."""
 
 
 class Checkpoints(Contender):
-    """What both checkpointers have in common."""
+    """Common part of both checkpointers."""
 
     saver: Any
     _connection: Any
@@ -78,11 +77,11 @@ class Checkpoints(Contender):
         return session_id
 
     def there(self) -> int:
-        """Return how many sessions there are."""
+        """Return the number of sessions."""
         return int(self.first("SELECT count(DISTINCT thread_id) FROM checkpoints"))
 
     def first(self, statement: str) -> Any:
-        """Return the first value that the peer's connection answers."""
+        """Return the first value of a query on the peer's connection."""
         row = self._connection.execute(statement).fetchone()
         return row[0] if isinstance(row, tuple) else next(iter(row.values()))
 
@@ -111,13 +110,13 @@ class Checkpoints(Contender):
         self._step(CheckpointTuple(self._config(session_id), empty_checkpoint(), {"step": -1}), state)
 
     def _step(self, last: CheckpointTuple, changes: dict[str, Any]) -> CheckpointTuple:
-        """Put the checkpoint that follows, the way a graph's loop does: only what has changed gets a new version."""
+        """Store the next checkpoint as the loop of a graph does: only changed channels get a new version."""
         step = last.metadata["step"] + 1
         before = last.checkpoint["channel_versions"]
         changed = {channel: self.saver.get_next_version(before.get(channel), None) for channel in changes}
         checkpoint: Any = {
             **last.checkpoint,
-            "v": 4,  # what the checkpoints of graphs are; those before are migrated at each reading
+            "v": 4,  # the version of current checkpoints; older ones are migrated at each read
             "ts": datetime.now(UTC).isoformat(),
             "id": str(uuid6(clock_seq=step)),
             "channel_values": {**last.checkpoint["channel_values"], **changes},
@@ -145,20 +144,20 @@ class Checkpoints(Contender):
 
 
 class SQLite(Checkpoints):
-    """`SqliteSaver`, on a connection as `from_conn_string` makes it."""
+    """`SqliteSaver` on a connection like that of `from_conn_string`."""
 
     name = "langgraph SQLite"
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
         self._connection = sqlite3.connect(Path(place) / "checkpoints.db", check_same_thread=False)
-        # No modules, as its README recommends: a database that was tampered with must not make it load any.
+        # No modules are allowed, as the README recommends: a manipulated database must not cause an import.
         self.saver = SqliteSaver(self._connection, serde=JsonPlusSerializer(allowed_msgpack_modules=None))
         self.saver.setup()
 
     def fill(self, sessions: int) -> None:
         synchronous = self.first("PRAGMA synchronous")
-        self._connection.execute("PRAGMA synchronous = OFF")  # no wait for the disk at each
+        self._connection.execute("PRAGMA synchronous = OFF")  # no sync for each row
         for _ in range(sessions - self.there()):
             self._create(uuid.uuid4().hex, SMALL)
         self._connection.execute(f"PRAGMA synchronous = {synchronous}")
@@ -173,7 +172,7 @@ class SQLite(Checkpoints):
 
 
 class PostgreSQL(Checkpoints):
-    """`PostgresSaver`, on a connection as `from_conn_string` makes it."""
+    """`PostgresSaver` on a connection like that of `from_conn_string`."""
 
     name = "langgraph PostgreSQL"
 
@@ -193,5 +192,5 @@ class PostgreSQL(Checkpoints):
         return {
             "version": version("langgraph-checkpoint-postgres"),
             "durability": ", ".join(settings) + " (as it comes)",
-            "note": NOTE + " Unchanged channels are not stored anew here: each version of one is a row.",
+            "note": NOTE + " Unchanged channels are not stored again: each version of a channel is a row.",
         }

@@ -1,4 +1,4 @@
-"""The sessions of the OpenAI Agents SDK: the items of a conversation, and nothing besides.
+"""Sessions of the OpenAI Agents SDK, which store the items of a conversation.
 
 https://openai.github.io/openai-agents-python/sessions/
 """
@@ -21,21 +21,21 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from benchmarks.contender import MESSAGE, RECENT, Contender
 
 ITEM = {"role": "user", "content": MESSAGE}
-"""An entry of the history, as an item of a conversation."""
+"""Error entry as an item of a conversation."""
 OPEN = 64
-"""How many sessions are kept open; each of `SQLiteSession` has a connection of its own."""
+"""Maximum number of open sessions; each `SQLiteSession` has its own connection."""
 PRAGMAS = ("journal_mode", "synchronous")
 NOTE = (
-    "Holds a list of items only: no documents, no phase and no log, so that get reads the history alone. There is no"
-    " call for creating: create is the first item of a new session. It knows no list of sessions, and no page of a"
-    " history but its end."
+    "It stores a list of items only: no documents, no phase and no log, so get reads the history alone. No call"
+    " creates a session: create appends the first item. There is no list of sessions, and no page of a history but"
+    " its end."
 )
 
 set_tracing_disabled(disabled=True)
 
 
 class Sessions(Contender):
-    """What both kinds of sessions have in common: the protocol of the SDK."""
+    """Common part of both kinds of sessions: the protocol of the SDK."""
 
     def __init__(self, place: str) -> None:
         self.path = Path(place) / "conversations.db"
@@ -44,10 +44,10 @@ class Sessions(Contender):
 
     @abstractmethod
     def new(self, session_id: str) -> Any:
-        """Return the peer's object of a session."""
+        """Return the SDK's object of a session."""
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Wait for a call; the loop stays, as an application's does."""
+        """Run a call on an event loop that all calls share, as in an application."""
         return self._loop.run_until_complete(work)
 
     def calls(self) -> Mapping[str, Callable[..., object]]:
@@ -65,8 +65,8 @@ class Sessions(Contender):
         return session_id
 
     def fill(self, sessions: int) -> None:
-        # The rows that add_items makes of one item (SQLAlchemySession writes its JSON without spaces); all else is the
-        # tables' defaults.
+        # The rows that add_items stores for one item (SQLAlchemySession writes JSON without spaces); the other
+        # values are the tables' defaults.
         connection = sqlite3.connect(self.path)
         (there,) = connection.execute("SELECT count(*) FROM agent_sessions").fetchone()
         ids = [(f"filled-{n:08}",) for n in range(there, sessions)]
@@ -88,7 +88,7 @@ class Sessions(Contender):
         self._loop.close()
 
     def release(self, session: Any) -> None:
-        """Give back what a session holds."""
+        """Release the resources of a session."""
 
     def _session(self, session_id: str) -> Any:
         if session_id not in self._open:
@@ -102,13 +102,13 @@ class Sessions(Contender):
 
 
 class SQLite(Sessions):
-    """`SQLiteSession`: the standard library's sqlite3 in a thread."""
+    """`SQLiteSession`: the sqlite3 module in a thread."""
 
     name = "openai-agents SQLite"
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
-        self._any = self.new("any")  # makes the tables
+        self._any = self.new("any")  # creates the tables
 
     def new(self, session_id: str) -> SQLiteSession:
         return SQLiteSession(session_id, self.path)
@@ -131,14 +131,14 @@ class SQLite(Sessions):
 
 
 class SQLAlchemy(Sessions):
-    """`SQLAlchemySession` on SQLite, with one engine for all sessions, as an application has."""
+    """`SQLAlchemySession` on SQLite, with one engine for all sessions, as in an application."""
 
     name = "openai-agents SQLAlchemy"
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
         self._engine = create_async_engine(f"sqlite+aiosqlite:///{self.path}")
-        # Only this one makes the tables: the others would look for them at their first call.
+        # Only this session creates the tables: the others would check for them at their first call.
         self.do(SQLAlchemySession("any", engine=self._engine, create_tables=True).get_items())
 
     def new(self, session_id: str) -> SQLAlchemySession:

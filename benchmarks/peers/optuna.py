@@ -1,4 +1,4 @@
-"""Optuna's `RDBStorage` on SQLite: a study is a session, and its user attributes are the documents, the phase, the log.
+"""`RDBStorage` of Optuna on SQLite. A study is a session; its user attributes are documents, phase and log.
 
 An error is a failed trial with a user attribute. https://optuna.readthedocs.io/en/stable/tutorial/20_recipes/
 """
@@ -25,18 +25,17 @@ PHASES = itertools.cycle(["execution", "verification"])
 LOG = [f"task-{n} has been started by worker 3" for n in range(LOG_LINES)]
 NOTE = (
     "A study is the session, its user attributes are the documents, the phase and the log, and an error is a failed"
-    " trial with a user attribute. Each attribute and each trial is a transaction of its own: create has eight, and"
-    " update_phase_and_error two. append loads the study and adds a trial; the updates use a study loaded before. get"
-    " reads the study, its attributes and its trials anew: a study that is kept has its trials in memory. list_page is"
-    " the names of all studies, for which it reads all their attributes: there is no page of studies, and none of"
-    " trials."
+    " trial with a user attribute. Each attribute and each trial is a transaction: create takes eight, and"
+    " update_phase_and_error two. append loads the study and adds a trial; updates use a study that was loaded before."
+    " get reads a new study object with attributes and trials, because an existing one has its trials in memory."
+    " list_page reads the names of all studies with all attributes: there are no pages of studies or trials."
 )
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class SQLite(Contender):
-    """`RDBStorage`, used by way of studies, as its documentation asks for."""
+    """`RDBStorage`, used through studies, as its documentation requires."""
 
     name = "optuna"
 
@@ -71,7 +70,7 @@ class SQLite(Contender):
     def prepare(self, entries: int) -> str:
         session_id = uuid.uuid4().hex
         study_id = self._create(session_id)._study_id
-        # The rows that add_trial makes: so many calls would take minutes, as each counts the trials before it.
+        # The rows that add_trial would store: the calls would take minutes, because each counts the earlier trials.
         trial = self._trial()
         made = models.TrialModel(datetime_start=trial.datetime_start, datetime_complete=trial.datetime_complete)
         row = {
@@ -92,7 +91,7 @@ class SQLite(Contender):
         return session_id
 
     def fill(self, sessions: int) -> None:
-        # The rows that create_study and two calls of set_user_attr make.
+        # The rows that create_study and two calls of set_user_attr would store.
         studies, directions = models.StudyModel.__table__, models.StudyDirectionModel.__table__
         attributes = models.StudyUserAttributeModel.__table__
         small = {"answers": {"audience": "general"}, "phase": "questionnaire"}
