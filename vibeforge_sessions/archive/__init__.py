@@ -1,7 +1,7 @@
 """Archive files of sessions: export, import, archiving before deletion, and copies between repositories.
 
-A file contains sessions as JSON Lines (see `vibeforge_sessions.archive.serialization`), optionally compressed with
-gzip. Equal sessions give equal bytes, whatever database they are stored in.
+A file contains sessions as JSON Lines, optionally compressed with gzip; docs/archive-format.md describes the lines.
+Equal sessions give equal bytes, whatever database they are stored in.
 """
 
 from __future__ import annotations

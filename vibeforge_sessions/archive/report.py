@@ -40,10 +40,12 @@ OnSession: TypeAlias = Callable[[Result], object]
 
 @dataclasses.dataclass(slots=True)
 class Report:
-    """Numbers of exported, imported or copied sessions, and the problems."""
+    """Numbers of exported, imported or copied sessions, and the problems.
+
+    For each `Outcome`, an attribute of the same name counts the sessions with that outcome.
+    """
 
     exported: int = 0
-    """Numbers of sessions by `Outcome`."""
     created: int = 0
     replaced: int = 0
     unchanged: int = 0

@@ -35,9 +35,9 @@ def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
     """Create a span for each later call of a repository, in the whole process.
 
     The name of a span is that of the method, for example ``SessionRepository.append_error``. Its attributes
-    ``vibeforge_sessions.session_id``, ``….version``, ``….attempts`` and ``….outcome`` are those of the log records of
-    `vibeforge_sessions.repository.instrumentation`. If the call raised, the status is an error with the name of the
-    error's class; it does not contain the message, which may quote a driver.
+    ``vibeforge_sessions.session_id``, ``….version``, ``….attempts`` and ``….outcome`` are those of the log record of
+    the call. If the call raised, the status is an error with the name of the error's class; it does not contain the
+    message, which may quote a driver.
 
     :param tracer_provider: the tracer provider; by default the global one of OpenTelemetry.
     """

@@ -66,8 +66,8 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     that was acknowledged is stored exactly once. A write that raised is not stored, unless the error is
     `OutcomeUnknownError`.
 
-    **Reports.** Each call is a record of the logger ``vibeforge_sessions``: see
-    `vibeforge_sessions.repository.instrumentation`. An implementation gets this from the base class.
+    **Reports.** Each call writes a record to the logger ``vibeforge_sessions``; docs/services.md describes its
+    attributes. An implementation gets this from the base class.
     """
 
     # --- sessions ---

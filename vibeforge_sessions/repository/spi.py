@@ -13,16 +13,14 @@ test class. A call consists of these steps:
 - *Mark* the caller's session as stored: `mark_stored`.
 - *List* sessions, if the store itself cannot search: `select` and `summary_of`.
 
-`AsyncRepositoryAdapter` makes an asynchronous repository of a synchronous one. `DelegatingSessionRepository` is the
-base of a repository that changes some calls of another one. `encode_content` encodes a session for a `Record`, for
-example to restore a session that another program has exported.
+`DelegatingSessionRepository` is the base of a repository that changes some calls of another one. `encode_content`
+encodes a session for a `Record`, for example to restore a session that another program has exported.
 """
 
 from __future__ import annotations
 
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.model.session import S, phases_of
-from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
 from vibeforge_sessions.repository.arguments import check_after, check_limit, check_recent, check_session_id
 from vibeforge_sessions.repository.changeset import (
     Changeset,
@@ -41,7 +39,6 @@ from vibeforge_sessions.repository.serialization import Record, check_session_ty
 from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
 
 __all__ = [
-    "AsyncRepositoryAdapter",
     "Changeset",
     "Content",
     "DelegatingSessionRepository",

@@ -1,4 +1,7 @@
-"""Sessions in an SQL database: everything that imports SQLAlchemy or Alembic, and nothing else does."""
+"""SQL implementation: repositories, engines, schema status and migrations.
+
+Only the modules of this package import SQLAlchemy and Alembic.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
-    """Sessions in a database, under the contract of `AsyncSessionRepository`.
+    """Repository in a database, with the complete contract of `AsyncSessionRepository`.
 
     The constructor neither connects nor creates tables; see `SQLAlchemySessionRepository`.
 

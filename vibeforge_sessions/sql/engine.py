@@ -38,8 +38,8 @@ def create_engine(
     and BEGIN IMMEDIATE for the writes of this package: a transaction that first reads and then writes fails with
     "database is locked" in half of the attempts. All threads share a database in memory. PostgreSQL gets READ
     COMMITTED. MariaDB gets REPEATABLE READ, strict SQL mode and utf8mb4. Both get UTC and time limits: 5 s for
-    connecting, 10 s for a row lock, and 60 s for an idle transaction. The classes in `vibeforge_sessions.sql.dialects`
-    give the reasons.
+    connecting, 10 s for a row lock, and 60 s for an idle transaction. The classes in
+    ``vibeforge_sessions/sql/dialects`` give the reasons.
 
     :param url: ``sqlite:///file.db``, ``sqlite://`` for memory, ``postgresql+psycopg://…``, ``mariadb+pymysql://…``
         or ``mysql+pymysql://…``. With several servers ``…://user@/database?host=a:3306&host=b:3306``: the first

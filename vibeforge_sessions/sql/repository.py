@@ -41,22 +41,25 @@ T = TypeVar("T")
 
 
 class SQLAlchemySessionRepository(SessionRepository[S]):
-    """Sessions in a database, under the whole contract of `SessionRepository`.
+    """Repository in a database, with the complete contract of `SessionRepository`.
 
     The constructor neither connects nor creates tables: run the migrations first (`vibeforge_sessions.sql.migrate`),
     or use `open_repository`.
 
-    :param bind: an engine, the caller's own or one of `vibeforge_sessions.sql.create_engine`: each call takes a
-        connection and is a transaction of its own; the engine is never disposed. Or a `Connection` or an `orm.Session`
-        of the caller: each call is a savepoint in the caller's transaction, which the caller commits or rolls back. No
-        call is retried there. A session that a rolled-back transaction has written is not taken for stored: its next
-        update stores it or raises `StaleSessionError`. Such a repository belongs to the thread of its connection;
-        several tasks may share it.
-    :param session_type: the class of session that is stored, `Session` or a subclass.
+    :param bind: an engine, or a `Connection` or `orm.Session` of the caller.
+
+        On an engine, each call takes a connection and is a transaction. The engine may be the caller's own or one of
+        `vibeforge_sessions.sql.create_engine`; the repository never disposes of it.
+
+        On a `Connection` or `orm.Session`, the repository joins the caller's transaction: each call is a savepoint, and
+        the caller commits or rolls back. No call is retried. A session that was written in a transaction that was
+        rolled back does not count as stored: its next update stores it or raises `StaleSessionError`. Such a repository
+        must be used in the thread of its connection; several tasks may share it.
+    :param session_type: the class of the stored sessions, `Session` or a subclass.
     :param fast_path: execute precompiled statements on the driver's connection if the engine is one of
         `create_engine`, has no event listeners and does not log its statements. A call then takes 40 to 63 % of the CPU
-        time (python -m benchmarks.execution_paths). False sends every statement through SQLAlchemy's `Connection`.
-    :param retry: how long a call may take, and how it is retried. In the caller's transaction it limits the time only.
+        time (``python -m benchmarks.execution_paths``). False executes each statement with SQLAlchemy's `Connection`.
+    :param retry: the deadline of each call, and its retries. In the caller's transaction, only the deadline applies.
     """
 
     def __init__(
