@@ -17,6 +17,8 @@ STAMP := $(VENV)/.installed
 # loadscope: a resource that the tests of a module share (a cluster, the installed wheel) is created once
 DISTRIBUTED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
+USUAL := -m 'not exhaustive and not cluster and not wheel'
+
 # Unit tests, the contract in memory and on SQLite, and a part of the command line. Every path must exist: pytest fails
 # otherwise. Tests whose name or parameters contain a server's name are left out.
 FAST_TESTS := \
@@ -39,7 +41,7 @@ NO_SERVERS := -k 'not postgresql and not mariadb'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-fast faults bench docs lint types wheel-test constraints clean
+.PHONY: help demo serve test test-all test-fast faults bench docs lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +52,10 @@ demo: $(STAMP) ## run a session through all phases, with a crash in the middle
 serve: $(STAMP) ## run the example service on http://127.0.0.1:8000, on SQLite or VIBEFORGE_SESSIONS_DATABASE_URL
 	@$(BIN)/python -m uvicorn examples.service.app:app --port 8000
 
-test: $(STAMP) ## run all tests
+test: $(STAMP) ## run the tests of a user's machine
+	@$(BIN)/python -m pytest $(DISTRIBUTED) $(USUAL) $(ARGS)
+
+test-all: $(STAMP) ## run all tests: also clusters, soak, scale, all drivers, values and fault points
 	@$(BIN)/python -m pytest $(DISTRIBUTED) $(ARGS)
 
 test-fast: $(STAMP) ## run unit tests and the contract in memory and on SQLite, without database servers

@@ -31,8 +31,8 @@ from vibeforge_sessions import (
 from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
 
 CHILDREN = 4
-CALLS = 3_000
-LONGEST = 60
+CALLS = 1_000
+LONGEST = 240
 """Seconds after which a child is taken for hanging."""
 
 

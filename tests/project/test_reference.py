@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 import vibeforge_sessions
+from tests.support import ROOT
 
 OURS = "vibeforge_sessions"
-ROOT = Path(vibeforge_sessions.__file__).parents[1]
 PUBLIC = [OURS, *re.findall(r"^- `(.+)`$", vibeforge_sessions.__doc__ or "", re.MULTILINE)]
 DESCRIBED_ELSEWHERE = {
     f"{OURS}.compat": {"Session", "SessionPhase"},
