@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model.session import ErrorEntry, S
@@ -21,6 +22,7 @@ from vibeforge_sessions.repository.serialization import Record
 
 __all__ = ["AsyncRepositoryAdapter", "AsyncSessionRepository"]
 
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
@@ -162,6 +164,17 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
         await self.close()
 
 
+def _forwarded(method: F) -> F:
+    """Return the method with the same signature that runs the same method of the synchronous repository."""
+    name = method.__name__
+
+    @functools.wraps(method, updated=())  # without the mark of an abstract method
+    async def forward(self: AsyncRepositoryAdapter[Any], *args: Any, **kwargs: Any) -> Any:
+        return await self._run(getattr(self._repository, name), *args, **kwargs)
+
+    return cast("F", forward)
+
+
 class AsyncRepositoryAdapter(AsyncSessionRepository[S]):
     """Adapter that forwards every call to a synchronous repository; a subclass implements `_run`.
 
@@ -175,73 +188,20 @@ class AsyncRepositoryAdapter(AsyncSessionRepository[S]):
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a call of the synchronous repository without blocking the event loop."""
 
-    async def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        return await self._run(self._repository.create_session, session, session_id=session_id)
-
-    async def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
-        return await self._run(self._repository.get_session, session_id, recent=recent)
-
-    async def update_session(self, session: S) -> None:
-        await self._run(self._repository.update_session, session)
-
-    async def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        return await self._run(self._repository.delete_session, session_id, unchanged_since=unchanged_since)
-
-    async def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
-        return await self._run(self._repository.list_sessions, filter)
-
-    async def find_sessions(
-        self,
-        filter: SessionFilter | None = None,  # noqa: A002
-        *,
-        order: SessionOrder = "-created_at",
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> SessionPage:
-        return await self._run(self._repository.find_sessions, filter, order=order, limit=limit, cursor=cursor)
-
-    async def append_error(
-        self, session_id: str, task_id: str, error_message: str, phase: str | None = None
-    ) -> ErrorEntry:
-        return await self._run(self._repository.append_error, session_id, task_id, error_message, phase)
-
-    async def append_log(self, session_id: str, message: str) -> str:
-        return await self._run(self._repository.append_log, session_id, message)
-
-    async def list_errors(
-        self,
-        session_id: str,
-        *,
-        after: int = 0,
-        limit: int = 100,
-        task_id: str | None = None,
-        phase: str | None = None,
-    ) -> list[ErrorEntry]:
-        return await self._run(
-            self._repository.list_errors, session_id, after=after, limit=limit, task_id=task_id, phase=phase
-        )
-
-    async def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-        return await self._run(self._repository.list_logs, session_id, after=after, limit=limit)
-
-    async def hold_session(self, session_id: str) -> None:
-        await self._run(self._repository.hold_session, session_id)
-
-    async def release_session(self, session_id: str) -> None:
-        await self._run(self._repository.release_session, session_id)
-
-    async def get_record(self, session_id: str) -> Record | None:
-        return await self._run(self._repository.get_record, session_id)
-
-    async def restore_record(
-        self,
-        record: Record,
-        errors: Iterable[ErrorEntry] = (),
-        logs: Iterable[str] = (),
-        *,
-        replacing: Record | None = None,
-    ) -> None:
-        await self._run(self._repository.restore_record, record, errors, logs, replacing=replacing)
+    create_session = _forwarded(AsyncSessionRepository[S].create_session)
+    get_session = _forwarded(AsyncSessionRepository[S].get_session)
+    update_session = _forwarded(AsyncSessionRepository[S].update_session)
+    delete_session = _forwarded(AsyncSessionRepository[S].delete_session)
+    list_sessions = _forwarded(AsyncSessionRepository[S].list_sessions)
+    find_sessions = _forwarded(AsyncSessionRepository[S].find_sessions)
+    append_error = _forwarded(AsyncSessionRepository[S].append_error)
+    append_log = _forwarded(AsyncSessionRepository[S].append_log)
+    list_errors = _forwarded(AsyncSessionRepository[S].list_errors)
+    list_logs = _forwarded(AsyncSessionRepository[S].list_logs)
+    hold_session = _forwarded(AsyncSessionRepository[S].hold_session)
+    release_session = _forwarded(AsyncSessionRepository[S].release_session)
+    get_record = _forwarded(AsyncSessionRepository[S].get_record)
+    restore_record = _forwarded(AsyncSessionRepository[S].restore_record)
 
 
 async def await_completion(work: Awaitable[T], cancel: Callable[[], bool] = lambda: False) -> T:
