@@ -23,6 +23,7 @@ send them to its parent.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
@@ -50,40 +51,37 @@ drifted: at the revision that this version needs, but the tables differ from tho
 """
 
 
-# Each subclass keeps the constructor's arguments in ``args`` and builds the message in ``__str__``: ``pickle`` and
-# ``copy`` rebuild an exception from ``args``.
-
-
 class SessionRepositoryError(Exception):
     """Base class of all errors of this package."""
 
+    def __post_init__(self) -> None:
+        self.args = tuple(vars(self).values())  # from which pickle and copy rebuild an exception
 
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+@dataclass(eq=False, repr=False)
 class SessionNotFoundError(SessionRepositoryError, LookupError):
     """No session with this id is stored, or it was deleted since it was read."""
 
     session_id: str
 
-    def __init__(self, session_id: str) -> None:
-        super().__init__(session_id)
-        self.session_id = session_id
-
     def __str__(self) -> str:
         return f"there is no session {self.session_id!r}: check the id, or create the session"
 
 
+@dataclass(eq=False, repr=False)
 class SessionExistsError(SessionRepositoryError):
     """A session with this id is stored already."""
 
     session_id: str
 
-    def __init__(self, session_id: str) -> None:
-        super().__init__(session_id)
-        self.session_id = session_id
-
     def __str__(self) -> str:
         return f"there is a session {self.session_id!r} already: choose another id, or read that session"
 
 
+@dataclass(eq=False, repr=False)
 class StaleSessionError(SessionRepositoryError):
     """Another writer has stored the session since it was read; nothing of this update was written.
 
@@ -93,18 +91,12 @@ class StaleSessionError(SessionRepositoryError):
     session_id: str
     version: int
     """The version that the caller had read."""
-    stored_version: int | None
+    stored_version: int | None = None
     """The version that is stored now.
 
     0: no session is stored; the caller's transaction that created it was rolled back, or it was deleted since. Equal to
     ``version``: the session was deleted and created again, or the version that was read was rolled back.
     """
-
-    def __init__(self, session_id: str, version: int, stored_version: int | None = None) -> None:
-        super().__init__(session_id, version, stored_version)
-        self.session_id = session_id
-        self.version = version
-        self.stored_version = stored_version
 
     def __str__(self) -> str:
         if self.stored_version == 0:
@@ -124,48 +116,36 @@ class StaleSessionError(SessionRepositoryError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class InvalidSessionError(SessionRepositoryError, ValueError):
     """A value in a session, or in a record to be restored, cannot be stored. Nothing was written."""
 
-    path: str | None
-    """The value's place in the session, such as ``answers.budget[2]``; None for the whole session."""
     reason: str
-
-    def __init__(self, reason: str, path: str | None = None) -> None:
-        super().__init__(reason, path)
-        self.reason = reason
-        self.path = path
+    path: str | None = None
+    """The value's place in the session, such as ``answers.budget[2]``; None for the whole session."""
 
     def __str__(self) -> str:
         return self.reason if self.path is None else f"{self.path}: {self.reason}"
 
 
+@dataclass(eq=False, repr=False)
 class InvalidArgumentError(SessionRepositoryError, ValueError):
     """An argument of a call is invalid: a limit, a cursor, an order, a filter, an id. Nothing was written."""
 
-    argument: str | None
-    """The argument's name, such as ``limit`` or ``session_id``; None if the reason concerns several arguments."""
     reason: str
-
-    def __init__(self, reason: str, argument: str | None = None) -> None:
-        super().__init__(reason, argument)
-        self.reason = reason
-        self.argument = argument
+    argument: str | None = None
+    """The argument's name, such as ``limit`` or ``session_id``; None if the reason concerns several arguments."""
 
     def __str__(self) -> str:
         return self.reason if self.argument is None else f"{self.argument}: {self.reason}"
 
 
+@dataclass(eq=False, repr=False)
 class CorruptSessionError(SessionRepositoryError):
     """A stored session cannot be read: this code does not know its phase, or its row was changed by hand."""
 
     session_id: str | None
     reason: str
-
-    def __init__(self, session_id: str | None, reason: str) -> None:
-        super().__init__(session_id, reason)
-        self.session_id = session_id
-        self.reason = reason
 
     def __str__(self) -> str:
         what = "a session" if self.session_id is None else f"session {self.session_id!r}"
@@ -175,42 +155,32 @@ class CorruptSessionError(SessionRepositoryError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class ConfigurationError(SessionRepositoryError):
     """The application's configuration cannot work: a URL, an engine, an environment variable, a session class.
 
     Repeating the call does not help. Nothing was written.
     """
 
-    name: str | None
+    reason: str
+    name: str | None = None
     """The variable or option that the error concerns, such as ``VIBEFORGE_SESSIONS_MIGRATE``; None if the reason names
     it."""
-    reason: str
-
-    def __init__(self, reason: str, name: str | None = None) -> None:
-        super().__init__(reason, name)
-        self.reason = reason
-        self.name = name
 
     def __str__(self) -> str:
         return self.reason if self.name is None else f"{self.name}: {self.reason}"
 
 
+@dataclass(eq=False, repr=False)
 class SchemaError(SessionRepositoryError):
     """The database's tables do not match this version; the message names the command to run."""
 
     reason: str
-    state: SchemaState | None
+    state: SchemaState | None = None
     """None if a migration failed for another reason, such as its lock."""
 
-    def __init__(self, reason: str, state: SchemaState | None = None) -> None:
-        super().__init__(reason, state)
-        self.reason = reason
-        self.state = state
 
-    def __str__(self) -> str:
-        return self.reason
-
-
+@dataclass(eq=False, repr=False)
 class ArchiveError(SessionRepositoryError):
     """An archive is damaged, has another format, or cannot be read or written (the cause is chained).
 
@@ -218,34 +188,23 @@ class ArchiveError(SessionRepositoryError):
     """
 
     reason: str
-    line: int | None
+    line: int | None = None
     """The line of the file, from 1; None if the error concerns the whole file."""
-
-    def __init__(self, reason: str, line: int | None = None) -> None:
-        super().__init__(reason, line)
-        self.reason = reason
-        self.line = line
 
     def __str__(self) -> str:
         return self.reason if self.line is None else f"line {self.line}: {self.reason}"
 
 
+@dataclass(eq=False, repr=False)
 class StorageError(SessionRepositoryError):
     """The database could not be reached, or failed; the cause is chained. Nothing was written."""
 
     reason: str
-    transaction_lost: bool
+    transaction_lost: bool = False
     """Whether the server has rolled back the transaction that the caller began."""
 
-    def __init__(self, reason: str, transaction_lost: bool = False) -> None:  # noqa: FBT001, FBT002 (pickle passes args by position)
-        super().__init__(reason, transaction_lost)
-        self.reason = reason
-        self.transaction_lost = transaction_lost
 
-    def __str__(self) -> str:
-        return self.reason
-
-
+@dataclass(eq=False, repr=False)
 class OutcomeUnknownError(SessionRepositoryError):
     """A connection was lost during a write: all of the write is stored, or nothing of it.
 
@@ -262,10 +221,6 @@ class OutcomeUnknownError(SessionRepositoryError):
     """
 
     reason: str
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.reason}; the write may be stored or not: read the session before you repeat the call"
