@@ -225,6 +225,7 @@ def build(row: Sequence[Any], errors: list[ErrorEntry], logs: list[str]) -> Sess
         **values,
     )
     session._baseline = Baseline(
+        version=version,
         write_id=write_id,
         created_at=created_at,
         updated_at=updated_at,

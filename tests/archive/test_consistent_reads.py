@@ -170,5 +170,5 @@ def test_a_history_with_a_gap_is_left_out_and_told(sqlite: Storage, history: str
     file = io.BytesIO()
     report = export_sessions(repository, file)
     assert (report.exported, report.failed, report.problems[0].session_id) == (1, 1, "s")
-    assert "its histories have other lengths than its row states" in str(report.problems[0].reason)
+    assert "its row counts other numbers of history entries than are stored" in str(report.problems[0].reason)
     engine.dispose()

@@ -16,7 +16,7 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
 )
 from vibeforge_sessions.model.history import ErrorEntry
-from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.repository.serialization import WRONG_COUNTS, Record
 
 T = TypeVar("T", ErrorEntry, str)
 
@@ -257,7 +257,7 @@ def _check_read(source: Source, record: Record, counted: Mapping[str, int]) -> N
     if (now.version, now.write_id) != (record.version, record.write_id):
         raise StaleSessionError(record.session_id, record.version, now.version)
     if tuple(counted.values()) != record.counts:
-        raise CorruptSessionError(record.session_id, "its histories have other lengths than its row states")
+        raise CorruptSessionError(record.session_id, WRONG_COUNTS)
 
 
 def _check_length(length: int, longest: int | None) -> None:

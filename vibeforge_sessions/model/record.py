@@ -22,25 +22,10 @@ class Content:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class EarlierState:
-    """Stored state before a write of the caller's transaction; a rollback restores it."""
-
-    version: int
-    write_id: str
-    updated_at: datetime
-    error_count: int
-    """Number of stored entries at the start of ``error_history``."""
-    log_count: int
-    """Number of stored lines at the start of ``logs``."""
-    log_position: int
-    content: Content | None
-    fingerprints: Mapping[str, bytes | None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Baseline:
     """Stored state that a session was read from or written as. Repositories set it, and compute changesets from it."""
 
+    version: int
     write_id: str
     created_at: datetime
     updated_at: datetime
@@ -59,5 +44,5 @@ class Baseline:
     """Position of the last stored line of ``logs``."""
     transaction: str | None = None
     """Caller's transaction that wrote this state and may have been rolled back since; None if it is committed."""
-    earlier: tuple[EarlierState, ...] = ()
-    """States before each update by that transaction, newest first."""
+    earlier: tuple[Baseline, ...] = ()
+    """States before each update by that transaction, newest first; a rollback restores one of them."""

@@ -317,6 +317,7 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
     same_errors = "error_history" in missing or _digest(map(dict, errors)) == stored["error_digest"]
     same_logs = "logs" in missing or _digest(logs) == stored["log_digest"]
     return Baseline(
+        version=session.version,
         write_id=write_id,
         created_at=created_at,
         updated_at=updated_at,

@@ -16,7 +16,7 @@ from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.builtin_types import exact_list
 from vibeforge_sessions.model.history import ErrorEntry, normalize_errors
-from vibeforge_sessions.model.record import Baseline, Content, EarlierState
+from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.model.session import S, Session, missing_fields, phases_of, raise_invalid
 from vibeforge_sessions.repository.arguments import check_session_id
 from vibeforge_sessions.repository.serialization import Record, decode_session, encode_content, fingerprints_of
@@ -204,7 +204,10 @@ def mark_stored(session: Session, changeset: Changeset, stored: Record, *, trans
     :param transaction: the caller's transaction that stored the changeset and may still be rolled back.
     """
     old: Baseline | None = session._baseline if changeset.version else None  # noqa: SLF001 (set by repositories)
-    earlier = _earlier_states(old, changeset.version, transaction) if old and transaction is not None else ()
+    earlier: tuple[Baseline, ...] = ()
+    if old is not None and transaction is not None:
+        before = old.earlier if old.transaction == transaction else ()
+        earlier = (dataclasses.replace(old, earlier=()), *before)
     errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
     if changeset.errors:  # the methods of `list`, because those of a caller's subclass may raise after the commit
         errors += assign_positions(changeset.errors, stored.error_count)
@@ -215,6 +218,7 @@ def mark_stored(session: Session, changeset: Changeset, stored: Record, *, trans
     session.version = stored.version
     session.updated_at = stored.updated_at
     session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
+        version=stored.version,
         write_id=stored.write_id,
         created_at=stored.created_at,
         updated_at=stored.updated_at,
@@ -237,35 +241,10 @@ def mark_uncommitted(session: S, transaction: str | None) -> S:
     return session
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PossibleState:
-    """Candidate for the stored state of a session that the caller's transaction has written."""
-
-    version: int
-    write_id: str
-    last_error: ErrorEntry | None
-    """Last error entry of this state that the session contains."""
-    last_log: tuple[int, str] | None
-    """Position and text of the last log line of this state that the session contains."""
-
-
-def possible_states(session: Session) -> list[PossibleState]:
+def possible_states(session: Session) -> tuple[Baseline, ...]:
     """Return the states of which one is stored, newest first, unless another writer has stored a later state."""
     baseline = baseline_of(session)
-    errors, logs = baseline.errors or (), baseline.logs or ()
-    counts = [(len(errors), len(logs), baseline.log_position)]
-    counts += [(state.error_count, state.log_count, state.log_position) for state in baseline.earlier]
-    identities = [(session.version, baseline.write_id)]
-    identities += [(state.version, state.write_id) for state in baseline.earlier]
-    return [
-        PossibleState(
-            version,
-            write_id,
-            errors[error_count - 1] if error_count else None,
-            (log_position, logs[log_count - 1]) if log_count else None,
-        )
-        for (version, write_id), (error_count, log_count, log_position) in zip(identities, counts, strict=True)
-    ]
+    return (baseline, *baseline.earlier)
 
 
 def adopt_state(session: Session, index: int, transaction: str | None) -> None:
@@ -274,40 +253,12 @@ def adopt_state(session: Session, index: int, transaction: str | None) -> None:
     :param index: the index in `possible_states` of the stored state.
     :param transaction: the caller's transaction that has read the stored state, if it has written the session itself.
     """
-    baseline = baseline_of(session)
-    if index:
-        state = baseline.earlier[index - 1]
-        session.version = state.version
-        baseline = dataclasses.replace(
-            baseline,
-            write_id=state.write_id,
-            updated_at=state.updated_at,
-            errors=(baseline.errors or ())[: state.error_count],
-            logs=(baseline.logs or ())[: state.log_count],
-            content=state.content,
-            fingerprints=state.fingerprints,
-            log_position=state.log_position,
-            earlier=baseline.earlier[index:],
-        )
-    if baseline.transaction != transaction:  # a state that another transaction reads is committed
-        baseline = dataclasses.replace(baseline, transaction=None, earlier=())
-    session._baseline = baseline  # noqa: SLF001 (set by repositories)
-
-
-def _earlier_states(old: Baseline, version: int, transaction: str | None) -> tuple[EarlierState, ...]:
-    if transaction is None:
-        return ()
-    state = EarlierState(
-        version=version,
-        write_id=old.write_id,
-        updated_at=old.updated_at,
-        error_count=len(old.errors or ()),
-        log_count=len(old.logs or ()),
-        log_position=old.log_position,
-        content=old.content,
-        fingerprints=old.fingerprints,
-    )
-    return (state, *old.earlier) if old.transaction == transaction else (state,)
+    states = possible_states(session)
+    if states[0].transaction == transaction:
+        state = dataclasses.replace(states[index], transaction=transaction, earlier=states[index + 1 :])
+    else:  # a state that another transaction reads is committed
+        state = dataclasses.replace(states[index], transaction=None, earlier=())
+    session.version, session._baseline = state.version, state  # noqa: SLF001 (set by repositories)
 
 
 def assign_positions(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEntry, ...]:

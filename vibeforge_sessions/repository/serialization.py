@@ -36,6 +36,10 @@ REQUIRED: Final = frozenset({"answers", "completed_task_ids", "failed_task_ids"}
 """Documents that are never None."""
 
 
+WRONG_COUNTS: Final = "its row counts other numbers of history entries than are stored"
+"""Reason of a `CorruptSessionError`."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
     """Encoded session without its histories."""
@@ -152,6 +156,7 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
     session.error_history = exact_list(errors) or []
     session.logs = exact_list(logs) or []
     session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
+        version=record.version,
         write_id=record.write_id,
         created_at=record.created_at,
         updated_at=record.updated_at,

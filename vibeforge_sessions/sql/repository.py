@@ -20,14 +20,15 @@ from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql import migrate as migrations
 from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER
 from vibeforge_sessions.sql.engine import create_engine
-from vibeforge_sessions.sql.operations.append import append_error, append_log
+from vibeforge_sessions.sql.operations.append import AppendEntry
 from vibeforge_sessions.sql.operations.create import CreateSession
 from vibeforge_sessions.sql.operations.delete import DeleteSession
-from vibeforge_sessions.sql.operations.histories import ListErrors, ListLogs
+from vibeforge_sessions.sql.operations.histories import ListEntries
 from vibeforge_sessions.sql.operations.hold import HoldSession
 from vibeforge_sessions.sql.operations.listing import FindSessions, ListSessions
 from vibeforge_sessions.sql.operations.read import FindState, GetCurrentRecord, GetRecord, GetSession
 from vibeforge_sessions.sql.operations.restore import RestoreRecord
+from vibeforge_sessions.sql.operations.session_rows import ERRORS, LOGS
 from vibeforge_sessions.sql.operations.update import UpdateSession
 from vibeforge_sessions.sql.transactions import transactions_on
 from vibeforge_sessions.sql.transactions.error_translation import has_wrong_schema
@@ -163,13 +164,13 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             "phase": None if phase is None else validation.storable_phase(phase),
             "write_id": validation.new_write_id(),
         }
-        position, text = self._run(append_error(row, needs_transaction=self._is_behind_pooler))
+        position, text = self._run(AppendEntry(ERRORS, row, now, self._is_behind_pooler))
         return ErrorEntry(now, task_id, message, self._phases.get(str(text), str(text)), position)
 
     def append_log(self, session_id: str, message: str) -> str:
         session_id, line = check_session_id(session_id), log_line(message)
         row = {"session_id": session_id, "message": line, "write_id": validation.new_write_id()}
-        self._run(append_log(row, validation.utc_now(), needs_transaction=self._is_behind_pooler))
+        self._run(AppendEntry(LOGS, row, validation.utc_now(), self._is_behind_pooler))
         return line
 
     def list_errors(
@@ -183,19 +184,21 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
     ) -> list[ErrorEntry]:
         session_id = check_session_id(session_id)
         after, limit = check_after(after), check_limit(limit)
-        task_id = None if task_id is None else validation.storable_task_id(task_id)
-        phase = None if phase is None else validation.storable_phase(phase)
+        filters = {}
+        if task_id is not None:
+            filters["task_id"] = validation.storable_task_id(task_id)
+        if phase is not None:
+            filters["phase"] = validation.storable_phase(phase)
+        rows = self._run(ListEntries(ERRORS, session_id, after, limit, filters))
         return [
             ErrorEntry(timestamp, task, message, self._phases.get(str(text), str(text)), position)
-            for position, timestamp, task, message, text, _ in self._run(
-                ListErrors(session_id, after, limit, task_id, phase)
-            )
+            for position, timestamp, task, message, text, _ in rows
         ]
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         session_id = check_session_id(session_id)
         after, limit = check_after(after), check_limit(limit)
-        return self._run(ListLogs(session_id, after, limit))
+        return [message for _, message, _ in self._run(ListEntries(LOGS, session_id, after, limit))]
 
     def hold_session(self, session_id: str) -> None:
         self._run(HoldSession(check_session_id(session_id), validation.utc_now()))

@@ -61,7 +61,7 @@ def is_refused(call: Callable[[], Any]) -> bool:
     except CorruptSessionError as error:
         refused = error
     assert refused is None or refused.session_id == ID
-    assert refused is None or "its histories have other lengths than its row states" in str(refused)
+    assert refused is None or "its row counts other numbers of history entries than are stored" in str(refused)
     return refused is not None
 
 
@@ -131,7 +131,7 @@ def test_what_is_moved_is_whole_and_the_rest_is_told(
     file, target = io.BytesIO(), InMemorySessionRepository()
     for report in (export_sessions(repository, file), copy_sessions(repository, target)):
         assert [problem.session_id for problem in report.problems] == [ID]
-        assert "its histories have other lengths than its row states" in str(report.problems[0].reason)
+        assert "its row counts other numbers of history entries than are stored" in str(report.problems[0].reason)
     assert target.list_sessions() == [OTHER]
 
     path = tmp_path / "archive"

@@ -13,7 +13,13 @@ from vibeforge_sessions.repository import changeset
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
-from vibeforge_sessions.sql.operations.session_rows import entry_rows, session_row, store_entries, store_rows
+from vibeforge_sessions.sql.operations.session_rows import (
+    duplicate_raises,
+    entry_rows,
+    session_row,
+    store_entries,
+    store_rows,
+)
 from vibeforge_sessions.sql.operations.writable_ctes import (
     DOCUMENT,
     SESSION,
@@ -58,27 +64,20 @@ class CreateSession(WriteOperation[Record]):
         return self.write.session_id
 
     def execute(self, executor: Executor) -> Record:
-        write = self.write
-        record = self._record
-        try:
-            if executor.database.supports_writable_ctes:
-                self._execute_single_statement(executor, record)
-                return record
-            executor.write(insert_session, [session_row(record)])
-        except Exception as error:
-            if executor.is_duplicate(error):
-                raise SessionExistsError(write.session_id) from None
-            raise
-        store_rows(executor, insert_documents, [{"session_id": record.session_id, **write.documents}])
-        store_entries(executor, entry_rows(write, record.error_count, record.log_count))
+        write, record = self.write, self._record
+        is_single = executor.database.supports_writable_ctes
+        with duplicate_raises(executor, SessionExistsError(write.session_id)):
+            if is_single:
+                statement = _single_statement(with_errors=bool(write.errors), with_logs=bool(write.logs))
+                row = {SESSION + name: value for name, value in session_row(record).items()}
+                executor.rows(statement, {**row, **changeset_parameters(executor, write)})
+            else:
+                executor.write(insert_session, [session_row(record)])
+        if not is_single:
+            store_rows(executor, insert_documents, [{"session_id": record.session_id, **write.documents}])
+            store_entries(executor, entry_rows(write, record.error_count, record.log_count))
         executor.wrote(write.session_id)
         return record
-
-    def _execute_single_statement(self, executor: Executor, record: Record) -> None:
-        statement = _single_statement(with_errors=bool(self.write.errors), with_logs=bool(self.write.logs))
-        row = {SESSION + name: value for name, value in session_row(record).items()}
-        executor.rows(statement, {**row, **changeset_parameters(executor, self.write)})
-        executor.wrote(record.session_id)
 
     def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> Record:
         row = lock_row(executor, self.write.session_id)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Delete, bindparam, delete
 
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.sql.operations.in_doubt import identity, lock_row, make_durable, select_for_update
+from vibeforge_sessions.sql.operations.in_doubt import LockedRow, lock_row, make_durable, row_state, select_for_update
 from vibeforge_sessions.sql.operations.session_rows import ID, VERSION, WRITE_ID, this_session
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
@@ -31,21 +30,14 @@ _delete_unheld: Final[Delete] = delete_unchanged.where(sessions.c.held_at.is_(No
 
 
 @functools.cache
-def _returning_identity(statement: Delete) -> Any:
-    return statement.returning(*identity)
-
-
-class Deleted(NamedTuple):
-    """The session that a deletion matched."""
-
-    version: int
-    write_id: str
-    created_at: datetime
+def _returning_state(statement: Delete) -> Any:
+    return statement.returning(*row_state)
 
 
 def state_parameters(record: Record) -> dict[str, Any]:
-    """Return the parameters of `delete_unchanged` but the id."""
+    """Return the parameters of `delete_unchanged`."""
     return {
+        ID: record.session_id,
         VERSION: record.version,
         WRITE_ID: record.write_id,
         "read_error_count": record.error_count,
@@ -53,11 +45,11 @@ def state_parameters(record: Record) -> dict[str, Any]:
     }
 
 
-def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> Deleted | None:
+def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> LockedRow | None:
     """Delete a session and its children, whether or not the database cascades; None if there is no such session."""
     session_id = parameters[ID]
     if executor.dialect.delete_returning:
-        row = executor.row(_returning_identity(statement), parameters)
+        row = executor.row(_returning_state(statement), parameters)
     else:
         row = executor.row(select_for_update, {ID: session_id})
         if not executor.write(statement, [parameters]):
@@ -67,7 +59,7 @@ def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any
     for each in _delete_children:
         executor.write(each, [{ID: session_id}])
     executor.wrote(session_id, deleted=True)
-    return Deleted(*row[:3])
+    return LockedRow(*row)
 
 
 @dataclasses.dataclass(slots=True)
@@ -80,20 +72,14 @@ class DeleteSession(WriteOperation[bool]):
     session_id: str
     unchanged_since: Record | None = None
     """Delete the session only if this is still its state, and it is not held."""
-    deleted: Deleted | None = dataclasses.field(default=None, init=False)
+    deleted: LockedRow | None = dataclasses.field(default=None, init=False)
     """What the last execution deleted."""
 
-    @property
-    def about(self) -> str:
-        return self.session_id
-
     def execute(self, executor: Executor) -> bool:
-        parameters = {ID: self.session_id}
         if self.unchanged_since is None:
-            self.deleted = delete_rows(executor, _delete_session, parameters)
+            self.deleted = delete_rows(executor, _delete_session, {ID: self.session_id})
         else:
-            parameters |= state_parameters(self.unchanged_since)
-            self.deleted = delete_rows(executor, _delete_unheld, parameters)
+            self.deleted = delete_rows(executor, _delete_unheld, state_parameters(self.unchanged_since))
         return self.deleted is not None
 
     def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> bool:

@@ -39,10 +39,6 @@ class HoldSession(WriteOperation[None]):
     since: datetime | None
     """None releases the session."""
 
-    @property
-    def about(self) -> str:
-        return self.session_id
-
     def execute(self, executor: Executor) -> None:
         parameters: dict[str, Any] = {ID: self.session_id}
         if self.since is not None:

@@ -25,6 +25,7 @@ from vibeforge_sessions.sql.operations.session_rows import (
     NOW,
     WRITE_ID,
     History,
+    duplicate_raises,
     now,
     this_session,
 )
@@ -32,20 +33,9 @@ from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.operation import ResolutionConflict
 
-identity: Final = (sessions.c.version, sessions.c.write_id, sessions.c.created_at)
-select_for_update: Final[Select[Any]] = (
-    select(*identity, sessions.c.updated_at, sessions.c.error_count, sessions.c.log_count)
-    .where(this_session)
-    .with_for_update()
-)
-"""The committed row, once no other transaction is about to change it."""
-_touch: Final[Update] = update(sessions).where(this_session).values(updated_at=now)
-_insert_session: Final = insert(sessions)
-_delete_session: Final = delete(sessions).where(this_session)
-
 
 class LockedRow(NamedTuple):
-    """A session's row that this transaction has locked."""
+    """State in a session's row that this transaction has locked or deleted."""
 
     version: int
     write_id: str
@@ -53,6 +43,14 @@ class LockedRow(NamedTuple):
     updated_at: datetime
     error_count: int
     log_count: int
+
+
+row_state: Final = tuple(sessions.c[name] for name in LockedRow._fields)
+select_for_update: Final[Select[Any]] = select(*row_state).where(this_session).with_for_update()
+"""The committed row, once no other transaction is about to change it."""
+_touch: Final[Update] = update(sessions).where(this_session).values(updated_at=now)
+_insert_session: Final = insert(sessions)
+_delete_session: Final = delete(sessions).where(this_session)
 
 
 def lock_row(executor: ConnectionExecutor, session_id: str) -> LockedRow | None:
@@ -87,11 +85,7 @@ def make_durable(executor: ConnectionExecutor, session_id: str, row: LockedRow |
     placeholder = {**dict.fromkeys(column.name for column in sessions.columns), "session_id": session_id}
     placeholder |= {"phase": "-", "created_at": time, "updated_at": time, "write_id": validation.new_write_id()}
     placeholder |= dict.fromkeys(("version", "current_question_index", "error_count", "log_count"), 0)
-    try:
+    with duplicate_raises(executor, ResolutionConflict("the session was created meanwhile")):
         executor.write(_insert_session, [placeholder])
-    except Exception as error:
-        if executor.is_duplicate(error):
-            raise ResolutionConflict("the session was created meanwhile") from None
-        raise
     executor.write(_delete_session, [{ID: session_id}])
     return time

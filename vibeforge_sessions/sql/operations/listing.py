@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BindParameter, ColumnElement, FromClause, Select, bindparam, false, or_, select, union_all
 
@@ -18,6 +17,15 @@ from vibeforge_sessions.sql.tables import documents, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import Operation
 
+_MAX_UNION: Final = 20
+"""Phases for which a page is a union. There are nine, and those that later versions may bring."""
+_WINDOWS: Final[dict[str, ColumnElement[bool]]] = {
+    "created_from": sessions.c.created_at >= bindparam("created_from"),
+    "created_before": sessions.c.created_at < bindparam("created_before"),
+    "updated_from": sessions.c.updated_at >= bindparam("updated_from"),
+    "updated_before": sessions.c.updated_at < bindparam("updated_before"),
+}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListSessions(Operation[list[str]]):
@@ -26,7 +34,8 @@ class ListSessions(Operation[list[str]]):
     filter: SessionFilter
 
     def execute(self, executor: Executor) -> list[str]:
-        return [session_id for (session_id,) in executor.rows(*_ids(self.filter))]
+        kind, parameters = _kind_of(self.filter)
+        return [session_id for (session_id,) in executor.rows(_select_ids(kind), parameters)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,71 +45,86 @@ class FindSessions(Operation[list[SessionSummary]]):
     query: Query
 
     def execute(self, executor: Executor) -> list[SessionSummary]:
-        rows = executor.rows(*_page_of(self.query))
+        query = self.query
+        kind, parameters = _kind_of(query.filter)
+        if query.after is not None:
+            parameters["last_time"], parameters["last_id"] = query.after
+        statement = _select_page(query.column, query.descending, query.after is not None, query.limit + 1, kind)
         return [
-            SessionSummary(
-                session_id=session_id,
-                phase=phase,
-                created_at=created_at,
-                updated_at=updated_at,
-                version=version,
-                error_count=errors,
-                log_count=logs,
-                active_task_id=task_id,
-                held=bool(held),
-                artifacts=frozenset(itertools.compress(ARTIFACTS, there)),
-            )
-            for session_id, phase, created_at, updated_at, version, errors, logs, task_id, held, *there in rows
+            SessionSummary(*row[:8], held=bool(row[8]), artifacts=frozenset(itertools.compress(ARTIFACTS, row[9:])))
+            for row in executor.rows(statement, parameters)
         ]
 
 
-def _ids(asked: SessionFilter) -> tuple[Select[Any], dict[str, Any]]:
-    """Return the statement for the ids of what matches, oldest first, and its parameters."""
-    conditions, parameters = _asked(asked)
-    return _ids_statement(conditions), parameters
+class _Kind(NamedTuple):
+    """Kind of a filter: filters of one kind differ in parameters only."""
+
+    phases: int | None
+    """Number of phases; None for any phase."""
+    has_errors: bool | None
+    windows: tuple[str, ...]
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions of the filter but that on the phase."""
+        conditions = [_WINDOWS[name] for name in self.windows]
+        if self.has_errors is not None:
+            conditions.append(sessions.c.error_count > 0 if self.has_errors else sessions.c.error_count == 0)
+        return conditions
 
 
-def _page_of(query: Query) -> tuple[Select[Any], dict[str, Any]]:
-    """Return the statement for the summaries of a page, and of one session more; and its parameters."""
-    conditions, parameters = _asked(query.filter)
-    if query.after is not None:
-        parameters["last_time"], parameters["last_id"] = query.after
-    return _page_statement(
-        query.column, query.descending, query.after is not None, query.limit + 1, conditions
-    ), parameters
+def _kind_of(asked: SessionFilter) -> tuple[_Kind, dict[str, Any]]:
+    """Return the kind of a filter, and its parameters."""
+    windows = tuple(name for name in _WINDOWS if getattr(asked, name) is not None)
+    parameters: dict[str, Any] = {name: getattr(asked, name) for name in windows}
+    if asked.phases is None:
+        return _Kind(None, asked.has_errors, windows), parameters
+    # a text that no database can store is no stored phase either
+    phases = sorted(phase for phase in asked.phases if validation.storable_phase(phase) == phase)
+    parameters |= {f"phase_{index}": phase for index, phase in enumerate(phases)}
+    return _Kind(len(phases), asked.has_errors, windows), parameters
+
+
+def _phase(index: int) -> BindParameter[Any]:
+    return bindparam(f"phase_{index}", type_=sessions.c.phase.type)
+
+
+def _all_conditions(kind: _Kind) -> list[ColumnElement[bool]]:
+    if kind.phases is None:
+        return kind.conditions()
+    phases = list(map(_phase, range(kind.phases)))
+    return [sessions.c.phase.in_(phases) if phases else false(), *kind.conditions()]
 
 
 @functools.lru_cache(maxsize=128)
-def _ids_statement(conditions: tuple[tuple[str, int], ...]) -> Select[Any]:
+def _select_ids(kind: _Kind) -> Select[Any]:
     return (
         select(sessions.c.session_id)
-        .where(*map(_condition, conditions))
+        .where(*_all_conditions(kind))
         .order_by(sessions.c.created_at, sessions.c.session_id)
     )
 
 
 @functools.lru_cache(maxsize=128)
-def _page_statement(
+def _select_page(
     column: str,
     descending: bool,  # noqa: FBT001 (a cache's key)
     resumed: bool,  # noqa: FBT001
     limit: int,
-    conditions: tuple[tuple[str, int], ...],
+    kind: _Kind,
 ) -> Select[Any]:
     def page(statement: Select[Any]) -> Select[Any]:
         return _page(statement, column, descending=descending, resumed=resumed).limit(inline(limit))
 
-    asked = list(map(_condition, conditions))
-    phases = conditions[0][1] if conditions and conditions[0][0] == _PHASES else 0
+    conditions = _all_conditions(kind)
     source: FromClause = sessions
-    if 1 < phases <= _MOST_PHASES and column == "created_at":
+    if kind.phases and 1 < kind.phases <= _MAX_UNION and column == "created_at":
         # an index has the sessions of one phase in order, and not those of several: so a page of each, and of these one
         of_each = [
-            page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *asked[1:])).subquery()
-            for index in range(phases)
+            page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *kind.conditions())).subquery()
+            for index in range(kind.phases)
         ]
         found = union_all(*(select(part.c.session_id) for part in of_each)).subquery()
-        source, asked = found.join(sessions, sessions.c.session_id == found.c.session_id), []
+        source, conditions = found.join(sessions, sessions.c.session_id == found.c.session_id), []
     return page(
         select(
             sessions.c.session_id,
@@ -115,7 +139,7 @@ def _page_statement(
             *(documents.c[name].is_not(None).label(name) for name in ARTIFACTS),
         )
         .select_from(source.outerjoin(documents, documents.c.session_id == sessions.c.session_id))
-        .where(*asked)
+        .where(*conditions)
     )
 
 
@@ -132,48 +156,3 @@ def _page(statement: Select[Any], column: str, *, descending: bool, resumed: boo
     if descending:
         return statement.order_by(time.desc(), session_id.desc())
     return statement.order_by(time, session_id)
-
-
-_PHASES: Final = "phases"
-_MOST_PHASES: Final = 20
-"""There are nine, and those that later versions may bring."""
-_WINDOWS: Final[dict[str, Callable[[], ColumnElement[bool]]]] = {
-    "created_from": lambda: sessions.c.created_at >= bindparam("created_from"),
-    "created_before": lambda: sessions.c.created_at < bindparam("created_before"),
-    "updated_from": lambda: sessions.c.updated_at >= bindparam("updated_from"),
-    "updated_before": lambda: sessions.c.updated_at < bindparam("updated_before"),
-}
-
-
-def _asked(asked: SessionFilter) -> tuple[tuple[tuple[str, int], ...], dict[str, Any]]:
-    """Return the kinds of a filter's conditions, each with a number, and their parameters.
-
-    Filters of one kind are one statement.
-    """
-    kinds: list[tuple[str, int]] = []
-    parameters: dict[str, Any] = {}
-    if asked.phases is not None:
-        # a text that no database takes is no stored phase either
-        phases = sorted(phase for phase in asked.phases if validation.storable_phase(phase) == phase)
-        kinds.append((_PHASES, len(phases)))
-        parameters.update({f"phase_{index}": phase for index, phase in enumerate(phases)})
-    for name in _WINDOWS:
-        if getattr(asked, name) is not None:
-            kinds.append((name, 0))
-            parameters[name] = getattr(asked, name)
-    if asked.has_errors is not None:
-        kinds.append(("has_errors", int(asked.has_errors)))
-    return tuple(kinds), parameters
-
-
-def _phase(index: int) -> BindParameter[Any]:
-    return bindparam(f"phase_{index}", type_=sessions.c.phase.type)
-
-
-def _condition(kind: tuple[str, int]) -> ColumnElement[bool]:
-    name, number = kind
-    if name == _PHASES:
-        return sessions.c.phase.in_(list(map(_phase, range(number)))) if number else false()
-    if name == "has_errors":
-        return sessions.c.error_count > 0 if number else sessions.c.error_count == 0
-    return _WINDOWS[name]()

@@ -11,23 +11,19 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, Select, Table, bindparam, literal_column, null, select, union_all
+from sqlalchemy import ColumnElement, Select, Table, bindparam, literal_column, null, select, union_all
 
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError, StorageError
-from vibeforge_sessions.model.record import Content
-from vibeforge_sessions.repository.changeset import PossibleState
+from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
-from vibeforge_sessions.sql.operations.histories import (
-    not_whole,
-    select_errors,
-    select_errors_now,
-    select_logs,
-    select_logs_now,
-)
+from vibeforge_sessions.sql.operations.histories import incomplete, select_slices, select_slices_now
 from vibeforge_sessions.sql.operations.session_rows import (
     AFTER,
+    ERRORS,
     ID,
+    LOGS,
     UNTIL,
+    History,
     missed,
     no_documents,
     select_version,
@@ -89,10 +85,6 @@ class GetSession(Operation[tuple[Record, Rows, Sequence[str]] | None]):
     session_id: str
     recent: int | None
 
-    @property
-    def about(self) -> str:
-        return self.session_id
-
     def execute(self, executor: Executor) -> tuple[Record, Rows, Sequence[str]] | None:
         for _ in range(_ATTEMPTS):
             record = _record(executor, self.session_id)
@@ -106,7 +98,7 @@ class GetSession(Operation[tuple[Record, Rows, Sequence[str]] | None]):
             if found is not None:
                 for columns, (after, until) in zip(found, slices, strict=True):
                     if until < after or tuple(columns[0] if columns else ()) != tuple(range(after + 1, until + 1)):
-                        raise not_whole(self.session_id)
+                        raise incomplete(self.session_id)
                 error_columns, log_columns = found
                 return record, error_columns, log_columns[1] if log_columns else ()
         raise StorageError("the session changes faster than it can be read: retry later")
@@ -117,10 +109,6 @@ class GetRecord(Operation[Record | None]):
     """Read a session without its histories."""
 
     session_id: str
-
-    @property
-    def about(self) -> str:
-        return self.session_id
 
     def execute(self, executor: Executor) -> Record | None:
         return _record(executor, self.session_id)
@@ -137,10 +125,6 @@ class GetCurrentRecord(Operation[Record]):
     session_id: str
     version: int
     write_id: str
-
-    @property
-    def about(self) -> str:
-        return self.session_id
 
     def execute(self, executor: Executor) -> Record:
         record = _record(executor, self.session_id)
@@ -160,13 +144,9 @@ class FindState(Operation[int | None]):
     """
 
     session_id: str
-    states: Sequence[PossibleState]
+    states: Sequence[Baseline]
     transaction: str | None
     """The caller's transaction that has written the session."""
-
-    @property
-    def about(self) -> str:
-        return self.session_id
 
     def execute(self, executor: Executor) -> int | None:
         select_state = select_version_now if executor.reads_now(self.session_id) else select_version
@@ -183,22 +163,19 @@ class FindState(Operation[int | None]):
             return None
         raise StaleSessionError(self.session_id, version, row[0])
 
-    def _has_entries_of(self, executor: Executor, state: PossibleState) -> bool:
+    def _has_entries_of(self, executor: Executor, state: Baseline) -> bool:
         """Return whether the last entries of a state are stored; then those before them are, too."""
-        now = executor.reads_now(self.session_id)
-
-        def entry_at(position: int, statement: Executable, statement_now: Executable) -> Sequence[Any] | None:
-            parameters = {ID: self.session_id, AFTER: position - 1, UNTIL: position}
-            return executor.row(statement_now if now else statement, parameters)
-
-        error, log = state.last_error, state.last_log
-        if error is not None and error.position is not None:
-            row = entry_at(error.position, select_errors, select_errors_now)
-            if row is None or tuple(row[1:]) != (error.timestamp, error.task_id, error.error_message, error["phase"]):
+        statements = select_slices_now if executor.reads_now(self.session_id) else select_slices
+        entries: dict[History, tuple[Any, ...]] = {}
+        if state.errors:
+            error = state.errors[-1]
+            entries[ERRORS] = (error.position, error.timestamp, error.task_id, error.error_message, error["phase"])
+        if state.logs:
+            entries[LOGS] = (state.log_position, state.logs[-1])
+        for history, entry in entries.items():
+            row = executor.row(statements[history], {ID: self.session_id, AFTER: entry[0] - 1, UNTIL: entry[0]})
+            if row is None or tuple(row) != entry:
                 return False
-        if log is not None:
-            row = entry_at(log[0], select_logs, select_logs_now)
-            return row is not None and tuple(row) == log
         return True
 
 
@@ -210,33 +187,18 @@ def _record(executor: Executor, session_id: str) -> Record | None:
     session_id, phase, created_at, updated_at, version, write_id, question, task_id, error_count, log_count, held_at = (
         row[:11]
     )
-    texts = row[11:]
-    if texts[0] is None:
+    texts = dict(zip(DOCUMENTS, row[11:], strict=True))
+    if texts["answers"] is None:
         raise no_documents(session_id)
-    return Record(
-        session_id=session_id,
-        created_at=created_at,
-        updated_at=updated_at,
-        version=version,
-        write_id=write_id,
-        error_count=error_count,
-        log_count=log_count,
-        held_at=held_at,
-        content=Content(
-            phase=phase,
-            current_question_index=question,
-            active_task_id=task_id,
-            documents=dict(zip(DOCUMENTS, texts, strict=True)),
-        ),
-    )
+    content = Content(phase, question, task_id, texts)
+    return Record(session_id, created_at, updated_at, version, write_id, error_count, log_count, content, held_at)
 
 
 def _histories(executor: Executor, record: Record, slices: Sequence[tuple[int, int]]) -> tuple[Rows, Rows]:
-    now = executor.reads_now(record.session_id)
-    statements = (select_errors_now, select_logs_now) if now else (select_errors, select_logs)
+    statements = select_slices_now if executor.reads_now(record.session_id) else select_slices
     error_columns, log_columns = (
         executor.columns(statement, {ID: record.session_id, AFTER: after, UNTIL: until}) if after < until else ()
-        for statement, (after, until) in zip(statements, slices, strict=True)
+        for statement, (after, until) in zip(statements.values(), slices, strict=True)
     )
     return error_columns, log_columns
 

@@ -19,6 +19,7 @@ from vibeforge_sessions.sql.operations.session_rows import (
     ERRORS,
     ID,
     LOGS,
+    duplicate_raises,
     error_rows,
     log_rows,
     select_version,
@@ -63,19 +64,14 @@ class RestoreRecord(WriteOperation[None]):
 
     def execute(self, executor: Executor) -> None:
         record, session_id = self.record, self.record.session_id
-        if self.replacing is not None:
-            parameters = {ID: session_id, **state_parameters(self.replacing)}
-            if delete_rows(executor, delete_unchanged, parameters) is None:
-                stored = executor.row(select_version, {ID: session_id})
-                if stored is None:
-                    raise SessionNotFoundError(session_id)
-                raise StaleSessionError(session_id, self.replacing.version, stored[0])
-        try:
+        replacing = self.replacing
+        if replacing is not None and delete_rows(executor, delete_unchanged, state_parameters(replacing)) is None:
+            stored = executor.row(select_version, {ID: session_id})
+            if stored is None:
+                raise SessionNotFoundError(session_id)
+            raise StaleSessionError(session_id, replacing.version, stored[0])
+        with duplicate_raises(executor, SessionExistsError(session_id)):
             executor.write(insert_session, [session_row(record)])
-        except Exception as error:
-            if executor.is_duplicate(error):
-                raise SessionExistsError(session_id) from None
-            raise
         store_rows(executor, insert_documents, [{"session_id": session_id, **record.content.documents}])
         errors = error_rows(session_id, check_history(record, self.errors), record.write_id)
         logs = log_rows(session_id, check_logs(record, self.logs), 1, record.write_id)

@@ -5,7 +5,9 @@ Parents are written before children everywhere: the other order deadlocks on Mar
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -102,21 +104,25 @@ ERRORS: Final = _history(errors, "error_count", "error_message")
 LOGS: Final = _history(logs, "log_count", "message")
 
 
+_row_values: Final = operator.attrgetter(
+    "session_id",
+    "content.phase",
+    "created_at",
+    "updated_at",
+    "version",
+    "write_id",
+    "content.current_question_index",
+    "content.active_task_id",
+    "error_count",
+    "log_count",
+    "held_at",
+)
+"""Return the values of a record in the order of the columns of ``sessions``."""
+
+
 def session_row(record: Record) -> dict[str, Any]:
     """Return the row of a session."""
-    return {
-        "session_id": record.session_id,
-        "phase": record.content.phase,
-        "created_at": record.created_at,
-        "updated_at": record.updated_at,
-        "version": record.version,
-        "write_id": record.write_id,
-        "current_question_index": record.content.current_question_index,
-        "active_task_id": record.content.active_task_id,
-        "error_count": record.error_count,
-        "log_count": record.log_count,
-        "held_at": record.held_at,
-    }
+    return dict(zip(sessions.columns.keys(), _row_values(record), strict=True))
 
 
 def error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) -> Iterator[dict[str, Any]]:
@@ -147,6 +153,17 @@ def entry_rows(write: Changeset, error_count: int, log_count: int) -> dict[Histo
         ERRORS: list(error_rows(write.session_id, placed, write.write_id)),
         LOGS: list(log_rows(write.session_id, write.logs, first, write.write_id)),
     }
+
+
+@contextlib.contextmanager
+def duplicate_raises(executor: Executor, error: Exception) -> Iterator[None]:
+    """Raise the error if the statements within violate a primary key."""
+    try:
+        yield
+    except Exception as failure:
+        if executor.is_duplicate(failure):
+            raise error from None
+        raise
 
 
 def store_rows(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:

@@ -110,27 +110,23 @@ class UpdateSession(WriteOperation[Record]):
             "new_logs": len(write.logs),
         }
         names = tuple([name for name in DOCUMENTS if name in write.documents]) if write.documents else ()
-        if executor.database.supports_writable_ctes:
+        is_single = executor.database.supports_writable_ctes
+        if is_single:
             statement = _single_statement(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
             found = executor.row(statement, {**parameters, **changeset_parameters(executor, write)})
+        elif executor.dialect.update_returning:
+            found = executor.row(returning_counters(_update_session), parameters)
         else:
-            found = self._update_row(executor, parameters)
+            is_current = executor.write(_update_session, [parameters])
+            found = executor.row(select_counters, {ID: write.session_id}) if is_current else None
         if found is None:
             raise missed(executor, write.session_id, write.version, write.expected_write_id)
         record = self._record(found)
-        has_children = names or write.errors or write.logs
-        if has_children and not executor.database.supports_writable_ctes:
+        if not is_single and (names or write.errors or write.logs):
             self._write_children(executor, names, record)
         if executor.joined:
             executor.wrote(write.session_id)
         return record
-
-    def _update_row(self, executor: Executor, parameters: dict[str, Any]) -> Sequence[Any] | None:
-        if executor.dialect.update_returning:
-            return executor.row(returning_counters(_update_session), parameters)
-        if not executor.write(_update_session, [parameters]):
-            return None
-        return executor.row(select_counters, {ID: self.write.session_id})
 
     def _write_children(self, executor: Executor, names: tuple[str, ...], record: Record) -> None:
         write = self.write

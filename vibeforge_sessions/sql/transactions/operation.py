@@ -35,7 +35,7 @@ class Operation(ABC, Generic[T_co]):
     @property
     def about(self) -> str | None:
         """The id of the session that it is about."""
-        return None
+        return getattr(self, "session_id", None)
 
     @abstractmethod
     def execute(self, executor: Executor) -> T_co:
