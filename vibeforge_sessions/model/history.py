@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import exact_dict, exact_int
+from vibeforge_sessions.model.builtin_types import exact, exact_dict
 
 _KEYS: Final = ("timestamp", "task_id", "error_message", "phase")
 
@@ -65,22 +65,18 @@ class ErrorEntry(Mapping[str, str]):
         :raises InvalidSessionError: `value` is not a mapping, has other keys, or has no message.
         """
         if issubclass(type(value), cls):
-            entry: Self = value  # type: ignore[assignment]
-            return cls(
-                timestamp=validation.check_time(entry.timestamp),
-                task_id=validation.storable_task_id(entry.task_id),
-                error_message=validation.storable_text(entry.error_message),
-                phase=phase_or_text(entry.phase, phases),
-                position=exact_int(entry.position),
-            )
-        fields = exact_dict(value)
-        if fields is None or "error_message" not in fields or not fields.keys() <= set(_KEYS):
-            raise InvalidSessionError(f"must be an ErrorEntry, or a dict with the keys {', '.join(_KEYS)}")
+            fields = {name: getattr(value, name) for name in (*_KEYS, "position")}
+        else:
+            fields = exact_dict(value) or {}
+            if "error_message" not in fields or not fields.keys() <= set(_KEYS):
+                raise InvalidSessionError(f"must be an ErrorEntry, or a dict with the keys {', '.join(_KEYS)}")
+        position = exact(fields.get("position"))
         return cls(
             timestamp=validation.check_time(fields.get("timestamp", validation.utc_now())),
             task_id=validation.storable_task_id(fields.get("task_id", "")),
             error_message=validation.storable_text(fields["error_message"]),
             phase=phase_or_text(fields.get("phase", ""), phases),
+            position=position if type(position) is int else None,
         )
 
     def at(self, position: int) -> Self:

@@ -21,7 +21,7 @@ from pydantic_core import core_schema
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import fields, validation
-from vibeforge_sessions.model.builtin_types import exact_dict, exact_str
+from vibeforge_sessions.model.builtin_types import exact, exact_dict
 from vibeforge_sessions.model.history import ErrorEntry, SessionPhase, log_line, normalize_errors, phase_or_text
 from vibeforge_sessions.model.json_encoding import format_path
 from vibeforge_sessions.model.record import Baseline
@@ -65,25 +65,25 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     answers: fields.Document = Field(default_factory=dict)
     """Answers by question id; the values are JSON values."""
 
-    intent_profile: fields.OptionalDocument = None
+    intent_profile: fields.Document | None = None
     """Artifact: a JSON object, or None."""
-    build_spec: fields.OptionalDocument = None
+    build_spec: fields.Document | None = None
     """Artifact: a JSON object, or None."""
-    concept: fields.OptionalDocument = None
+    concept: fields.Document | None = None
     """Artifact: a JSON object, or None."""
-    task_graph: fields.OptionalDocument = None
+    task_graph: fields.Document | None = None
     """Artifact: a JSON object, or None."""
 
     completed_task_ids: fields.Strings = Field(default_factory=list)
     """Ids of the completed tasks."""
     failed_task_ids: fields.Strings = Field(default_factory=list)
     """Ids of the failed tasks."""
-    active_task_id: fields.OptionalTaskId = None
+    active_task_id: fields.TaskId | None = None
     """Id of the task that runs now."""
     logs: fields.Strings = Field(default_factory=list)
     """Log lines, oldest first. Lines can be appended, but neither changed nor removed."""
 
-    pending_clarification: fields.OptionalDocument = None
+    pending_clarification: fields.Document | None = None
     """A question to the user that is not answered yet: a JSON object, or None."""
     clarification_answer: Any = None
     """The answer to the last clarification; any JSON value."""
@@ -99,7 +99,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     @field_validator("phase", mode="before")
     @classmethod
     def _plain_phase(cls, value: object) -> object:
-        return fields.check_str(value)
+        return validation.check_type(value, str)  # pydantic would compare any other object with the phases
 
     # --- changes ---
 
@@ -113,17 +113,15 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
     def add_answer(self, question_id: str, answer: Any) -> None:
         """Set the answer to a question, a JSON value, and update ``updated_at``."""
-        name = exact_str(question_id)
-        if name is None:
+        name = exact(question_id)
+        if type(name) is not str:
             raise InvalidSessionError(f"keys must be texts, not {type(question_id).__name__}", "answers")
-        if not issubclass(type(self.answers), dict):
-            raise InvalidSessionError(f"must be a dict, not {type(self.answers).__name__}", "answers")
-        dict.__setitem__(self.answers, name, answer)
+        validation.check_field(vars(self), "answers", dict)[name] = answer
         self._touch()
 
     def add_log(self, message: str) -> None:
         """Append the log line ``[<ISO time>] message``; NUL becomes ``␀`` and each surrogate ``�``."""
-        list.append(self._history("logs"), log_line(message))
+        self._history("logs").append(log_line(message))
 
     def add_error(self, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         """Append an entry to the error history, update ``updated_at``, and return the entry.
@@ -138,7 +136,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
             error_message=validation.storable_text(error_message),
             phase=phase_or_text(self.phase if phase is None else phase, phases_of(type(self))),
         )
-        list.append(self._history("error_history"), entry)
+        self._history("error_history").append(entry)
         self._touch()
         return entry
 
@@ -153,10 +151,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         return 0 if self._baseline is None else self._baseline.omitted_logs
 
     def _history(self, name: str) -> list[Any]:
-        value = getattr(self, name)
-        if not issubclass(type(value), list):
-            raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-        return cast("list[Any]", value)
+        return validation.check_field(vars(self), name, list)
 
     def _touch(self) -> None:
         self.updated_at = validation.monotonic_now(self.updated_at)
@@ -183,9 +178,8 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         data = {name: getattr(self, name) for name in type(self).model_fields if name not in missing}
         for name in ("created_at", "updated_at"):
             data[name] = validation.check_time(data[name], path=name).isoformat()
-        entries = list.copy(self._history("error_history"))
-        data["error_history"] = list(map(dict, normalize_errors(entries, phases_of(type(self)))))
-        data["logs"] = list(map(validation.storable_text, list.copy(self._history("logs"))))
+        data["error_history"] = list(map(dict, normalize_errors(self._history("error_history"), phases_of(type(self)))))
+        data["logs"] = list(map(validation.storable_text, self._history("logs")))
         baseline = self._baseline
         if baseline is not None:
             errors, logs = baseline.errors or (), baseline.logs or ()
@@ -269,7 +263,7 @@ def parse_phase(session_type: type[Session], value: object) -> StrEnum:
     :raises InvalidSessionError: this class of session has no such phase.
     """
     try:
-        return phases_of(session_type)(cast("str", exact_str(value)))
+        return phases_of(session_type)(validation.check_type(value, str))
     except ValueError:
         raise InvalidSessionError(f"must be a phase of {session_type.__name__}", "phase") from None
 

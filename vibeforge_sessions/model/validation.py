@@ -6,24 +6,17 @@ implementation rejects, and a service finds invalid values in its tests instead 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import marshal
 import os
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, TypeVar
 
 from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
-from vibeforge_sessions.model.builtin_types import exact_int, exact_str
-from vibeforge_sessions.model.json_encoding import (
-    COUNT_THRESHOLD,
-    INTEGER_BOUND,
-    MAX_DEPTH,
-    MAX_VALUES,
-    RejectedError,
-    check_count,
-    normalize,
-)
+from vibeforge_sessions.model.builtin_types import exact
+from vibeforge_sessions.model.json_encoding import INTEGER_BOUND, MAX_DEPTH, normalize
 
 MAX_TASK_ID: Final = 255
 MAX_PHASE: Final = 64
@@ -33,6 +26,30 @@ SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
 SESSION_ID_RULE: Final = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -"
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+_TYPE_NAMES: Final = {str: "a text", int: "an integer", list: "a list", dict: "a dict"}
+
+T = TypeVar("T")
+
+
+def check_type(value: object, kind: type[T], path: str | None = None) -> T:
+    """Return an instance of `kind`, or of a subclass of it, as an instance of exactly `kind`.
+
+    :param kind: `str`, `int`, `list` or `dict`.
+    """
+    found = value if type(value) is kind else exact(value)
+    if type(found) is not kind:
+        raise InvalidSessionError(f"must be {_TYPE_NAMES[kind]}, not {type(value).__name__}", path)
+    return found
+
+
+def check_field(fields: dict[str, Any], name: str, kind: type[T]) -> T:
+    """Return a field of a session; an instance of a subclass of `kind` is replaced in the session."""
+    value = fields[name]
+    if type(value) is not kind:
+        value = fields[name] = check_type(value, kind, name)
+    return value
 
 
 # --- times -----------------------------------------------------------------------------------------------
@@ -65,40 +82,32 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
     """
     if type(value) is datetime and value.tzinfo is UTC:
         return value
-    text = exact_str(value)
-    if text is not None:
+    value = exact(value)
+    if type(value) is str:
         try:
-            value = datetime.fromisoformat(text)
+            value = datetime.fromisoformat(value)
         except ValueError:
             raise InvalidSessionError("must be a time in ISO 8601", path) from None
+    return check_datetime(value, path)
+
+
+def check_datetime(value: object, path: str | None) -> datetime:
+    """Return a timezone-aware datetime in UTC; reject texts, unlike `check_time`."""
     if type(value) is datetime and value.tzinfo is UTC:
         return value
     if not issubclass(type(value), datetime):
         raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
     try:
-        moment = _in_utc(cast("datetime", value))
+        moment = datetime.fromisoformat(datetime.isoformat(value))  # type: ignore[arg-type]
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
     except OverflowError:
         raise InvalidSessionError("must be within the years 1 to 9999 in UTC", path) from None
     except Exception:  # noqa: BLE001 (a caller's tzinfo may raise anything)
         raise InvalidSessionError(
             "must have a time zone whose utcoffset() does not fail: use datetime.timezone or zoneinfo", path
         ) from None
-    if moment is None:
-        raise InvalidSessionError("must be timezone-aware: add a time zone, such as datetime.UTC", path)
-    return moment
-
-
-def check_datetime(value: object, path: str) -> datetime:
-    """Return a timezone-aware datetime in UTC; reject texts, unlike `check_time`."""
-    if not issubclass(type(value), datetime):
-        raise InvalidSessionError(f"must be a datetime, not {type(value).__name__}", path)
-    return check_time(value, path=path)
-
-
-def _in_utc(value: datetime) -> datetime | None:
-    if type(value) is not datetime:
-        value = datetime.fromisoformat(datetime.isoformat(value))
-    return None if value.utcoffset() is None else value.astimezone(UTC)
+    raise InvalidSessionError("must be timezone-aware: add a time zone, such as datetime.UTC", path)
 
 
 # --- ids and numbers -------------------------------------------------------------------------------------
@@ -111,17 +120,15 @@ def check_session_id(
 
     With these characters no collation and no padding rule of a database makes two different ids equal.
     """
-    text = value if type(value) is str else exact_str(value)
-    if text is None or not SESSION_ID.fullmatch(text):
+    text = value if type(value) is str else exact(value)
+    if type(text) is not str or not SESSION_ID.fullmatch(text):
         raise error(SESSION_ID_RULE, "session_id")
     return text
 
 
 def check_task_id(value: object, path: str) -> str:
     """Return `value` if it is 1 to 255 characters without control characters or surrogates."""
-    text = exact_str(value)
-    if text is None:
-        raise InvalidSessionError(f"must be a text, not {type(value).__name__}", path)
+    text = check_type(value, str, path)
     if not 1 <= len(text) <= MAX_TASK_ID or _CONTROL.search(text) or _SURROGATE.search(text):
         raise InvalidSessionError(
             f"must be 1 to {MAX_TASK_ID} characters without control characters or surrogates", path
@@ -129,14 +136,21 @@ def check_task_id(value: object, path: str) -> str:
     return text
 
 
-def check_integer(value: object, path: str, *, least: int, most: int = MAX_BIGINT) -> int:
+def check_integer(
+    value: object,
+    path: str,
+    *,
+    least: int,
+    most: int = MAX_BIGINT,
+    error: type[InvalidArgumentError | InvalidSessionError] = InvalidSessionError,
+) -> int:
     """Return `value` if it is an integer from `least` to `most`; the default for `most` is the maximum of BIGINT."""
-    number = value if type(value) is int else exact_int(value)
-    if number is None:
-        raise InvalidSessionError(f"must be an integer, not {type(value).__name__}", path)
+    number = value if type(value) is int else exact(value)
+    if type(number) is not int:
+        raise error(f"must be an integer, not {type(value).__name__}", path)
     if not least <= number <= most:
         limit = "2**63 - 1" if most == MAX_BIGINT else most
-        raise InvalidSessionError(f"must be an integer from {least} to {limit}", path)
+        raise error(f"must be an integer from {least} to {limit}", path)
     return number
 
 
@@ -172,8 +186,8 @@ def storable_phase(value: object) -> str:
 
 
 def _as_text(value: object) -> str:
-    text = exact_str(value)  # of a string enum this is the value, whatever its __str__ returns
-    if text is not None:
+    text = exact(value)  # of a string enum this is the value, whatever its __str__ returns
+    if type(text) is str:
         return text
     if issubclass(type(value), bytes):
         return bytes.decode(value, "utf-8", "replace")  # type: ignore[arg-type]
@@ -200,15 +214,16 @@ def encode_json(value: object, path: str) -> str:
     an `InvalidSessionError` that names the path below `path` and does not contain the value.
     """
     try:
-        if _is_builtin_json(value):
-            text = _encode_builtin(value)
-            if text is not None:
-                return text
-        return _encoder.encode(normalize(value))
-    except RejectedError as rejection:
-        raise InvalidSessionError(rejection.reason, path + rejection.path) from None
+        if _is_builtin(value):
+            with contextlib.suppress(ValueError):  # NaN or an infinity, whose path `normalize` finds
+                text = _encoder.encode(value)
+                if "\\ud" not in text:  # else a surrogate, perhaps beside another
+                    return text
+        return _encoder.encode(normalize(value, path))
     except RecursionError:
         raise InvalidSessionError("must have fewer levels of nesting: the stack is too small", path) from None
+    except InvalidSessionError:
+        raise
     except ValueError:  # the application may have lowered sys.set_int_max_str_digits below MAX_INTEGER_DIGITS
         raise InvalidSessionError(
             "must have shorter integers: see sys.set_int_max_str_digits",
@@ -237,15 +252,14 @@ def decode_json(text: str) -> Any:
 
 
 _SCALAR_TYPES: Final = frozenset({str, float, bool, type(None)})
+_CONTAINER_TYPES: Final = frozenset({dict, list, tuple})
+_MAX_QUICK: Final = 1_000_000
 
 
-def _is_builtin_json(value: object) -> bool:  # noqa: C901, PLR0912 (one loop without calls, because it runs for every value)
-    """Return quickly whether the value consists of exact built-in types within the limits.
-
-    If it does not, `normalize` copies it or rejects it with the path.
-    """
+def _is_builtin(value: object) -> bool:
+    """Return whether a value consists of exact built-in types within the limits, in one loop for speed."""
     level: list[Any] = [[value]]
-    count, counted = 1, COUNT_THRESHOLD
+    count = 0
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for container in level:
@@ -259,30 +273,15 @@ def _is_builtin_json(value: object) -> bool:  # noqa: C901, PLR0912 (one loop wi
                 kind = type(item)
                 if kind in _SCALAR_TYPES:
                     continue
-                if kind is int:
-                    if not -INTEGER_BOUND < item < INTEGER_BOUND:
-                        return False
-                elif kind is dict or kind is list:
+                if kind in _CONTAINER_TYPES:
                     below.append(item)
-                else:
+                elif kind is not int or not -INTEGER_BOUND < item < INTEGER_BOUND:
                     return False
-        if not below:
-            return True
         count += sum(map(len, below))
-        if count > counted:
-            check_count(value)
-            counted = MAX_VALUES
+        if not below or count > _MAX_QUICK:
+            return not below
         level = below
     return False
-
-
-def _encode_builtin(value: object) -> str | None:
-    """Return the text of a value of exact built-in types; None for NaN, infinities and surrogates, see `normalize`."""
-    try:
-        text = _encoder.encode(value)
-    except ValueError:
-        return None
-    return None if "\\ud" in text else text
 
 
 def _reject_constant(_: str) -> NoReturn:

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import exact_list
 from vibeforge_sessions.model.history import ErrorEntry, normalize_errors
 from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.model.session import S, Session, missing_fields, phases_of, raise_invalid
@@ -75,15 +74,12 @@ def check_session(session: object, session_type: type[S]) -> S:
             "session_type to store another class",
             "session",
         )
-    missing = session_type.model_fields.keys() - vars(session).keys()
+    fields = vars(session)
+    missing = session_type.model_fields.keys() - fields.keys()
     if missing:
         raise InvalidSessionError("must not be deleted from the session", min(missing))
-    for name, value in (
-        ("session_id", validation.check_session_id(session.session_id)),
-        ("version", validation.check_integer(session.version, "version", least=0)),
-    ):
-        if vars(session)[name] is not value:  # replace an instance of a subclass of str or int by its exact value
-            setattr(session, name, value)
+    fields["session_id"] = validation.check_session_id(session.session_id)
+    fields["version"] = validation.check_integer(session.version, "version", least=0)
     return session
 
 
@@ -106,8 +102,8 @@ def changeset_for_create(session: Session) -> Changeset:
         updated_at=validation.check_datetime(session.updated_at, "updated_at"),
         content=content,
         documents=content.documents,
-        errors=normalize_errors(_list_field(session, "error_history"), phases_of(type(session))),
-        logs=_normalize_logs(_list_field(session, "logs")),
+        errors=normalize_errors(validation.check_field(vars(session), "error_history", list), phases_of(type(session))),
+        logs=_normalize_logs(validation.check_field(vars(session), "logs", list)),
     )
 
 
@@ -209,12 +205,12 @@ def mark_stored(session: Session, changeset: Changeset, stored: Record, *, trans
         before = old.earlier if old.transaction == transaction else ()
         earlier = (dataclasses.replace(old, earlier=()), *before)
     errors, logs = (old.errors or (), old.logs or ()) if old else ((), ())
-    if changeset.errors:  # the methods of `list`, because those of a caller's subclass may raise after the commit
+    if changeset.errors:
         errors += assign_positions(changeset.errors, stored.error_count)
-        list.__setitem__(session.error_history, slice(len(errors)), errors)
+        session.error_history[: len(errors)] = errors
     if changeset.logs:
         logs += changeset.logs
-        list.__setitem__(session.logs, slice(len(logs)), logs)
+        session.logs[: len(logs)] = logs
     session.version = stored.version
     session.updated_at = stored.updated_at
     session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
@@ -267,16 +263,8 @@ def assign_positions(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEnt
     return tuple(entry.at(position) for position, entry in enumerate(errors, count - len(errors) + 1))
 
 
-def _list_field(session: Session, name: str) -> list[Any]:
-    value = getattr(session, name)
-    entries = list.copy(value) if type(value) is list else exact_list(value)
-    if entries is None or not issubclass(type(value), list):  # only a list can be updated in place
-        raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-    return entries
-
-
 def _new_entries(session: Session, name: str, stored: tuple[Any, ...] | None) -> list[Any]:
-    entries = _list_field(session, name)
+    entries = validation.check_field(vars(session), name, list)
     try:  # the comparison is quick, because identical objects are not compared further
         changed = stored is None or entries[: len(stored)] != list(stored)
     except Exception:  # noqa: BLE001 (a caller's class may raise anything)

@@ -12,7 +12,7 @@ from typing import Final, Literal, cast, get_args
 
 from vibeforge_sessions.errors import InvalidArgumentError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import exact_str
+from vibeforge_sessions.model.builtin_types import exact
 from vibeforge_sessions.repository.arguments import check_datetime, check_limit
 
 SessionOrder = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
@@ -109,8 +109,8 @@ class Query:
             filter = SessionFilter()  # noqa: A001
         elif not issubclass(type(filter), SessionFilter):
             raise InvalidArgumentError(f"must be a SessionFilter, not {type(filter).__name__}", "filter")
-        known = exact_str(order)
-        if known not in get_args(SessionOrder):
+        known = exact(order)
+        if type(known) is not str or known not in get_args(SessionOrder):
             raise InvalidArgumentError(f"must be one of {', '.join(get_args(SessionOrder))}", "order")
         query = cls(filter, cast("SessionOrder", known), check_limit(limit, most=MAX_PAGE), None)
         return query if cursor is None else dataclasses.replace(query, after=query._read_cursor(cursor))
@@ -125,9 +125,9 @@ class Query:
         return base64.urlsafe_b64encode(f"{text}|{_digest(text)}".encode("ascii")).decode("ascii")
 
     def _read_cursor(self, cursor: object) -> tuple[datetime, str]:
-        given = exact_str(cursor)
+        given = exact(cursor)
         try:
-            if given is None or len(given) > _MAX_CURSOR:
+            if type(given) is not str or len(given) > _MAX_CURSOR:
                 raise ValueError("none of ours")
             text, digest = base64.b64decode(given, b"-_", validate=True).decode("ascii").rsplit("|", 1)
             signature, time, session_id = text.split("|")
@@ -169,8 +169,8 @@ def _check_phases(given: object) -> frozenset[str]:
     phases: set[str] = set()
     try:
         for phase in cast("Collection[object]", given):
-            text = exact_str(phase)
-            if text is None:
+            text = exact(phase)
+            if type(text) is not str:
                 raise InvalidArgumentError("must all be texts", "phases")
             phases.add(text)
             if len(phases) > MAX_PHASES:

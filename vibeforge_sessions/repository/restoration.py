@@ -6,9 +6,9 @@ As in `changeset`, every value is validated and normalized to exact built-in typ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from vibeforge_sessions.errors import (
     InvalidArgumentError,
@@ -19,11 +19,13 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
 )
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import exact_int, exact_list, exact_str
+from vibeforge_sessions.model.builtin_types import exact
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.repository.arguments import check_integer
 from vibeforge_sessions.repository.serialization import Record, check_documents
+
+T = TypeVar("T")
 
 
 def check_expected_record(record: object, argument: str) -> Record:
@@ -33,12 +35,9 @@ def check_expected_record(record: object, argument: str) -> Record:
     """
     if type(record) is not Record:
         raise InvalidArgumentError(f"must be a Record of get_record, not {type(record).__name__}", argument)
-    write_id = exact_str(record.write_id)
-    if write_id != "":
-        try:
-            write_id = validation.check_task_id(write_id, f"{argument}.write_id")
-        except InvalidSessionError as error:
-            raise InvalidArgumentError(error.reason, error.path) from None
+    write_id = exact(record.write_id)
+    if type(write_id) is not str or validation.storable_task_id(write_id) != (write_id or "\ufffd"):
+        raise InvalidArgumentError("is no write id", f"{argument}.write_id")
     return dataclasses.replace(
         record,
         version=check_integer(record.version, f"{argument}.version", least=0),
@@ -80,8 +79,8 @@ def record_for_restore(record: object) -> Record:
         raise InvalidArgumentError(f"must be a Record, not {type(record).__name__}", "record")
     if type(record.content) is not Content:
         raise InvalidSessionError(f"must be a Content, not {type(record.content).__name__}", "content")
-    content, phase = record.content, exact_str(record.content.phase)
-    if phase is None or validation.storable_phase(phase) != phase:
+    content, phase = record.content, validation.check_type(record.content.phase, str, "phase")
+    if validation.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
     question = validation.check_integer(content.current_question_index, "current_question_index", least=0)
     task_id = content.active_task_id
@@ -109,52 +108,49 @@ def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]
     :raises InvalidSessionError: an entry is invalid or has another position, or the number of entries is not that of
         the record.
     """
-    position = 0
-    for position, entry in enumerate(_iterate(errors, "error_history"), 1):
-        path = f"error_history[{position - 1}]"
-        if (
-            not issubclass(type(entry), ErrorEntry)
-            or exact_int(entry.position) != position
-            or position > record.error_count
-        ):
-            raise InvalidSessionError("must be the next entry of this history", path)
-        yield _check_entry(entry, position, path)
-    if position != record.error_count:
-        raise InvalidSessionError(f"must have {record.error_count} entries, not {position}", "error_history")
+    return _check_entries(errors, "error_history", record.error_count, _check_error)
 
 
 def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
     """Yield the validated log lines to restore; raise the errors of `check_history`."""
+    return _check_entries(logs, "logs", record.log_count, _check_line)
+
+
+def _check_entries(given: Iterable[Any], name: str, count: int, check: Callable[[Any, int, str], T]) -> Iterator[T]:
     position = 0
-    for position, line in enumerate(_iterate(logs, "logs"), 1):
-        text = exact_str(line)
-        if text is None or validation.storable_text(text) != text or position > record.log_count:
-            raise InvalidSessionError("must be the next line, as an append stores it", f"logs[{position - 1}]")
-        yield text
-    if position != record.log_count:
-        raise InvalidSessionError(f"must have {record.log_count} lines, not {position}", "logs")
+    for position, entry in enumerate(_iterate(given, name), 1):
+        if position > count:
+            raise InvalidSessionError("must be the next entry of this history", f"{name}[{position - 1}]")
+        yield check(entry, position, f"{name}[{position - 1}]")
+    if position != count:
+        raise InvalidSessionError(f"has {position} entries, and not {count}", name)
 
 
-def _check_entry(entry: ErrorEntry, position: int, path: str) -> ErrorEntry:
+def _check_error(entry: Any, position: int, path: str) -> ErrorEntry:
+    given = exact(entry.position) if issubclass(type(entry), ErrorEntry) else None
+    if type(given) is not int or given != position:
+        raise InvalidSessionError("must be the next entry of this history", path)
     task_id = validation.check_task_id(entry.task_id, f"{path}.task_id")
-    message, phase = exact_str(entry.error_message), exact_str(entry.phase)
-    if (
-        message is None
-        or phase is None
-        or validation.storable_text(message) != message
-        or validation.storable_phase(phase) != phase
-    ):
-        raise InvalidSessionError("must not contain characters that an append replaces", path)
+    message = _check_line(entry.error_message, position, f"{path}.error_message")
+    phase = validation.check_type(entry.phase, str, f"{path}.phase")
+    if validation.storable_phase(phase) != phase:
+        raise InvalidSessionError("contains characters that no entry keeps", f"{path}.phase")
     timestamp = validation.check_datetime(entry.timestamp, f"{path}.timestamp")
     known = entry.phase if issubclass(type(entry.phase), StrEnum) else phase
     return ErrorEntry(timestamp, task_id, message, known, position)
 
 
+def _check_line(line: Any, _position: int, path: str) -> str:
+    text = validation.check_type(line, str, path)
+    if validation.storable_text(text) != text:
+        raise InvalidSessionError("contains characters that no entry keeps", path)
+    return text
+
+
 def _iterate(given: Iterable[Any], path: str) -> Iterator[Any]:
     """Yield the items of a caller's iterable; raise an exception of its methods as `InvalidSessionError`."""
     try:
-        entries = exact_list(given)
-        each = iter(given if entries is None else entries)
+        each = iter(exact(given))
     except Exception:  # noqa: BLE001 (a caller's class may raise anything)
         raise InvalidSessionError(f"must be an iterable of entries, not {type(given).__name__}", path) from None
     while True:

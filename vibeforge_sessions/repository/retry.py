@@ -7,7 +7,7 @@ import random
 from typing import Final
 
 from vibeforge_sessions.errors import ConfigurationError
-from vibeforge_sessions.model.builtin_types import exact_int, exact_number
+from vibeforge_sessions.model.builtin_types import exact
 
 __all__ = ["RetryPolicy"]
 
@@ -44,15 +44,15 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 1 if field.name == "attempts" else 0
-            number = exact_int(value) if field.name == "attempts" else exact_number(value)
-            if number is None:
-                kind = "an integer" if field.name == "attempts" else "a number"
-                raise ConfigurationError(f"must be {kind}, not {type(value).__name__}", f"RetryPolicy.{field.name}")
+            given, is_count = getattr(self, field.name), field.name == "attempts"
+            number = exact(given)
+            if type(number) is not int and (is_count or type(number) is not float):
+                kind = "an integer" if is_count else "a number"
+                raise ConfigurationError(f"must be {kind}, not {type(given).__name__}", f"RetryPolicy.{field.name}")
+            least = 1 if is_count else 0
             if not least <= number <= _MAX_SECONDS or (field.name == "deadline" and not number):
-                positive = field.name == "deadline"
-                bounds = f"more than 0 and at most {_MAX_SECONDS:,}" if positive else f"{least} to {_MAX_SECONDS:,}"
-                raise ConfigurationError(f"must be {bounds}", f"RetryPolicy.{field.name}")
+                bounds = "more than 0 and at most" if field.name == "deadline" else f"{least} to"
+                raise ConfigurationError(f"must be {bounds} {_MAX_SECONDS:,}", f"RetryPolicy.{field.name}")
             object.__setattr__(self, field.name, number)
 
     def delay(self, attempt: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any, Final
@@ -14,9 +14,9 @@ from pydantic_core import PydanticSerializationError
 
 from vibeforge_sessions.errors import ConfigurationError, CorruptSessionError, InvalidSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.builtin_types import exact_dict, exact_list, exact_str
+from vibeforge_sessions.model.builtin_types import exact, exact_dict
 from vibeforge_sessions.model.history import ErrorEntry
-from vibeforge_sessions.model.json_encoding import RejectedError, check_count
+from vibeforge_sessions.model.json_encoding import check_count
 from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.model.session import STORED, S, Session, parse_phase, phases_of, raise_invalid
 
@@ -93,16 +93,15 @@ def encode_content(session: Session, same: Mapping[str, str | None] | None = Non
     text = _phase_texts(phases).get(phase if type(phase) is phases else parse_phase(type(session), phase))
     if text is None:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
+    fields = vars(session)
     documents: dict[str, str | None] = {}
     for name in DOCUMENTS:
         if same is not None and name in same:
             documents[name] = same[name]
         elif name == "extension":
             documents[name] = _encode_extension(session)
-        elif getattr(session, name) is None and name not in REQUIRED:
-            documents[name] = None
         else:
-            documents[name] = _encode_document(session, name)
+            documents[name] = None if fields[name] is None and name not in REQUIRED else _encode_document(fields, name)
     active = session.active_task_id
     content = Content(
         phase=text,
@@ -153,8 +152,7 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptSessionError(record.session_id, "a document is not valid JSON text") from error
-    session.error_history = exact_list(errors) or []
-    session.logs = exact_list(logs) or []
+    session.error_history, session.logs = list(errors), list(logs)
     session._baseline = Baseline(  # noqa: SLF001 (set by repositories)
         version=record.version,
         write_id=record.write_id,
@@ -178,27 +176,20 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
     given = exact_dict(documents)
     if given is None or given.keys() != set(DOCUMENTS):
         raise InvalidSessionError(f"must be {', '.join(DOCUMENTS)}", "documents")
+    values: dict[str, Any] = {}
+    for name, text in given.items():
+        try:
+            values[name] = None if text is None else validation.decode_json(exact(text))
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidSessionError("must be JSON text as this package encodes it", name) from None
     checked: dict[str, str | None] = {}
     for name in DOCUMENTS:
-        text = None if given[name] is None else exact_str(given[name])
-        value: Any = None
-        if given[name] is not None:
-            try:
-                value = validation.decode_json(text)  # type: ignore[arg-type]
-            except (ValueError, TypeError, RecursionError):
-                raise InvalidSessionError("must be JSON text as this package encodes it", name) from None
-        wanted: tuple[type, ...] = (list,) if name in {"completed_task_ids", "failed_task_ids"} else (dict,)
-        optional = value is None and name not in REQUIRED
-        if not (optional or name == "clarification_answer" or isinstance(value, wanted)):
-            raise InvalidSessionError(f"must be a {wanted[0].__name__}, not {type(value).__name__}", name)
-        if wanted == (list,):
-            for index, task_id in enumerate(value):
-                validation.check_task_id(task_id, f"{name}[{index}]")
-        if name == "extension" and value is not None:  # the depth limit applies to each field
-            fields = [f"{validation.encode_json(key, key)}:{validation.encode_json(value[key], key)}" for key in value]
-            checked[name] = "{" + ",".join(fields) + "}"
+        if values[name] is None and name not in REQUIRED:
+            checked[name] = None
+        elif name == "extension":
+            checked[name] = _encode_fields(validation.check_type(values[name], dict, name), validation.encode_json)
         else:
-            checked[name] = None if value is None else validation.encode_json(value, name)
+            checked[name] = _encode_document(values, name)
     return checked
 
 
@@ -223,51 +214,49 @@ def fingerprints_of(session: Session) -> dict[str, bytes | None]:
     return found
 
 
-def _encode_document(session: Session, name: str) -> str | None:
-    value = getattr(session, name)
-    if name in {"completed_task_ids", "failed_task_ids"}:
-        entries = list.copy(value) if type(value) is list else exact_list(value)
-        if entries is None:
-            raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-        value = entries
-        for index, task_id in enumerate(entries):
-            value[index] = validation.check_task_id(task_id, f"{name}[{index}]")
-    elif name == "clarification_answer":
-        pass  # any JSON value
-    elif not issubclass(type(value), dict) and (value is not None or name == "answers"):
-        raise InvalidSessionError(f"must be a dict, not {type(value).__name__}", name)
-    return None if value is None else validation.encode_json(value, name)
+def _encode_document(fields: dict[str, Any], name: str) -> str:
+    if name == "clarification_answer":  # any JSON value
+        value = fields[name]
+    elif name in REQUIRED and name != "answers":
+        task_ids = validation.check_field(fields, name, list)
+        value = [validation.check_task_id(task_id, f"{name}[{index}]") for index, task_id in enumerate(task_ids)]
+    else:
+        value = validation.check_field(fields, name, dict)
+    return validation.encode_json(value, name)
 
 
 def _encode_extension(session: Session) -> str | None:
     # keeps the fields that only a newer version of the application knows
     baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     stored = baseline.content.documents["extension"] if baseline and baseline.content else None
-    if stored is None and not _extra_fields(type(session)):
+    names = _extra_fields(type(session))
+    if stored is None and not names:
         return None
     extension: dict[str, Any] = validation.decode_json(stored) if stored else {}
-    extension |= {name: getattr(session, name) for name in _extra_fields(type(session))}
-    # each field is encoded separately, because the depth limit applies to each field
-    texts = [
-        f"{validation.encode_json(name, name)}:{_encode_field(session, name, extension[name])}" for name in extension
-    ]
-    return "{" + ",".join(texts) + "}" if texts else None
+    extension |= {name: getattr(session, name) for name in names}
+    return _encode_fields(extension, functools.partial(_encode_field, session)) if extension else None
 
 
-def _encode_field(session: Session, name: str, value: Any) -> str:
+def _encode_fields(fields: Mapping[str, Any], encode: Callable[[Any, str], str]) -> str:
+    """Return the JSON object of fields, each of which is encoded separately: the depth limit applies to each field."""
+    texts = [f"{validation.encode_json(name, name)}:{encode(value, name)}" for name, value in fields.items()]
+    return "{" + ",".join(texts) + "}"
+
+
+def _encode_field(session: Session, value: Any, name: str) -> str:
     try:
         return validation.encode_json(value, name)
     except InvalidSessionError:
         # a datetime, a model, a Decimal …: pydantic encodes it, and it is stored if pydantic decodes an equal value
         try:
-            check_count(value)  # pydantic has no limit
+            check_count(value, name)  # pydantic has no limit
             dumped = session.model_dump(mode="json", include={name}, warnings="error")[name]
             text = validation.encode_json(dumped, name)
             field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
             if getattr(field, name) == value and type(getattr(field, name)) is type(value):
                 return text
         # ValidationError and InvalidSessionError are ValueErrors
-        except (RejectedError, PydanticSerializationError, ValueError, KeyError):
+        except (PydanticSerializationError, ValueError, KeyError):
             pass
         raise
 

@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from vibeforge_sessions.errors import ConfigurationError
-from vibeforge_sessions.model.builtin_types import exact_number, exact_str
+from vibeforge_sessions.model.builtin_types import exact
 from vibeforge_sessions.sql import fork_safety
 from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, DatabaseDialect, EngineSettings, database_dialect_named
 from vibeforge_sessions.sql.dialects.base import PREPARED
@@ -137,9 +137,9 @@ def parse_url(url: str | URL) -> URL:
     :raises ConfigurationError: it is no URL, or of a database that is not supported; its password is not shown.
     """
     try:
-        given = url if issubclass(type(url), URL) else exact_str(url)
-        if given is None:  # the error message of SQLAlchemy would contain its repr
-            raise TypeError
+        given = url if issubclass(type(url), URL) else exact(url)
+        if type(given) is not str and not issubclass(type(given), URL):
+            raise TypeError  # the error message of SQLAlchemy would contain its repr
         parsed = make_url(given)
     except (ArgumentError, ValueError, TypeError):
         raise ConfigurationError("the database URL is malformed: write it like sqlite:///sessions.db") from None
@@ -181,11 +181,11 @@ def _settings(
     database_dialect: DatabaseDialect, *, synchronous: str, busy_timeout: float, pgbouncer: bool
 ) -> EngineSettings:
     """Return the options that only some databases have, once they are checked."""
-    level = exact_str(synchronous)
-    if level not in {"FULL", "NORMAL"}:
+    level = exact(synchronous)
+    if type(level) is not str or level not in {"FULL", "NORMAL"}:
         raise ConfigurationError("must be FULL or NORMAL", "synchronous")
-    seconds = exact_number(busy_timeout)
-    if seconds is None or not 0 <= seconds <= _LONGEST_WAIT:
+    seconds = exact(busy_timeout)
+    if type(seconds) not in {int, float} or not 0 <= seconds <= _LONGEST_WAIT:
         raise ConfigurationError(f"must be a number of seconds from 0 to {_LONGEST_WAIT:,}", "busy_timeout")
     if type(pgbouncer) is not bool:
         raise ConfigurationError("must be True or False", "pgbouncer")

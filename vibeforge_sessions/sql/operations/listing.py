@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BindParameter, ColumnElement, FromClause, Select, bindparam, false, or_, select, union_all
@@ -50,10 +51,13 @@ class FindSessions(Operation[list[SessionSummary]]):
         if query.after is not None:
             parameters["last_time"], parameters["last_id"] = query.after
         statement = _select_page(query.column, query.descending, query.after is not None, query.limit + 1, kind)
-        return [
-            SessionSummary(*row[:8], held=bool(row[8]), artifacts=frozenset(itertools.compress(ARTIFACTS, row[9:])))
-            for row in executor.rows(statement, parameters)
-        ]
+        rows = executor.rows(statement, parameters)
+        return [SessionSummary(*_in_summary(row)) for row in rows]
+
+
+def _in_summary(row: Sequence[Any]) -> Sequence[Any]:
+    """Return the values of a summary, in order."""
+    return [*row[:8], frozenset(itertools.compress(ARTIFACTS, row[9:])), bool(row[8])]
 
 
 class _Kind(NamedTuple):
