@@ -104,7 +104,7 @@ class FileSessionRepository(SessionRepository[S]):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         path = self._path(check_session_id(session_id))
-        expected = None if unchanged_since is None else check_expected_record(unchanged_since, "unchanged_since")
+        expected = check_expected_record(unchanged_since, "unchanged_since")
         with self._writing():
             if not path.exists():
                 return False

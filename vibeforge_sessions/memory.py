@@ -83,9 +83,7 @@ class InMemorySessionRepository(SessionRepository[S]):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = check_session_id(session_id)
-        expected = (
-            None if unchanged_since is None else restoration.check_expected_record(unchanged_since, "unchanged_since")
-        )
+        expected = restoration.check_expected_record(unchanged_since, "unchanged_since")
         with self._lock:
             stored = self._sessions.get(session_id)
             if stored is None or (expected is not None and not stored.is_deletable(expected)):

@@ -84,13 +84,7 @@ def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, writ
     known["phase"] = SessionPhase.QUESTIONNAIRE.value  # the application may have phases that SessionPhase does not have
     session = Session.from_dict(known)
     write = changeset.changeset_for_create(session)
-    record = changeset.record_of(
-        write,
-        version=max(1, session.version),
-        updated_at=write.updated_at,
-        error_count=len(write.errors),
-        log_count=len(write.logs),
-    )
+    record = write.record(max(1, session.version), write.updated_at, len(write.errors), len(write.logs))
     content = dataclasses.replace(
         record.content,
         phase=record.content.phase if phase is None else phase,

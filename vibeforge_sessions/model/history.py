@@ -99,14 +99,9 @@ class ErrorEntry(Mapping[str, str]):
         return len(_KEYS)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, ErrorEntry):
-            return (self.timestamp, self.task_id, self.error_message, self.phase) == (
-                other.timestamp,
-                other.task_id,
-                other.error_message,
-                other.phase,
-            )
-        return dict(self) == other if isinstance(other, Mapping) else NotImplemented
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self) == (dict(other) if isinstance(other, ErrorEntry) else other)
 
     def __hash__(self) -> int:
         return hash((self.timestamp, self.task_id, self.error_message))

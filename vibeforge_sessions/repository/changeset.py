@@ -46,6 +46,11 @@ class Changeset:
     write_id: str = dataclasses.field(default_factory=validation.new_write_id)
     """Random id of this write."""
 
+    def record(self, version: int, updated_at: datetime, error_count: int, log_count: int) -> Record:
+        """Return the record of the session after these changes were stored."""
+        counts = error_count, log_count
+        return Record(self.session_id, self.created_at, updated_at, version, self.write_id, *counts, self.content)
+
 
 def new_session(session: S | None, session_id: str | None, session_type: type[S]) -> S:
     """Return the session that `create_session` stores: the given one, or an empty one.
@@ -104,20 +109,6 @@ def changeset_for_create(session: Session) -> Changeset:
         documents=content.documents,
         errors=normalize_errors(validation.check_field(vars(session), "error_history", list), phases_of(type(session))),
         logs=_normalize_logs(validation.check_field(vars(session), "logs", list)),
-    )
-
-
-def record_of(changeset: Changeset, *, version: int, updated_at: datetime, error_count: int, log_count: int) -> Record:
-    """Return the record of the session after its changeset was stored."""
-    return Record(
-        session_id=changeset.session_id,
-        created_at=changeset.created_at,
-        updated_at=updated_at,
-        version=version,
-        write_id=changeset.write_id,
-        error_count=error_count,
-        log_count=log_count,
-        content=changeset.content,
     )
 
 

@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import validation
@@ -54,25 +54,6 @@ class Call:
 
 Spans = Callable[[Call], AbstractContextManager[None]]
 
-_CALLS: Final = frozenset(
-    {
-        "append_error",
-        "append_log",
-        "create_session",
-        "delete_session",
-        "find_sessions",
-        "get_record",
-        "get_session",
-        "hold_session",
-        "list_errors",
-        "list_logs",
-        "list_sessions",
-        "modify_session",
-        "release_session",
-        "restore_record",
-        "update_session",
-    }
-)
 _current: Final[ContextVar[Call | None]] = ContextVar("vibeforge_sessions_call", default=None)
 _spans: Spans | None = None
 
@@ -84,11 +65,16 @@ def use_spans(spans: Spans | None) -> None:
 
 
 class Instrumented:
-    """Base class that reports the calls of the repository methods that its subclasses define."""
+    """Base class of an abstract repository: reports the calls of its methods, as its subclasses define them."""
+
+    _reported: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in _CALLS & vars(cls).keys():
+        if not cls._reported:
+            public = {name for name, value in vars(cls).items() if inspect.isfunction(value) and name[0] != "_"}
+            cls._reported = frozenset(public - {"close"})
+        for name in cls._reported & vars(cls).keys():
             setattr(cls, name, _instrument(vars(cls)[name]))
 
 
@@ -126,14 +112,7 @@ def report_retry(reason: str) -> None:
     if call is None:  # reports are disabled
         return
     call.attempts += 1
-    logger.info(
-        "%s %s: attempt %d, after %s",
-        call.name,
-        call.session_id or "",
-        call.attempts,
-        reason,
-        extra=_log_attributes(call, None, reason),
-    )
+    _log(logging.INFO, call, f"attempt {call.attempts}, after {reason}", reason=reason)
 
 
 def warn(call: str, message: str) -> None:
@@ -141,7 +120,7 @@ def warn(call: str, message: str) -> None:
 
     :param message: a text without data of sessions.
     """
-    logger.warning("%s: %s", call, message, extra=_log_attributes(Call(call, None, outcome="ok"), None, None))
+    _log(logging.WARNING, Call(call, None, outcome="ok"), message)
 
 
 def _is_enabled() -> bool:
@@ -177,32 +156,21 @@ def _report_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
                 call.outcome = "ok"
     finally:
         _current.reset(token)
-        _log_call(call, time.perf_counter() - began)
+        duration = time.perf_counter() - began
+        _log(logging.DEBUG, call, f"{call.outcome} in {duration * 1000:.1f} ms", duration)
 
 
-def _log_call(call: Call, duration: float) -> None:
-    if logger.isEnabledFor(logging.DEBUG):
-        logger.debug(
-            "%s %s: %s in %.1f ms",
-            call.name,
-            call.session_id or "",
-            call.outcome,
-            duration * 1000,
-            extra=_log_attributes(call, duration, None),
-        )
-
-
-def _log_attributes(call: Call, duration: float | None, reason: str | None) -> dict[str, Any]:
-    """Return the attributes of a record; every record has all of them, so that one log format fits all records."""
-    return {
-        "call": call.name,
-        "session_id": call.session_id,
-        "version": call.version,
-        "attempts": call.attempts,
-        "duration": duration,
-        "outcome": call.outcome or None,
-        "reason": reason,
-    }
+def _log(level: int, call: Call, message: str, duration: float | None = None, reason: str | None = None) -> None:
+    """Log a record; every record has all attributes, so that one log format fits all records."""
+    attributes = dataclasses.asdict(call) | {"duration": duration, "outcome": call.outcome or None, "reason": reason}
+    attributes["call"] = attributes.pop("name")
+    logger.log(
+        level,
+        "%s: %s",
+        call.name if call.session_id is None else f"{call.name} {call.session_id}",
+        message,
+        extra=attributes,
+    )
 
 
 def _loggable_id(given: Any) -> str | None:

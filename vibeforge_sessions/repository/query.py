@@ -6,6 +6,7 @@ import base64
 import binascii
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Collection
 from datetime import datetime
 from typing import Final, Literal, cast, get_args
@@ -46,10 +47,8 @@ class SessionFilter:
         if self.phases is not None:
             object.__setattr__(self, "phases", _check_phases(self.phases))
         for name in ("created_from", "created_before", "updated_from", "updated_before"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            object.__setattr__(self, name, check_datetime(value, name))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_datetime(getattr(self, name), name))
         if self.has_errors is not None and type(self.has_errors) is not bool:
             raise InvalidArgumentError("must be True, False or None", "has_errors")
 
@@ -144,18 +143,8 @@ class Query:
         return after
 
     def _signature(self) -> str:
-        conditions = self.filter
-        phases = None if conditions.phases is None else sorted(conditions.phases)
-        times = [
-            None if time is None else time.isoformat()
-            for time in (
-                conditions.created_from,
-                conditions.created_before,
-                conditions.updated_from,
-                conditions.updated_before,
-            )
-        ]
-        return _digest(repr((self.order, phases, times, conditions.has_errors)))
+        phases = None if self.filter.phases is None else sorted(self.filter.phases)
+        return _digest(repr((self.order, phases, dataclasses.replace(self.filter, phases=None))))
 
 
 def _digest(text: str) -> str:
@@ -166,17 +155,12 @@ def _check_phases(given: object) -> frozenset[str]:
     """Return phases as exact strings; reject iterators, because they can be consumed only once and may be endless."""
     if issubclass(type(given), (str, bytes)) or not issubclass(type(given), Collection):
         raise InvalidArgumentError("must be a collection of phases", "phases")
-    phases: set[str] = set()
     try:
-        for phase in cast("Collection[object]", given):
-            text = exact(phase)
-            if type(text) is not str:
-                raise InvalidArgumentError("must all be texts", "phases")
-            phases.add(text)
-            if len(phases) > MAX_PHASES:
-                raise InvalidArgumentError(f"must be at most {MAX_PHASES} phases", "phases")
-    except InvalidArgumentError:
-        raise
+        phases = [exact(phase) for phase in itertools.islice(cast("Collection[object]", given), MAX_PHASES + 1)]
     except Exception:  # noqa: BLE001 (a caller's collection may raise anything)
         raise InvalidArgumentError("must be a collection of phases", "phases") from None
+    if any(type(phase) is not str for phase in phases):
+        raise InvalidArgumentError("must all be texts", "phases")
+    if len(phases) > MAX_PHASES:
+        raise InvalidArgumentError(f"must be at most {MAX_PHASES} phases", "phases")
     return frozenset(phases)

@@ -28,23 +28,25 @@ from vibeforge_sessions.repository.serialization import Record, check_documents
 T = TypeVar("T")
 
 
-def check_expected_record(record: object, argument: str) -> Record:
+def check_expected_record(record: object, argument: str) -> Record | None:
     """Return a record that the caller got from `SessionRepository.get_record`, for comparison with the stored one.
+
+    None stands for any stored record, and is returned.
 
     :raises InvalidArgumentError: it is not a `Record`, or its version, a count or its write id is invalid.
     """
+    if record is None:
+        return None
     if type(record) is not Record:
         raise InvalidArgumentError(f"must be a Record of get_record, not {type(record).__name__}", argument)
     write_id = exact(record.write_id)
     if type(write_id) is not str or validation.storable_task_id(write_id) != (write_id or "\ufffd"):
         raise InvalidArgumentError("is no write id", f"{argument}.write_id")
-    return dataclasses.replace(
-        record,
-        version=check_integer(record.version, f"{argument}.version", least=0),
-        error_count=check_integer(record.error_count, f"{argument}.error_count", least=0),
-        log_count=check_integer(record.log_count, f"{argument}.log_count", least=0),
-        write_id=write_id,
-    )
+    counts: dict[str, Any] = {
+        name: check_integer(getattr(record, name), f"{argument}.{name}", least=0)
+        for name in ("version", "error_count", "log_count")
+    }
+    return dataclasses.replace(record, write_id=write_id, **counts)
 
 
 def is_same_state(stored: Record, expected: Record) -> bool:
@@ -59,7 +61,7 @@ def check_replacing(session_id: str, stored: Record | None, replacing: Record | 
     :raises StaleSessionError: the stored session was written after `replacing` was read.
     :raises SessionNotFoundError: the session to replace does not exist.
     """
-    expected = None if replacing is None else check_expected_record(replacing, "replacing")
+    expected = check_expected_record(replacing, "replacing")
     if stored is None:
         if expected is not None:
             raise SessionNotFoundError(session_id)
@@ -82,7 +84,6 @@ def record_for_restore(record: object) -> Record:
     content, phase = record.content, validation.check_type(record.content.phase, str, "phase")
     if validation.storable_phase(phase) != phase:
         raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
-    question = validation.check_integer(content.current_question_index, "current_question_index", least=0)
     task_id = content.active_task_id
     return Record(
         session_id=validation.check_session_id(record.session_id),
@@ -94,10 +95,10 @@ def record_for_restore(record: object) -> Record:
         log_count=validation.check_integer(record.log_count, "log_count", least=0),
         held_at=None if record.held_at is None else validation.check_datetime(record.held_at, "held_at"),
         content=Content(
-            phase=phase,
-            current_question_index=question,
-            active_task_id=None if task_id is None else validation.check_task_id(task_id, "active_task_id"),
-            documents=check_documents(content.documents),
+            phase,
+            validation.check_integer(content.current_question_index, "current_question_index", least=0),
+            None if task_id is None else validation.check_task_id(task_id, "active_task_id"),
+            check_documents(content.documents),
         ),
     )
 

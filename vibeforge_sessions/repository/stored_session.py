@@ -15,7 +15,7 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry, log_line, phase_or_text
 from vibeforge_sessions.model.session import S, Session, phases_of
 from vibeforge_sessions.repository import restoration, serialization
-from vibeforge_sessions.repository.changeset import Changeset, assign_positions, baseline_of, record_of
+from vibeforge_sessions.repository.changeset import Changeset, assign_positions, baseline_of
 from vibeforge_sessions.repository.query import Query, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
 
@@ -36,8 +36,7 @@ class StoredSession:
     @classmethod
     def from_changeset(cls, changeset: Changeset) -> Self:
         """Return the stored session of a changeset of `changeset_for_create`."""
-        record = record_of(changeset, version=1, updated_at=changeset.updated_at, error_count=0, log_count=0)
-        stored = cls(record, [], [])
+        stored = cls(changeset.record(1, changeset.updated_at, 0, 0), [], [])
         stored._append(changeset)
         return stored
 
@@ -164,19 +163,11 @@ def select(query: Query, records: Iterable[Record]) -> list[Record]:
 
 def summary_of(record: Record) -> SessionSummary:
     """Return the summary of a session for a listing."""
-    documents = record.content.documents
-    return SessionSummary(
-        session_id=record.session_id,
-        phase=record.content.phase,
-        created_at=record.created_at,
-        updated_at=record.updated_at,
-        version=record.version,
-        error_count=record.error_count,
-        log_count=record.log_count,
-        active_task_id=record.content.active_task_id,
-        artifacts=frozenset(name for name in serialization.ARTIFACTS if documents[name] is not None),
-        held=record.held_at is not None,
-    )
+    content = record.content
+    artifacts = frozenset(name for name in serialization.ARTIFACTS if content.documents[name] is not None)
+    times, is_held = (record.created_at, record.updated_at), record.held_at is not None
+    state = content.phase, *times, record.version, *record.counts, content.active_task_id
+    return SessionSummary(record.session_id, *state, artifacts, is_held)
 
 
 def matches(record: Record, conditions: SessionFilter) -> bool:

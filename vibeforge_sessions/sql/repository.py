@@ -133,9 +133,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = check_session_id(session_id)
-        seen = (
-            None if unchanged_since is None else restoration.check_expected_record(unchanged_since, "unchanged_since")
-        )
+        seen = restoration.check_expected_record(unchanged_since, "unchanged_since")
         return self._run(DeleteSession(session_id, seen))
 
     def list_sessions(self, filter: SessionFilter | None = None) -> list[str]:  # noqa: A002
@@ -218,7 +216,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         replacing: Record | None = None,
     ) -> None:
         record = restoration.record_for_restore(record)
-        seen = None if replacing is None else restoration.check_expected_record(replacing, "replacing")
+        seen = restoration.check_expected_record(replacing, "replacing")
         self._run(RestoreRecord(record, errors, logs, seen))
 
     def _transaction_of(self, session_id: str) -> str | None:

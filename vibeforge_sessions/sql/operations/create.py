@@ -9,7 +9,6 @@ from typing import Any, Final
 from sqlalchemy import Insert, Select, insert, select
 
 from vibeforge_sessions.errors import SessionExistsError
-from vibeforge_sessions.repository import changeset
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
@@ -96,6 +95,4 @@ class CreateSession(WriteOperation[Record]):
     @property
     def _record(self) -> Record:
         write = self.write
-        return changeset.record_of(
-            write, version=1, updated_at=write.updated_at, error_count=len(write.errors), log_count=len(write.logs)
-        )
+        return write.record(1, write.updated_at, len(write.errors), len(write.logs))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -104,25 +103,13 @@ ERRORS: Final = _history(errors, "error_count", "error_message")
 LOGS: Final = _history(logs, "log_count", "message")
 
 
-_row_values: Final = operator.attrgetter(
-    "session_id",
-    "content.phase",
-    "created_at",
-    "updated_at",
-    "version",
-    "write_id",
-    "content.current_question_index",
-    "content.active_task_id",
-    "error_count",
-    "log_count",
-    "held_at",
-)
-"""Return the values of a record in the order of the columns of ``sessions``."""
+_IN_CONTENT: Final = {"phase", "current_question_index", "active_task_id"}
 
 
 def session_row(record: Record) -> dict[str, Any]:
     """Return the row of a session."""
-    return dict(zip(sessions.columns.keys(), _row_values(record), strict=True))
+    names = sessions.columns.keys()
+    return {name: getattr(record.content if name in _IN_CONTENT else record, name) for name in names}
 
 
 def error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any, Final
 from sqlalchemy import Update, bindparam, exists, select, update
 
 from vibeforge_sessions.errors import StaleSessionError
-from vibeforge_sessions.repository import changeset
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
@@ -157,6 +156,4 @@ class UpdateSession(WriteOperation[Record]):
 
     def _record(self, found: Sequence[Any]) -> Record:
         errors, logs, updated_at, _ = found
-        return changeset.record_of(
-            self.write, version=self.write.version + 1, updated_at=updated_at, error_count=errors, log_count=logs
-        )
+        return self.write.record(self.write.version + 1, updated_at, errors, logs)
