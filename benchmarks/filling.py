@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, Table, insert
 
 from vibeforge_sessions import Session, SessionPhase
-from vibeforge_sessions.repository.serialization import encode_content
+from vibeforge_sessions.repository.spi import changeset_for_create
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 
@@ -184,7 +184,7 @@ def _documents(phase: str) -> list[str | None]:
         session.concept = {"name": "bill", "about": "shares a sum among people, to the cent"}
         session.task_graph = {"tasks": [{"id": task, "needs": []} for task in TASKS]}
         session.completed_task_ids = list(TASKS if phase == "COMPLETE" else TASKS[:4])
-    content = encode_content(session)
+    content = changeset_for_create(session).content
     return [content.documents[column.name] for column in documents.columns if column.name != "session_id"]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from vibeforge_sessions import ErrorEntry, Session, SessionPhase, open_repository
 from vibeforge_sessions.cli import main
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.repository.spi import Record, encode_content
+from vibeforge_sessions.repository.spi import Record, changeset_for_create
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 COMMANDS = (
@@ -114,7 +114,7 @@ def _session(
         write_id=validation.new_write_id(),
         error_count=len(errors),
         log_count=len(logs),
-        content=encode_content(session),
+        content=changeset_for_create(session).content,
         held_at=NOW - timedelta(hours=1) if number % 60 == MARK else None,
     )
     return record, errors, logs

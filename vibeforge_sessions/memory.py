@@ -130,10 +130,10 @@ class InMemorySessionRepository(SessionRepository[S]):
     ) -> list[ErrorEntry]:
         session_id = check_session_id(session_id)
         after, limit = check_after(after), check_limit(limit)
-        task_id = None if task_id is None else validation.storable_task_id(task_id)
-        phase = None if phase is None else validation.storable_phase(phase)
         with self._lock:
-            return self._get(session_id).list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
+            stored = self._get(session_id)
+        # outside the lock, because a caller's __str__ may take time; entries are only ever appended
+        return stored.list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
         session_id = check_session_id(session_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from vibeforge_sessions import ErrorEntry, Session, SessionRepository
-from vibeforge_sessions.repository.serialization import Record, encode_content
+from vibeforge_sessions.repository.spi import Record, changeset_for_create
 
 TIME = datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -54,7 +54,7 @@ def restore(
         write_id="0" * 32,
         error_count=len(errors or []),
         log_count=len(logs or []),
-        content=encode_content(session),
+        content=changeset_for_create(session).content,
         held_at=session.updated_at if held else None,
     )
     repository.restore_record(record, errors or [], logs or [])

@@ -65,14 +65,11 @@ def monotonic_now(previous: object) -> datetime:
     now = utc_now()
     try:
         previous = check_time(previous)
+        return max(now, previous + timedelta(microseconds=1))
     except InvalidSessionError:  # assigned by the caller; it is rejected when the session is stored
         return now
-    if now > previous:
-        return now
-    try:
-        return previous + timedelta(microseconds=1)
     except OverflowError:  # the last microsecond of the year 9999
-        return previous
+        return check_time(previous)
 
 
 def check_time(value: object, *, path: str | None = None) -> datetime:

@@ -18,7 +18,7 @@ from vibeforge_sessions.model.history import ErrorEntry, normalize_errors
 from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.model.session import S, Session, missing_fields, phases_of, raise_invalid
 from vibeforge_sessions.repository.arguments import check_session_id
-from vibeforge_sessions.repository.serialization import Record, decode_session, encode_content, fingerprints_of
+from vibeforge_sessions.repository.serialization import Record, decode_session, encode_content
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Changeset:
     expected_write_id: str = ""
     """Write id of the state that the changes are based on."""
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
-    """Fingerprints of the document fields, set for an update, so that the next update encodes changed fields only."""
+    """Fingerprints of the documents, so that the next update encodes changed fields only."""
     write_id: str = dataclasses.field(default_factory=validation.new_write_id)
     """Random id of this write."""
 
@@ -100,7 +100,7 @@ def changeset_for_create(session: Session) -> Changeset:
         )
     for name in sorted(missing_fields(session)):
         raise InvalidSessionError("was missing in the dict that the session was created from: assign the field", name)
-    content = encode_content(session)
+    content, fingerprints = encode_content(session)
     return Changeset(
         session_id=session.session_id,
         created_at=validation.check_datetime(session.created_at, "created_at"),
@@ -109,6 +109,7 @@ def changeset_for_create(session: Session) -> Changeset:
         documents=content.documents,
         errors=normalize_errors(validation.check_field(vars(session), "error_history", list), phases_of(type(session))),
         logs=_normalize_logs(validation.check_field(vars(session), "logs", list)),
+        fingerprints=fingerprints,
     )
 
 
@@ -124,13 +125,7 @@ def changeset_for_update(session: Session) -> Changeset | None:
         raise AssertionError("the caller has to read the stored content first")
     if validation.check_datetime(session.created_at, "created_at") != baseline.created_at:
         raise InvalidSessionError("must not be changed after the session was stored", "created_at")
-    # a fingerprint takes a tenth of the time of encoding; a session that was just read has none yet
-    fingerprints = fingerprints_of(session)
-    same: dict[str, str | None] = {}
-    for name, fingerprint in fingerprints.items():
-        if fingerprint is not None and fingerprint == baseline.fingerprints.get(name):
-            same[name] = baseline.content.documents[name]
-    content = encode_content(session, same)
+    content, fingerprints = encode_content(session, baseline)
     added = _new_entries(session, "error_history", baseline.errors)
     errors = normalize_errors(added, phases_of(type(session)), len(baseline.errors or ())) if added else ()
     lines = _new_entries(session, "logs", baseline.logs)

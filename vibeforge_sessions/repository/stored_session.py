@@ -12,7 +12,7 @@ from typing import Self
 
 from vibeforge_sessions.errors import StaleSessionError
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.history import ErrorEntry, log_line, phase_or_text
+from vibeforge_sessions.model.history import ErrorEntry, log_line
 from vibeforge_sessions.model.session import S, Session, phases_of
 from vibeforge_sessions.repository import restoration, serialization
 from vibeforge_sessions.repository.changeset import Changeset, assign_positions, baseline_of
@@ -83,16 +83,11 @@ class StoredSession:
         self, task_id: str, error_message: str, phase: str | None, session_type: type[Session]
     ) -> ErrorEntry:
         """Do what `SessionRepository.append_error` does."""
-        now = validation.utc_now()
-        entry = ErrorEntry(
-            timestamp=now,
-            task_id=validation.storable_task_id(task_id),
-            error_message=validation.storable_text(error_message),
-            phase=phase_or_text(self.record.content.phase if phase is None else phase, phases_of(session_type)),
-            position=self.record.error_count + 1,
-        )
+        phase = self.record.content.phase if phase is None else phase
+        given = {"task_id": task_id, "error_message": error_message, "phase": phase}
+        entry = ErrorEntry.of(given, phases_of(session_type)).at(self.record.error_count + 1)
         self.errors.append(entry)
-        self._update_counts(now)
+        self._update_counts(entry.timestamp)
         return entry
 
     def append_log(self, message: str) -> str:
@@ -114,16 +109,14 @@ class StoredSession:
 
     def list_errors(self, *, after: int, limit: int, task_id: str | None, phase: str | None) -> list[ErrorEntry]:
         """Return a slice of the error history, as `SessionRepository.list_errors` does."""
-        if task_id is None and phase is None:
-            return self.errors[after : after + limit]
-        errors = self.errors[after:]
+        found = self.errors[after:]
         if task_id is not None:
             task_id = validation.storable_task_id(task_id)
-            errors = [entry for entry in errors if entry.task_id == task_id]
+            found = [entry for entry in found if entry.task_id == task_id]
         if phase is not None:
             phase = validation.storable_phase(phase)
-            errors = [entry for entry in errors if entry.phase == phase]
-        return errors[:limit]
+            found = [entry for entry in found if entry.phase == phase]
+        return found[:limit]
 
     def list_logs(self, *, after: int, limit: int) -> list[str]:
         """Return a slice of the log lines, as `SessionRepository.list_logs` does."""
