@@ -23,6 +23,8 @@ REASONS = {"DamagedLineError", "RejectedError", "ResolutionConflict", "Unresolva
 CHECKED = PUBLIC | REASONS | {"ImportError", "RuntimeError"}
 IDS = {"SessionNotFoundError", "SessionExistsError", "StaleSessionError"}
 """Errors that make their message from an id and versions."""
+MESSAGE_POSITIONS = dict.fromkeys(CHECKED - IDS, 0) | {"CorruptSessionError": 1}
+"""Position of the message among the arguments of each checked class."""
 PROPER_NAMES = {"AsyncSQLAlchemySessionRepository", "SQLite", "SQLite's"}
 BAD_WORDS = re.compile(
     r"\b(somebody|nobody|whoever|told|tells?|anew|refuse[sd]?|refusal|ours|holds|please|(?<!there )is no)\b"
@@ -48,7 +50,7 @@ SELF_EVIDENT = {
     "a document is not valid JSON text",
     "a value has another type than its column",
     "its documents are missing",
-    "its histories have other lengths than its row states",
+    "its row counts other numbers of history entries than are stored",
     "{path} has no value that is valid for {session_type.__name__}",
     # OutcomeUnknownError adds what to do
     "a session of this id is stored by another writer, and whether this one was created before is not visible",
@@ -104,13 +106,42 @@ def constants_in(source: str) -> dict[str, ast.expr]:
     return {node.target.id: node.value for node in assignments if isinstance(node.target, ast.Name) and node.value}
 
 
+def name_of(function: ast.expr) -> str | None:
+    """Return the name of a called function or class, without its module."""
+    return function.id if isinstance(function, ast.Name) else getattr(function, "attr", None)
+
+
+def forwarders_in(tree: ast.Module) -> dict[str, int]:
+    """Return the functions that raise an error with one of their parameters as its message, and its position."""
+    found = {}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        parameters = [parameter.arg for parameter in function.args.args]
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and (name := name_of(node.func)) in MESSAGE_POSITIONS:
+                message = node.args[MESSAGE_POSITIONS[name]]
+                if isinstance(message, ast.Name) and message.id in parameters:
+                    found[function.name] = parameters.index(message.id)
+    return found
+
+
 def messages_in(source: str, constants: dict[str, ast.expr]) -> Iterator[tuple[int, str, str | None, str]]:
-    """Yield line, class, message and source text of the message for each error with a message."""
+    """Yield line, class or function, message and source text of the message for each error with a message."""
     tree = ast.parse(source)
+    forwarders = forwarders_in(tree)
+    positions = MESSAGE_POSITIONS | forwarders
+    inside = {
+        id(call)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name in forwarders
+        for call in ast.walk(function)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CHECKED - IDS:
-            message = node.args[1 if node.func.id == "CorruptSessionError" else 0]
-            yield node.lineno, node.func.id, template(message, constants), ast.unparse(message)
+        name = name_of(node.func) if isinstance(node, ast.Call) else None
+        if isinstance(node, ast.Call) and name in positions:
+            message = node.args[positions[name]]
+            text = template(message, constants)
+            if text is not None or id(node) not in inside:
+                yield node.lineno, name, text, ast.unparse(message)
 
 
 def problems_of(message: str | None, source: str) -> Iterator[str]:
@@ -154,7 +185,7 @@ def test_message_states_the_problem_and_the_next_step(place: str, name: str, mes
 
 def test_table_covers_the_package() -> None:
     assert len(FOUND) > 120
-    assert {name for _, name, _, _ in FOUND} == CHECKED - IDS - {"SessionRepositoryError"}
+    assert {name for _, name, _, _ in FOUND} >= MESSAGE_POSITIONS.keys() - {"SessionRepositoryError"}
     used = {message for _, _, message, _ in FOUND}
     assert used >= SELF_EVIDENT
     assert {source for _, _, message, source in FOUND if message is None} == COMPUTED
@@ -200,14 +231,18 @@ def test_messages_are_found_in_each_form() -> None:
 _TEXT: Final = "one: do it"
 raise StorageError(_TEXT) from None
 def fail(value):
-    raise CorruptSessionError(session_id, f"two {type(value).__name__}")
+    raise errors.CorruptSessionError(session_id, f"two {type(value).__name__}")
 error = ConfigurationError("three " f"{name}" + four, "name")
 raise ValueError("internal")
 raise SessionNotFoundError(session_id)
+def reject(path, reason):
+    raise InvalidSessionError(reason, path)
+reject("a", "four")
 """
     found = sorted((name, message) for _, name, message, _ in messages_in(source, constants_in(source)))
     assert found == [
         ("ConfigurationError", "three {name}{four}"),
         ("CorruptSessionError", "two {type(value).__name__}"),
         ("StorageError", "one: do it"),
+        ("reject", "four"),
     ]
