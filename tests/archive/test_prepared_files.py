@@ -90,30 +90,6 @@ def no_umask() -> Iterator[None]:
 
 
 @prepared_files
-@pytest.mark.parametrize("name", ["x", "x.gz"])
-def test_export_rejects_a_prepared_part_file(
-    prepare: Callable[[Path, Path], None],
-    reason: str,
-    name: str,
-    repository: SessionRepository,
-    victim: Path,
-    tmp_path: Path,
-) -> None:
-    part = tmp_path / f"{name}.part"
-    prepare(part, victim)
-    before = os.lstat(part)
-    with pytest.raises(ArchiveError, match=reason) as caught:
-        export_sessions(repository, tmp_path / name)
-    assert "remove it" in str(caught.value)
-    assert str(tmp_path) not in str(caught.value)
-    assert os.path.samestat(os.lstat(part), before)
-    assert not (tmp_path / name).exists()
-    part.unlink()
-    export_sessions(repository, tmp_path / name)
-    assert import_sessions(InMemorySessionRepository(), tmp_path / name).created == 4
-
-
-@prepared_files
 def test_archive_rejects_a_prepared_file(
     prepare: Callable[[Path, Path], None], reason: str, repository: SessionRepository, victim: Path, tmp_path: Path
 ) -> None:
@@ -151,16 +127,6 @@ def test_an_archive_that_its_owner_lets_others_read_is_appended_to(
     assert import_sessions(InMemorySessionRepository(), path).created == 2
 
 
-def test_export_removes_its_own_leftover_and_creates_a_new_file(repository: SessionRepository, tmp_path: Path) -> None:
-    part = tmp_path / "x.part"
-    part.write_bytes(PRECIOUS)
-    part.chmod(0o600)
-    with part.open("r+b") as opened_before:
-        export_sessions(repository, tmp_path / "x")
-        assert opened_before.read() == PRECIOUS
-        assert not os.path.samestat(os.fstat(opened_before.fileno()), (tmp_path / "x").stat())
-
-
 @pytest.mark.parametrize("dangling", [False, True])
 def test_export_replaces_a_link_of_its_own_name(
     dangling: bool, repository: SessionRepository, victim: Path, tmp_path: Path
@@ -189,7 +155,6 @@ for number in range(100):
 
 def test_processes_that_export_to_one_file_leave_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    (tmp_path / "x.part").touch(mode=0o600)
     command = [sys.executable, "-c", EXPORT, str(path)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[1] for process in processes] == ["", "", ""]

@@ -249,25 +249,22 @@ def test_a_file_that_is_no_archive(tmp_path: Path, name: str) -> None:
     assert "precious" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["checksum", "middle", "behind", "zeros behind"])
+@pytest.mark.parametrize("damage", ["before", "checksum", "middle", "behind", "zeros behind"])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_archive_whose_end_is_damaged(source: SessionRepository, tmp_path: Path, name: str, damage: str) -> None:
+def test_an_archive_that_is_damaged(source: SessionRepository, tmp_path: Path, name: str, damage: str) -> None:
     path = tmp_path / name
     archived(path, source, "s0")
     start = path.stat().st_size
     archived(path, source, "s1")
     whole = path.read_bytes()
     damaged = {
+        "before": flipped(whole, start // 2),
         "checksum": flipped(whole, len(whole) - 6),
         "middle": flipped(whole, (start + len(whole)) // 2),
         "behind": whole + b"precious\n",
         "zeros behind": whole + bytes(4096),
     }[damage]
     path.write_bytes(damaged)
-    if (name, damage) == ("archive.jsonl", "middle"):  # what is told by a closing line is not looked into
-        archived(path, source, "s2")
-        assert path.read_bytes().startswith(damaged)
-        return
     with pytest.raises(ArchiveError, match="nothing can be appended"):
         ArchiveWriter(path)
     assert path.read_bytes() == damaged
@@ -312,7 +309,7 @@ def test_what_the_disk_gives_back_is_compared(
 
     def damaging(file: io.FileIO) -> None:
         path.write_bytes(flipped(path.read_bytes(), len(before) + 100))
-        honest(file)  # type: ignore[arg-type]
+        honest(file)
 
     with ArchiveWriter(path) as archive:
         monkeypatch.setattr(writer, "drop_page_cache", damaging)
@@ -395,8 +392,7 @@ except ArchiveError as error:
 else:
     raise AssertionError
 assert not path.exists()
-(part,) = path.parent.iterdir()
-part.unlink()
+assert list(path.parent.iterdir()) == []
 
 committed = []
 with ArchiveWriter(path) as archive:
@@ -429,25 +425,3 @@ def test_a_disk_that_is_full(tmp_path: Path, name: str) -> None:
     program = [sys.executable, "-c", FULL, str(tmp_path / name)]
     done = subprocess.run([*command, *program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "full\n"), done.stderr
-
-
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from vibeforge_sessions.archive.files import open_locked
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-with open_locked(Path(sys.argv[1])) as file:
-    try:
-        file.write(b"x" * 1500)
-    except OSError as error:
-        print(error.strerror)
-"""
-
-
-def test_what_is_written_by_half_is_an_error(tmp_path: Path) -> None:
-    """A disk that becomes full takes a part first, without an error."""
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "x")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
-    assert (tmp_path / "x").stat().st_size == 1000

@@ -169,13 +169,12 @@ def test_a_password_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_an_export_is_interrupted(tmp_path: Path) -> None:
-    """The shell's own way: what is begun has no name yet, and the next one takes its place."""
     make(f"sqlite:///{tmp_path}/a.db", 20)
     program = (
         "import os, signal, sys\n"
         "from vibeforge_sessions.archive import exporting\n"
-        "write = exporting._write\n"
-        "exporting._write = lambda *args: (write(*args), os.kill(os.getpid(), signal.SIGINT))\n"
+        "export = exporting._export\n"
+        "exporting._export = lambda *args: (os.kill(os.getpid(), signal.SIGINT), export(*args))\n"
         "from vibeforge_sessions.cli import main\n"
         "main()\n"
     )
@@ -183,6 +182,6 @@ def test_an_export_is_interrupted(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.part"]
+    assert list(tmp_path.glob("x*")) == []
     assert run(f"sqlite:///{tmp_path}/a.db", "sessions", "export", "x").code == 0
     assert sorted(path.name for path in tmp_path.glob("x*")) == ["x"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Generator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from vibeforge_sessions.archive.bundle import Bundle
-from vibeforge_sessions.archive.reading import Problem, displayable_id
-from vibeforge_sessions.archive.serialization import canonical, chunk_lines
+from vibeforge_sessions.archive.reading import displayable_id
+from vibeforge_sessions.archive.report import Result
+from vibeforge_sessions.archive.serialization import ERRORS, LOGS, canonical
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import SessionPhase, validation
 from vibeforge_sessions.model.session import STORED, Session
-from vibeforge_sessions.repository import changeset
+from vibeforge_sessions.repository.changeset import changeset_for_create
+from vibeforge_sessions.repository.stored_session import StoredSession
 
 _KNOWN: Final = frozenset({*Session.model_fields, STORED})
 _SESSION_FIELDS: Final = frozenset({"phase", "created_at", "answers", "error_history", "current_question_index"})
@@ -34,16 +37,17 @@ def decode_sessions(file: bytes) -> list[tuple[str | None, Any]] | None:
         data = validation.decode_json(file.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
+    sessions: list[tuple[str | None, Any]] = []
     if is_session(data):
-        return [(None, data)]
-    if isinstance(data, list) and data and all(map(is_session, data)):
-        return [(None, each) for each in data]
-    if isinstance(data, dict) and data and all(map(is_session, data.values())):
-        return list(data.items())
-    return None
+        sessions = [(None, data)]
+    elif isinstance(data, dict):
+        sessions = list(data.items())
+    elif isinstance(data, list):
+        sessions = [(None, fields) for fields in data]
+    return sessions if sessions and all(is_session(fields) for _, fields in sessions) else None
 
 
-def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Bundle | Problem, None, None]:
+def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Bundle | Result, None, None]:
     """Yield the sessions of a file of the application.
 
     Older files have fewer fields; the missing ones get their defaults. Fields that `Session` does not have are kept
@@ -54,12 +58,9 @@ def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Ge
     for number, (session_id, fields) in enumerate(data, 1):
         try:
             yield _bundle(session_id, fields, number, written_at)
-        except InvalidSessionError as error:
-            yield Problem(
-                number,
-                displayable_id(session_id or fields.get("session_id")),
-                f"is not a session that can be stored: {error}",
-            )
+        except (InvalidSessionError, RecursionError) as error:
+            found = displayable_id(session_id or fields.get("session_id"))
+            yield Result("failed", found, reason=f"is not a session that can be stored: {error}", line=number)
 
 
 def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Bundle:
@@ -75,41 +76,24 @@ def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, writ
         raise InvalidSessionError("must be equal to the key of this session in the file", "session_id")
     known["updated_at"] = known.get("updated_at") or known.get("created_at") or written_at
     known["created_at"] = known.get("created_at") or known["updated_at"]
+    errors = known.get("error_history", [])
+    if not isinstance(errors, list):
+        raise InvalidSessionError(f"must be a list, not {type(errors).__name__}", "error_history")
     # without this, an entry without a time would get the time of the import, and differ after each import
-    known["error_history"] = [
-        {"timestamp": known["updated_at"], **entry} if isinstance(entry, Mapping) else entry
-        for entry in _list(known.get("error_history", []), "error_history")
-    ]
+    time = {"timestamp": known["updated_at"]}
+    known["error_history"] = [{**time, **entry} if isinstance(entry, dict) else entry for entry in errors]
     phase = known.get("phase")
     known["phase"] = SessionPhase.QUESTIONNAIRE.value  # the application may have phases that SessionPhase does not have
     session = Session.from_dict(known)
-    write = changeset.changeset_for_create(session)
-    record = write.record(max(1, session.version), write.updated_at, len(write.errors), len(write.logs))
+    stored = StoredSession.from_changeset(changeset_for_create(session))
+    own = {name: value for name, value in fields.items() if name not in _KNOWN}
     content = dataclasses.replace(
-        record.content,
-        phase=record.content.phase if phase is None else phase,
-        documents={**record.content.documents, "extension": _extension(fields)},
+        stored.record.content,
+        phase=known["phase"] if phase is None else phase,
+        documents={**stored.record.content.documents, "extension": json.dumps(own) if own else None},
     )
-    bundle = Bundle(canonical(dataclasses.replace(record, content=content)), number)
-    for kind, entries in (
-        ("errors", changeset.assign_positions(write.errors, len(write.errors))),
-        ("logs", write.logs),
-    ):
-        for line, read in chunk_lines(kind, entries):
-            bundle.add(kind, line, read)
+    record = dataclasses.replace(stored.record, version=max(1, session.version), content=content)
+    bundle = Bundle(canonical(record), number)
+    bundle.add_history(ERRORS, stored.errors)
+    bundle.add_history(LOGS, stored.logs)
     return bundle
-
-
-def _extension(fields: Mapping[str, Any]) -> str | None:
-    texts = [
-        f"{validation.encode_json(name, name)}:{validation.encode_json(value, name)}"
-        for name, value in fields.items()
-        if name not in _KNOWN
-    ]
-    return "{" + ",".join(texts) + "}" if texts else None
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise InvalidSessionError(f"must be a list, not {type(value).__name__}", name)
-    return value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, Final, Generic, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, Final, Self
 
 from vibeforge_sessions.archive import serialization
 from vibeforge_sessions.archive.files import disk_errors
@@ -15,10 +15,8 @@ from vibeforge_sessions.errors import (
     SessionNotFoundError,
     StaleSessionError,
 )
-from vibeforge_sessions.model.history import ErrorEntry
+from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import WRONG_COUNTS, Record
-
-T = TypeVar("T", ErrorEntry, str)
 
 _MAX_MEMORY: Final = 4 * 1024 * 1024
 """Bytes of a session that are kept in memory. A larger session is kept in a temporary file."""
@@ -30,41 +28,29 @@ _ATTEMPTS: Final = 10
 """Attempts to read a session that other writers update meanwhile."""
 
 
-class Source(Protocol):
-    """Part of a repository that is needed to read sessions."""
-
-    def get_record(self, session_id: str, /) -> Record | None: ...  # noqa: D102
-    def list_errors(self, session_id: str, /, *, after: int, limit: int) -> list[ErrorEntry]: ...  # noqa: D102
-    def list_logs(self, session_id: str, /, *, after: int, limit: int) -> list[str]: ...  # noqa: D102
-
-
-class Entries(Generic[T]):
+class Entries:
     """Entries of one history of a bundle. They can be iterated repeatedly."""
 
     def __init__(self, spool: IO[bytes]) -> None:
         self._spool = spool
-        self._chunks: list[tuple[int, int]] = []
-        self._read: list[T] | None = []
+        self._chunks: list[int] = []
+        """Offsets of the chunks."""
         self.count = 0
 
-    def add(self, offset: int, read: list[T] | None, count: int) -> None:
-        """Add a chunk that begins at this offset of the spool.
-
-        The entries stay in memory while there is no second chunk.
-        """
-        self._read = read if not self._chunks else None
-        self._chunks.append((offset, self.count))
+    def add(self, offset: int, count: int) -> None:
+        """Add a chunk that begins at this offset of the spool."""
+        self._chunks.append(offset)
         self.count += count
 
-    def __iter__(self) -> Iterator[T]:
-        if self._read is not None:
-            yield from self._read
-            return
-        for offset, after in self._chunks:
+    def __iter__(self) -> Iterator[Any]:
+        after = 0
+        for offset in self._chunks:
             with disk_errors():
                 self._spool.seek(offset)
                 line = self._spool.readline()
-            yield from serialization.entries_from(serialization.parse(line), after)
+            entries = serialization.entries_from(serialization.parse(line), after)
+            yield from entries
+            after += len(entries)
 
 
 class Bundle:
@@ -82,9 +68,10 @@ class Bundle:
         # no `with`: `close` closes it
         self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_MEMORY)  # noqa: SIM115
         self._hash = hashlib.sha256()
-        self.size = 0
-        self.errors: Entries[ErrorEntry] = Entries(self._spool)
-        self.logs: Entries[str] = Entries(self._spool)
+        self._size = 0
+        self.longest = 0
+        """Length of its longest line in bytes."""
+        self.histories = {kind: Entries(self._spool) for kind in (serialization.ERRORS, serialization.LOGS)}
         self._append(serialization.header_line(record))
 
     @property
@@ -93,19 +80,23 @@ class Bundle:
         return self._hash.hexdigest()
 
     @property
-    def counted(self) -> dict[str, int]:
-        """The number of entries of each history so far."""
-        return {serialization.ERRORS: self.errors.count, serialization.LOGS: self.logs.count}
+    def counts(self) -> tuple[int, ...]:
+        """The number of errors and the number of logs so far."""
+        return tuple(history.count for history in self.histories.values())
 
-    def add(self, kind: str, line: bytes, read: list[Any]) -> None:
+    def add(self, kind: str, line: bytes, count: int) -> None:
         """Add a chunk of a history.
 
         :param line: its line in the archive.
-        :param read: its entries.
+        :param count: the number of its entries.
         """
-        history: Entries[Any] = self.errors if kind == serialization.ERRORS else self.logs
-        history.add(self.size, read, len(read))
+        self.histories[kind].add(self._size, count)
         self._append(line)
+
+    def add_history(self, kind: str, entries: Iterable[Any]) -> None:
+        """Add the entries of a history, in chunks."""
+        for line, count in serialization.chunk_lines(kind, entries):
+            self.add(kind, line, count)
 
     def lines(self) -> Iterator[bytes]:
         """Yield all lines, including the closing line."""
@@ -133,10 +124,11 @@ class Bundle:
         with disk_errors():
             self._spool.write(line)
         self._hash.update(line)
-        self.size += len(line)
+        self._size += len(line)
+        self.longest = max(self.longest, len(line))
 
 
-def pack(source: Source, session_id: str, longest: int | None = None) -> Bundle | None:
+def pack(source: SessionRepository[Any], session_id: str, longest: int | None = None) -> Bundle | None:
     """Return a consistent bundle of a stored session; None if the session is missing or was deleted meanwhile.
 
     :param longest: maximum length of a line in bytes; None for no limit.
@@ -158,7 +150,7 @@ def pack(source: Source, session_id: str, longest: int | None = None) -> Bundle 
     raise AssertionError("unreachable")
 
 
-def pack_record(source: Source, record: Record, longest: int | None = None) -> Bundle:
+def pack_record(source: SessionRepository[Any], record: Record, longest: int | None = None) -> Bundle:
     """Return a bundle of a session in the state of a record.
 
     The histories are read after the record. They only grow, so their entries up to the counts of the record belong to
@@ -171,32 +163,28 @@ def pack_record(source: Source, record: Record, longest: int | None = None) -> B
     """
     bundle = Bundle(canonical_of(record))
     try:
-        _check_length(bundle.size, longest)
-        for kind, line, read in _chunks(source, bundle.record):
-            _check_length(len(line), longest)
-            bundle.add(kind, line, read)
-        _check_read(source, record, bundle.counted)
+        errors = history_of(source.list_errors, record.session_id, record.error_count)
+        bundle.add_history(serialization.ERRORS, errors)
+        bundle.add_history(serialization.LOGS, history_of(source.list_logs, record.session_id, record.log_count))
+        if any(record.counts):
+            _check_state(record, source.get_record(record.session_id))
+        if bundle.counts != record.counts:
+            raise CorruptSessionError(record.session_id, "its histories have other lengths than its row states")
+        if longest is not None and bundle.longest > longest:
+            raise InvalidSessionError(
+                f"needs a line of {bundle.longest} bytes, but lines of this archive have at most {longest}: "
+                "allow longer lines"
+            )
     except BaseException:
         bundle.close()
         raise
     return bundle
 
 
-def digest_of(source: Source, record: Record) -> str:
+def digest_of(source: SessionRepository[Any], record: Record) -> str:
     """Return the digest of a stored session in the state of a record. Raises the errors of `pack_record`."""
-    kept = canonical_of(record)
-    digest = hashlib.sha256(serialization.header_line(kept))
-    counted = {serialization.ERRORS: 0, serialization.LOGS: 0}
-    for kind, line, read in _chunks(source, kept):
-        digest.update(line)
-        counted[kind] += len(read)
-    _check_read(source, record, counted)
-    return digest.hexdigest()
-
-
-def has_equal_head(one: Record, other: Record) -> bool:
-    """Return whether two sessions are equal without their histories, and have as many history entries."""
-    return canonical_of(one) == canonical_of(other)
+    with pack_record(source, record) as bundle:
+        return bundle.digest
 
 
 def canonical_of(record: Record) -> Record:
@@ -210,15 +198,6 @@ def canonical_of(record: Record) -> Record:
         raise CorruptSessionError(record.session_id, str(error)) from None
 
 
-def _chunks(source: Source, record: Record) -> Iterator[tuple[str, bytes, list[Any]]]:
-    for kind, count, fetch in (
-        (serialization.ERRORS, record.error_count, source.list_errors),
-        (serialization.LOGS, record.log_count, source.list_logs),
-    ):
-        for line, read in serialization.chunk_lines(kind, history_of(fetch, record.session_id, count)):
-            yield kind, line, read
-
-
 def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> Iterator[Any]:
     """Yield the first `count` entries of a history, in pages that are shorter for longer entries.
 
@@ -227,14 +206,10 @@ def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> 
     after, limit = 0, _FIRST_PAGE
     last: list[Any] = []
     while after < count:
-        # a log line has no position: the previous line is read again, to detect missing rows
+        # after a missing row, a page begins later than it should: the previous entry is read again, to detect this
         asked = min(limit, count - after) + len(last)
         entries = fetch(session_id, after=after - len(last), limit=asked)
-        if (
-            len(entries) < asked
-            or entries[: len(last)] != last
-            or _has_other_position(entries[-1], after - len(last) + asked)
-        ):
+        if len(entries) < asked or entries[: len(last)] != last:
             return
         yield from entries[len(last) :]
         after += asked - len(last)
@@ -243,25 +218,9 @@ def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> 
         limit = max(1, min(serialization.CHUNK, _PAGE_CHARACTERS * len(entries) // (size + 1)))
 
 
-def _has_other_position(entry: ErrorEntry | str, position: int) -> bool:
-    return isinstance(entry, ErrorEntry) and entry.position != position
-
-
-def _check_read(source: Source, record: Record, counted: Mapping[str, int]) -> None:
-    """Check that the histories are complete and belong to the state of this record."""
-    if not any(record.counts):
-        return
-    now = source.get_record(record.session_id)
+def _check_state(record: Record, now: Record | None) -> None:
+    """Check that the histories belong to the state of this record."""
     if now is None:
         raise SessionNotFoundError(record.session_id)
     if (now.version, now.write_id) != (record.version, record.write_id):
         raise StaleSessionError(record.session_id, record.version, now.version)
-    if tuple(counted.values()) != record.counts:
-        raise CorruptSessionError(record.session_id, WRONG_COUNTS)
-
-
-def _check_length(length: int, longest: int | None) -> None:
-    if longest is not None and length > longest:
-        raise InvalidSessionError(
-            f"needs a line of {length} bytes, but lines of this archive have at most {longest}: allow longer lines"
-        )

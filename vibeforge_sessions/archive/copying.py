@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, get_args
 
-from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, has_equal_head, history_of, pack
+from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, history_of, pack
 from vibeforge_sessions.archive.exporting import session_ids
-from vibeforge_sessions.archive.importing import PER_SESSION, OnConflict, store
-from vibeforge_sessions.archive.report import OnSession, Report, Result
+from vibeforge_sessions.archive.importing import OnConflict, store
+from vibeforge_sessions.archive.report import OnSession, Report, Result, transfer_each
+from vibeforge_sessions.archive.serialization import ERRORS, LOGS
 from vibeforge_sessions.errors import CorruptSessionError, InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
@@ -45,16 +47,12 @@ def copy_sessions(
         raise InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     if source is target:
         raise InvalidArgumentError("must be another repository than the source", "target")
-    report = Report()
-    for session_id in session_ids(source, filter):
-        try:
-            result = _copy(source, target, session_id, on_conflict, thorough=thorough)
-        except PER_SESSION as error:
-            if stop_on_error:
-                raise
-            result = Result("failed", session_id, reason=str(error))
-        report.add(result, on_session)
-    return report
+    return transfer_each(
+        session_ids(source, filter),
+        lambda session_id: _copy(source, target, session_id, on_conflict, thorough=thorough),
+        stop_on_error=stop_on_error,
+        on_session=on_session,
+    )
 
 
 def _copy(
@@ -65,35 +63,27 @@ def _copy(
     *,
     thorough: bool,
 ) -> Result:
-    if not thorough and _has_equal_copy(source, target, session_id):
+    copied = None if thorough else target.get_record(session_id)
+    stored = None if copied is None else source.get_record(session_id)
+    if copied is not None and stored is not None and canonical_of(stored) == canonical_of(copied):
         return Result("unchanged", session_id)
     bundle = pack(source, session_id)
     if bundle is None:
         return Result("gone", session_id)
-
-    def may_replace(stored: Record) -> bool:
-        return (
-            on_conflict == "replace"
-            or (on_conflict == "newer" and bundle.record.updated_at > stored.updated_at)
-            or _is_earlier_state(target, stored, bundle)
-        )
-
     with bundle:
-        outcome = store(target, bundle, may_replace)
-        if outcome in {"unchanged", "skipped"}:
-            if outcome == "skipped" and on_conflict == "fail":
-                raise InvalidSessionError(
-                    "the target has another session of this id, or a later state of it: choose another on_conflict"
+        result = store(target, bundle, on_conflict, lambda stored: _is_earlier_state(target, stored, bundle))
+        if result.outcome == "skipped" and on_conflict == "fail":
+            raise InvalidSessionError(
+                "the target has another session of this id, or a later state of it: choose another on_conflict"
+            )
+        if result.outcome in {"created", "replaced"}:
+            stored = target.get_record(session_id)
+            if stored is None or digest_of(target, stored) != bundle.digest:
+                raise CorruptSessionError(
+                    session_id,
+                    "it differs from what was copied: another process writes to the target, or its data is damaged",
                 )
-            return Result(outcome, session_id)
-        _check_stored(target, bundle)
-        return Result(outcome, session_id, *bundle.record.counts)
-
-
-def _has_equal_copy(source: SessionRepository[Any], target: SessionRepository[Any], session_id: str) -> bool:
-    copied = target.get_record(session_id)
-    stored = None if copied is None else source.get_record(session_id)
-    return copied is not None and stored is not None and has_equal_head(stored, copied)
+        return result
 
 
 def _is_earlier_state(target: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
@@ -107,17 +97,5 @@ def _is_earlier_state(target: SessionRepository[Any], stored: Record, bundle: Bu
         return False
     errors = history_of(target.list_errors, record.session_id, stored.error_count)
     logs = history_of(target.list_logs, record.session_id, stored.log_count)
-    return all(map(_equal, errors, bundle.errors)) and all(map(_equal, logs, bundle.logs))
-
-
-def _equal(one: object, other: object) -> bool:
-    return one == other
-
-
-def _check_stored(target: SessionRepository[Any], bundle: Bundle) -> None:
-    session_id = bundle.record.session_id
-    stored = target.get_record(session_id)
-    if stored is None or digest_of(target, stored) != bundle.digest:
-        raise CorruptSessionError(
-            session_id, "it differs from what was copied: another process writes to the target, or its data is damaged"
-        )
+    pairs = itertools.chain(zip(errors, bundle.histories[ERRORS]), zip(logs, bundle.histories[LOGS]))  # noqa: B905
+    return all(old == new for old, new in pairs)

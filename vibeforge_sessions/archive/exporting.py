@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from vibeforge_sessions.archive import serialization
 from vibeforge_sessions.archive.bundle import pack
-from vibeforge_sessions.archive.files import (
-    close_quietly,
-    compressing,
-    create_locked,
-    disk_errors,
-    is_compressed,
-    sync,
-    sync_folder,
-)
-from vibeforge_sessions.archive.report import OnSession, Report, Result
-from vibeforge_sessions.errors import (
-    ArchiveError,
-    CorruptSessionError,
-    InvalidArgumentError,
-    InvalidSessionError,
-    StaleSessionError,
-)
+from vibeforge_sessions.archive.files import compressing, disk_errors, is_compressed, sync_folder
+from vibeforge_sessions.archive.report import OnSession, Report, Result, transfer_each
+from vibeforge_sessions.errors import ArchiveError
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
 
-# an id that was changed by hand is an InvalidArgumentError
-_PER_SESSION = (CorruptSessionError, InvalidArgumentError, InvalidSessionError, StaleSessionError)
 _PAGE = 500
 
 
@@ -48,10 +33,9 @@ def export_sessions(
 ) -> Report:
     """Write sessions to a file, oldest first, each in one consistent state, while the store is in use.
 
-    The file gets its name once it is complete. Until then it is called ``….part``. An interrupted export leaves this
-    file behind, and the next export removes it. The file is created new, readable by its owner only. A ``….part``
-    that is a link, belongs to another user or may be written by other users is rejected: another user may have
-    prepared it. An export, its import and another export give equal bytes.
+    The file gets its name once it is complete. Until then its name has a random part and ends in ``.part``. An
+    interrupted export removes it; only a process that is killed leaves it behind. The file is created new, readable by
+    its owner only. An export, its import and another export give equal bytes.
 
     A session that is deleted before it is read is ``gone``. A session is ``failed`` if it is updated so often that no
     consistent state can be read, or if it violates the rules for sessions. Both are left out, and the others are
@@ -63,21 +47,23 @@ def export_sessions(
     :param overwrite: replace an existing file.
     :param stop_on_error: raise the first problem instead of leaving the session out. Then no file is written.
     :param longest_line: maximum length of a line in bytes. A session that needs a longer line is ``failed``.
-    :raises ArchiveError: the file exists, or cannot be written; another process is writing it, or another user may
-        have prepared its ``….part``.
+    :raises ArchiveError: the file exists, or cannot be written.
     """
-    report = Report()
-    with _open_target(target, compress=compress, overwrite=overwrite) as file:
-        _write(file, serialization.archive_line())
-        for session_id in session_ids(repository, filter):
-            try:
-                result = _export(repository, session_id, file, longest_line)
-            except _PER_SESSION as error:
-                if stop_on_error:
-                    raise
-                result = Result("failed", session_id, reason=str(error))
-            report.add(result, on_session)
-        _write(file, serialization.archive_end_line(report.exported))
+    with disk_errors(), ExitStack() as files:
+        if isinstance(target, (str, os.PathLike)):
+            compress = is_compressed(Path(target), compress)
+            target = files.enter_context(_new_file(Path(target), overwrite=overwrite))
+        else:
+            files.callback(target.flush)
+        file = files.enter_context(compressing(target)) if compress else target
+        file.write(serialization.archive_line())
+        report = transfer_each(
+            session_ids(repository, filter),
+            lambda session_id: _export(repository, session_id, file, longest_line),
+            stop_on_error=stop_on_error,
+            on_session=on_session,
+        )
+        file.write(serialization.archive_end_line(report.exported))
     return report
 
 
@@ -98,58 +84,26 @@ def _export(repository: SessionRepository[Any], session_id: str, file: IO[bytes]
     if bundle is None:
         return Result("gone", session_id)
     with bundle:
-        for line in bundle.lines():
-            _write(file, line)
+        file.writelines(bundle.lines())
         return Result("exported", session_id, *bundle.record.counts)
 
 
-def _write(file: IO[bytes], line: bytes) -> None:
-    with disk_errors():
-        file.write(line)
-
-
 @contextmanager
-def _open_target(
-    target: str | os.PathLike[str] | IO[bytes], *, compress: bool | None, overwrite: bool
-) -> Iterator[IO[bytes]]:
-    if not isinstance(target, (str, os.PathLike)):
-        with _optionally_compressed(target, compress=bool(compress)) as file:
-            yield file
-        with disk_errors():
-            target.flush()
-        return
-    path = Path(target)
-    part = path.with_name(f"{path.name}.part")
+def _new_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Provide a file that gets its name once it is complete."""
     _check_target(path, overwrite=overwrite)
-    out = create_locked(part)
-    try:
-        with _optionally_compressed(out, compress=is_compressed(path, compress)) as file:
-            yield file
-        _check_target(path, overwrite=overwrite)
-        with disk_errors():
-            sync(out)
-            part.replace(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False) as part:
+        try:
+            yield part
+            part.flush()
+            os.fsync(part.fileno())
+            _check_target(path, overwrite=overwrite)
+            Path(part.name).replace(path)
             sync_folder(path.parent)
-    finally:
-        close_quietly(out)  # already synced, or discarded
-
-
-@contextmanager
-def _optionally_compressed(out: IO[bytes], *, compress: bool) -> Iterator[IO[bytes]]:
-    if not compress:
-        yield out
-        return
-    file = compressing(out)
-    try:
-        yield file
-        with disk_errors():
-            file.close()
-    finally:
-        close_quietly(file)
+        finally:
+            Path(part.name).unlink(missing_ok=True)
 
 
 def _check_target(path: Path, *, overwrite: bool) -> None:
-    with disk_errors():
-        is_taken = path.exists() and not overwrite
-    if is_taken:
+    if path.exists() and not overwrite:
         raise ArchiveError("a file of this name exists already: choose another name, or allow overwriting")

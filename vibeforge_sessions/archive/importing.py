@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
 from vibeforge_sessions.archive import application, reading, serialization
-from vibeforge_sessions.archive.bundle import Bundle, digest_of, has_equal_head
+from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of
 from vibeforge_sessions.archive.files import disk_errors
-from vibeforge_sessions.archive.reading import Problem
-from vibeforge_sessions.archive.report import OnSession, Report, Result
+from vibeforge_sessions.archive.report import PER_SESSION, OnSession, Outcome, Report, Result
+from vibeforge_sessions.archive.serialization import ERRORS, LOGS
 from vibeforge_sessions.errors import (
     ArchiveError,
     CorruptSessionError,
@@ -27,16 +27,6 @@ from vibeforge_sessions.errors import (
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import Record
-
-PER_SESSION: Final = (
-    CorruptSessionError,
-    InvalidArgumentError,  # an id that was changed by hand
-    InvalidSessionError,
-    SessionExistsError,
-    SessionNotFoundError,
-    StaleSessionError,
-)
-"""Errors of a single session. The other sessions can still be transferred."""
 
 OnConflict: TypeAlias = Literal["fail", "skip", "replace", "newer"]
 """Treatment of a session whose id is stored with different content: see `import_sessions`."""
@@ -81,11 +71,7 @@ def import_sessions(
     seen: set[str] = set()
     with _open_source(source) as (file, written_at), closing(_items(file, written_at, longest_line)) as items:
         for item in items:
-            if isinstance(item, Problem):
-                result = Result("failed", item.session_id, reason=item.reason, line=item.line)
-            else:
-                with item:
-                    result = _import(repository, item, on_conflict, seen)
+            result = item if isinstance(item, Result) else _import(repository, item, on_conflict, seen)
             report.add(result, on_session)
             if stop_on_error and result.outcome == "failed":
                 raise ArchiveError(str(result.reason), result.line)
@@ -94,53 +80,58 @@ def import_sessions(
 
 def _import(repository: SessionRepository[Any], bundle: Bundle, on_conflict: OnConflict, seen: set[str]) -> Result:
     record = bundle.record
-
-    def may_replace(stored: Record) -> bool:
-        return on_conflict == "replace" or (on_conflict == "newer" and record.updated_at > stored.updated_at)
-
     try:
-        # a session may be archived, created again and archived again: only "newer" selects one of the two
-        if record.session_id in seen and on_conflict != "newer":
-            raise InvalidSessionError("this file contains this session twice: import it with on_conflict=newer")
-        seen.add(record.session_id)
-        _check_clocks(record)
-        outcome = store(repository, bundle, may_replace)
-        if outcome == "skipped" and on_conflict == "fail":
-            raise SessionExistsError(record.session_id)
+        with bundle:
+            # a session may be archived, created again and archived again: only "newer" selects one of the two
+            if record.session_id in seen and on_conflict != "newer":
+                raise InvalidSessionError("this file contains this session twice: import it with on_conflict=newer")
+            seen.add(record.session_id)
+            _check_clocks(record)
+            result = store(repository, bundle, on_conflict)
+            if result.outcome == "skipped" and on_conflict == "fail":
+                raise SessionExistsError(record.session_id)
+            return result
     except PER_SESSION as error:
         return Result("failed", record.session_id, reason=str(error), line=bundle.line)
-    moved = record.counts if outcome in {"created", "replaced"} else (0, 0)
-    return Result(outcome, record.session_id, *moved, line=bundle.line)
 
 
 def store(
-    repository: SessionRepository[Any], bundle: Bundle, may_replace: Callable[[Record], bool]
-) -> Literal["created", "replaced", "unchanged", "skipped"]:
-    """Store a session.
+    repository: SessionRepository[Any],
+    bundle: Bundle,
+    on_conflict: OnConflict,
+    is_earlier_state: Callable[[Record], bool] = lambda _: False,
+) -> Result:
+    """Store a session; return the outcome.
 
-    :param may_replace: decides whether a stored session with different content is replaced.
+    :param is_earlier_state: returns whether a stored session with different content is replaced in any case.
     """
     session_id = bundle.record.session_id
     for attempt in range(1, _ATTEMPTS + 1):
         stored = repository.get_record(session_id)
         try:
-            if stored is not None and equals_stored(repository, stored, bundle):
-                return "unchanged"
-            if stored is not None and not may_replace(stored):
-                return "skipped"
-            repository.restore_record(bundle.record, bundle.errors, bundle.logs, replacing=stored)
+            if stored is not None and _equals_stored(repository, stored, bundle):
+                return Result("unchanged", session_id, line=bundle.line)
+            if stored is not None and not (
+                on_conflict == "replace"
+                or (on_conflict == "newer" and bundle.record.updated_at > stored.updated_at)
+                or is_earlier_state(stored)
+            ):
+                return Result("skipped", session_id, line=bundle.line)
+            errors, logs = bundle.histories[ERRORS], bundle.histories[LOGS]
+            repository.restore_record(bundle.record, errors, logs, replacing=stored)
         except (SessionNotFoundError, StaleSessionError, SessionExistsError):  # another writer changed the session
             if attempt == _ATTEMPTS:
                 raise
         else:
-            return "created" if stored is None else "replaced"
+            outcome: Outcome = "created" if stored is None else "replaced"
+            return Result(outcome, session_id, *bundle.record.counts, line=bundle.line)
     raise AssertionError("unreachable")
 
 
-def equals_stored(repository: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
+def _equals_stored(repository: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
     """Return whether a stored session equals a bundle. The digests are compared if the rest is equal."""
     try:
-        return has_equal_head(stored, bundle.record) and digest_of(repository, stored) == bundle.digest
+        return canonical_of(stored) == bundle.record and digest_of(repository, stored) == bundle.digest
     except CorruptSessionError:  # an unreadable session differs from every bundle
         return False
 
@@ -160,16 +151,13 @@ def _check_clocks(record: Record) -> None:
 
 
 @contextmanager
-def _open_source(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[io.BufferedReader, datetime]]:
+def _open_source(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[reading.Lines, datetime]]:
     """Provide the file for reading, and its modification time."""
-    if isinstance(source, (str, os.PathLike)):
-        with disk_errors():
-            file = Path(source).open("rb", buffering=reading.BUFFER)  # noqa: SIM115 (closed below)
-        with file, reading.opened(file) as lines:
-            yield lines, _written_at(file)
-    else:
-        with reading.opened(source) as lines:
-            yield lines, _written_at(source)
+    with ExitStack() as stack:
+        if isinstance(source, (str, os.PathLike)):
+            with disk_errors():
+                source = stack.enter_context(Path(source).open("rb"))
+        yield stack.enter_context(reading.opened(source)), _written_at(source)
 
 
 def _written_at(file: IO[bytes]) -> datetime:
@@ -179,7 +167,7 @@ def _written_at(file: IO[bytes]) -> datetime:
         return validation.utc_now()
 
 
-def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Generator[Bundle | Problem, None, None]:
+def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator[Bundle | Result, None, None]:
     """Yield the sessions of an archive or of a file of the application.
 
     A file of the application is recognized once it was read completely.
@@ -187,25 +175,17 @@ def _items(file: io.BufferedReader, written_at: datetime, longest: int) -> Gener
     try:
         with disk_errors():
             head = file.peek(_PEEK).lstrip(_BLANK)
-            if head.startswith(serialization.BEGINNING) or not head.startswith((b"{", b"[")):
-                return reading.read_bundles(file, longest)
-            start = file.tell() if file.seekable() else None
-            content = file.read(longest + 1)
+            is_archive = head.startswith(serialization.BEGINNING) or not head.startswith((b"{", b"["))
+            content = b"" if is_archive else file.read(longest + 1)
+        if len(content) > longest:
+            raise ArchiveError(
+                f"is not an archive, and longer than the limit of {longest} bytes for other files: allow longer lines"
+            )
     except ArchiveError as error:
-        return _single_problem(error.reason)
-    if len(content) <= longest:
-        sessions = application.decode_sessions(content)
-        if sessions is not None:
-            return application.read_bundles(sessions, written_at)
-        return reading.read_bundles(io.BufferedReader(io.BytesIO(content)), longest)
-    if start is None:
-        return _single_problem(
-            f"is not an archive, and longer than the limit of {longest} bytes for other files: allow longer lines"
-        )
-    with disk_errors():
-        file.seek(start)
-    return reading.read_bundles(file, longest)
-
-
-def _single_problem(reason: str) -> Generator[Bundle | Problem, None, None]:
-    yield Problem(1, None, reason)
+        yield Result("failed", None, reason=error.reason, line=1)
+        return
+    sessions = None if is_archive else application.decode_sessions(content)
+    if sessions is not None:
+        yield from application.read_bundles(sessions, written_at)
+    else:
+        yield from reading.read_bundles(file if is_archive else io.BufferedReader(io.BytesIO(content)), longest)

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal, TypeAlias
+
+from vibeforge_sessions.errors import (
+    CorruptSessionError,
+    InvalidArgumentError,
+    InvalidSessionError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StaleSessionError,
+)
 
 Outcome: TypeAlias = Literal["exported", "created", "replaced", "unchanged", "skipped", "gone", "failed"]
 """Outcome for one session.
@@ -13,6 +22,16 @@ exported: written to the file; created: stored; replaced: stored instead of anot
 was stored already; skipped: another session was stored and kept, as the caller asked; gone: deleted before it was read;
 failed: not transferred, for the reason in the report.
 """
+
+PER_SESSION: Final = (
+    CorruptSessionError,
+    InvalidArgumentError,  # an id that was changed by hand
+    InvalidSessionError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StaleSessionError,
+)
+"""Errors of a single session. The other sessions can still be transferred."""
 
 MAX_PROBLEMS: Final = 1_000
 """Problems that a report keeps. All problems are counted, and each is reported to `OnSession`."""
@@ -68,3 +87,26 @@ class Report:
             self.problems.append(result)
         if on_session is not None:
             on_session(result)
+
+
+def transfer_each(
+    session_ids: Iterable[str],
+    transfer: Callable[[str], Result],
+    *,
+    stop_on_error: bool,
+    on_session: OnSession | None,
+) -> Report:
+    """Transfer sessions, and return the report. After an error of a single session, the others follow.
+
+    :param stop_on_error: raise this error instead.
+    """
+    report = Report()
+    for session_id in session_ids:
+        try:
+            result = transfer(session_id)
+        except PER_SESSION as error:
+            if stop_on_error:
+                raise
+            result = Result("failed", session_id, reason=str(error))
+        report.add(result, on_session)
+    return report

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from vibeforge_sessions.errors import InvalidSessionError
@@ -43,21 +42,6 @@ BEGINNING: Final = b'{"kind":'
 """First bytes of every line."""
 ERRORS: Final = "errors"
 LOGS: Final = "logs"
-_HEADER_KEYS: Final = (
-    "kind",
-    "format",
-    "session_id",
-    "created_at",
-    "updated_at",
-    "held_at",
-    "version",
-    "phase",
-    "current_question_index",
-    "active_task_id",
-    ERRORS,
-    LOGS,
-    "documents",
-)
 _encode: Final = json.JSONEncoder(
     ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
@@ -80,83 +64,73 @@ def canonical(record: Record) -> Record:
 
 def header_line(record: Record) -> bytes:
     """Return the first line of a session, from a canonical record."""
-    content = record.content
-    head = _encode(
-        {
-            "kind": "session",
-            "format": FORMAT,
-            "session_id": record.session_id,
-            "created_at": record.created_at.isoformat(),
-            "updated_at": record.updated_at.isoformat(),
-            "held_at": None if record.held_at is None else record.held_at.isoformat(),
-            "version": record.version,
-            "phase": content.phase,
-            "current_question_index": content.current_question_index,
-            "active_task_id": content.active_task_id,
-            ERRORS: record.error_count,
-            LOGS: record.log_count,
-        }
-    )
     # the stored texts are canonical: encoding them again would give equal texts, but take time
-    documents = ",".join(f'"{name}":{content.documents[name] or "null"}' for name in DOCUMENTS)
-    return f'{head[:-1]},"documents":{{{documents}}}}}\n'.encode("ascii")
+    documents = ",".join(f'"{name}":{record.content.documents[name] or "null"}' for name in DOCUMENTS)
+    return f'{_encode(_head(record))[:-1]},"documents":{{{documents}}}}}\n'.encode("ascii")
 
 
-def chunk_lines(kind: str, entries: Iterable[Any]) -> Iterator[tuple[bytes, list[Any]]]:
-    """Yield chunk lines, each with its entries.
+def _head(record: Record) -> dict[str, Any]:
+    """Return the fields of a header line, without the documents."""
+    return {
+        "kind": "session",
+        "format": FORMAT,
+        "session_id": record.session_id,
+        "created_at": record.created_at.isoformat(),
+        "updated_at": record.updated_at.isoformat(),
+        "held_at": None if record.held_at is None else record.held_at.isoformat(),
+        "version": record.version,
+        "phase": record.content.phase,
+        "current_question_index": record.content.current_question_index,
+        "active_task_id": record.content.active_task_id,
+        ERRORS: record.error_count,
+        LOGS: record.log_count,
+    }
+
+
+def chunk_lines(kind: str, entries: Iterable[Any]) -> Iterator[tuple[bytes, int]]:
+    """Yield chunk lines, each with the number of its entries.
 
     A chunk ends after `CHUNK` entries, or once it has `CHUNK_SIZE` characters.
     """
-    text_of: Callable[[Any], str] = _error_text if kind == ERRORS else _encode
-    chunk: list[Any] = []
     texts: list[str] = []
     size = after = 0
     for entry in entries:
-        text = text_of(entry)
-        chunk.append(entry)
-        texts.append(text)
-        size += len(text)
-        if len(chunk) == CHUNK or size >= CHUNK_SIZE:
-            yield _chunk(kind, after, texts), chunk
-            after += len(chunk)
-            chunk, texts, size = [], [], 0
-    if chunk:
-        yield _chunk(kind, after, texts), chunk
-
-
-def _error_text(entry: ErrorEntry) -> str:
-    return _encode(
-        {
-            "timestamp": entry.timestamp.isoformat(),
-            "task_id": entry.task_id,
-            "error_message": entry.error_message,
-            "phase": entry["phase"],
-        }
-    )
-
-
-def end_line(record: Record, digest: str) -> bytes:
-    """Return the last line of a session."""
-    end = {"kind": "end", "session_id": record.session_id, **_counts(record), "sha256": digest}
-    return f"{_encode(end)}\n".encode("ascii")
-
-
-def archive_line() -> bytes:
-    """Return the first line of an export."""
-    return f"{_encode({'kind': 'archive', 'format': FORMAT})}\n".encode("ascii")
-
-
-def archive_end_line(sessions: int) -> bytes:
-    """Return the last line of an export."""
-    return f"{_encode({'kind': 'archive_end', 'sessions': sessions})}\n".encode("ascii")
+        texts.append(_encode(dict(entry) if kind == ERRORS else entry))
+        size += len(texts[-1])
+        if len(texts) == CHUNK or size >= CHUNK_SIZE:
+            yield _chunk(kind, after, texts), len(texts)
+            after += len(texts)
+            texts, size = [], 0
+    if texts:
+        yield _chunk(kind, after, texts), len(texts)
 
 
 def _chunk(kind: str, after: int, texts: list[str]) -> bytes:
     return f'{{"kind":"{kind}","after":{after},"entries":[{",".join(texts)}]}}\n'.encode("ascii")
 
 
-def _counts(record: Record) -> dict[str, int]:
-    return {ERRORS: record.error_count, LOGS: record.log_count}
+def end_line(record: Record, digest: str) -> bytes:
+    """Return the last line of a session."""
+    return _line(_end(record, digest))
+
+
+def _end(record: Record, digest: str) -> dict[str, Any]:
+    counts = {ERRORS: record.error_count, LOGS: record.log_count}
+    return {"kind": "end", "session_id": record.session_id, **counts, "sha256": digest}
+
+
+def archive_line() -> bytes:
+    """Return the first line of an export."""
+    return _line({"kind": "archive", "format": FORMAT})
+
+
+def archive_end_line(sessions: int) -> bytes:
+    """Return the last line of an export."""
+    return _line({"kind": "archive_end", "sessions": sessions})
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return f"{_encode(data)}\n".encode("ascii")
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -196,31 +170,37 @@ def record_from(data: dict[str, Any]) -> Record:
     :raises DamagedLineError: it is not a header, or violates the rules for sessions.
     """
     check_format(data)
-    documents = data.get("documents")
-    if tuple(data) != _HEADER_KEYS or not isinstance(documents, dict) or tuple(documents) != DOCUMENTS:
-        raise DamagedLineError("is not a header of a session")
     try:
-        record = Record(
-            session_id=data["session_id"],
-            created_at=_time(data, "created_at"),
-            updated_at=_time(data, "updated_at"),
-            held_at=None if data["held_at"] is None else _time(data, "held_at"),
-            version=data["version"],
-            write_id="",
-            error_count=data[ERRORS],
-            log_count=data[LOGS],
-            content=Content(
-                phase=data["phase"],
-                current_question_index=data["current_question_index"],
-                active_task_id=data["active_task_id"],
-                documents={name: None if value is None else _encode(value) for name, value in documents.items()},
-            ),
+        held_at, documents = data["held_at"], data["documents"]
+        record = canonical(
+            Record(
+                session_id=data["session_id"],
+                created_at=validation.check_time(data["created_at"]),
+                updated_at=validation.check_time(data["updated_at"]),
+                held_at=None if held_at is None else validation.check_time(held_at),
+                version=data["version"],
+                write_id="",
+                error_count=data[ERRORS],
+                log_count=data[LOGS],
+                content=Content(
+                    phase=data["phase"],
+                    current_question_index=data["current_question_index"],
+                    active_task_id=data["active_task_id"],
+                    documents={
+                        name: None if documents[name] is None else _encode(documents[name]) for name in DOCUMENTS
+                    },
+                ),
+            )
         )
-        return canonical(record)
     except InvalidSessionError as error:
         raise DamagedLineError(f"is not a header of a session that can be stored: {error}") from None
+    except (KeyError, TypeError):
+        raise DamagedLineError("is not a header of a session") from None
     except (ValueError, RecursionError):  # integers or nesting beyond the limits of this interpreter
         raise DamagedLineError("is not a header of a session that can be stored") from None
+    if tuple(data) != (*_head(record), "documents") or tuple(documents) != DOCUMENTS:
+        raise DamagedLineError("is not a header of a session")
+    return record
 
 
 def entries_from(data: dict[str, Any], after: int) -> list[Any]:
@@ -244,16 +224,17 @@ def entries_from(data: dict[str, Any], after: int) -> list[Any]:
         raise DamagedLineError("is not a chunk of errors") from None
 
 
-def check_end(data: dict[str, Any], record: Record, counted: dict[str, int], digest: str) -> None:
+def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], digest: str) -> None:
     """Compare a closing line with the lines before it.
 
+    :param counts: the numbers of errors and logs in these lines.
     :raises DamagedLineError: they differ.
     """
-    expected = {"kind": "end", "session_id": record.session_id, **_counts(record), "sha256": digest}
+    expected = _end(record, digest)
     if tuple(data) != tuple(expected) or data["session_id"] != record.session_id:
         raise DamagedLineError("is not the closing line of this session")
-    for kind, count in _counts(record).items():
-        if not data[kind] == count == counted[kind]:
+    for kind, count in zip((ERRORS, LOGS), counts, strict=True):
+        if not data[kind] == expected[kind] == count:
             raise DamagedLineError(f"has another number of {kind} than the header, or than the chunks contain")
     if data["sha256"] != digest:
         raise DamagedLineError("has another checksum than the session: the file was damaged, or changed by hand")
@@ -264,7 +245,3 @@ def _error_from(entry: dict[str, Any], position: int) -> ErrorEntry:
     if len(entry) != 4 or not (type(task_id) is type(message) is type(phase) is str):  # noqa: PLR2004 (these four)
         raise TypeError("not an entry")
     return ErrorEntry(validation.check_time(timestamp), task_id, message, phase, position)
-
-
-def _time(data: dict[str, Any], name: str) -> datetime:
-    return validation.check_time(data[name])

@@ -1,164 +1,96 @@
 """Truncation recovery: removal of the incomplete end that an interrupted writer has left in an archive.
 
-A file that is not an archive, or whose end is damaged in any other way, is rejected and stays unchanged.
+The file is read once from its beginning. A file that is not an archive, or that is damaged in any other way than by a
+missing end, is rejected and stays unchanged.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import re
+import mmap
 import zlib
-from collections.abc import Iterator
 from typing import Final
 
 from vibeforge_sessions.archive import serialization
-from vibeforge_sessions.archive.files import GZIP, Unbuffered
-from vibeforge_sessions.archive.reading import numbered_lines
-from vibeforge_sessions.archive.serialization import DamagedLineError
+from vibeforge_sessions.archive.reading import GZIP, lines_of, opened
+from vibeforge_sessions.archive.serialization import BEGINNING, DamagedLineError
 from vibeforge_sessions.errors import ArchiveError
 
-_SEARCH_BLOCK: Final = 1024 * 1024
-_CLOSING: Final = (b'\n{"kind":"end",', b'\n{"kind":"archive_end",')
-_LONGEST_CLOSING: Final = 1024
+_CLOSING_KINDS: Final = {"end", "archive_end"}
+_KINDS: Final = {"archive", "session", serialization.ERRORS, serialization.LOGS, *_CLOSING_KINDS}
 _READ_SIZE: Final = 64 * 1024
 _MEMBER_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """First bytes of each gzip member of `compressing`: without a name and a time."""
 
 
-def is_gzip(file: Unbuffered) -> bool:
+def is_gzip(file: io.FileIO) -> bool:
     """Return whether a file is compressed."""
     file.seek(0)
     return file.read(len(GZIP)) == GZIP
 
 
-def recover_truncated(file: Unbuffered, longest: int) -> int:
+def recover_truncated(file: io.FileIO, longest: int) -> int:
     """Remove an incomplete end behind the last complete session; return the new size of the file.
 
     :param longest: maximum length of a line in bytes.
     :raises ArchiveError: the file is not an archive, or is damaged.
     """
-    size = file.seek(0, io.SEEK_END)
-    if size == 0:
-        return 0
-    end = _end_of_members(file, size) if is_gzip(file) else _end_of_lines(file, size, longest)
-    if end < size:
-        file.truncate(end)
+    try:
+        end = _end_of_members(file) if is_gzip(file) else _end_of_lines(file, longest)
+    except (DamagedLineError, zlib.error):
+        raise ArchiveError(
+            "nothing can be appended to this file: it is damaged, or not an archive; name a new file"
+        ) from None
+    file.truncate(end)
     return end
 
 
-# --- plain -------------------------------------------------------------------------------------------------
-
-
-def _end_of_lines(file: Unbuffered, size: int, longest: int) -> int:
+def _end_of_lines(file: io.FileIO, longest: int) -> int:
+    """Return the offset after the last closing line. If only the newline of this line is missing, write it."""
+    end = offset = 0
     file.seek(0)
-    if not _is_beginning(file.read(len(serialization.BEGINNING))):
-        raise _append_error("it is not an archive")
-    end = 0
-    for place in _search_backwards(file, size, _CLOSING):
-        file.seek(place + 1)
-        line, newline, _ = file.read(_LONGEST_CLOSING).partition(b"\n")
-        if not newline and not _is_complete(line):
-            continue
-        _kind_of(line)
-        end = place + 1 + len(line) + 1
-        if not newline:  # only the newline is missing
-            file.seek(end - 1)
-            file.write(b"\n")
-        break
-    file.seek(end)
-    with os.fdopen(os.dup(file.fileno()), "rb") as rest:
-        for _, line in numbered_lines(rest, longest):
-            if not _belongs_to_open_session(line):
-                raise _append_error("its end is damaged")
+    with opened(file) as lines:
+        for line in lines_of(lines, longest):
+            if line is None:
+                raise DamagedLineError("is too long")
+            offset += len(line)
+            if _kind_of(line) in _CLOSING_KINDS:
+                end = offset
+    file.seek(max(0, end - 1))
+    if end and file.read(1) != b"\n":
+        end += file.write(b"\n")
     return end
 
 
-def _belongs_to_open_session(line: bytes | None) -> bool:
-    """Return whether a line belongs to a session without a closing line, or is the beginning of such a line."""
-    if line is None or not line.endswith(b"\n"):
-        return line is not None and _is_beginning(line)
-    return _kind_of(line) in {"archive", "session", serialization.ERRORS, serialization.LOGS}
-
-
-def _is_complete(line: bytes) -> bool:
+def _kind_of(line: bytes) -> str | None:
+    """Return the kind of a line; None for a blank line, and for the beginning of a line at the end of the file."""
     try:
-        return bool(serialization.parse(line))
+        kind = str(serialization.parse(line)["kind"])
     except DamagedLineError:
-        return False
+        if line.isspace() or (not line.endswith(b"\n") and BEGINNING.startswith(line[: len(BEGINNING)])):
+            return None
+        raise
+    if kind not in _KINDS:
+        raise DamagedLineError("is not a line of an archive")
+    return kind
 
 
-def _kind_of(line: bytes) -> str:
-    try:
-        return str(serialization.parse(line)["kind"])
-    except DamagedLineError:
-        raise _append_error("its end is damaged") from None
-
-
-# --- gzip --------------------------------------------------------------------------------------------------
-
-
-def _end_of_members(file: Unbuffered, size: int) -> int:
-    incomplete = size
-    for place in _search_backwards(file, size, (_MEMBER_HEADER,), always=0):
-        end = _end_of_member(file, place, incomplete)
-        if end is not None:
-            file.seek(end)
-            # between the members and the end, there may be an incomplete header of another member
-            if _MEMBER_HEADER.startswith(file.read(incomplete - end)):
-                return end
+def _end_of_members(file: io.FileIO) -> int:
+    """Return the offset after the last complete gzip member."""
+    end, block = 0, b""
+    file.seek(0)
+    while True:
+        member, beginning = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
+        while not member.eof and (block := block or file.read(_READ_SIZE)):
+            beginning += member.decompress(block)[: len(BEGINNING) - len(beginning)]
+            block = member.unused_data
+        if not BEGINNING.startswith(beginning):
+            raise DamagedLineError("is not a line of an archive")
+        if not member.eof:
             break
-        if incomplete < size:  # an interrupted writer leaves at most one incomplete member
-            break
-        incomplete = place
-        if place == 0:
-            return 0
-    raise _append_error("its end is damaged")
-
-
-def _end_of_member(file: Unbuffered, place: int, limit: int) -> int | None:
-    """Return the end of the gzip member that begins at `place`; None if it is incomplete."""
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    head = b""
-    file.seek(place)
-    while not stream.eof and (block := file.read(min(_READ_SIZE, limit - place))):
-        place += len(block)
-        try:
-            data = stream.decompress(block)
-        except zlib.error:
-            raise _append_error("its end is damaged") from None
-        head = head or data[: len(serialization.BEGINNING)]
-    if not _is_beginning(head):
-        raise _append_error("it is not an archive")
-    return place - len(stream.unused_data) if stream.eof else None
-
-
-# --- both --------------------------------------------------------------------------------------------------
-
-
-def _search_backwards(
-    file: Unbuffered, size: int, needles: tuple[bytes, ...], *, always: int | None = None
-) -> Iterator[int]:
-    """Yield the offsets of any of the needles, the last one first, and finally `always`."""
-    pattern = re.compile(b"|".join(map(re.escape, needles)))
-    overlap = max(map(len, needles)) - 1
-    end, place = size, None
-    while end > 0:
-        start = max(0, end - _SEARCH_BLOCK)
-        file.seek(start)
-        block = file.read(end - start + overlap)
-        for place in reversed([start + found.start() for found in pattern.finditer(block)]):
-            if place < end:
-                yield place
-        end = start
-    if always is not None and always != place:
-        yield always
-
-
-def _is_beginning(data: bytes) -> bool:
-    """Return whether these bytes may begin a line of an archive."""
-    return serialization.BEGINNING.startswith(data[: len(serialization.BEGINNING)])
-
-
-def _append_error(reason: str) -> ArchiveError:
-    return ArchiveError(f"nothing can be appended to this file: {reason}; name a new file")
+        end = file.tell() - len(block)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # an interrupted writer leaves one incomplete member: it is a damaged one if another follows
+        if content.find(_MEMBER_HEADER, end + 1) != -1:
+            raise DamagedLineError("is damaged")
+    return end

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import os
-from collections.abc import Coroutine
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self, cast
 
 from vibeforge_sessions.archive import reading, serialization, truncation
-from vibeforge_sessions.archive.bundle import Bundle, Source, pack_record
+from vibeforge_sessions.archive.blocking import BlockingRepository
+from vibeforge_sessions.archive.bundle import pack_record
 from vibeforge_sessions.archive.files import (
-    close_quietly,
     compressing,
     disk_errors,
     drop_page_cache,
     is_compressed,
     open_locked,
-    sync,
     sync_folder,
 )
 from vibeforge_sessions.errors import ArchiveError
-from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import Record
-
-T = TypeVar("T")
 
 
 class ArchiveWriter:
@@ -70,17 +66,16 @@ class ArchiveWriter:
         self._file = open_locked(self._path)
         try:
             with disk_errors():
-                self._end = truncation.recover_truncated(self._file, longest_line)
-                """Size of the file after the last commit."""
-                self._compressed = truncation.is_gzip(self._file) if self._end else is_compressed(self._path, compress)
+                self.size = truncation.recover_truncated(self._file, longest_line)
+                """Size of the file in bytes after the last commit."""
+                self._compressed = truncation.is_gzip(self._file) if self.size else is_compressed(self._path, compress)
         except BaseException:
-            close_quietly(self._file)
+            self._file.close()
             raise
-        self._out: IO[bytes] | None = None
-        self._added: list[tuple[Record, str]] = []
-        """Records and digests that were added since the last commit."""
+        self._open_files = contextlib.ExitStack()
+        self._reset()
 
-    def add(self, repository: Source, record: Record) -> None:
+    def add(self, repository: SessionRepository[Any], record: Record) -> None:
         """Write one session with its histories, in the state of a record that `get_record` has returned.
 
         If any other error than `ArchiveError` is raised, nothing of this session is in the archive, and the sessions
@@ -96,16 +91,17 @@ class ArchiveWriter:
         with pack_record(repository, record, self._longest) as bundle:
             try:
                 with disk_errors():
-                    self._write(bundle)
+                    for line in bundle.lines():
+                        self._output().write(line)
+                        self._hash.update(line)
             except BaseException:
-                self._roll_back()
+                self._reset()
                 raise
-            self._added.append((record, bundle.digest))
+            self._added.append(record)
 
     async def add_async(self, repository: AsyncSessionRepository[Any], record: Record) -> None:
         """Do the same for an asynchronous repository. The file is written in a thread."""
-        loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self.add, _BlockingRepository(repository, loop), record)
+        await asyncio.to_thread(self.add, cast("SessionRepository[Any]", BlockingRepository(repository)), record)
 
     def commit(self) -> list[Record]:
         """Flush the added sessions to the disk, read them back, compare them, and return their records.
@@ -117,91 +113,63 @@ class ArchiveWriter:
             return []
         try:
             with disk_errors():
-                self._finish()
-                sync(self._file)
+                self._open_files.close()
+                os.fsync(self._file.fileno())
                 sync_folder(self._path.parent)
                 self._verify()
-                self._end = self._file.seek(0, io.SEEK_END)
+                self.size = self._file.seek(0, io.SEEK_END)
         except BaseException:
-            self._roll_back()
+            self._reset()
             raise
-        records = [record for record, _ in self._added]
-        self._added = []
-        return records
+        added = self._added
+        self._reset()
+        return added
 
     def close(self) -> None:
         """Close the file. Sessions that were added and not committed are removed."""
         if not self._file.closed:
-            self._roll_back()
-            close_quietly(self._file)
+            self._reset()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, bundle: Bundle) -> None:
-        if self._out is None:
-            self._file.seek(self._end)
-            # one gzip member for each commit: an interruption leaves at most the last member incomplete
-            self._out = compressing(self._file) if self._compressed else self._file
-        for line in bundle.lines():
-            self._out.write(line)
-
-    def _finish(self) -> None:
-        if self._out is not None and self._out is not self._file:
-            self._out.close()
-        self._out = None
-
-    def _verify(self) -> None:
-        drop_page_cache(self._file)
-        with self._path.open("rb") as disk:
-            disk.seek(self._end)
-            with reading.opened(disk) as file:
-                found = list(map(_identity, reading.read_bundles(file, self._longest)))
-        if found != [(record.session_id, digest) for record, digest in self._added]:
-            raise ArchiveError(
-                "the disk returned other data than was written: do not delete these sessions, and check the disk"
-            )
-
-    def _roll_back(self) -> None:
+    def _reset(self) -> None:
         """Remove everything that was added since the last commit.
 
         If the disk fails, truncation recovery of the next writer removes it.
         """
-        self._added = []
-        out, self._out = self._out, None
-        if out is not None and out is not self._file:
-            close_quietly(out)
+        self._added: list[Record] = []
+        self._hash = hashlib.sha256()
+        """Checksum of all added lines."""
+        self._out: IO[bytes] | None = None
         with contextlib.suppress(OSError):
-            self._file.truncate(self._end)
+            self._open_files.close()
+        with contextlib.suppress(OSError):
+            self._file.truncate(self.size)
 
+    def _output(self) -> IO[bytes]:
+        """Return the file to write to. There is one gzip member for each commit.
 
-def _identity(item: Bundle | reading.Problem) -> tuple[str | None, str]:
-    if isinstance(item, reading.Problem):
-        return item.session_id, item.reason
-    with item:
-        return item.record.session_id, item.digest
+        So an interruption leaves at most the last member incomplete.
+        """
+        if self._out is None:
+            self._file.seek(self.size)
+            out = self._open_files.enter_context(os.fdopen(self._file.fileno(), "wb", closefd=False))
+            self._out = self._open_files.enter_context(compressing(out)) if self._compressed else out
+        return self._out
 
-
-class _BlockingRepository:
-    """An asynchronous repository with synchronous methods, for a thread beside its event loop."""
-
-    def __init__(self, repository: AsyncSessionRepository[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._repository = repository
-        self._loop = loop
-
-    def get_record(self, session_id: str) -> Record | None:
-        return self._wait(self._repository.get_record(session_id))
-
-    def list_errors(self, session_id: str, *, after: int, limit: int) -> list[ErrorEntry]:
-        return self._wait(self._repository.list_errors(session_id, after=after, limit=limit))
-
-    def list_logs(self, session_id: str, *, after: int, limit: int) -> list[str]:
-        return self._wait(self._repository.list_logs(session_id, after=after, limit=limit))
-
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+    def _verify(self) -> None:
+        drop_page_cache(self._file)
+        with self._path.open("rb", buffering=0) as disk:
+            disk.seek(self.size)
+            with reading.opened(disk) as file:
+                stored = hashlib.file_digest(file, "sha256")
+        if stored.digest() != self._hash.digest():
+            raise ArchiveError(
+                "the disk returned other data than was written: do not delete these sessions, and check the disk"
+            )
