@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from vibeforge_sessions.cli.options import Json, Schema, Url, Yes
 from vibeforge_sessions.cli.output import UNREADABLE, ask_confirmation, show
@@ -20,60 +21,36 @@ from vibeforge_sessions.cli.terminal import safe
 from vibeforge_sessions.cli.times import clock, parse_age
 from vibeforge_sessions.errors import SessionNotFoundError
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
-from vibeforge_sessions.retention import PruneReport, prune
-from vibeforge_sessions.retention.pruning import BATCH_SIZE, PAUSE
+from vibeforge_sessions.retention import BATCH_SIZE, PAUSE, OnBatch, PruneReport, prune
 
-_PREFIX: Final = "VIBEFORGE_SESSIONS_"
+_ENVIRONMENT: Final = {"auto_envvar_prefix": "VIBEFORGE_SESSIONS"}
+"""Setting of each command that makes every option an environment variable, too."""
 
 PrunedPhases = Annotated[
-    list[str],
-    typer.Option(
-        "--phase",
-        envvar=f"{_PREFIX}PHASE",
-        metavar="PHASE",
-        help="Only sessions in this phase. Repeatable.",
-    ),
+    list[str], typer.Option("--phase", metavar="PHASE", help="Only sessions in this phase. Repeatable.")
 ]
-OlderThan = Annotated[
-    timedelta,
-    typer.Option(
-        envvar=f"{_PREFIX}OLDER_THAN",
-        parser=parse_age,
-        metavar="AGE",
-        help="Only sessions without an update for this long: 12h, 30d or 8w.",
-    ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", envvar=f"{_PREFIX}DRY_RUN", help="Delete nothing. Print what would be deleted.")
-]
+_OLDER_THAN: Final = "Only sessions without an update for this long: 12h, 30d or 8w."
+OlderThan = Annotated[timedelta, typer.Option(parser=parse_age, metavar="AGE", help=_OLDER_THAN)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Delete nothing. Print what would be deleted.")]
 Archive = Annotated[
     Path | None,
     typer.Option(
-        envvar=f"{_PREFIX}ARCHIVE",
-        help="Write each session to this file, and read it back, before it is deleted. Compressed if it ends in .gz.",
+        help="Write each session to this file, and read it back, before it is deleted. Compressed if it ends in .gz."
     ),
 ]
 BatchSize = Annotated[
-    int,
-    typer.Option(
-        envvar=f"{_PREFIX}BATCH_SIZE",
-        min=1,
-        max=MAX_PAGE,
-        help="Number of sessions that are found, and archived, at once.",
-    ),
+    int, typer.Option(min=1, max=MAX_PAGE, help="Number of sessions that are found, and archived, at once.")
 ]
 Pause = Annotated[
     float,
     typer.Option(
-        envvar=f"{_PREFIX}PAUSE",
-        min=0,
-        help="Pause after each deletion for other writers, as a multiple of the time that the deletion took.",
+        min=0, help="Pause after each deletion for other writers, as a multiple of the time that the deletion took."
     ),
 ]
-SessionIds = Annotated[list[str], typer.Argument(metavar="ID…", envvar=f"{_PREFIX}SESSION_IDS")]
+SessionIds = Annotated[list[str], typer.Argument(metavar="ID…", envvar="VIBEFORGE_SESSIONS_SESSION_IDS")]
 
 
-@sessions.command("prune")
+@sessions.command("prune", context_settings=_ENVIRONMENT)
 def prune_sessions(
     url: Url,
     phase: PrunedPhases,
@@ -95,7 +72,7 @@ def prune_sessions(
             if planned.total and not ask_confirmation():
                 raise typer.Exit(1)
             asked = replace(asked, updated_before=planned.before)  # delete no more than the user has confirmed
-        with _PruneProgress() as progress:
+        with _progress() as on_batch:
             report = prune(
                 repository,
                 asked,
@@ -104,7 +81,7 @@ def prune_sessions(
                 batch_size=batch_size,
                 archive=archive,
                 pause=pause,
-                on_batch=progress,
+                on_batch=on_batch,
             )
         _show(report, as_json=as_json)
     if report.failed:
@@ -143,34 +120,29 @@ def _each(call: Callable[[str], None], ids: list[str], done: str, *, as_json: bo
         raise typer.Exit(1)
 
 
-class _PruneProgress:
-    """Shows the progress of a prune, and prints its counts if it is interrupted."""
+@contextmanager
+def _progress() -> Iterator[OnBatch]:
+    """Show the counts so far, and print them if the prune is interrupted."""
+    shown: PruneReport | None = None
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._bar = Progress("{task.description}", console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("")
-        self._report: PruneReport | None = None
+    def on_batch(report: PruneReport) -> None:
+        nonlocal shown
+        shown = report
+        status.update(_counts(report))
 
-    def __call__(self, report: PruneReport) -> None:
-        self._report = report
-        self._bar.update(self._task, description=_counts(report))
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._bar.stop()
-        if kind is not None and self._report is not None:
-            typer.echo(f"before the interruption: {_counts(self._report)}", err=True)
+    try:
+        with Console(stderr=True).status("", spinner="line") as status:
+            yield on_batch
+    except BaseException:
+        if shown is not None:
+            typer.echo(f"before the interruption: {_counts(shown)}", err=True)
+        raise
 
 
 def _show(report: PruneReport, *, as_json: bool) -> None:
     if as_json:
-        times = ("before", "oldest", "newest")
-        shown = asdict(report) | {name: _iso(getattr(report, name)) for name in times} | {"total": report.total}
-        show(shown)
+        shown = asdict(report) | {"total": report.total}
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False, default=datetime.isoformat))
         return
     typer.echo(_summary(report))
     for problem in report.problems:
@@ -194,7 +166,3 @@ def _counts(report: PruneReport) -> str:
     kept = {"held": report.held, "touched": report.touched, "gone": report.gone, "failed": report.failed}
     texts = [f"{'to be deleted' if report.dry_run else 'deleted'}: {report.total}"]
     return ", ".join(texts + [f"{reason}: {count}" for reason, count in kept.items() if count])
-
-
-def _iso(time: datetime | None) -> Any:
-    return None if time is None else time.isoformat()

@@ -1,18 +1,23 @@
-"""Pruning of old sessions."""
+"""Retention: deletion of old sessions by phase and age, optionally after archiving.
+
+`prune` works with any repository, `prune_async` with an asynchronous one. `SessionRepository.hold_session` protects a
+session from deletion, and `SessionRepository.release_session` ends the hold.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias, cast
 
-from vibeforge_sessions.archive.files import disk_errors
+from vibeforge_sessions.archive.blocking import BlockingRepository
 from vibeforge_sessions.archive.report import MAX_PROBLEMS
 from vibeforge_sessions.archive.writer import ArchiveWriter
 from vibeforge_sessions.errors import (
@@ -23,17 +28,69 @@ from vibeforge_sessions.errors import (
     StaleSessionError,
 )
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.aio import AsyncSessionRepository, await_completion
 from vibeforge_sessions.repository.arguments import check_integer
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.repository.stored_session import matches
-from vibeforge_sessions.retention.calls import AsynchronousCalls, SynchronousCalls, run
-from vibeforge_sessions.retention.report import OnBatch, PruneProblem, PruneReport
+
+__all__ = ["OnBatch", "PruneProblem", "PruneReport", "prune", "prune_async"]
 
 BATCH_SIZE: Final = 100
 PAUSE: Final = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PruneProblem:
+    """A session that was not deleted because it cannot be read or archived."""
+
+    session_id: str
+    reason: str
+    """The reason. It contains no values of the session."""
+
+
+@dataclasses.dataclass(slots=True)
+class PruneReport:
+    """Outcome of a prune, or the expected outcome in a dry run."""
+
+    dry_run: bool
+    before: datetime
+    """Sessions whose last update was before this time were old enough."""
+    phases: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Number of deleted sessions by phase."""
+    oldest: datetime | None = None
+    """Earliest last update among the deleted sessions."""
+    newest: datetime | None = None
+    """Latest last update among the deleted sessions."""
+    document_bytes: int = 0
+    """Size of their documents. Their histories are counted, but not measured."""
+    errors: int = 0
+    """Number of entries in their error histories."""
+    logs: int = 0
+    held: int = 0
+    """Number of sessions that were kept because they are held."""
+    touched: int = 0
+    """Number of sessions that were kept because they were changed after they had been found."""
+    gone: int = 0
+    """Number of sessions that another client has deleted meanwhile, such as another prune."""
+    failed: int = 0
+    """Number of sessions that were kept because they cannot be read or archived."""
+    problems: list[PruneProblem] = dataclasses.field(default_factory=list)
+    """The first 1,000 failures."""
+    archived: int = 0
+    """Number of archived sessions. It includes sessions that were changed after that, and so were kept."""
+    archived_bytes: int = 0
+    """Growth of the archive in bytes."""
+
+    @property
+    def total(self) -> int:
+        """Number of deleted sessions. In a dry run, the number that would be deleted."""
+        return sum(self.phases.values())
+
+
+OnBatch: TypeAlias = Callable[[PruneReport], object]
+"""Callback with the report so far, after each batch. An exception of it ends the prune."""
 
 
 def prune(
@@ -68,8 +125,9 @@ def prune(
     :raises InvalidArgumentError: the filter names no phases, or an argument is out of range.
     :raises ArchiveError: the archive cannot be opened or written, or contains different data when it is read back.
     """
-    pruning = _new_pruning(SynchronousCalls(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
-    return run(pruning.run(archive))
+    asked, before = _conditions(filter, older_than)
+    report = PruneReport(dry_run, before)
+    return _Pruning(repository, asked, report, batch_size, pause, on_batch, time.sleep).run(archive)
 
 
 async def prune_async(
@@ -83,24 +141,25 @@ async def prune_async(
     pause: float = PAUSE,
     on_batch: OnBatch | None = None,
 ) -> PruneReport:
-    """Prune like `prune`, on an asynchronous repository. It can be canceled. The archive is written in threads."""
-    pruning = _new_pruning(AsynchronousCalls(repository), filter, older_than, dry_run, batch_size, pause, on_batch)
-    return await pruning.run(archive)
+    """Prune like `prune`, on an asynchronous repository. It can be canceled.
+
+    It runs in a thread. The calls of the repository and of `on_batch` run on the event loop.
+    """
+    asked, before = _conditions(filter, older_than)
+    report = PruneReport(dry_run, before)
+    calls = BlockingRepository(repository)
+
+    async def report_batch(report: PruneReport) -> None:
+        if on_batch is not None:
+            on_batch(report)
+
+    on_each, sleep = functools.partial(calls.wait_for, report_batch), functools.partial(calls.wait_for, asyncio.sleep)
+    pruning = _Pruning(cast("SessionRepository[Any]", calls), asked, report, batch_size, pause, on_each, sleep)
+    return await await_completion(asyncio.to_thread(pruning.run, archive), calls.cancel)
 
 
-# --- the arguments ---
-
-
-def _new_pruning(
-    calls: SynchronousCalls | AsynchronousCalls,
-    asked: SessionFilter,
-    older_than: timedelta,
-    dry_run: bool,  # noqa: FBT001 (a private function)
-    batch_size: int,
-    pause: float,
-    on_batch: OnBatch | None,
-) -> _Pruning:
-    """Check the arguments, and return the operation."""
+def _conditions(asked: SessionFilter, older_than: timedelta) -> tuple[SessionFilter, datetime]:
+    """Return the filter of the sessions that are old enough, and the time before which they were updated."""
     if not isinstance(asked, SessionFilter):
         raise InvalidArgumentError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
     if not asked.phases:
@@ -109,94 +168,96 @@ def _new_pruning(
         raise InvalidArgumentError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
     if older_than <= timedelta(0):
         raise InvalidArgumentError("must be greater than zero", "older_than")
-    check_integer(batch_size, "batch_size", least=1, most=MAX_PAGE)
-    if not 0 <= pause < math.inf:
-        raise InvalidArgumentError("must be a number, 0 or more", "pause")
     try:
         before = validation.utc_now() - older_than
     except OverflowError:  # beyond the year 1: no session is as old
         before = datetime.min.replace(tzinfo=UTC)
     before = min(before, asked.updated_before or before)
-    asked = dataclasses.replace(asked, updated_before=before)
-    return _Pruning(calls, asked, PruneReport(dry_run, before), batch_size, pause, on_batch)
+    return dataclasses.replace(asked, updated_before=before), before
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pruning:
-    calls: SynchronousCalls | AsynchronousCalls
+    repository: SessionRepository[Any]
     asked: SessionFilter
     report: PruneReport
     batch_size: int
     pause: float
     on_batch: OnBatch | None
+    sleep: Callable[[float], object]
 
-    async def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
+    def __post_init__(self) -> None:
+        check_integer(self.batch_size, "batch_size", least=1, most=MAX_PAGE)
+        if not 0 <= self.pause < math.inf:
+            raise InvalidArgumentError("must be a number, 0 or more", "pause")
+
+    def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
+        """Prune, after each batch was archived if an archive is named."""
         if archive is None or self.report.dry_run:
-            return await self._pages(None)
-        opened = contextlib.ExitStack()  # it closes the file even if the task was canceled while the file was opened
-        try:
-            writer = await self.calls.on_disk(lambda: opened.enter_context(ArchiveWriter(archive)))
-            return await self._pages(_Archive(writer, Path(archive)))
-        finally:
-            await self.calls.on_disk(opened.close)
+            return self._prune(None)
+        with ArchiveWriter(archive) as writer:
+            return self._prune(writer)
 
-    async def _pages(self, archive: _Archive | None) -> PruneReport:
+    def _prune(self, archive: ArchiveWriter | None) -> PruneReport:
         cursor = None
         while True:
-            # the cursor continues after the sessions that were kept, so each is found once
-            page = await self.calls.find(self.asked, self.batch_size, cursor)
-            if archive is None:
-                for item in page.items:
-                    with self._count_skipped(item.session_id):
-                        await self._delete(await self._read_unchanged(item))
-            else:
-                for record in await self._archive(page.items, archive):
-                    with self._count_skipped(record.session_id):
-                        await self._delete(record)
+            # an index contains the sessions of a phase in this order, so only the sessions of the page are read; the
+            # cursor continues after the sessions that were kept, so each is found once
+            page = self.repository.find_sessions(self.asked, order="created_at", limit=self.batch_size, cursor=cursor)
+            records = self._unchanged(page.items) if archive is None else self._archived(page.items, archive)
+            for record in records:
+                with self._count_skipped(record.session_id):
+                    self._delete(record)
             if self.on_batch is not None:
                 self.on_batch(self.report)
             cursor = page.next_cursor
             if cursor is None:
                 return self.report
 
-    async def _read_unchanged(self, item: SessionSummary) -> Record:
+    def _archived(self, items: Iterable[SessionSummary], archive: ArchiveWriter) -> list[Record]:
+        """Archive the sessions that may be deleted; return their records."""
+        size = archive.size
+        for record in self._unchanged(items):
+            with self._count_skipped(record.session_id):
+                archive.add(self.repository, record)
+        records = archive.commit()
+        self.report.archived += len(records)
+        self.report.archived_bytes += archive.size - size
+        return records
+
+    def _unchanged(self, items: Iterable[SessionSummary]) -> Iterator[Record]:
+        """Yield the records of the sessions that may still be deleted."""
+        for item in items:
+            with self._count_skipped(item.session_id):
+                yield self._read_unchanged(item)
+
+    def _read_unchanged(self, item: SessionSummary) -> Record:
         """Return the record of a session that was found, if it may still be deleted."""
-        record = await self.calls.get(item.session_id)
-        if record is None:
-            raise SessionNotFoundError(item.session_id)
-        if record.held_at is not None:
-            raise _HeldError
+        record = self._read_unheld(item.session_id)
         # both the filter and the counters are compared: under a slow clock, a write may not change updated_at
         if not matches(record, self.asked) or _change_counters(record) != _change_counters(item):
             raise StaleSessionError(item.session_id, item.version, record.version)
         return record
 
-    async def _archive(self, items: Iterable[SessionSummary], archive: _Archive) -> list[Record]:
-        """Archive the sessions that may be deleted; return their records."""
-        before = archive.size
-        for item in items:
-            with self._count_skipped(item.session_id):
-                await self.calls.add(archive.writer, await self._read_unchanged(item))
-        records = await self.calls.on_disk(archive.writer.commit)
-        self.report.archived += len(records)
-        self.report.archived_bytes += archive.size - before
-        return records
+    def _read_unheld(self, session_id: str) -> Record:
+        record = self.repository.get_record(session_id)
+        if record is None:
+            raise SessionNotFoundError(session_id)
+        if record.held_at is not None:
+            raise _HeldError
+        return record
 
-    async def _delete(self, record: Record) -> None:
+    def _delete(self, record: Record) -> None:
         if self.report.dry_run:
             self._count(record)
             return
         began = time.perf_counter()
-        if not await self.calls.delete(record):
-            stored = await self.calls.get(record.session_id)
-            if stored is None:
-                raise SessionNotFoundError(record.session_id)
-            if stored.held_at is not None:
-                raise _HeldError
+        if not self.repository.delete_session(record.session_id, unchanged_since=record):
+            stored = self._read_unheld(record.session_id)
             raise StaleSessionError(record.session_id, record.version, stored.version)
         took = time.perf_counter() - began
         self._count(record)
-        await self.calls.sleep(self.pause * took)
+        self.sleep(self.pause * took)
 
     def _count(self, record: Record) -> None:
         report, phase, touched = self.report, record.content.phase, record.updated_at
@@ -223,18 +284,6 @@ class _Pruning:
             self.report.failed += 1
             if len(self.report.problems) < MAX_PROBLEMS:
                 self.report.problems.append(PruneProblem(session_id, str(error)))
-
-
-class _Archive(NamedTuple):
-    """The archive to which sessions are written before they are deleted."""
-
-    writer: ArchiveWriter
-    path: Path
-
-    @property
-    def size(self) -> int:
-        with disk_errors():
-            return self.path.stat().st_size
 
 
 class _HeldError(Exception):
