@@ -113,7 +113,7 @@ def test_files_of_the_application(tmp_path: Path) -> None:
     done = run(url, "sessions", "import", *files, "missing")
     assert (done.code, done.out) == (8, "sessions: 3 created, 2 failed; with 3 errors and 3 log lines\n")
     assert "failed: 3.json: line 1: is not a line of an archive" in done.errors
-    assert "failed: missing: the file cannot be read: No such file or directory" in done.errors
+    assert "failed: missing: a file cannot be read or written: No such file or directory" in done.errors
     stopped = run(url, "sessions", "import", "missing", *files, "--stop-on-error")
     assert (stopped.code, stopped.out) == (1, "")
 
