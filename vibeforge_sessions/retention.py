@@ -17,23 +17,17 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias, cast
 
+from vibeforge_sessions import errors
 from vibeforge_sessions.archive.blocking import BlockingRepository
 from vibeforge_sessions.archive.report import MAX_PROBLEMS
 from vibeforge_sessions.archive.writer import ArchiveWriter
-from vibeforge_sessions.errors import (
-    CorruptSessionError,
-    InvalidArgumentError,
-    InvalidSessionError,
-    SessionNotFoundError,
-    StaleSessionError,
-)
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.aio import AsyncSessionRepository, await_completion
 from vibeforge_sessions.repository.arguments import check_integer
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.repository.stored_session import matches
+from vibeforge_sessions.repository.stored_session import matches, summary_of
 
 __all__ = ["OnBatch", "PruneProblem", "PruneReport", "prune", "prune_async"]
 
@@ -161,13 +155,13 @@ async def prune_async(
 def _conditions(asked: SessionFilter, older_than: timedelta) -> tuple[SessionFilter, datetime]:
     """Return the filter of the sessions that are old enough, and the time before which they were updated."""
     if not isinstance(asked, SessionFilter):
-        raise InvalidArgumentError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
+        raise errors.InvalidArgumentError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
     if not asked.phases:
-        raise InvalidArgumentError("must not be empty: only sessions in these phases are deleted", "phases")
+        raise errors.InvalidArgumentError("must not be empty: only sessions in these phases are deleted", "phases")
     if not isinstance(older_than, timedelta):
-        raise InvalidArgumentError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
+        raise errors.InvalidArgumentError(f"must be a timedelta, not {type(older_than).__name__}", "older_than")
     if older_than <= timedelta(0):
-        raise InvalidArgumentError("must be greater than zero", "older_than")
+        raise errors.InvalidArgumentError("must be greater than zero", "older_than")
     try:
         before = validation.utc_now() - older_than
     except OverflowError:  # beyond the year 1: no session is as old
@@ -189,7 +183,7 @@ class _Pruning:
     def __post_init__(self) -> None:
         check_integer(self.batch_size, "batch_size", least=1, most=MAX_PAGE)
         if not 0 <= self.pause < math.inf:
-            raise InvalidArgumentError("must be a number, 0 or more", "pause")
+            raise errors.InvalidArgumentError("must be a number, 0 or more", "pause")
 
     def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
         """Prune, after each batch was archived if an archive is named."""
@@ -234,15 +228,15 @@ class _Pruning:
     def _read_unchanged(self, item: SessionSummary) -> Record:
         """Return the record of a session that was found, if it may still be deleted."""
         record = self._read_unheld(item.session_id)
-        # both the filter and the counters are compared: under a slow clock, a write may not change updated_at
-        if not matches(record, self.asked) or _change_counters(record) != _change_counters(item):
-            raise StaleSessionError(item.session_id, item.version, record.version)
+        # both the filter and the summaries are compared: under a slow clock, a write may not change updated_at
+        if not matches(record, self.asked) or summary_of(record) != item:
+            raise errors.StaleSessionError(item.session_id, item.version, record.version)
         return record
 
     def _read_unheld(self, session_id: str) -> Record:
         record = self.repository.get_record(session_id)
         if record is None:
-            raise SessionNotFoundError(session_id)
+            raise errors.SessionNotFoundError(session_id)
         if record.held_at is not None:
             raise _HeldError
         return record
@@ -254,7 +248,7 @@ class _Pruning:
         began = time.perf_counter()
         if not self.repository.delete_session(record.session_id, unchanged_since=record):
             stored = self._read_unheld(record.session_id)
-            raise StaleSessionError(record.session_id, record.version, stored.version)
+            raise errors.StaleSessionError(record.session_id, record.version, stored.version)
         took = time.perf_counter() - began
         self._count(record)
         self.sleep(self.pause * took)
@@ -275,12 +269,12 @@ class _Pruning:
             yield
         except _HeldError:
             self.report.held += 1
-        except StaleSessionError:
+        except errors.StaleSessionError:
             self.report.touched += 1
-        except SessionNotFoundError:
+        except errors.SessionNotFoundError:
             self.report.gone += 1
         # InvalidArgumentError: an id that was changed by hand; InvalidSessionError: a session too long for an archive
-        except (CorruptSessionError, InvalidArgumentError, InvalidSessionError) as error:
+        except (errors.CorruptSessionError, errors.InvalidArgumentError, errors.InvalidSessionError) as error:
             self.report.failed += 1
             if len(self.report.problems) < MAX_PROBLEMS:
                 self.report.problems.append(PruneProblem(session_id, str(error)))
@@ -288,8 +282,3 @@ class _Pruning:
 
 class _HeldError(Exception):
     """A session is held."""
-
-
-def _change_counters(session: SessionSummary | Record) -> tuple[object, ...]:
-    """Return values of which every write changes at least one."""
-    return session.created_at, session.updated_at, session.version, session.error_count, session.log_count

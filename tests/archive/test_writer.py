@@ -26,7 +26,7 @@ from vibeforge_sessions import (
     StaleSessionError,
     open_async_repository,
 )
-from vibeforge_sessions.archive import ArchiveWriter, Report, export_sessions, files, import_sessions, writer
+from vibeforge_sessions.archive import ArchiveWriter, Report, export_sessions, files, import_sessions
 from vibeforge_sessions.repository.serialization import Record
 
 NAMES = ["archive.jsonl", "archive.jsonl.gz"]
@@ -312,7 +312,7 @@ def test_what_the_disk_gives_back_is_compared(
         honest(file)
 
     with ArchiveWriter(path) as archive:
-        monkeypatch.setattr(writer, "drop_page_cache", damaging)
+        monkeypatch.setattr(files, "drop_page_cache", damaging)
         archive.add(source, record_of(source, "s1"))
         with pytest.raises(ArchiveError):
             archive.commit()

@@ -361,6 +361,21 @@ def test_one_that_is_cancelled_while_it_opens_its_archive(tmp_path: Path) -> Non
     assert ids_of(repository) == ids
 
 
+def test_one_that_is_cancelled_in_a_pause_ends_at_once() -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    put_many(repository, 3)
+
+    async def main() -> None:
+        pruning = prune_async(OnTheLoop(repository), DONE, older_than=MONTH, pause=1e12)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pruning, 0.5)
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 30
+    assert len(ids_of(repository)) == 2
+
+
 def test_an_archive_that_is_full_ends_it_on_an_event_loop(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 5, errors=50)

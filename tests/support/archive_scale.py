@@ -22,7 +22,6 @@ from typing import Any, Final
 from tests.support.repositories import upgrade
 from vibeforge_sessions import ErrorEntry, Session, SessionRepository, open_repository
 from vibeforge_sessions.archive import ArchiveWriter, Report, copy_sessions, export_sessions, import_sessions
-from vibeforge_sessions.archive.exporting import session_ids
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql.engine import parse_url
 
@@ -80,7 +79,7 @@ def archive(repository: SessionRepository, path: str) -> Report:
     """Archive all sessions, a hundred at a time, as whoever deletes them would."""
     report = Report()
     with ArchiveWriter(path) as writer:
-        for number, session_id in enumerate(session_ids(repository, None), 1):
+        for number, session_id in enumerate(repository.list_sessions(), 1):
             record = repository.get_record(session_id)
             assert record is not None
             writer.add(repository, record)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Final, Self
 
+from vibeforge_sessions import errors
 from vibeforge_sessions.archive import serialization
 from vibeforge_sessions.archive.files import disk_errors
-from vibeforge_sessions.errors import (
-    CorruptSessionError,
-    InvalidSessionError,
-    SessionNotFoundError,
-    StaleSessionError,
-)
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import WRONG_COUNTS, Record
 
@@ -28,26 +24,21 @@ _ATTEMPTS: Final = 10
 """Attempts to read a session that other writers update meanwhile."""
 
 
+@dataclasses.dataclass(slots=True)
 class Entries:
     """Entries of one history of a bundle. They can be iterated repeatedly."""
 
-    def __init__(self, spool: IO[bytes]) -> None:
-        self._spool = spool
-        self._chunks: list[int] = []
-        """Offsets of the chunks."""
-        self.count = 0
-
-    def add(self, offset: int, count: int) -> None:
-        """Add a chunk that begins at this offset of the spool."""
-        self._chunks.append(offset)
-        self.count += count
+    spool: IO[bytes]
+    offsets: list[int] = dataclasses.field(default_factory=list)
+    """Offsets of the chunks in the spool."""
+    count: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         after = 0
-        for offset in self._chunks:
+        for offset in self.offsets:
             with disk_errors():
-                self._spool.seek(offset)
-                line = self._spool.readline()
+                self.spool.seek(offset)
+                line = self.spool.readline()
             entries = serialization.entries_from(serialization.parse(line), after)
             yield from entries
             after += len(entries)
@@ -90,7 +81,9 @@ class Bundle:
         :param line: its line in the archive.
         :param count: the number of its entries.
         """
-        self.histories[kind].add(self._size, count)
+        history = self.histories[kind]
+        history.offsets.append(self._size)
+        history.count += count
         self._append(line)
 
     def add_history(self, kind: str, entries: Iterable[Any]) -> None:
@@ -102,12 +95,7 @@ class Bundle:
         """Yield all lines, including the closing line."""
         with disk_errors():
             self._spool.seek(0)
-        while True:
-            with disk_errors():
-                line = self._spool.readline()
-            if not line:
-                break
-            yield line
+            yield from self._spool
         yield serialization.end_line(self.record, self.digest)
 
     def close(self) -> None:
@@ -136,18 +124,17 @@ def pack(source: SessionRepository[Any], session_id: str, longest: int | None = 
     :raises CorruptSessionError: the stored session violates the rules for sessions.
     :raises InvalidSessionError: a line would be too long.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
-        record = source.get_record(session_id)
-        if record is None:
-            return None
+    attempts = 0
+    while (record := source.get_record(session_id)) is not None:
         try:
             return pack_record(source, record, longest)
-        except SessionNotFoundError:
-            return None
-        except StaleSessionError:
-            if attempt == _ATTEMPTS:
+        except errors.SessionNotFoundError:
+            break
+        except errors.StaleSessionError:
+            attempts += 1
+            if attempts == _ATTEMPTS:
                 raise
-    raise AssertionError("unreachable")
+    return None
 
 
 def pack_record(source: SessionRepository[Any], record: Record, longest: int | None = None) -> Bundle:
@@ -163,15 +150,14 @@ def pack_record(source: SessionRepository[Any], record: Record, longest: int | N
     """
     bundle = Bundle(canonical_of(record))
     try:
-        errors = history_of(source.list_errors, record.session_id, record.error_count)
-        bundle.add_history(serialization.ERRORS, errors)
-        bundle.add_history(serialization.LOGS, history_of(source.list_logs, record.session_id, record.log_count))
+        for kind, entries in histories_of(source, record).items():
+            bundle.add_history(kind, entries)
         if any(record.counts):
             _check_state(record, source.get_record(record.session_id))
         if bundle.counts != record.counts:
-            raise CorruptSessionError(record.session_id, "its histories have other lengths than its row states")
+            raise errors.CorruptSessionError(record.session_id, "its histories have other lengths than its row states")
         if longest is not None and bundle.longest > longest:
-            raise InvalidSessionError(
+            raise errors.InvalidSessionError(
                 f"needs a line of {bundle.longest} bytes, but lines of this archive have at most {longest}: "
                 "allow longer lines"
             )
@@ -194,11 +180,19 @@ def canonical_of(record: Record) -> Record:
     """
     try:
         return serialization.canonical(record)
-    except InvalidSessionError as error:
-        raise CorruptSessionError(record.session_id, str(error)) from None
+    except errors.InvalidSessionError as error:
+        raise errors.CorruptSessionError(record.session_id, str(error)) from None
 
 
-def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> Iterator[Any]:
+def histories_of(source: SessionRepository[Any], record: Record) -> dict[str, Iterator[Any]]:
+    """Return the histories of a stored session in the state of a record."""
+    return {
+        serialization.ERRORS: _history_of(source.list_errors, record.session_id, record.error_count),
+        serialization.LOGS: _history_of(source.list_logs, record.session_id, record.log_count),
+    }
+
+
+def _history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> Iterator[Any]:
     """Yield the first `count` entries of a history, in pages that are shorter for longer entries.
 
     There are fewer entries if rows were deleted by hand.
@@ -221,6 +215,6 @@ def history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> 
 def _check_state(record: Record, now: Record | None) -> None:
     """Check that the histories belong to the state of this record."""
     if now is None:
-        raise SessionNotFoundError(record.session_id)
+        raise errors.SessionNotFoundError(record.session_id)
     if (now.version, now.write_id) != (record.version, record.write_id):
-        raise StaleSessionError(record.session_id, record.version, now.version)
+        raise errors.StaleSessionError(record.session_id, record.version, now.version)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, get_args
+import functools
+from typing import Any, TypeAlias, get_args
 
-from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, history_of, pack
-from vibeforge_sessions.archive.exporting import session_ids
+from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, histories_of, pack
 from vibeforge_sessions.archive.importing import OnConflict, store
 from vibeforge_sessions.archive.report import OnSession, Report, Result, transfer_each
-from vibeforge_sessions.archive.serialization import ERRORS, LOGS
 from vibeforge_sessions.errors import CorruptSessionError, InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
 from vibeforge_sessions.repository.serialization import Record
 
+Repository: TypeAlias = SessionRepository[Any]
+
 
 def copy_sessions(
-    source: SessionRepository[Any],
-    target: SessionRepository[Any],
+    source: Repository,
+    target: Repository,
     filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
     *,
     on_conflict: OnConflict = "fail",
@@ -47,20 +47,16 @@ def copy_sessions(
         raise InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     if source is target:
         raise InvalidArgumentError("must be another repository than the source", "target")
-    return transfer_each(
-        session_ids(source, filter),
-        lambda session_id: _copy(source, target, session_id, on_conflict, thorough=thorough),
-        stop_on_error=stop_on_error,
-        on_session=on_session,
-    )
+    transfer = functools.partial(_copy, source, target, on_conflict=on_conflict, thorough=thorough)
+    return transfer_each(source.list_sessions(filter), transfer, stop_on_error=stop_on_error, on_session=on_session)
 
 
 def _copy(
-    source: SessionRepository[Any],
-    target: SessionRepository[Any],
+    source: Repository,
+    target: Repository,
     session_id: str,
-    on_conflict: OnConflict,
     *,
+    on_conflict: OnConflict,
     thorough: bool,
 ) -> Result:
     copied = None if thorough else target.get_record(session_id)
@@ -86,7 +82,7 @@ def _copy(
         return result
 
 
-def _is_earlier_state(target: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
+def _is_earlier_state(target: Repository, stored: Record, bundle: Bundle) -> bool:
     """Return whether the record of the target is an earlier state of the session in the source."""
     record = bundle.record
     if stored.created_at != record.created_at or stored.updated_at > record.updated_at:
@@ -95,7 +91,7 @@ def _is_earlier_state(target: SessionRepository[Any], stored: Record, bundle: Bu
         return False
     if stored.version == record.version and canonical_of(stored).content != record.content:
         return False
-    errors = history_of(target.list_errors, record.session_id, stored.error_count)
-    logs = history_of(target.list_logs, record.session_id, stored.log_count)
-    pairs = itertools.chain(zip(errors, bundle.histories[ERRORS]), zip(logs, bundle.histories[LOGS]))  # noqa: B905
-    return all(old == new for old, new in pairs)
+    for kind, copied in histories_of(target, stored).items():
+        if any(old != new for old, new in zip(copied, bundle.histories[kind], strict=False)):
+            return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +17,6 @@ from vibeforge_sessions.archive.report import OnSession, Report, Result, transfe
 from vibeforge_sessions.errors import ArchiveError
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
-
-_PAGE = 500
 
 
 def export_sessions(
@@ -57,29 +56,14 @@ def export_sessions(
             files.callback(target.flush)
         file = files.enter_context(compressing(target)) if compress else target
         file.write(serialization.archive_line())
-        report = transfer_each(
-            session_ids(repository, filter),
-            lambda session_id: _export(repository, session_id, file, longest_line),
-            stop_on_error=stop_on_error,
-            on_session=on_session,
-        )
+        transfer = functools.partial(_export, repository, file, longest_line)
+        ids = repository.list_sessions(filter)
+        report = transfer_each(ids, transfer, stop_on_error=stop_on_error, on_session=on_session)
         file.write(serialization.archive_end_line(report.exported))
     return report
 
 
-def session_ids(repository: SessionRepository[Any], asked: SessionFilter | None) -> Iterator[str]:
-    """Yield the ids of sessions, oldest first. They are read in pages."""
-    cursor: str | None = None
-    while True:
-        page = repository.find_sessions(asked, order="created_at", limit=_PAGE, cursor=cursor)
-        for item in page.items:
-            yield item.session_id
-        cursor = page.next_cursor
-        if cursor is None:
-            return
-
-
-def _export(repository: SessionRepository[Any], session_id: str, file: IO[bytes], longest: int) -> Result:
+def _export(repository: SessionRepository[Any], file: IO[bytes], longest: int, session_id: str) -> Result:
     bundle = pack(repository, session_id, longest)
     if bundle is None:
         return Result("gone", session_id)

@@ -10,20 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
+from vibeforge_sessions import errors
 from vibeforge_sessions.archive import application, reading, serialization
 from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of
 from vibeforge_sessions.archive.files import disk_errors
 from vibeforge_sessions.archive.report import PER_SESSION, OnSession, Outcome, Report, Result
-from vibeforge_sessions.archive.serialization import ERRORS, LOGS
-from vibeforge_sessions.errors import (
-    ArchiveError,
-    CorruptSessionError,
-    InvalidArgumentError,
-    InvalidSessionError,
-    SessionExistsError,
-    SessionNotFoundError,
-    StaleSessionError,
-)
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import Record
@@ -34,6 +25,8 @@ OnConflict: TypeAlias = Literal["fail", "skip", "replace", "newer"]
 _CLOCK_TOLERANCE: Final = timedelta(days=1)
 """Accepted lead of stored times over the clock of this machine."""
 _ATTEMPTS: Final = 10
+_CHANGED_MEANWHILE: Final = (errors.SessionExistsError, errors.SessionNotFoundError, errors.StaleSessionError)
+"""Errors of a restore while another writer changes the session."""
 _PEEK: Final = 512
 _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 """White space, and the byte order mark that some editors write."""
@@ -66,7 +59,7 @@ def import_sessions(
     :raises InvalidArgumentError: `on_conflict` is not one of its values.
     """
     if on_conflict not in get_args(OnConflict):
-        raise InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
+        raise errors.InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     report = Report()
     seen: set[str] = set()
     with _open_source(source) as (file, written_at), closing(_items(file, written_at, longest_line)) as items:
@@ -74,7 +67,7 @@ def import_sessions(
             result = item if isinstance(item, Result) else _import(repository, item, on_conflict, seen)
             report.add(result, on_session)
             if stop_on_error and result.outcome == "failed":
-                raise ArchiveError(str(result.reason), result.line)
+                raise errors.ArchiveError(str(result.reason), result.line)
     return report
 
 
@@ -84,12 +77,14 @@ def _import(repository: SessionRepository[Any], bundle: Bundle, on_conflict: OnC
         with bundle:
             # a session may be archived, created again and archived again: only "newer" selects one of the two
             if record.session_id in seen and on_conflict != "newer":
-                raise InvalidSessionError("this file contains this session twice: import it with on_conflict=newer")
+                raise errors.InvalidSessionError(
+                    "this file contains this session twice: import it with on_conflict=newer"
+                )
             seen.add(record.session_id)
             _check_clocks(record)
             result = store(repository, bundle, on_conflict)
             if result.outcome == "skipped" and on_conflict == "fail":
-                raise SessionExistsError(record.session_id)
+                raise errors.SessionExistsError(record.session_id)
             return result
     except PER_SESSION as error:
         return Result("failed", record.session_id, reason=str(error), line=bundle.line)
@@ -117,9 +112,8 @@ def store(
                 or is_earlier_state(stored)
             ):
                 return Result("skipped", session_id, line=bundle.line)
-            errors, logs = bundle.histories[ERRORS], bundle.histories[LOGS]
-            repository.restore_record(bundle.record, errors, logs, replacing=stored)
-        except (SessionNotFoundError, StaleSessionError, SessionExistsError):  # another writer changed the session
+            repository.restore_record(bundle.record, *bundle.histories.values(), replacing=stored)
+        except _CHANGED_MEANWHILE:
             if attempt == _ATTEMPTS:
                 raise
         else:
@@ -132,7 +126,7 @@ def _equals_stored(repository: SessionRepository[Any], stored: Record, bundle: B
     """Return whether a stored session equals a bundle. The digests are compared if the rest is equal."""
     try:
         return canonical_of(stored) == bundle.record and digest_of(repository, stored) == bundle.digest
-    except CorruptSessionError:  # an unreadable session differs from every bundle
+    except errors.CorruptSessionError:  # an unreadable session differs from every bundle
         return False
 
 
@@ -145,7 +139,7 @@ def _check_clocks(record: Record) -> None:
     for name in ("created_at", "updated_at", "held_at"):
         time = getattr(record, name)
         if time is not None and time > latest:
-            raise InvalidSessionError(
+            raise errors.InvalidSessionError(
                 "is more than a day ahead of this machine's clock: correct the clock or the file", name
             )
 
@@ -178,10 +172,10 @@ def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator
             is_archive = head.startswith(serialization.BEGINNING) or not head.startswith((b"{", b"["))
             content = b"" if is_archive else file.read(longest + 1)
         if len(content) > longest:
-            raise ArchiveError(
+            raise errors.ArchiveError(
                 f"is not an archive, and longer than the limit of {longest} bytes for other files: allow longer lines"
             )
-    except ArchiveError as error:
+    except errors.ArchiveError as error:
         yield Result("failed", None, reason=error.reason, line=1)
         return
     sessions = None if is_archive else application.decode_sessions(content)

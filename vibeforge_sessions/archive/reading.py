@@ -35,7 +35,7 @@ def opened(file: IO[bytes] | io.FileIO) -> Iterator[Lines]:
     try:
         with disk_errors():
             is_compressed = plain.peek(len(GZIP)).startswith(GZIP)
-        yield gzip.GzipFile(fileobj=plain) if is_compressed else plain
+        yield gzip.GzipFile(fileobj=plain, mode="rb") if is_compressed else plain
     finally:
         plain.detach()  # otherwise closing it would close the file
 

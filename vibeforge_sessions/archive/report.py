@@ -6,14 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, TypeAlias
 
-from vibeforge_sessions.errors import (
-    CorruptSessionError,
-    InvalidArgumentError,
-    InvalidSessionError,
-    SessionExistsError,
-    SessionNotFoundError,
-    StaleSessionError,
-)
+from vibeforge_sessions import errors
 
 Outcome: TypeAlias = Literal["exported", "created", "replaced", "unchanged", "skipped", "gone", "failed"]
 """Outcome for one session.
@@ -24,12 +17,12 @@ failed: not transferred, for the reason in the report.
 """
 
 PER_SESSION: Final = (
-    CorruptSessionError,
-    InvalidArgumentError,  # an id that was changed by hand
-    InvalidSessionError,
-    SessionExistsError,
-    SessionNotFoundError,
-    StaleSessionError,
+    errors.CorruptSessionError,
+    errors.InvalidArgumentError,  # an id that was changed by hand
+    errors.InvalidSessionError,
+    errors.SessionExistsError,
+    errors.SessionNotFoundError,
+    errors.StaleSessionError,
 )
 """Errors of a single session. The other sessions can still be transferred."""
 
@@ -90,11 +83,7 @@ class Report:
 
 
 def transfer_each(
-    session_ids: Iterable[str],
-    transfer: Callable[[str], Result],
-    *,
-    stop_on_error: bool,
-    on_session: OnSession | None,
+    session_ids: Iterable[str], transfer: Callable[[str], Result], *, stop_on_error: bool, on_session: OnSession | None
 ) -> Report:
     """Transfer sessions, and return the report. After an error of a single session, the others follow.
 

@@ -64,13 +64,11 @@ def canonical(record: Record) -> Record:
 
 def header_line(record: Record) -> bytes:
     """Return the first line of a session, from a canonical record."""
-    # the stored texts are canonical: encoding them again would give equal texts, but take time
-    documents = ",".join(f'"{name}":{record.content.documents[name] or "null"}' for name in DOCUMENTS)
-    return f'{_encode(_head(record))[:-1]},"documents":{{{documents}}}}}\n'.encode("ascii")
+    return _line(_header(record))
 
 
-def _head(record: Record) -> dict[str, Any]:
-    """Return the fields of a header line, without the documents."""
+def _header(record: Record) -> dict[str, Any]:
+    documents = record.content.documents
     return {
         "kind": "session",
         "format": FORMAT,
@@ -84,6 +82,7 @@ def _head(record: Record) -> dict[str, Any]:
         "active_task_id": record.content.active_task_id,
         ERRORS: record.error_count,
         LOGS: record.log_count,
+        "documents": {name: validation.decode_json(documents[name] or "null") for name in DOCUMENTS},
     }
 
 
@@ -198,7 +197,7 @@ def record_from(data: dict[str, Any]) -> Record:
         raise DamagedLineError("is not a header of a session") from None
     except (ValueError, RecursionError):  # integers or nesting beyond the limits of this interpreter
         raise DamagedLineError("is not a header of a session that can be stored") from None
-    if tuple(data) != (*_head(record), "documents") or tuple(documents) != DOCUMENTS:
+    if tuple(data) != tuple(_header(record)) or tuple(documents) != DOCUMENTS:
         raise DamagedLineError("is not a header of a session")
     return record
 

@@ -10,17 +10,9 @@ import os
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
-from vibeforge_sessions.archive import reading, serialization, truncation
+from vibeforge_sessions.archive import files, reading, serialization, truncation
 from vibeforge_sessions.archive.blocking import BlockingRepository
 from vibeforge_sessions.archive.bundle import pack_record
-from vibeforge_sessions.archive.files import (
-    compressing,
-    disk_errors,
-    drop_page_cache,
-    is_compressed,
-    open_locked,
-    sync_folder,
-)
 from vibeforge_sessions.errors import ArchiveError
 from vibeforge_sessions.repository.aio import AsyncSessionRepository
 from vibeforge_sessions.repository.base import SessionRepository
@@ -63,12 +55,14 @@ class ArchiveWriter:
     ) -> None:
         self._path = Path(path)
         self._longest = longest_line
-        self._file = open_locked(self._path)
+        self._file = files.open_locked(self._path)
         try:
-            with disk_errors():
+            with files.disk_errors():
                 self.size = truncation.recover_truncated(self._file, longest_line)
                 """Size of the file in bytes after the last commit."""
-                self._compressed = truncation.is_gzip(self._file) if self.size else is_compressed(self._path, compress)
+                self._compresses = (
+                    truncation.is_gzip(self._file) if self.size else files.is_compressed(self._path, compress)
+                )
         except BaseException:
             self._file.close()
             raise
@@ -90,7 +84,7 @@ class ArchiveWriter:
         """
         with pack_record(repository, record, self._longest) as bundle:
             try:
-                with disk_errors():
+                with files.disk_errors():
                     for line in bundle.lines():
                         self._output().write(line)
                         self._hash.update(line)
@@ -112,10 +106,10 @@ class ArchiveWriter:
         if not self._added:
             return []
         try:
-            with disk_errors():
+            with files.disk_errors():
                 self._open_files.close()
                 os.fsync(self._file.fileno())
-                sync_folder(self._path.parent)
+                files.sync_folder(self._path.parent)
                 self._verify()
                 self.size = self._file.seek(0, io.SEEK_END)
         except BaseException:
@@ -160,11 +154,11 @@ class ArchiveWriter:
         if self._out is None:
             self._file.seek(self.size)
             out = self._open_files.enter_context(os.fdopen(self._file.fileno(), "wb", closefd=False))
-            self._out = self._open_files.enter_context(compressing(out)) if self._compressed else out
+            self._out = self._open_files.enter_context(files.compressing(out)) if self._compresses else out
         return self._out
 
     def _verify(self) -> None:
-        drop_page_cache(self._file)
+        files.drop_page_cache(self._file)
         with self._path.open("rb", buffering=0) as disk:
             disk.seek(self.size)
             with reading.opened(disk) as file:

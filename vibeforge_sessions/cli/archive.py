@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
 import typer
 from rich.console import Console
@@ -22,7 +20,6 @@ from vibeforge_sessions.archive import (
     export_sessions,
     import_sessions,
 )
-from vibeforge_sessions.archive.files import disk_errors
 from vibeforge_sessions.archive.serialization import LONGEST_LINE
 from vibeforge_sessions.cli import options
 from vibeforge_sessions.cli.output import UNREADABLE
@@ -108,7 +105,7 @@ def export_(
             on_session=progress.report_result,
             longest_line=longest_line * _MIB,
         )
-    _show([report], dataclasses.asdict(report), as_json=as_json, err=file == _STANDARD)
+    _show(report, dataclasses.asdict(report), as_json=as_json, err=file == _STANDARD)
 
 
 @sessions.command("import", context_settings=_ENVIRONMENT)
@@ -127,22 +124,21 @@ def import_(
         for name in files:
             on_session = functools.partial(progress.report_result, file=name)
             try:
-                with progress.reading(name) as file:
-                    reports[name] = import_sessions(
-                        repository,
-                        file,
-                        on_conflict=on_conflict,
-                        stop_on_error=stop_on_error,
-                        on_session=on_session,
-                        longest_line=longest_line * _MIB,
-                    )
+                reports[name] = import_sessions(
+                    repository,
+                    sys.stdin.buffer if name == _STANDARD else name,
+                    on_conflict=on_conflict,
+                    stop_on_error=stop_on_error,
+                    on_session=on_session,
+                    longest_line=longest_line * _MIB,
+                )
             except ArchiveError as error:
                 if stop_on_error:
                     raise
                 reports[name] = Report()
                 reports[name].add(Result("failed", None, reason=error.reason), on_session)
     by_file = [{"file": name, **dataclasses.asdict(report)} for name, report in reports.items()]
-    _show(list(reports.values()), by_file, as_json=as_json)
+    _show(progress.total, by_file, as_json=as_json)
 
 
 @sessions.command("copy", context_settings=_ENVIRONMENT)
@@ -187,7 +183,7 @@ def copy_(
             stop_on_error=stop_on_error,
             on_session=progress.report_result,
         )
-    _show([report], dataclasses.asdict(report), as_json=as_json)
+    _show(report, dataclasses.asdict(report), as_json=as_json)
 
 
 class _TransferProgress(Progress):
@@ -197,41 +193,26 @@ class _TransferProgress(Progress):
         columns = "{task.description}", BarColumn(), "{task.completed:,.0f}", TimeElapsedColumn()
         super().__init__(*columns, console=Console(stderr=True))
         self._sessions = self.add_task("sessions", total=None)
+        self.total = Report()
 
     def report_result(self, result: Result, file: str | None = None) -> None:
         """Count a session, and print its problem."""
         self.advance(self._sessions)
+        self.total.add(result)
         if result.outcome in {"failed", "gone"}:
             line = None if result.line is None else f"line {result.line}"
             session = None if result.session_id is None else f"session {result.session_id!r}"
             text = ": ".join(filter(None, [result.outcome, file, line, session, result.reason]))
             self.console.print(safe(text), markup=False, highlight=False, soft_wrap=True)
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file, and show how much of it was read."""
-        if name == _STANDARD:
-            yield sys.stdin.buffer
-            return
-        task = self.add_task("bytes", total=None)
-        try:
-            with disk_errors():
-                file = self.open(name, "rb", task_id=task)
-            with file:
-                yield file
-        finally:
-            self.remove_task(task)
 
-
-def _show(reports: list[Report], value: Any, *, as_json: bool, err: bool = False) -> None:
-    """Print the reports. Exit with code 8 if a session failed."""
+def _show(report: Report, value: Any, *, as_json: bool, err: bool = False) -> None:
+    """Print the numbers of a report. Exit with code 8 if a session failed."""
     if as_json:
         typer.echo(safe_json(value, indent=2), err=err)
     else:
-        counts = {
-            name: sum(getattr(report, name) for report in reports) for name in (*get_args(Outcome), "errors", "logs")
-        }
-        outcomes = ", ".join(f"{counts[name]:,} {name}" for name in get_args(Outcome) if counts[name]) or "none"
-        typer.echo(f"sessions: {outcomes}; with {counts['errors']:,} errors and {counts['logs']:,} log lines", err=err)
-    if any(report.failed for report in reports):
+        counts = {name: getattr(report, name) for name in get_args(Outcome)}
+        outcomes = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+        typer.echo(f"sessions: {outcomes}; with {report.errors:,} errors and {report.logs:,} log lines", err=err)
+    if report.failed:
         raise typer.Exit(UNREADABLE)
