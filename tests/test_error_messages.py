@@ -18,7 +18,7 @@ from vibeforge_sessions import errors
 
 PACKAGE = Path(vibeforge_sessions.__file__).parent
 PUBLIC = {name for name in errors.__all__ if name.endswith("Error")}
-REASONS = {"DamagedLineError", "RejectedError", "ResolutionConflict", "UnresolvableOutcome"}
+REASONS = {"DamagedLineError", "ResolutionConflict", "UnresolvableOutcome"}
 """Exceptions of the package whose text becomes part of a public error."""
 CHECKED = PUBLIC | REASONS | {"ImportError", "RuntimeError"}
 IDS = {"SessionNotFoundError", "SessionExistsError", "StaleSessionError"}
@@ -66,7 +66,6 @@ SELF_EVIDENT = {
     "a file cannot be read or written: {os.strerror(error.errno or 0)}",
     "could not write {path}: {error.sqlite_errorname}",
     "could not write {path}: {error.strerror}",
-    "the file cannot be read: {error.strerror}",
     "{text}{LOST if lost else ''}",
     "{text}{type(error).__name__}",
     # pydantic's reason
@@ -75,12 +74,9 @@ SELF_EVIDENT = {
 COMPUTED = {
     # the reason or text of another error of this table
     "error.reason",
-    "rejection.reason",
     "str(error)",
     "str(result.reason)",
     # templates and texts that the functions around them build from checked parts
-    "rejection.format('is a symbolic link')",
-    "rejection.format(unsafe)",
     "text",
 }
 

@@ -155,7 +155,7 @@ def pack_record(source: SessionRepository[Any], record: Record, longest: int | N
         if any(record.counts):
             _check_state(record, source.get_record(record.session_id))
         if bundle.counts != record.counts:
-            raise errors.CorruptSessionError(record.session_id, "its histories have other lengths than its row states")
+            raise errors.CorruptSessionError(record.session_id, WRONG_COUNTS)
         if longest is not None and bundle.longest > longest:
             raise errors.InvalidSessionError(
                 f"needs a line of {bundle.longest} bytes, but lines of this archive have at most {longest}: "

@@ -52,7 +52,7 @@ def _end_of_lines(file: io.FileIO, longest: int) -> int:
     with opened(file) as lines:
         for line in lines_of(lines, longest):
             if line is None:
-                raise DamagedLineError("is too long")
+                raise DamagedLineError("must be shorter: allow longer lines")
             offset += len(line)
             if _kind_of(line) in _CLOSING_KINDS:
                 end = offset
@@ -92,5 +92,5 @@ def _end_of_members(file: io.FileIO) -> int:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # an interrupted writer leaves one incomplete member: it is a damaged one if another follows
         if content.find(_MEMBER_HEADER, end + 1) != -1:
-            raise DamagedLineError("is damaged")
+            raise DamagedLineError("an incomplete member must be the last one")
     return end

@@ -61,7 +61,7 @@ def _normalize(given: object, path: tuple[object, ...]) -> Any:
     if type(value) not in {list, dict}:
         return _check_scalar(value, path)
     if len(path) > MAX_DEPTH:  # also ends the recursion into a list that contains itself
-        _reject(f"nested deeper than {MAX_DEPTH} levels", path)
+        _reject(f"must have at most {MAX_DEPTH} levels of nesting", path)
     if type(value) is list:
         return [_normalize(item, (*path, index)) for index, item in enumerate(value)]
     for key in value:
@@ -84,7 +84,7 @@ def _check_scalar(value: Any, path: tuple[object, ...]) -> Any:
         if not math.isfinite(value):
             _reject("must be a finite number: JSON has neither NaN nor infinities", path)
     elif value is not None and kind is not bool:
-        _reject(f"a {kind.__name__} is no JSON value", path)
+        _reject(f"must be a JSON value, not {kind.__name__}", path)
     return value
 
 

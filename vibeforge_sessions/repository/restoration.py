@@ -41,7 +41,7 @@ def check_expected_record(record: object, argument: str) -> Record | None:
         raise InvalidArgumentError(f"must be a Record of get_record, not {type(record).__name__}", argument)
     write_id = exact(record.write_id)
     if type(write_id) is not str or validation.storable_task_id(write_id) != (write_id or "\ufffd"):
-        raise InvalidArgumentError("is no write id", f"{argument}.write_id")
+        raise InvalidArgumentError("must be the write id of a record", f"{argument}.write_id")
     counts: dict[str, Any] = {
         name: check_integer(getattr(record, name), f"{argument}.{name}", least=0)
         for name in ("version", "error_count", "log_count")
@@ -124,7 +124,7 @@ def _check_entries(given: Iterable[Any], name: str, count: int, check: Callable[
             raise InvalidSessionError("must be the next entry of this history", f"{name}[{position - 1}]")
         yield check(entry, position, f"{name}[{position - 1}]")
     if position != count:
-        raise InvalidSessionError(f"has {position} entries, and not {count}", name)
+        raise InvalidSessionError(f"must have {count} entries, not {position}", name)
 
 
 def _check_error(entry: Any, position: int, path: str) -> ErrorEntry:
@@ -135,7 +135,7 @@ def _check_error(entry: Any, position: int, path: str) -> ErrorEntry:
     message = _check_line(entry.error_message, position, f"{path}.error_message")
     phase = validation.check_type(entry.phase, str, f"{path}.phase")
     if validation.storable_phase(phase) != phase:
-        raise InvalidSessionError("contains characters that no entry keeps", f"{path}.phase")
+        raise InvalidSessionError("must not contain characters that an append replaces", f"{path}.phase")
     timestamp = validation.check_datetime(entry.timestamp, f"{path}.timestamp")
     known = entry.phase if issubclass(type(entry.phase), StrEnum) else phase
     return ErrorEntry(timestamp, task_id, message, known, position)
@@ -144,7 +144,7 @@ def _check_error(entry: Any, position: int, path: str) -> ErrorEntry:
 def _check_line(line: Any, _position: int, path: str) -> str:
     text = validation.check_type(line, str, path)
     if validation.storable_text(text) != text:
-        raise InvalidSessionError("contains characters that no entry keeps", path)
+        raise InvalidSessionError("must not contain characters that an append replaces", path)
     return text
 
 
