@@ -233,7 +233,9 @@ def variables_of_the_command_line() -> set[str]:
     while commands:
         command = commands.pop()
         commands += getattr(command, "commands", {}).values()
-        found |= {str(option.envvar) for option in command.params if option.envvar is not None}
+        prefix = (command.context_settings or {}).get("auto_envvar_prefix")
+        if prefix is not None:
+            found |= {str(option.envvar or f"{prefix}_{str(option.name).upper()}") for option in command.params}
     assert {URL, SCHEMA, "VIBEFORGE_SESSIONS_MIGRATOR"} < found
     return found
 

@@ -26,7 +26,7 @@ def blocks(text: str) -> list[str]:
 def without_sizes(text: str) -> str:
     """Leave out what depends on SQLite's version: sizes on disk, and their bars."""
     before, _, sizes = text.partition(" on disk\n")
-    return re.sub(r"[\d.]+ [KM]?B$", "", before) + re.sub(r" +[\d.]+ [KM]?B.*", "", sizes) if sizes else text
+    return re.sub(r"[\d.]+ [kM]?B$", "", before) + re.sub(r" +[\d.]+ [kM]?B.*", "", sizes) if sizes else text
 
 
 def test_what_is_shown_is_what_is_printed() -> None:

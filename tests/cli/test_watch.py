@@ -126,7 +126,7 @@ def test_made_anew(place: Place) -> None:
     repository.delete_session("s")
     repository.create_session(session_id="s")
     repository.append_log("s", "of the second")
-    assert [event.kind for event in watched.poll()] == ["recreated", "log"]
+    assert [change.event for change in watched.poll()] == ["recreated", "log"]
 
 
 def test_on_a_terminal_it_also_shows_where_the_session_stands(on_sqlite: Place) -> None:

@@ -2,89 +2,65 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import typer
+from rich.text import Text
 
-from vibeforge_sessions.cli import rendering
-from vibeforge_sessions.cli.options import (
-    After,
-    All,
-    CreatedBefore,
-    CreatedFrom,
-    Cursor,
-    Full,
-    HasErrors,
-    Json,
-    Last,
-    Limit,
-    OfPhase,
-    Order,
-    Phases,
-    Schema,
-    SessionId,
-    SessionIds,
-    Task,
-    UpdatedBefore,
-    UpdatedFrom,
-    Url,
-    Yes,
-)
-from vibeforge_sessions.cli.output import ask_confirmation
-from vibeforge_sessions.cli.sessions import repository_on, sessions
+from vibeforge_sessions.cli import options, rendering
+from vibeforge_sessions.cli.output import ask_confirmation, show
+from vibeforge_sessions.cli.sessions import record_of, repository_on, sessions
 from vibeforge_sessions.cli.tables import Listing, console
 from vibeforge_sessions.cli.terminal import safe, safe_json
-from vibeforge_sessions.errors import SessionNotFoundError
-from vibeforge_sessions.model.history import ErrorEntry
-from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.cli.times import clock
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
-from vibeforge_sessions.repository.serialization import Record
 
 _PAGE: Final = 200
 """Entries that are read at once. The page is short because messages may be large."""
-_RECENT: Final = 5
 
-T = TypeVar("T")
-Repository = SessionRepository[Any]
+Entry = dict[str, Any]
+"""The JSON of an entry of a history."""
 
 
 @sessions.command("list")
 def list_(
-    url: Url,
-    phase: Phases = None,
-    created_from: CreatedFrom = None,
-    created_before: CreatedBefore = None,
-    updated_from: UpdatedFrom = None,
-    updated_before: UpdatedBefore = None,
-    has_errors: HasErrors = None,
-    order: Order = "-created_at",
-    limit: Limit = 50,
-    all_: All = False,
-    cursor: Cursor = None,
-    schema: Schema = None,
-    as_json: Json = False,
+    url: options.Url,
+    phase: options.Phases = None,
+    created_from: options.CreatedFrom = None,
+    created_before: options.CreatedBefore = None,
+    updated_from: options.UpdatedFrom = None,
+    updated_before: options.UpdatedBefore = None,
+    has_errors: options.HasErrors = None,
+    order: options.Order = "-created_at",
+    limit: options.Limit = 50,
+    all_: options.All = False,
+    cursor: options.Cursor = None,
+    schema: options.Schema = None,
+    as_json: options.Json = False,
 ) -> None:
     """List sessions, newest first; with --json one object per line. At most one page of them is in memory."""
+    asked = SessionFilter(
+        phases=phase or None,
+        created_from=created_from,
+        created_before=created_before,
+        updated_from=updated_from,
+        updated_before=updated_before,
+        has_errors=has_errors,
+    )
     out = console()
-    listing = Listing(out, *rendering.LISTED)
+    listing = Listing(out, *rendering.LISTED, needed=2)
+    remaining: float = float("inf") if all_ else limit
     with repository_on(url, schema) as repository:
-        asked = SessionFilter(
-            phases=phase or None,
-            created_from=created_from,
-            created_before=created_before,
-            updated_from=updated_from,
-            updated_before=updated_before,
-            has_errors=has_errors,
-        )
-        remaining: float = float("inf") if all_ else limit
         while remaining > 0:
             page = repository.find_sessions(asked, order=order, limit=int(min(remaining, MAX_PAGE)), cursor=cursor)
             if as_json:
                 _print_lines(map(rendering.summary_json, page.items))
-            elif page.items or cursor is None:
-                listing.add([rendering.summary_row(item, out) for item in page.items])
+            else:
+                listing.add(rendering.summary_row(item, out) for item in page.items)
             remaining, cursor = remaining - len(page.items), page.next_cursor
             if cursor is None:
                 return
@@ -93,96 +69,95 @@ def list_(
 
 @sessions.command("show")
 def show_session(
-    url: Url,
-    session_id: SessionId,
-    last: Last = _RECENT,
-    full: Full = False,
-    schema: Schema = None,
-    as_json: Json = False,
+    url: options.Url,
+    session_id: options.SessionId,
+    last: options.Recent = 5,
+    full: options.Full = False,
+    schema: options.Schema = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show one session: its state, tasks and documents, and its last errors and logs."""
     with repository_on(url, schema) as repository:
-        record = _record(repository, session_id)
-        recent = _RECENT if last is None else last
-        errors = repository.list_errors(session_id, after=max(0, record.error_count - recent), limit=recent)
-        first_log = max(0, record.log_count - recent)
-        logs = list(enumerate(repository.list_logs(session_id, after=first_log, limit=recent), first_log + 1))
+        record = record_of(repository, session_id)
+        after_error, after_log = max(0, record.error_count - last), max(0, record.log_count - last)
+        found = repository.list_errors(session_id, after=after_error, limit=last)
+        lines = repository.list_logs(session_id, after=after_log, limit=last)
+    errors, logs = list(map(rendering.error_json, found)), rendering.log_json(lines, after_log)
     if as_json:
-        typer.echo(safe_json(rendering.record_json(record, errors, logs), indent=2))
+        show({**rendering.record_json(record), "errors": errors, "logs": logs})
     else:
         rendering.show_record(console(), record, errors, logs, full=full)
 
 
 @sessions.command()
 def errors(
-    url: Url,
-    session_id: SessionId,
-    after: After = 0,
-    limit: Limit = 50,
-    last: Last = None,
-    all_: All = False,
-    task: Task = None,
-    phase: OfPhase = None,
-    full: Full = False,
-    schema: Schema = None,
-    as_json: Json = False,
+    url: options.Url,
+    session_id: options.SessionId,
+    after: options.After = 0,
+    limit: options.Limit = 50,
+    last: options.Last = None,
+    all_: options.All = False,
+    task: options.Task = None,
+    phase: options.OfPhase = None,
+    full: options.Full = False,
+    schema: options.Schema = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show the error history of a session, oldest first; with --json one object per line."""
-    out = console()
-    listing = Listing(out, *rendering.ERRORS)
     with repository_on(url, schema) as repository:
+        if last is not None and task is None and phase is None:  # the last entries have the last positions
+            after = max(after, record_of(repository, session_id).error_count - last)
 
-        def read(position: int, count: int) -> list[tuple[int, ErrorEntry]]:
-            found = repository.list_errors(session_id, after=position, limit=count, task_id=task, phase=phase)
-            return [(entry.position or 0, entry) for entry in found]
+        def read(position: int) -> list[Entry]:
+            found = repository.list_errors(session_id, after=position, limit=_PAGE, task_id=task, phase=phase)
+            return list(map(rendering.error_json, found))
 
-        total = None if task or phase or last is None else _record(repository, session_id).error_count
-        for part in _parts(read, after=after, limit=limit, last=last, whole=all_, total=total):
-            if as_json:
-                _print_lines(rendering.error_json(entry) for _, entry in part)
-            else:
-                listing.add([rendering.error_row(entry, full=full) for _, entry in part])
+        pages = _pages(read, after, limit=None if all_ else limit, last=last)
+        _print_pages(pages, rendering.ERRORS, partial(rendering.error_row, full=full), as_json=as_json)
 
 
 @sessions.command()
 def logs(
-    url: Url,
-    session_id: SessionId,
-    after: After = 0,
-    limit: Limit = 50,
-    last: Last = None,
-    all_: All = False,
-    full: Full = False,
-    schema: Schema = None,
-    as_json: Json = False,
+    url: options.Url,
+    session_id: options.SessionId,
+    after: options.After = 0,
+    limit: options.Limit = 50,
+    last: options.Last = None,
+    all_: options.All = False,
+    full: options.Full = False,
+    schema: options.Schema = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show the log lines of a session, oldest first; with --json one object per line."""
-    out = console()
-    listing = Listing(out, *rendering.LOGS)
     with repository_on(url, schema) as repository:
+        if last is not None:
+            after = max(after, record_of(repository, session_id).log_count - last)
 
-        def read(position: int, count: int) -> list[tuple[int, str]]:
-            return list(enumerate(repository.list_logs(session_id, after=position, limit=count), position + 1))
+        def read(position: int) -> list[Entry]:
+            return rendering.log_json(repository.list_logs(session_id, after=position, limit=_PAGE), position)
 
-        total = None if last is None else _record(repository, session_id).log_count
-        for part in _parts(read, after=after, limit=limit, last=last, whole=all_, total=total):
-            if as_json:
-                _print_lines({"position": position, "line": line} for position, line in part)
-            else:
-                listing.add([rendering.log_row(position, line, full=full) for position, line in part])
+        pages = _pages(read, after, limit=None if all_ else limit, last=last)
+        _print_pages(pages, rendering.LOGS, partial(rendering.log_row, full=full), as_json=as_json)
 
 
 @sessions.command()
-def delete(url: Url, session_ids: SessionIds, yes: Yes = False, schema: Schema = None, as_json: Json = False) -> None:
+def delete(
+    url: options.Url,
+    session_ids: options.SessionIds,
+    yes: options.Yes = False,
+    schema: options.Schema = None,
+    as_json: options.Json = False,
+) -> None:
     """Show sessions, ask for confirmation, and delete them with their histories, even if they are held."""
     with repository_on(url, schema) as repository:
         shown = set(session_ids)
         if not yes:
-            records = [repository.get_record(session_id) for session_id in session_ids]
-            found = {record.session_id: record for record in records if record is not None}
-            shown = set(found)
-            if found:
-                Listing(console(stderr=True), *rendering.RECORDS).add(map(rendering.record_row, found.values()))
+            found = [record for record in map(repository.get_record, session_ids) if record is not None]
+            shown = {record.session_id for record in found}
+            for record in found:
+                held = ", held" if record.held_at else ""
+                text = f"{record.session_id}: {record.content.phase}, {record.error_count:,} errors, last updated "
+                typer.echo(safe(f"{text}{clock(record.updated_at)}{held}"), err=True)
             if found and not ask_confirmation():
                 raise typer.Exit(1)
         missing = 0
@@ -199,58 +174,44 @@ def delete(url: Url, session_ids: SessionIds, yes: Yes = False, schema: Schema =
         raise typer.Exit(1)
 
 
-def _record(repository: Repository, session_id: str) -> Record:
-    record = repository.get_record(session_id)
-    if record is None:
-        raise SessionNotFoundError(session_id)
-    return record
+def _pages(
+    read: Callable[[int], list[Entry]], after: int, *, limit: int | None, last: int | None
+) -> Iterator[list[Entry]]:
+    """Yield the entries after a position in pages. Print on stderr the option that continues a limited history.
 
-
-def _parts(
-    read: Callable[[int, int], list[tuple[int, T]]],
-    *,
-    after: int,
-    limit: int,
-    last: int | None,
-    whole: bool,
-    total: int | None,
-) -> Iterator[Sequence[tuple[int, T]]]:
-    """Yield a history in parts, each entry with its position. Print on stderr the option that continues it.
-
-    :param read: returns a number of entries after a position.
-    :param last: yield only this number of entries at the end.
-    :param total: the number of all entries, if known. Then only the last ones are read.
+    :param read: returns a page of the entries after a position.
+    :param last: yield only this number of entries at the end, instead of `limit` entries at the beginning.
     """
-    if last is not None and total is not None:
-        after = max(after, total - last)
+    entries = _entries(read, after)
     if last is not None:
-        yield list(deque((each for part in _pages(read, after) for each in part), maxlen=last))
-        return
-    remaining: float = float("inf") if whole else limit
-    begun = False
-    for part in _pages(read, after):
-        if remaining <= 0:
-            typer.echo(f"more: --after {after}", err=True)
-            return
-        kept = part[: int(min(remaining, len(part)))]
-        yield kept
-        begun, remaining, after = True, remaining - len(kept), kept[-1][0]
-        if len(kept) < len(part):
-            typer.echo(f"more: --after {after}", err=True)
-            return
-    if not begun:
-        yield []
+        entries, limit = iter(deque(entries, maxlen=last)), None
+    limited = itertools.islice(entries, limit)
+    while page := list(itertools.islice(limited, _PAGE)):
+        yield page
+        after = page[-1]["position"]
+    if next(entries, None) is not None:
+        typer.echo(f"more: --after {after}", err=True)
 
 
-def _pages(read: Callable[[int, int], list[tuple[int, T]]], after: int) -> Iterator[list[tuple[int, T]]]:
-    while part := read(after, _PAGE):
-        yield part
-        after = part[-1][0]
-        if len(part) < _PAGE:
+def _entries(read: Callable[[int], list[Entry]], after: int) -> Iterator[Entry]:
+    while page := read(after):
+        yield from page
+        after = page[-1]["position"]
+        if len(page) < _PAGE:
             return
+
+
+def _print_pages(
+    pages: Iterable[list[Entry]], titles: Sequence[str], row: Callable[[Entry], Sequence[Text]], *, as_json: bool
+) -> None:
+    listing = Listing(console(), *titles, folds=True)
+    for page in pages:
+        if as_json:
+            _print_lines(page)
+        else:
+            listing.add(map(row, page))
 
 
 def _print_lines(values: Iterable[Any]) -> None:
-    text = "".join([f"{safe_json(value)}\n" for value in values])
-    if text:
-        typer.echo(text, nl=False)
+    for value in values:
+        typer.echo(safe_json(value))

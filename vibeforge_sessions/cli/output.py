@@ -1,17 +1,16 @@
-"""Output and exit codes of the commands."""
+"""Groups of commands, their output and their exit codes."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, Final
 
 import typer
+from typer.models import CommandFunctionType
 
-from vibeforge_sessions.cli.terminal import safe
+from vibeforge_sessions.cli.terminal import safe, safe_json
 from vibeforge_sessions.errors import SchemaError, SchemaState, SessionRepositoryError
 from vibeforge_sessions.sql.migrate import Revision, SchemaStatus
 
@@ -28,6 +27,14 @@ EXITS: Final = (
     "Exit codes: 0 success, or current schema; 1 failure; 2 wrong usage; schema status: 3 empty, 4 behind, 5 ahead, "
     "6 foreign, 7 drifted; 8 unreadable sessions."
 )
+
+
+class Commands(typer.Typer):
+    """A group of commands whose options are also environment variables: ``--limit`` is ``VIBEFORGE_SESSIONS_LIMIT``."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
+        """Register a command; see `typer.Typer.command`."""
+        return super().command(name, context_settings={"auto_envvar_prefix": "VIBEFORGE_SESSIONS"}, **settings)
 
 
 @contextmanager
@@ -52,13 +59,13 @@ def ask_confirmation() -> bool:
 
 def show(value: Any) -> None:
     """Print JSON."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(safe_json(value, indent=2))
 
 
 def show_status(status: SchemaStatus, *, as_json: bool) -> None:
     """Print the status of a schema."""
     if as_json:
-        show(asdict(status))
+        show(status)
         return
     typer.echo(f"{status.state}: {status.reason}")
     for revision in status.pending:
@@ -70,7 +77,7 @@ def show_status(status: SchemaStatus, *, as_json: bool) -> None:
 def show_revisions(revisions: Sequence[Revision], *, as_json: bool) -> None:
     """Print the properties of revisions."""
     if as_json:
-        show([asdict(each) for each in revisions])
+        show(revisions)
         return
     for each in revisions:
         locks = [f"{on}: {name} {how}" for on, tables in each.locks.items() for name, how in tables.items()]

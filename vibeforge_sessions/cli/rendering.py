@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vibeforge_sessions.cli.tables import Cell, Column, Listing, bar, phase, shorten, size
-from vibeforge_sessions.cli.times import ago, clock
+from vibeforge_sessions.cli.tables import Listing, bar, cell, number, phase, shorten, size
+from vibeforge_sessions.cli.times import clock, format_age
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository.query import SessionSummary
-from vibeforge_sessions.repository.serialization import ARTIFACTS, DOCUMENTS, Record
+from vibeforge_sessions.repository.serialization import ARTIFACTS, Record
 
 _LINES, _CHARACTERS = 12, 2_000
 """Lines and characters of a long text that are shown by default."""
@@ -23,228 +24,178 @@ _IDS: Final = 12
 """Number of task ids that are shown, from the end of the list."""
 _TASKS: Final = ("completed_task_ids", "failed_task_ids")
 _BAR: Final = 20
-
-LISTED: Final = (
-    Column("session"),
-    Column("phase"),
-    Column("updated", needed=False),
-    Column("errors", right=True, needed=False),
-    Column("held", needed=False),
-    Column("task", needed=False),
-    Column("made", needed=False),
-    Column("logs", right=True, needed=False),
-    Column("version", right=True, needed=False),
-    Column("created", needed=False),
-)
-RECORDS: Final = (Column("session"), Column("phase"), Column("updated"), Column("errors", right=True), Column("held"))
-ERRORS: Final = (
-    Column("#", right=True),
-    Column("time"),
-    Column("task"),
-    Column("phase", needed=False),
-    Column("message", folds=True),
-)
-LOGS: Final = (Column("#", right=True), Column("line", folds=True))
-
+_NOT_JSON: Final = object()
 
 # --- rows ---
 
+LISTED: Final = ("session", "phase", "updated", "errors", "held", "task", "made", "logs", "version", "created")
+ERRORS: Final = ("#", "time", "task", "phase", "message")
+LOGS: Final = ("#", "line")
 
-def summary_row(item: SessionSummary, out: Console) -> list[Cell]:
+
+def summary_row(item: SessionSummary, out: Console) -> list[Text]:
     """Return the row of `LISTED`."""
     made, missing = ("#", "-") if out.options.ascii_only else ("●", "○")
     return [
-        Cell(item.session_id, "bold"),
+        cell(item.session_id, "bold"),
         phase(item.phase),
-        Cell(clock(item.updated_at)),
-        _count(item.error_count, "red"),
-        Cell("held" if item.held else "", "magenta"),
-        Cell(item.active_task_id or ""),
-        Cell("".join(made if name in item.artifacts else missing for name in ARTIFACTS)),
-        _count(item.log_count),
-        Cell(str(item.version)),
-        Cell(clock(item.created_at)),
+        cell(clock(item.updated_at)),
+        number(item.error_count, "red"),
+        cell("held" if item.held else "", "magenta"),
+        cell(item.active_task_id or ""),
+        cell("".join(made if name in item.artifacts else missing for name in ARTIFACTS)),
+        number(item.log_count),
+        number(item.version),
+        cell(clock(item.created_at)),
     ]
 
 
-def record_row(record: Record) -> list[Cell]:
-    """Return the row of `RECORDS`."""
+def error_row(entry: Mapping[str, Any], *, full: bool) -> list[Text]:
+    """Return the row of `ERRORS` for the JSON of an entry."""
     return [
-        Cell(record.session_id, "bold"),
-        phase(record.content.phase),
-        Cell(clock(record.updated_at)),
-        _count(record.error_count, "red"),
-        Cell("held" if record.held_at else "", "magenta"),
-    ]
-
-
-def error_row(entry: ErrorEntry, *, full: bool) -> list[Cell]:
-    """Return the row of `ERRORS`."""
-    return [
-        Cell(str(entry.position)),
-        Cell(clock(entry.timestamp)),
-        Cell(entry.task_id, "bold"),
+        number(entry["position"]),
+        cell(clock(datetime.fromisoformat(entry["timestamp"]))),
+        cell(entry["task_id"], "bold"),
         phase(entry["phase"]),
-        Cell(entry.error_message.rstrip("\n") if full else _short(entry.error_message), lines=True),
+        _long(entry["error_message"], full=full),
     ]
 
 
-def log_row(position: int, line: str, *, full: bool) -> list[Cell]:
-    """Return the row of `LOGS`."""
-    return [Cell(str(position)), Cell(line.rstrip("\n") if full else _short(line), lines=True)]
+def log_row(entry: Mapping[str, Any], *, full: bool) -> list[Text]:
+    """Return the row of `LOGS` for the JSON of a line."""
+    return [number(entry["position"]), _long(entry["line"], full=full)]
 
 
-def _count(number: int, style: str = "") -> Cell:
-    return Cell(f"{number:,}", style if number else "dim")
-
-
-def _short(text: str) -> str:
-    return shorten(text.rstrip("\n"), _LINES, _CHARACTERS)
+def _long(text: str, *, full: bool) -> Text:
+    text = text.rstrip("\n")
+    return cell(text if full else shorten(text, _LINES, _CHARACTERS), lines=True)
 
 
 # --- JSON ---
 
 
 def summary_json(item: SessionSummary) -> dict[str, Any]:
-    """Return a summary as plain JSON values."""
-    return {
-        **asdict(item),
-        "created_at": item.created_at.isoformat(),
-        "updated_at": item.updated_at.isoformat(),
-        "artifacts": [name for name in ARTIFACTS if name in item.artifacts],
-    }
+    """Return the JSON of a summary."""
+    return asdict(item) | {"artifacts": [name for name in ARTIFACTS if name in item.artifacts]}
 
 
 def error_json(entry: ErrorEntry) -> dict[str, Any]:
-    """Return an entry as plain JSON values, with its position."""
+    """Return the JSON of an entry, with its position."""
     return {"position": entry.position, **entry}
 
 
-def record_json(record: Record, errors: Sequence[ErrorEntry], logs: Iterable[tuple[int, str]]) -> dict[str, Any]:
-    """Return the content of `show_record` as plain JSON values."""
+def log_json(lines: Sequence[str], after: int) -> list[dict[str, Any]]:
+    """Return the JSON of log lines, each with its position."""
+    return [{"position": position, "line": line} for position, line in enumerate(lines, after + 1)]
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """Return the JSON of a session without its histories."""
     content = record.content
+    values = {name: _value(text) for name, text in content.documents.items()}
+    graph = values["task_graph"]
     return {
         "session_id": record.session_id,
         "phase": content.phase,
-        "created_at": record.created_at.isoformat(),
-        "updated_at": record.updated_at.isoformat(),
-        "held_at": None if record.held_at is None else record.held_at.isoformat(),
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "held_at": record.held_at,
         "version": record.version,
         "current_question_index": content.current_question_index,
         "active_task_id": content.active_task_id,
-        **{name: _ids(record, name) for name in _TASKS},
-        "tasks": _planned(record),
+        **{name: list(map(str, values[name])) if isinstance(values[name], list) else None for name in _TASKS},
+        # None if the plan does not have the form that VibeForge writes
+        "tasks": _entries(graph.get("tasks")) if isinstance(graph, dict) else None,
         "documents": {
-            name: None if text is None else {"bytes": len(text), "entries": _entries(text)}
+            name: None if text is None else {"bytes": len(text), "entries": _entries(values[name])}
             for name, text in content.documents.items()
             if name not in _TASKS
         },
         "error_count": record.error_count,
         "log_count": record.log_count,
-        "errors": [error_json(entry) for entry in errors],
-        "logs": [{"position": position, "line": line} for position, line in logs],
     }
-
-
-# --- a page ---
-
-
-def show_record(
-    out: Console, record: Record, errors: Sequence[ErrorEntry], logs: Sequence[tuple[int, str]], *, full: bool
-) -> None:
-    """Print a session."""
-    out.print(heading(out, record))
-    out.print()
-    documents = Listing(out, Column("document"), Column("size", right=True), Column("entries", right=True))
-    documents.add(
-        [Cell(name), Cell(size(len(text))), Cell(_described(text))]
-        for name in DOCUMENTS
-        if (text := record.content.documents[name]) is not None and name not in _TASKS
-    )
-    if errors:
-        out.print(f"\n{_of(len(errors), record.error_count)} errors", style="bold")
-        Listing(out, *ERRORS).add([error_row(entry, full=full) for entry in errors])
-    if logs:
-        out.print(f"\n{_of(len(logs), record.log_count)} log lines", style="bold")
-        Listing(out, *LOGS).add([log_row(position, line, full=full) for position, line in logs])
-
-
-def heading(out: Console, record: Record) -> Table:
-    """Return a summary of a session in a few lines."""
-    now = validation.utc_now()
-    content = record.content
-    rows = [
-        ("session", Cell(record.session_id, "bold")),
-        ("phase", phase(content.phase)),
-        ("created", Cell(f"{clock(record.created_at)} ({ago(record.created_at, now)})")),
-        ("updated", Cell(f"{clock(record.updated_at)} ({ago(record.updated_at, now)}), version {record.version}")),
-        ("history", Cell(f"{_of(None, record.error_count)} errors, {_of(None, record.log_count)} log lines")),
-        ("question", Cell(str(content.current_question_index))),
-        ("tasks", Cell(_tasks(out, record))),
-        ("active", Cell(content.active_task_id or "", "cyan")),
-        ("completed", Cell(_some(_ids(record, "completed_task_ids")), "green")),
-        ("failed", Cell(_some(_ids(record, "failed_task_ids")), "red")),
-        ("held", Cell("" if record.held_at is None else f"since {clock(record.held_at)}", "magenta")),
-    ]
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, cell in rows:
-        if cell.text:
-            table.add_row(Text(name), cell.shown())
-    return table
-
-
-def _tasks(out: Console, record: Record) -> str:
-    done, failed = (_ids(record, name) for name in _TASKS)
-    if done is None or failed is None:
-        return "the task ids cannot be read"
-    planned = _planned(record)
-    if not (done or failed or planned):
-        return ""
-    text = f"{len(done):,} completed, {len(failed):,} failed"
-    if planned:
-        return f"{bar(len(done), max(planned, len(done)), _BAR, out)} {text}, of {planned:,}".lstrip()
-    return text
-
-
-def _ids(record: Record, name: str) -> list[str] | None:
-    found = _value(record.content.documents[name])
-    return list(map(str, found)) if isinstance(found, list) else None
-
-
-def _some(ids: Sequence[str] | None) -> str:
-    if not ids:
-        return ""
-    return ("… " if len(ids) > _IDS else "") + ", ".join(ids[-_IDS:])
-
-
-def _planned(record: Record) -> int | None:
-    """Return the number of tasks in the plan; None if it does not have the form that VibeForge writes."""
-    graph = _value(record.content.documents["task_graph"])
-    tasks = graph.get("tasks") if isinstance(graph, dict) else None
-    return len(tasks) if isinstance(tasks, (list, dict)) else None
-
-
-def _entries(text: str) -> int | None:
-    """Return the number of keys or items of a document; None if it has none, or is not JSON."""
-    value = _value(text)
-    return len(value) if isinstance(value, (dict, list)) else None
-
-
-def _described(text: str) -> str:
-    entries = _entries(text)
-    if entries is not None:
-        return f"{entries:,}"
-    return "" if text == "null" or _value(text) is not None else "not JSON"
 
 
 def _value(text: str | None) -> Any:
     try:
         return None if text is None else validation.decode_json(text)
     except (ValueError, RecursionError):
-        return None
+        return _NOT_JSON
 
 
-def _of(shown: int | None, number: int) -> str:
-    return f"{number:,}" if shown is None else f"{shown:,} of {number:,}"
+def _entries(value: object) -> int | None:
+    """Return the number of keys or items of a JSON value; None if it has none."""
+    return len(value) if isinstance(value, (dict, list)) else None
+
+
+# --- a page ---
+
+
+def show_record(
+    out: Console, record: Record, errors: Sequence[Mapping[str, Any]], logs: Sequence[Mapping[str, Any]], *, full: bool
+) -> None:
+    """Print a session with entries of its histories."""
+    out.print(heading(out, record))
+    out.print()
+    Listing(out, "document", "size", "entries").add(
+        [cell(name), number(size(len(text))), number(_described(text))]
+        for name, text in record.content.documents.items()
+        if text is not None and name not in _TASKS
+    )
+    if errors:
+        out.print(f"\n{len(errors):,} of {record.error_count:,} errors", style="bold")
+        Listing(out, *ERRORS, folds=True).add(error_row(entry, full=full) for entry in errors)
+    if logs:
+        out.print(f"\n{len(logs):,} of {record.log_count:,} log lines", style="bold")
+        Listing(out, *LOGS, folds=True).add(log_row(entry, full=full) for entry in logs)
+
+
+def _described(text: str) -> str:
+    value = _value(text)
+    entries = _entries(value)
+    return "not JSON" if value is _NOT_JSON else "" if entries is None else f"{entries:,}"
+
+
+def heading(out: Console, record: Record) -> Table:
+    """Return a summary of a session in a few lines."""
+    found, now = record_json(record), validation.utc_now()
+    created, updated = (
+        f"{clock(time)} ({format_age(now - time)} ago)" for time in (record.created_at, record.updated_at)
+    )
+    rows = {
+        "session": cell(record.session_id, "bold"),
+        "phase": phase(record.content.phase),
+        "created": cell(created),
+        "updated": cell(f"{updated}, version {record.version}"),
+        "history": cell(f"{record.error_count:,} errors, {record.log_count:,} log lines"),
+        "question": cell(str(record.content.current_question_index)),
+        "tasks": cell(_progress(out, found)),
+        "active": cell(record.content.active_task_id or "", "cyan"),
+        "completed": cell(_last(found["completed_task_ids"]), "green"),
+        "failed": cell(_last(found["failed_task_ids"]), "red"),
+        "held": cell("" if record.held_at is None else f"since {clock(record.held_at)}", "magenta"),
+    }
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    return table
+
+
+def _progress(out: Console, found: Mapping[str, Any]) -> str:
+    completed, failed, planned = found["completed_task_ids"], found["failed_task_ids"], found["tasks"]
+    if completed is None or failed is None:
+        return "the task ids cannot be read"
+    if not (completed or failed or planned):
+        return ""
+    text = f"{len(completed):,} completed, {len(failed):,} failed"
+    if planned:
+        return f"{bar(len(completed), max(planned, len(completed)), _BAR, out)} {text}, of {planned:,}".lstrip()
+    return text
+
+
+def _last(ids: Sequence[str] | None) -> str:
+    ids = ids or []
+    return ("… " if len(ids) > _IDS else "") + ", ".join(ids[-_IDS:])

@@ -1,16 +1,16 @@
-"""Tables that are printed page by page, bars and sizes. Every cell is made `safe` for a terminal."""
+"""Tables that are printed page by page, their cells, and bars. Every cell is made `safe` for a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -19,43 +19,12 @@ from vibeforge_sessions.cli.terminal import safe
 _WIDTH_WITHOUT_TERMINAL: Final = 2_200
 """Width without a terminal. It is so large that no text is folded, for tools such as `grep`."""
 _GAP: Final = 2
-_LEAST_FOLDED_WIDTH: Final = 24
-"""Minimum width of a folded column."""
-_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 _SPARK_STEPS: Final = " ▁▂▃▄▅▆▇█"
 _SPARK_STEPS_IN_ASCII: Final = " .:-=+*#"
 _PHASES: Final = {"COMPLETE": "green", "FAILED": "red", "EXECUTION": "cyan", "CLARIFICATION": "yellow"}
-_KILO: Final = 1024
 
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A stored text, its style, and whether its line breaks are kept."""
-
-    text: str
-    style: str = ""
-    lines: bool = False
-
-    def shown(self) -> Text:
-        """Return a text object of rich, in which markup has no effect."""
-        return Text(safe(self.text, lines=self.lines), style=self.style)
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a `Listing`."""
-
-    title: str
-    right: bool = False
-    needed: bool = True
-    """Whether the column is shown on a narrow terminal. The other columns are left out, the last one first."""
-    folds: bool = False
-    """Whether the column gets the remaining width, and its text is folded to that."""
-
-
-def phase(name: str) -> Cell:
-    """Return a phase in its color."""
-    return Cell(name, _PHASES.get(name, ""))
+size = decimal
+"""Return a number of bytes in a readable unit."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -67,62 +36,61 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
+def cell(text: str, style: str = "", *, lines: bool = False) -> Text:
+    """Return a stored text for rich, in which markup has no effect."""
+    return Text(safe(text, lines=lines), style)
+
+
+def phase(name: str) -> Text:
+    """Return a phase in its color."""
+    return cell(name, _PHASES.get(name, ""))
+
+
+def number(value: int | str, style: str = "") -> Text:
+    """Return a number that is aligned to the right. Zero is dim."""
+    return Text(value if isinstance(value, str) else f"{value:,}", style if value else "dim", justify="right")
+
+
 class Listing:
-    """A table that is printed in pages. The first page decides the columns and their widths."""
+    """A table that is printed in pages. The first page decides the columns and their widths.
 
-    def __init__(self, out: Console, *columns: Column) -> None:
+    :param needed: number of columns that are always shown. On a narrow terminal the others are left out, the last one
+        first. By default all columns are shown.
+    :param folds: whether the last column gets the remaining width, and its text is folded to that.
+    """
+
+    def __init__(self, out: Console, *titles: str, needed: int | None = None, folds: bool = False) -> None:
         self._out = out
-        self._columns = columns
-        self._widths: dict[int, int] = {}
-        """Width of each shown column."""
+        self._titles = titles
+        self._needed = needed or len(titles)
+        self._folds = folds
+        self._widths: list[int] = []
+        """Widths of the shown columns."""
 
-    def add(self, rows: Iterable[Sequence[Cell]]) -> None:
+    def add(self, rows: Iterable[Sequence[Text]]) -> None:
         """Print more rows. The first call also prints the titles."""
-        texts = [[cell.shown() for cell in row] for row in rows]
+        page = list(rows)
         first = not self._widths
+        columns = list(zip(map(Text, self._titles), *page, strict=True))
+        widths = [max(cell_len(line) for text in column for line in text.plain.split("\n")) for column in columns]
+        if self._folds:
+            widths[-1] = 0  # the console decides
         if first:
-            self._widths = self._choose_columns(texts)
+            while len(widths) > self._needed and sum(widths) + _GAP * (len(widths) - 1) > self._out.width:
+                widths.pop()
+        self._widths = widths if first else [max(pair) for pair in zip(self._widths, widths, strict=False)]
         table = Table(box=box.SIMPLE_HEAD, show_header=first, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for index in self._widths:
-            column, widest = self._columns[index], _widest(texts, index)
-            remaining = self._out.width - _total_width(self._widths) + self._widths[index] if column.folds else widest
-            self._widths[index] = max(self._widths[index], min(widest, remaining))
-            align: Literal["left", "right"] = "right" if column.right else "left"
-            table.add_column(column.title, justify=align, width=self._widths[index], overflow="fold")
-        for row in texts:
-            table.add_row(*(row[index] for index in self._widths))
+        for title, width, column in zip(self._titles, self._widths, columns, strict=False):
+            table.add_column(title, justify=column[-1].justify or "left", width=width or None, overflow="fold")
+        for row in page:
+            table.add_row(*row[: len(self._widths)])
         self._out.print(table)
-
-    def _choose_columns(self, texts: Sequence[Sequence[Text]]) -> dict[int, int]:
-        """Return the columns that fit on the terminal, and their widths."""
-        columns = dict(enumerate(self._columns))
-        wanted = {index: max(len(each.title), _widest(texts, index)) for index, each in columns.items()}
-        widths = {
-            index: min(wanted[index], _LEAST_FOLDED_WIDTH) if each.folds else wanted[index]
-            for index, each in columns.items()
-        }
-        for index in reversed(columns):
-            if _total_width(widths) > self._out.width and not columns[index].needed:
-                del widths[index]
-        return widths
-
-
-def _total_width(widths: Mapping[int, int]) -> int:
-    return sum(widths.values()) + _GAP * (len(widths) - 1)
-
-
-def _widest(texts: Sequence[Sequence[Text]], index: int) -> int:
-    return max((max(map(cell_len, row[index].plain.split("\n"))) for row in texts), default=0)
 
 
 def bar(value: int, most: int, width: int, out: Console) -> str:
     """Return a bar whose length is the ratio of `value` to `most`. A value above 0 gives a visible bar."""
-    if not most or not value:
-        return ""
-    eighths = max(1, round(value / most * width * 8))
-    if out.options.ascii_only:
-        return "#" * max(1, eighths // 8)
-    return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+    length = max(1, round(value / most * width)) if value else 0
+    return ("#" if out.options.ascii_only else "█") * length
 
 
 def spark(series: Sequence[int], width: int, out: Console) -> str:
@@ -131,17 +99,7 @@ def spark(series: Sequence[int], width: int, out: Console) -> str:
     sums = [sum(series[first : first + together]) for first in range(0, len(series), together)]
     steps = _SPARK_STEPS_IN_ASCII if out.options.ascii_only else _SPARK_STEPS
     most = max(sums, default=0)
-    return "".join(steps[-(-number * (len(steps) - 1) // most)] if number else " " for number in sums)
-
-
-def size(number: int) -> str:
-    """Return a number of bytes in a readable unit, with about three digits."""
-    amount = float(number)
-    for unit in ("B", "KB", "MB", "GB"):
-        if amount < _KILO:
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"  # noqa: PLR2004
-        amount /= _KILO
-    return f"{amount:.1f} TB"
+    return "".join(steps[-(-each * (len(steps) - 1) // most)] if each else " " for each in sums)
 
 
 def shorten(text: str, lines: int, characters: int) -> str:

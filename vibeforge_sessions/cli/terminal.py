@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from typing import Any, Final
 
-_JOINERS: Final = frozenset("\u200c\u200d")
+_JOINERS: Final = "\u200c\u200d"
 """Joiners. Scripts and emoji need them, and they do not move the cursor."""
-_BREAKS: Final = frozenset("\u2028\u2029")
-_FIRST_PRINTABLE: Final = 0x20
-_DEL: Final = 0x7F
+_PICTURES: Final = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
 
 
 def safe(text: str, *, lines: bool = False) -> str:
@@ -24,26 +24,23 @@ def safe(text: str, *, lines: bool = False) -> str:
 
     :param lines: keep line ends and tabs. ``\r\n`` is a line end.
     """
+    kept = _JOINERS
     if lines:
-        text = text.replace("\r\n", "\n")
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join([_safe(character, lines=lines) for character in text])
+        text, kept = text.replace("\r\n", "\n"), f"{_JOINERS}\n\t"
+    return "".join(
+        character
+        if character.isprintable() or character in kept or unicodedata.category(character) == "Zs"
+        else _PICTURES.get(character) or character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
 
 
 def safe_json(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON in which everything beyond printable ASCII is escaped."""
-    return json.dumps(value, indent=indent, ensure_ascii=True).replace("\x7f", "\\u007f")
+    """Return JSON in which everything beyond printable ASCII is escaped. It may contain dataclasses and times."""
+    return json.dumps(value, indent=indent, ensure_ascii=True, default=_plain).replace("\x7f", "\\u007f")
 
 
-def _safe(character: str, *, lines: bool) -> str:
-    code = ord(character)
-    if _FIRST_PRINTABLE <= code < _DEL or character in _JOINERS or (lines and character in "\n\t"):
-        return character
-    if code < _FIRST_PRINTABLE:
-        return chr(0x2400 + code)
-    if code == _DEL:
-        return "\u2421"
-    if unicodedata.category(character)[0] == "C" or character in _BREAKS:
-        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-    return character
+def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value.isoformat()
