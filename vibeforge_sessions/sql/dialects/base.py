@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-from sqlalchemy import URL, Connection, Dialect, Engine
+from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, func
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
@@ -171,6 +171,13 @@ class DatabaseDialect(ABC):
     @abstractmethod
     def statement_time_limit(self, driver: Any, seconds: float) -> AbstractContextManager[None]:
         """Limit the duration of each statement in a read transaction of a synchronous driver connection."""
+
+    def period_start(self, time: ColumnElement[Any], unit: str) -> ColumnElement[Any]:
+        """Return the start of the hour or the day of a time: a prefix of its ISO text, or a naive datetime in UTC.
+
+        :param unit: ``hour`` or ``day``.
+        """
+        return func.substr(time, 1, 13 if unit == "hour" else 10)
 
     @abstractmethod
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:

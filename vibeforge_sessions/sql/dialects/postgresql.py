@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Dialect, Engine, event, text
+from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, event, func, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
@@ -216,6 +216,9 @@ class PostgreSQLDialect(DatabaseDialect):
         cursor.execute(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")  # 0 would mean "no limit"
         cursor.close()
         yield
+
+    def period_start(self, time: ColumnElement[Any], unit: str) -> ColumnElement[Any]:
+        return func.date_trunc(unit, func.timezone("UTC", time))  # a text would depend on the DateStyle
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
         qualifier = "" if schema is None else f"{_quoted(schema)}."
