@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,10 +24,12 @@ _PREFIX: Final = "VIBEFORGE_SESSIONS_"
 _URL: Final = f"{_PREFIX}DATABASE_URL"
 _MIGRATE: Final = f"{_PREFIX}MIGRATE"
 _SCHEMA: Final = f"{_PREFIX}SCHEMA"
-_VARIABLES: Final = (_URL, _MIGRATE, _SCHEMA)
-_SIMILAR: Final = frozenset({f"{_PREFIX}MIGRATOR"})
-"""Valid variables of the command line whose names are within two edits of one of `_VARIABLES`."""
-_MAX_EDITS: Final = 2
+_SPELLINGS: Final = {
+    spelling: name for name in (_URL, _MIGRATE, _SCHEMA) for spelling in (name, name.replace("SESSIONS", "SESSION"))
+}
+"""The names of the variables, by what a misspelled name is compared with."""
+_SIMILARITY: Final = 0.95
+"""Similarity (see `difflib`) of a name of 26 to 31 characters to one with a wrong, missing or additional character."""
 _NEXT_STEP: Final = f"set {_URL} to the database's URL, or to {MEMORY_URL} to keep sessions in memory"
 
 
@@ -43,7 +46,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _ignore_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Treat an empty value as unset, except the URL's: `url` rejects that."""
+        """Treat an empty value as unset, except the URL's, which is rejected."""
         return {name: value for name, value in given.items() if value != "" or name == "database_url"}
 
     @classmethod
@@ -56,9 +59,8 @@ class Settings(BaseSettings):
         reject_misspelled_variables()
         try:
             return cls()
-        except ValidationError as error:
-            name = str(error.errors(include_input=False)[0]["loc"][0]).upper()
-            raise ConfigurationError("the environment variable must be true or false", _PREFIX + name) from None
+        except ValidationError:
+            raise ConfigurationError("the environment variable must be true or false", _MIGRATE) from None
 
     def url(self) -> str | None:
         """Return the database URL including its password, or None if it is not set.
@@ -67,39 +69,17 @@ class Settings(BaseSettings):
         """
         return None if self.database_url is None else _not_empty(self.database_url.get_secret_value(), _URL)
 
-    def variable_requiring_database(self) -> str | None:
-        """Return the name of a variable that is set but has no effect without a database, or None."""
-        names = {"migrate": _MIGRATE, "db_schema": _SCHEMA}
-        return next((names[field] for field in names if field in self.model_fields_set), None)
-
 
 def reject_misspelled_variables() -> None:
     """Reject environment variables whose name is a misspelling of a variable of this package.
 
-    :raises ConfigurationError: a name is within two edits of a valid name, with or without the last S of SESSIONS.
+    :raises ConfigurationError: a name is similar to a valid name, with or without the last S of SESSIONS.
     """
     for name in sorted(os.environ):
-        if name.upper() in _VARIABLES or name.upper() in _SIMILAR:
-            continue
-        for valid in _VARIABLES:
-            if any(_is_near(name.upper(), each) for each in (valid, valid.replace("SESSIONS", "SESSION"))):
-                raise ConfigurationError(
-                    f"this environment variable is not read: rename it to {valid}, or unset it", name
-                )
-
-
-def _is_near(name: str, other: str) -> bool:
-    """Return whether the Levenshtein distance of two names is at most `_MAX_EDITS`."""
-    if abs(len(name) - len(other)) > _MAX_EDITS:
-        return False
-    edits = list(range(len(other) + 1))
-    for row, letter in enumerate(name, 1):
-        above, edits = edits, [row]
-        for column, wanted in enumerate(other, 1):
-            edits.append(min(above[column] + 1, edits[-1] + 1, above[column - 1] + (letter != wanted)))
-        if min(edits) > _MAX_EDITS:
-            return False
-    return edits[-1] <= _MAX_EDITS
+        similar = difflib.get_close_matches(name.upper(), _SPELLINGS, n=1, cutoff=_SIMILARITY)
+        valid = _SPELLINGS[similar[0]] if similar else name.upper()
+        if name.upper() != valid:
+            raise ConfigurationError(f"this environment variable is not read: rename it to {valid}, or unset it", name)
 
 
 def _not_empty(url: str, path: str) -> str:
@@ -133,16 +113,14 @@ def open_repository(
     :raises ConfigurationError: the database is not supported, or its driver is not installed (the error names the
         extra); the URL is empty; ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false; it or
         ``VIBEFORGE_SESSIONS_SCHEMA`` is set, and there is no URL; or the name of an environment variable is a
-        misspelling of one of the three (at most two edits away, with or without the last S of SESSIONS).
+        misspelling of one of the three.
     """
-    request = _resolve_database("open_repository", url, migrate=migrate, schema=schema)
-    if request is None:
+    database = _database("open_repository", url, migrate=migrate, schema=schema)
+    if database is None:
         return InMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return open_database(
-        request.url, migrate=request.migrate, session_type=session_type, schema=request.schema, retry=retry
-    )
+    return open_database(**database, session_type=session_type, retry=retry)
 
 
 async def open_async_repository(
@@ -160,38 +138,28 @@ async def open_async_repository(
 
     :raises ImportError: the extra ``async`` is not installed.
     """
-    request = _resolve_database("open_async_repository", url, migrate=migrate, schema=schema)
-    if request is None:
+    database = _database("open_async_repository", url, migrate=migrate, schema=schema)
+    if database is None:
         return AsyncInMemorySessionRepository(session_type=session_type)
     from vibeforge_sessions.sql.aio import open_async_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
 
-    return await open_async_database(
-        request.url, migrate=request.migrate, session_type=session_type, schema=request.schema, retry=retry
-    )
+    return await open_async_database(**database, session_type=session_type, retry=retry)
 
 
-class _DatabaseRequest(NamedTuple):
-    url: str
-    migrate: bool
-    schema: str | None
-
-
-def _resolve_database(
-    call: str, url: str | None, *, migrate: bool | None, schema: str | None
-) -> _DatabaseRequest | None:
-    """Return the database of the arguments, or by default of the environment; None for memory."""
+def _database(call: str, url: str | None, *, migrate: bool | None, schema: str | None) -> dict[str, Any] | None:
+    """Return the URL, `migrate` and schema of the arguments, or by default of the environment; None for memory."""
     settings = Settings.read()
     url = settings.url() if url is None else _not_empty(url, "url")
     if url is None:
-        variable = settings.variable_requiring_database()
-        if variable is not None:
-            raise ConfigurationError(f"this environment variable is set, but no database URL: {_NEXT_STEP}", variable)
+        for field, variable in (("migrate", _MIGRATE), ("db_schema", _SCHEMA)):
+            if field in settings.model_fields_set:
+                raise ConfigurationError(f"this environment variable is set, but no database URL: {_NEXT_STEP}", variable)
         instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
         return None
     if url == MEMORY_URL:
         return None
-    return _DatabaseRequest(
-        url,
-        settings.migrate if migrate is None else migrate,
-        settings.db_schema if schema is None else schema,
-    )
+    return {
+        "url": url,
+        "migrate": settings.migrate if migrate is None else migrate,
+        "schema": settings.db_schema if schema is None else schema,
+    }

@@ -40,6 +40,7 @@ _MAX_ITEMS: Final = 1_000
 _BEGIN: Final = datetime.min.replace(tzinfo=UTC)
 
 Period = Literal["hour", "day"]
+"""Length of the time spans in which errors are counted."""
 
 
 @dataclass(frozen=True, slots=True)
