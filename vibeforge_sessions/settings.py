@@ -153,7 +153,9 @@ def _database(call: str, url: str | None, *, migrate: bool | None, schema: str |
     if url is None:
         for field, variable in (("migrate", _MIGRATE), ("db_schema", _SCHEMA)):
             if field in settings.model_fields_set:
-                raise ConfigurationError(f"this environment variable is set, but no database URL: {_NEXT_STEP}", variable)
+                raise ConfigurationError(
+                    f"this environment variable is set, but no database URL: {_NEXT_STEP}", variable
+                )
         instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
         return None
     if url == MEMORY_URL:

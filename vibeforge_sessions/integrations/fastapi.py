@@ -51,19 +51,7 @@ except ModuleNotFoundError as error:
 
 from pydantic import BaseModel
 
-from vibeforge_sessions.errors import (
-    ConfigurationError,
-    CorruptSessionError,
-    InvalidArgumentError,
-    InvalidSessionError,
-    OutcomeUnknownError,
-    SchemaError,
-    SessionExistsError,
-    SessionNotFoundError,
-    SessionRepositoryError,
-    StaleSessionError,
-    StorageError,
-)
+from vibeforge_sessions import errors
 from vibeforge_sessions.model.session import S, Session
 from vibeforge_sessions.repository.aio import AsyncSessionRepository
 from vibeforge_sessions.repository.retry import RetryPolicy
@@ -75,7 +63,6 @@ _RETRY_AFTER: Final = 1
 """Seconds, for the header ``Retry-After``; most failures of a database are short."""
 
 _logger: Final = logging.getLogger("vibeforge_sessions")
-_STATE: Final = "session_repository"
 
 
 def lifespan(
@@ -98,11 +85,11 @@ def lifespan(
         repository = await open_async_repository(
             url, migrate=migrate, session_type=session_type, schema=schema, retry=retry
         )
-        setattr(app.state, _STATE, repository)
+        app.state.session_repository = repository
         try:
             yield
         finally:
-            delattr(app.state, _STATE)
+            del app.state.session_repository
             await repository.close()
 
     return opened
@@ -116,7 +103,7 @@ async def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[A
 
     :raises RuntimeError: the lifespan has not run.
     """
-    repository: AsyncSessionRepository[Any] | None = getattr(connection.app.state, _STATE, None)
+    repository: AsyncSessionRepository[Any] | None = getattr(connection.app.state, "session_repository", None)
     if repository is None:
         raise RuntimeError(
             "no repository is open: give the application vibeforge_sessions.integrations.fastapi.lifespan()"
@@ -161,42 +148,42 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 
 def install_error_handlers(app: FastAPI) -> None:
     """Respond with a status and a `RepositoryErrorBody` if an endpoint raises an error of this package."""
-    app.add_exception_handler(SessionRepositoryError, _respond)
+    app.add_exception_handler(errors.SessionRepositoryError, _respond)
 
 
-_STATUS: Final[dict[type[SessionRepositoryError], int]] = {  # the first match by isinstance applies
-    SessionNotFoundError: 404,
-    StaleSessionError: 409,
-    SessionExistsError: 409,
-    InvalidSessionError: 422,
-    InvalidArgumentError: 422,
-    CorruptSessionError: 500,
-    ConfigurationError: 500,
-    SessionRepositoryError: 503,
+_UNKNOWN: Final = "it is unknown whether the change was stored: read the session before you repeat the request"
+_UNAVAILABLE: Final = "the session store is currently unavailable; nothing was stored"
+_ANSWERS: Final[dict[type[errors.SessionRepositoryError], tuple[int, str | None]]] = {
+    errors.SessionNotFoundError: (404, None),
+    errors.StaleSessionError: (409, None),
+    errors.SessionExistsError: (409, None),
+    errors.InvalidSessionError: (422, None),
+    errors.InvalidArgumentError: (422, None),
+    errors.CorruptSessionError: (500, "the stored session cannot be read"),
+    errors.ConfigurationError: (500, "the service is not configured correctly; nothing was stored"),
+    errors.OutcomeUnknownError: (503, _UNKNOWN),
+    errors.StorageError: (503, _UNAVAILABLE),
+    errors.SchemaError: (503, _UNAVAILABLE),
+    errors.SessionRepositoryError: (503, "the session store failed"),
 }
-_DETAILS: Final[dict[type[SessionRepositoryError], str]] = {
-    CorruptSessionError: "the stored session cannot be read",
-    ConfigurationError: "the service is not configured correctly; nothing was stored",
-    OutcomeUnknownError: "it is unknown whether the change was stored: read the session before you repeat the request",
-    StorageError: "the session store is currently unavailable; nothing was stored",
-    SchemaError: "the session store is currently unavailable; nothing was stored",
-}
-"""Texts that replace the messages of server errors, which are for the operators of the service."""
+"""Status, and the text that replaces the message of a server error; the first match by isinstance applies.
+
+The messages of server errors are for the operators of the service.
+"""
 _SHOWN: Final = RepositoryErrorBody.model_fields.keys() - {"error", "detail"}
 _SERVER_ERROR: Final = 500
 
 
 async def _respond(connection: HTTPConnection, error: Exception) -> Any:  # Any, because it is a response or None
     name = type(error).__name__
-    status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+    status, detail = next(answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
     if status >= _SERVER_ERROR:
         _logger.error("%s: %s", name, error, exc_info=error)
-    is_retryable = isinstance(error, (StorageError, SchemaError))
+    is_retryable = isinstance(error, (errors.StorageError, errors.SchemaError))
     if isinstance(connection, WebSocket) and connection.application_state is not WebSocketState.CONNECTING:
         if connection.application_state is connection.client_state is WebSocketState.CONNECTED:
             await connection.close(1013 if is_retryable else 1011 if status >= _SERVER_ERROR else 1008, name)
         return None
-    detail = next((text for kind, text in _DETAILS.items() if isinstance(error, kind)), str(error))
     members = {member: getattr(error, member) for member in _SHOWN if hasattr(error, member)}
-    body = RepositoryErrorBody(error=name, detail=detail, **members).model_dump(exclude_unset=True)
+    body = RepositoryErrorBody(error=name, detail=detail or str(error), **members).model_dump(exclude_unset=True)
     return JSONResponse(body, status, headers={"Retry-After": str(_RETRY_AFTER)} if is_retryable else None)

@@ -51,13 +51,8 @@ def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
             try:
                 yield
             finally:
-                attributes = {
-                    "session_id": call.session_id,
-                    "version": call.version,
-                    "attempts": call.attempts,
-                    "outcome": call.outcome,
-                }
-                for name, value in attributes.items():
+                for name in ("session_id", "version", "attempts", "outcome"):
+                    value = getattr(call, name)
                     if value is not None:
                         span.set_attribute(f"vibeforge_sessions.{name}", value)
                 if call.outcome != "ok":
