@@ -49,18 +49,19 @@ def watching_(place: Place) -> Watching:
 
 
 def test_what_is_new_is_told_until_the_end(place: Place, watching_: Watching) -> None:
-    assert watching_.line().endswith(" phase EXECUTION")
+    assert re.fullmatch(r"phase  \S+ \S+  EXECUTION", watching_.line())
     place.repository.append_error("s", "compile", "first line\nsecond line\n")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d error 2 of compile in EXECUTION: first line", watching_.line())
-    assert watching_.line() == "second line"
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"error  {time}  2  compile  EXECUTION  first line", watching_.line())
+    assert watching_.line() == "    second line"
     line = place.repository.append_log("s", "a log line")
-    assert watching_.line() == line
+    assert watching_.line().endswith(f"  1  {line}")
     place.repository.hold_session("s")
-    assert watching_.line().endswith(" held")
+    assert watching_.line().startswith("held  ")
     place.repository.release_session("s")
-    assert watching_.line().endswith(" released")
+    assert watching_.line().startswith("released  ")
     place.repository.modify_session("s", lambda session: setattr(session, "active_task_id", "tests"))
-    assert watching_.line().endswith(" task tests")
+    assert re.fullmatch(r"task  \S+ \S+  tests", watching_.line())
 
     def end(session: Session) -> None:
         session.add_error("last", "the last one")
@@ -71,8 +72,8 @@ def test_what_is_new_is_told_until_the_end(place: Place, watching_: Watching) ->
     code, out, errors = watching_.end()
     assert (code, errors) == (0, "")
     told = out.splitlines()
-    assert "error 3 of last in EXECUTION: the last one" in told[0]
-    assert [line.split()[2:] for line in told[1:]] == [["task", "none"], ["phase", "COMPLETE"]]
+    assert told[0].endswith("  3  last  EXECUTION  the last one")
+    assert [line.split()[::3] for line in told[1:]] == [["task", "none"], ["phase", "COMPLETE"]]
 
 
 def test_a_failure_has_a_code_of_its_own(on_sqlite: Place) -> None:
@@ -109,10 +110,10 @@ def test_each_entry_is_told_once(place: Place, monkeypatch: pytest.MonkeyPatch) 
         for number in range(turn * 3):
             repository.append_error("s", "t", f"error {turn}.{number}")
             repository.append_log("s", f"log {turn}.{number}")
-        for event in watched.poll():
+        for change in watched.poll():
             if not told:
                 repository.append_error("s", "t", "during a look")
-            told.append(event.text)
+            told.append(change["text"])
     wanted = [f"{kind} {turn}.{number}" for turn in range(4) for number in range(turn * 3) for kind in ("error", "log")]
     assert sorted(text.split("] ")[-1] for text in told) == sorted([*wanted, "during a look"])
     assert list(watched.poll()) == []
@@ -126,7 +127,7 @@ def test_made_anew(place: Place) -> None:
     repository.delete_session("s")
     repository.create_session(session_id="s")
     repository.append_log("s", "of the second")
-    assert [change.event for change in watched.poll()] == ["recreated", "log"]
+    assert [change["event"] for change in watched.poll()] == ["recreated", "log"]
 
 
 def test_on_a_terminal_it_also_shows_where_the_session_stands(on_sqlite: Place) -> None:
@@ -151,7 +152,9 @@ def test_on_a_terminal_it_also_shows_where_the_session_stands(on_sqlite: Place) 
                     on_sqlite.repository.modify_session("s", _complete)
     text = shown.decode()
     assert process.returncode == 0, text
-    assert "1 errors, 0 log lines" in text
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+    assert re.search(r"error_count +1\b", plain)
+    assert re.search(r"log_count +0\b", plain)
     assert "␛[2Jit broke" in text
     assert "\x1b[2J" not in text
     hide, show = "\x1b[?25l", "\x1b[?25h"

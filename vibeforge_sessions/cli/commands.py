@@ -6,6 +6,7 @@ Each command calls a public function. On stdout, it prints only the result.
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +16,10 @@ from rich.progress import Progress
 from typer.core import TyperGroup
 
 from vibeforge_sessions.cli import archive, inspection, options, retention, statistics, watch  # noqa: F401 (they register commands)
-from vibeforge_sessions.cli.output import (
-    EXIT_CODES,
-    EXITS,
-    UNREADABLE,
-    Commands,
-    ask_confirmation,
-    report_errors,
-    show,
-    show_revisions,
-    show_status,
-)
+from vibeforge_sessions.cli.output import EXIT_CODES, EXITS, UNREADABLE, Commands, ask_confirmation, show
 from vibeforge_sessions.cli.sessions import sessions
+from vibeforge_sessions.cli.terminal import safe
+from vibeforge_sessions.errors import SchemaError, SessionRepositoryError
 from vibeforge_sessions.model.session import Session
 from vibeforge_sessions.settings import reject_misspelled_variables
 from vibeforge_sessions.sql import migrate
@@ -35,13 +28,20 @@ from vibeforge_sessions.sql.engine import engine_on
 
 
 class _Application(TyperGroup):
-    """Reports the errors of all commands, and a misspelled environment variable before a missing option."""
+    """Rejects misspelled environment variables first, and translates every error to one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        with report_errors():
+        try:
             if "--help" not in ctx.args:
                 reject_misspelled_variables()
             return super().invoke(ctx)
+        except SessionRepositoryError as error:
+            typer.echo(f"error: {safe(str(error))}", err=True)
+            state = error.state if isinstance(error, SchemaError) else None
+            raise typer.Exit(1 if state is None else EXIT_CODES[state] or 1) from None
+        except UnicodeError:  # Python represents undecodable bytes of an argument as surrogates
+            typer.echo("error: an argument is not text in the encoding of the system", err=True)
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -67,12 +67,38 @@ def _session_class(name: str) -> type[Session]:
     return found
 
 
+def _show_status(status: migrate.SchemaStatus, *, as_json: bool) -> None:
+    """Print the status of a schema."""
+    if as_json:
+        show(status)
+        return
+    typer.echo(f"{status.state}: {status.reason}")
+    for revision in status.pending:
+        typer.echo(f"pending: {revision}")
+    if status.command is not None:
+        typer.echo(f"run: {status.command}")
+
+
+def _show_revisions(revisions: Sequence[migrate.Revision], *, as_json: bool) -> None:
+    """Print the properties of revisions."""
+    if as_json:
+        show(revisions)
+        return
+    for each in revisions:
+        locks = [f"{on}: {name} {how}" for on, tables in each.locks.items() for name, how in tables.items()]
+        typer.echo(f"{each.revision}: {each.summary}")
+        typer.echo(f"    locks: {', '.join(locks) or 'nothing'}")
+        typer.echo(f"    rewrites: {', '.join(each.rewrites) or 'nothing'}")
+        typer.echo(f"    others may write on: {', '.join(each.online) or 'nothing'}")
+        typer.echo(f"    a downgrade loses: {each.loses or 'nothing'}")
+
+
 @db.command()
 def status(url: options.Url, schema: options.Schema = None, as_json: options.Json = False) -> None:
     """Show the status of the schema, and the command to run next. The exit code reports the status, too."""
     with engine_on(url, schema=schema) as engine:
         found = migrate.status(engine)
-    show_status(found, as_json=as_json)
+    _show_status(found, as_json=as_json)
     raise typer.Exit(EXIT_CODES[found.state])
 
 
@@ -80,19 +106,19 @@ def status(url: options.Url, schema: options.Schema = None, as_json: options.Jso
 def check(url: options.Url, schema: options.Schema = None, as_json: options.Json = False) -> None:
     """Exit with 0 only if the database is at the head and equals the models: for CI and readiness probes."""
     with engine_on(url, schema=schema) as engine:
-        show_status(migrate.check_schema(engine, exact=True), as_json=as_json)
+        _show_status(migrate.check_schema(engine, exact=True), as_json=as_json)
 
 
 @db.command()
 def wait(
     url: options.Url,
-    timeout: options.WaitTimeout = 60.0,
+    wait_timeout: options.WaitTimeout = 60.0,
     schema: options.Schema = None,
     as_json: options.Json = False,
 ) -> None:
     """Wait until another process has migrated the database to a schema that this version supports."""
     with engine_on(url, schema=schema) as engine:
-        show_status(migrate.wait(engine, timeout), as_json=as_json)
+        _show_status(migrate.wait(engine, wait_timeout), as_json=as_json)
 
 
 @db.command()
@@ -153,13 +179,13 @@ def downgrade(
 def plan(url: options.Url, schema: options.Schema = None, as_json: options.Json = False) -> None:
     """Show the pending revisions: locks, rewritten tables, whether others may write, and what a downgrade loses."""
     with engine_on(url, schema=schema) as engine:
-        show_revisions(migrate.plan(engine), as_json=as_json)
+        _show_revisions(migrate.plan(engine), as_json=as_json)
 
 
 @db.command()
 def history(as_json: options.Json = False) -> None:
     """Show all revisions of this version."""
-    show_revisions(migrate.history(), as_json=as_json)
+    _show_revisions(migrate.history(), as_json=as_json)
 
 
 @db.command()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import typer
-from rich.text import Text
 
 from vibeforge_sessions.cli import options, rendering
 from vibeforge_sessions.cli.output import ask_confirmation, show
@@ -58,7 +56,8 @@ def list_(
         while remaining > 0:
             page = repository.find_sessions(asked, order=order, limit=int(min(remaining, MAX_PAGE)), cursor=cursor)
             if as_json:
-                _print_lines(map(rendering.summary_json, page.items))
+                for item in page.items:
+                    typer.echo(safe_json(rendering.summary_json(item)))
             else:
                 listing.add(rendering.summary_row(item, out) for item in page.items)
             remaining, cursor = remaining - len(page.items), page.next_cursor
@@ -112,8 +111,7 @@ def errors(
             found = repository.list_errors(session_id, after=position, limit=_PAGE, task_id=task, phase=phase)
             return list(map(rendering.error_json, found))
 
-        pages = _pages(read, after, limit=None if all_ else limit, last=last)
-        _print_pages(pages, rendering.ERRORS, partial(rendering.error_row, full=full), as_json=as_json)
+        _print_history(read, after, limit=None if all_ else limit, last=last, full=full, as_json=as_json)
 
 
 @sessions.command()
@@ -136,8 +134,7 @@ def logs(
         def read(position: int) -> list[Entry]:
             return rendering.log_json(repository.list_logs(session_id, after=position, limit=_PAGE), position)
 
-        pages = _pages(read, after, limit=None if all_ else limit, last=last)
-        _print_pages(pages, rendering.LOGS, partial(rendering.log_row, full=full), as_json=as_json)
+        _print_history(read, after, limit=None if all_ else limit, last=last, full=full, as_json=as_json)
 
 
 @sessions.command()
@@ -174,21 +171,23 @@ def delete(
         raise typer.Exit(1)
 
 
-def _pages(
-    read: Callable[[int], list[Entry]], after: int, *, limit: int | None, last: int | None
-) -> Iterator[list[Entry]]:
-    """Yield the entries after a position in pages. Print on stderr the option that continues a limited history.
+def _print_history(
+    read: Callable[[int], list[Entry]], after: int, *, limit: int | None, last: int | None, full: bool, as_json: bool
+) -> None:
+    """Print the entries of a history after a position, and on stderr the option that continues a limited one.
 
     :param read: returns a page of the entries after a position.
-    :param last: yield only this number of entries at the end, instead of `limit` entries at the beginning.
+    :param last: print only this number of entries at the end, instead of `limit` entries at the beginning.
     """
-    entries = _entries(read, after)
+    out, entries = console(), _entries(read, after)
     if last is not None:
         entries, limit = iter(deque(entries, maxlen=last)), None
-    limited = itertools.islice(entries, limit)
-    while page := list(itertools.islice(limited, _PAGE)):
-        yield page
-        after = page[-1]["position"]
+    for entry in itertools.islice(entries, limit):
+        after = entry["position"]
+        if as_json:
+            typer.echo(safe_json(entry))
+        else:
+            out.print(rendering.entry_line(entry, full=full), soft_wrap=True)
     if next(entries, None) is not None:
         typer.echo(f"more: --after {after}", err=True)
 
@@ -199,19 +198,3 @@ def _entries(read: Callable[[int], list[Entry]], after: int) -> Iterator[Entry]:
         after = page[-1]["position"]
         if len(page) < _PAGE:
             return
-
-
-def _print_pages(
-    pages: Iterable[list[Entry]], titles: Sequence[str], row: Callable[[Entry], Sequence[Text]], *, as_json: bool
-) -> None:
-    listing = Listing(console(), *titles, folds=True)
-    for page in pages:
-        if as_json:
-            _print_lines(page)
-        else:
-            listing.add(map(row, page))
-
-
-def _print_lines(values: Iterable[Any]) -> None:
-    for value in values:
-        typer.echo(safe_json(value))

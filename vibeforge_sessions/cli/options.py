@@ -52,12 +52,7 @@ StatementTimeout = Annotated[
     float | None,
     typer.Option(min=0, callback=_finite, help="Time limit of a statement in seconds, 0 for no limit; not on SQLite."),
 ]
-WaitTimeout = Annotated[
-    float,
-    typer.Option(
-        "--timeout", envvar="VIBEFORGE_SESSIONS_WAIT_TIMEOUT", min=0, callback=_finite, help="Seconds to wait."
-    ),
-]
+WaitTimeout = Annotated[float, typer.Option("--timeout", min=0, callback=_finite, help="Seconds to wait.")]
 Role = Annotated[str | None, typer.Option(help="The role of the application; on MariaDB user or user@host.")]
 Migrator = Annotated[str | None, typer.Option(help="The role that runs the migrations.")]
 Batch = Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of ids that are read at once.")]
@@ -88,12 +83,10 @@ HasErrors = Annotated[
     bool | None, typer.Option("--has-errors/--no-errors", help="Sessions with errors, or without errors.")
 ]
 Limit = Annotated[
-    int,
-    typer.Option(min=1, help="Maximum number to show. The option that continues the list is printed on stderr."),
+    int, typer.Option(min=1, help="Maximum number to show. The option that continues the list is printed on stderr.")
 ]
 All = Annotated[
-    bool,
-    typer.Option("--all", envvar="VIBEFORGE_SESSIONS_ALL", help="Show all, page by page, without a limit."),
+    bool, typer.Option("--all", envvar="VIBEFORGE_SESSIONS_ALL", help="Show all, page by page, without a limit.")
 ]
 Cursor = Annotated[str | None, typer.Option(help="Start of the page, as printed after the page before.")]
 Order = Annotated[SessionOrder, typer.Option(help="Sort key: oldest first, or with a minus newest first.")]
@@ -109,7 +102,7 @@ Recent = Annotated[int, _LAST]
 Task = Annotated[str | None, typer.Option(help="Only entries of this task.")]
 OfPhase = Annotated[str | None, typer.Option(help="Only entries of this phase.")]
 Full = Annotated[bool, typer.Option("--full", help="Do not shorten long texts. With --json they are never shortened.")]
-Every = Annotated[float, typer.Option(min=0.05, max=3_600, help="Seconds between two polls.")]
+Every = Annotated[float, typer.Option(min=0.05, max=3_600, callback=_finite, help="Seconds between two polls.")]
 
 # --- statistics ---
 
@@ -117,12 +110,5 @@ Window = Annotated[timedelta, typer.Option(parser=parse_age, metavar="AGE", help
 Unit = Annotated[Literal["hour", "day"], typer.Option(help="Count errors by hour or by day.")]
 Top = Annotated[int, typer.Option(min=1, max=100, help="Number of tasks with the most errors to show.")]
 QueryTimeout = Annotated[
-    float,
-    typer.Option(
-        "--timeout",
-        envvar="VIBEFORGE_SESSIONS_QUERY_TIMEOUT",
-        min=0.001,
-        max=86_400,
-        help="Time limit of each query in seconds.",
-    ),
+    float, typer.Option("--timeout", min=0.001, max=86_400, help="Time limit of each query in seconds.")
 ]

@@ -1,4 +1,4 @@
-"""Sessions as table rows, as JSON and as a page."""
+"""Sessions as table rows, as lines, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -11,64 +11,56 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vibeforge_sessions.cli.tables import Listing, bar, cell, number, phase, shorten, size
+from vibeforge_sessions.cli.tables import Listing, cell, phase
 from vibeforge_sessions.cli.times import clock, format_age
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository.query import SessionSummary
 from vibeforge_sessions.repository.serialization import ARTIFACTS, Record
 
-_LINES, _CHARACTERS = 12, 2_000
-"""Lines and characters of a long text that are shown by default."""
 _IDS: Final = 12
 """Number of task ids that are shown, from the end of the list."""
 _TASKS: Final = ("completed_task_ids", "failed_task_ids")
-_BAR: Final = 20
 _NOT_JSON: Final = object()
 
-# --- rows ---
+# --- rows and lines ---
 
 LISTED: Final = ("session", "phase", "updated", "errors", "held", "task", "made", "logs", "version", "created")
-ERRORS: Final = ("#", "time", "task", "phase", "message")
-LOGS: Final = ("#", "line")
 
 
-def summary_row(item: SessionSummary, out: Console) -> list[Text]:
+def summary_row(item: SessionSummary, out: Console) -> list[object]:
     """Return the row of `LISTED`."""
     made, missing = ("#", "-") if out.options.ascii_only else ("●", "○")
     return [
         cell(item.session_id, "bold"),
         phase(item.phase),
-        cell(clock(item.updated_at)),
-        number(item.error_count, "red"),
+        item.updated_at,
+        cell(item.error_count, "red"),
         cell("held" if item.held else "", "magenta"),
-        cell(item.active_task_id or ""),
-        cell("".join(made if name in item.artifacts else missing for name in ARTIFACTS)),
-        number(item.log_count),
-        number(item.version),
-        cell(clock(item.created_at)),
+        item.active_task_id,
+        "".join(made if name in item.artifacts else missing for name in ARTIFACTS),
+        item.log_count,
+        item.version,
+        item.created_at,
     ]
 
 
-def error_row(entry: Mapping[str, Any], *, full: bool) -> list[Text]:
-    """Return the row of `ERRORS` for the JSON of an entry."""
-    return [
-        number(entry["position"]),
-        cell(clock(datetime.fromisoformat(entry["timestamp"]))),
-        cell(entry["task_id"], "bold"),
-        phase(entry["phase"]),
-        _long(entry["error_message"], full=full),
-    ]
-
-
-def log_row(entry: Mapping[str, Any], *, full: bool) -> list[Text]:
-    """Return the row of `LOGS` for the JSON of a line."""
-    return [number(entry["position"]), _long(entry["line"], full=full)]
-
-
-def _long(text: str, *, full: bool) -> Text:
+def entry_line(entry: Mapping[str, Any], *, full: bool) -> Text:
+    """Return the JSON of an error or of a log line as text."""
+    if "line" in entry:
+        text = f"{entry['position']}  {entry['line']}"
+    else:
+        time = clock(datetime.fromisoformat(entry["timestamp"]))
+        text = f"{entry['position']}  {time}  {entry['task_id']}  {entry['phase']}  {entry['error_message']}"
     text = text.rstrip("\n")
-    return cell(text if full else shorten(text, _LINES, _CHARACTERS), lines=True)
+    return cell(text if full else shorten(text), lines=True)
+
+
+def shorten(text: str, lines: int = 12, characters: int = 2_000) -> str:
+    """Return the beginning of a text, and the number of omitted characters."""
+    kept = "\n".join(text[:characters].split("\n")[:lines])
+    left = len(text) - len(kept)
+    return f"{kept}… ({left:,} characters more)" if left else text
 
 
 # --- JSON ---
@@ -91,28 +83,23 @@ def log_json(lines: Sequence[str], after: int) -> list[dict[str, Any]]:
 
 def record_json(record: Record) -> dict[str, Any]:
     """Return the JSON of a session without its histories."""
-    content = record.content
-    values = {name: _value(text) for name, text in content.documents.items()}
+    found = asdict(record)
+    del found["write_id"]
+    content = found.pop("content")
+    documents = content.pop("documents")
+    values = {name: _value(text) for name, text in documents.items()}
     graph = values["task_graph"]
     return {
-        "session_id": record.session_id,
-        "phase": content.phase,
-        "created_at": record.created_at,
-        "updated_at": record.updated_at,
-        "held_at": record.held_at,
-        "version": record.version,
-        "current_question_index": content.current_question_index,
-        "active_task_id": content.active_task_id,
+        **found,
+        **content,
         **{name: list(map(str, values[name])) if isinstance(values[name], list) else None for name in _TASKS},
         # None if the plan does not have the form that VibeForge writes
         "tasks": _entries(graph.get("tasks")) if isinstance(graph, dict) else None,
         "documents": {
             name: None if text is None else {"bytes": len(text), "entries": _entries(values[name])}
-            for name, text in content.documents.items()
+            for name, text in documents.items()
             if name not in _TASKS
         },
-        "error_count": record.error_count,
-        "log_count": record.log_count,
     }
 
 
@@ -135,67 +122,32 @@ def show_record(
     out: Console, record: Record, errors: Sequence[Mapping[str, Any]], logs: Sequence[Mapping[str, Any]], *, full: bool
 ) -> None:
     """Print a session with entries of its histories."""
-    out.print(heading(out, record))
+    out.print(heading(record))
     out.print()
-    Listing(out, "document", "size", "entries").add(
-        [cell(name), number(size(len(text))), number(_described(text))]
+    Listing(out, "document", "bytes", "entries").add(
+        [name, len(text), "not JSON" if (value := _value(text)) is _NOT_JSON else _entries(value)]
         for name, text in record.content.documents.items()
-        if text is not None and name not in _TASKS
+        if text is not None
     )
-    if errors:
-        out.print(f"\n{len(errors):,} of {record.error_count:,} errors", style="bold")
-        Listing(out, *ERRORS, folds=True).add(error_row(entry, full=full) for entry in errors)
-    if logs:
-        out.print(f"\n{len(logs):,} of {record.log_count:,} log lines", style="bold")
-        Listing(out, *LOGS, folds=True).add(log_row(entry, full=full) for entry in logs)
+    for title, entries, count in (("errors", errors, record.error_count), ("log lines", logs, record.log_count)):
+        if entries:
+            out.print(f"\n{len(entries):,} of {count:,} {title}", style="bold")
+        for entry in entries:
+            out.print(entry_line(entry, full=full), soft_wrap=True)
 
 
-def _described(text: str) -> str:
-    value = _value(text)
-    entries = _entries(value)
-    return "not JSON" if value is _NOT_JSON else "" if entries is None else f"{entries:,}"
-
-
-def heading(out: Console, record: Record) -> Table:
-    """Return a summary of a session in a few lines."""
-    found, now = record_json(record), validation.utc_now()
-    created, updated = (
-        f"{clock(time)} ({format_age(now - time)} ago)" for time in (record.created_at, record.updated_at)
-    )
-    rows = {
-        "session": cell(record.session_id, "bold"),
-        "phase": phase(record.content.phase),
-        "created": cell(created),
-        "updated": cell(f"{updated}, version {record.version}"),
-        "history": cell(f"{record.error_count:,} errors, {record.log_count:,} log lines"),
-        "question": cell(str(record.content.current_question_index)),
-        "tasks": cell(_progress(out, found)),
-        "active": cell(record.content.active_task_id or "", "cyan"),
-        "completed": cell(_last(found["completed_task_ids"]), "green"),
-        "failed": cell(_last(found["failed_task_ids"]), "red"),
-        "held": cell("" if record.held_at is None else f"since {clock(record.held_at)}", "magenta"),
-    }
+def heading(record: Record) -> Table:
+    """Return the fields of a session, except its documents, one in each line."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for name, text in rows.items():
-        if text:
-            table.add_row(name, text)
+    now = validation.utc_now()
+    for name, value in record_json(record).items():
+        if isinstance(value, datetime):
+            table.add_row(name, f"{clock(value)} ({format_age(now - value)} ago)")
+        elif isinstance(value, list):
+            more = f"{len(value) - _IDS:,} others, " if len(value) > _IDS else ""
+            table.add_row(name, cell(more + ", ".join(value[-_IDS:])))
+        elif value is not None and name != "documents":
+            table.add_row(name, phase(str(value)))
     return table
-
-
-def _progress(out: Console, found: Mapping[str, Any]) -> str:
-    completed, failed, planned = found["completed_task_ids"], found["failed_task_ids"], found["tasks"]
-    if completed is None or failed is None:
-        return "the task ids cannot be read"
-    if not (completed or failed or planned):
-        return ""
-    text = f"{len(completed):,} completed, {len(failed):,} failed"
-    if planned:
-        return f"{bar(len(completed), max(planned, len(completed)), _BAR, out)} {text}, of {planned:,}".lstrip()
-    return text
-
-
-def _last(ids: Sequence[str] | None) -> str:
-    ids = ids or []
-    return ("… " if len(ids) > _IDS else "") + ", ".join(ids[-_IDS:])

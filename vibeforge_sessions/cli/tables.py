@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
 from rich import box
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vibeforge_sessions.cli.terminal import safe
+from vibeforge_sessions.cli.times import clock
 
 _WIDTH_WITHOUT_TERMINAL: Final = 2_200
 """Width without a terminal. It is so large that no text is folded, for tools such as `grep`."""
@@ -27,18 +29,23 @@ size = decimal
 """Return a number of bytes in a readable unit."""
 
 
-def console(*, stderr: bool = False) -> Console:
+def console() -> Console:
     """Return a console of the width of the terminal. Characters that its encoding lacks are escaped."""
-    stream = sys.stderr if stderr else sys.stdout
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")
-    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
+    return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
-def cell(text: str, style: str = "", *, lines: bool = False) -> Text:
-    """Return a stored text for rich, in which markup has no effect."""
-    return Text(safe(text, lines=lines), style)
+def cell(value: object, style: str = "", *, lines: bool = False) -> Text:
+    """Return a stored value for rich: a number is aligned to the right, and markup in a text has no effect.
+
+    :param lines: keep the line ends of a text, and indent its further lines: they could imitate other output.
+    """
+    if isinstance(value, int):
+        return Text(f"{value:,}", style if value else "dim", justify="right")
+    text = safe("" if value is None else clock(value) if isinstance(value, datetime) else str(value), lines=lines)
+    return Text(text.replace("\n", "\n    "), style)
 
 
 def phase(name: str) -> Text:
@@ -46,42 +53,33 @@ def phase(name: str) -> Text:
     return cell(name, _PHASES.get(name, ""))
 
 
-def number(value: int | str, style: str = "") -> Text:
-    """Return a number that is aligned to the right. Zero is dim."""
-    return Text(value if isinstance(value, str) else f"{value:,}", style if value else "dim", justify="right")
-
-
 class Listing:
     """A table that is printed in pages. The first page decides the columns and their widths.
 
     :param needed: number of columns that are always shown. On a narrow terminal the others are left out, the last one
         first. By default all columns are shown.
-    :param folds: whether the last column gets the remaining width, and its text is folded to that.
     """
 
-    def __init__(self, out: Console, *titles: str, needed: int | None = None, folds: bool = False) -> None:
+    def __init__(self, out: Console, *titles: str, needed: int | None = None) -> None:
         self._out = out
         self._titles = titles
         self._needed = needed or len(titles)
-        self._folds = folds
         self._widths: list[int] = []
         """Widths of the shown columns."""
 
-    def add(self, rows: Iterable[Sequence[Text]]) -> None:
+    def add(self, rows: Iterable[Sequence[object]]) -> None:
         """Print more rows. The first call also prints the titles."""
-        page = list(rows)
+        page = [[each if isinstance(each, Text) else cell(each) for each in row] for row in rows]
         first = not self._widths
         columns = list(zip(map(Text, self._titles), *page, strict=True))
         widths = [max(cell_len(line) for text in column for line in text.plain.split("\n")) for column in columns]
-        if self._folds:
-            widths[-1] = 0  # the console decides
         if first:
             while len(widths) > self._needed and sum(widths) + _GAP * (len(widths) - 1) > self._out.width:
                 widths.pop()
         self._widths = widths if first else [max(pair) for pair in zip(self._widths, widths, strict=False)]
         table = Table(box=box.SIMPLE_HEAD, show_header=first, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for title, width, column in zip(self._titles, self._widths, columns, strict=False):
-            table.add_column(title, justify=column[-1].justify or "left", width=width or None, overflow="fold")
+            table.add_column(title, justify=column[-1].justify or "left", width=width, overflow="fold")
         for row in page:
             table.add_row(*row[: len(self._widths)])
         self._out.print(table)
@@ -100,10 +98,3 @@ def spark(series: Sequence[int], width: int, out: Console) -> str:
     steps = _SPARK_STEPS_IN_ASCII if out.options.ascii_only else _SPARK_STEPS
     most = max(sums, default=0)
     return "".join(steps[-(-each * (len(steps) - 1) // most)] if each else " " for each in sums)
-
-
-def shorten(text: str, lines: int, characters: int) -> str:
-    """Return the beginning of a text, and the number of omitted characters."""
-    kept = "\n".join(text[:characters].split("\n")[:lines])
-    left = len(text) - len(kept)
-    return f"{kept}… ({left:,} characters more)" if left else text

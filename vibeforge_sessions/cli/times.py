@@ -10,7 +10,7 @@ import typer
 
 from vibeforge_sessions.model import validation
 
-_AGE: Final = re.compile(r"\s*(\d{1,9})([smhdw])\s*")
+_AGE: Final = re.compile(r"\s*(\d{1,6})([smhdw])\s*")
 _SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
@@ -18,28 +18,21 @@ def parse_age(text: str | timedelta) -> timedelta:
     """Parse an age, such as ``90s``, ``15m``, ``6h``, ``2d`` or ``3w``, or the default of an option."""
     if isinstance(text, timedelta):
         return text
-    try:
-        return _age(text)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is not an age such as 90s, 15m, 6h, 2d or 3w") from None
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not an age such as 90s, 15m, 6h, 2d or 3w")
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
 def parse_time(text: str) -> datetime:
     """Parse a time in ISO 8601, in UTC without a zone; or an age before now."""
     try:
-        time = validation.utc_now() - _age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text)
+        time = validation.utc_now() - parse_age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text)
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter(
             f"{text!r} is neither a time, such as 2026-11-25 or 2026-11-25T13:00Z, nor an age, such as 2d"
         ) from None
-
-
-def _age(text: str) -> timedelta:
-    match = _AGE.fullmatch(text)
-    if match is None:
-        raise ValueError("not an age")
-    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
 def format_age(length: timedelta) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.rule import Rule
 from rich.text import Text
@@ -28,36 +27,17 @@ from vibeforge_sessions.repository.base import SessionRepository
 FAILED: Final = 9
 """Exit code if the session has ended in FAILED."""
 _ENDS: Final = {SessionPhase.COMPLETE.value: 0, SessionPhase.FAILED.value: FAILED}
+_STYLES: Final = {"error": "red", "log": "", "phase": "bold"}
 _PAGE: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A change of a session."""
+Change = dict[str, Any]
+"""The JSON of a change.
 
-    event: str
-    """``phase``, ``task``, ``error``, ``log``, ``held``, ``released``, or ``recreated`` for a new incarnation."""
-    time: datetime
-    text: str
-    position: int | None = None
-    task_id: str | None = None
-    phase: str | None = None
-
-    def line(self) -> Text:
-        """Return the change as text of one or more lines."""
-        if self.event == "log":
-            return cell(self.text, lines=True)
-        if self.event == "error":
-            text = f"{clock(self.time)} error {self.position} of {self.task_id} in {self.phase}: {self.text}"
-            return cell(text, "red", lines=True)
-        return cell(f"{clock(self.time)} {self.event} {self.text}".rstrip(), "bold" if self.event == "phase" else "dim")
-
-    def print(self, out: Console, *, as_json: bool) -> None:
-        """Print the change, as JSON without the fields that do not apply."""
-        if as_json:
-            typer.echo(safe_json({name: value for name, value in asdict(self).items() if value is not None}))
-        else:
-            out.print(self.line(), soft_wrap=True)
+Its ``event`` is ``phase``, ``task``, ``error``, ``log``, ``held``, ``released``, or ``recreated`` for a new
+incarnation. All have a ``time`` and a ``text``. Those of the histories also have a ``position``, and errors a
+``task_id`` and a ``phase``.
+"""
 
 
 class Watch:
@@ -75,25 +55,34 @@ class Watch:
         self.record, now = after, after.updated_at
         if after.created_at != before.created_at or any(map(int.__lt__, after.counts, before.counts)):
             self._errors = self._logs = 0
-            yield Change("recreated", after.created_at, "")
+            yield _change("recreated", after.created_at)
         yield from self._appended()
         if after.content.active_task_id != before.content.active_task_id:
-            yield Change("task", now, after.content.active_task_id or "none")
+            yield _change("task", now, after.content.active_task_id or "none")
         if (after.held_at is None) != (before.held_at is None):
-            yield Change("released" if after.held_at is None else "held", after.held_at or validation.utc_now(), "")
+            yield _change("released" if after.held_at is None else "held", after.held_at or validation.utc_now())
         if after.content.phase != before.content.phase:
-            yield Change("phase", now, after.content.phase)
+            yield _change("phase", now, after.content.phase)
 
     def _appended(self) -> Iterator[Change]:
         while found := self._repository.list_errors(self._session_id, after=self._errors, limit=_PAGE):
             for entry in found:
                 self._errors = entry.position or 0
-                text = entry.error_message.rstrip("\n")
-                yield Change("error", entry.timestamp, text, entry.position, entry.task_id, entry["phase"])
+                where = {"position": entry.position, "task_id": entry.task_id, "phase": entry["phase"]}
+                yield _change("error", entry.timestamp, entry.error_message.rstrip("\n"), **where)
         while lines := self._repository.list_logs(self._session_id, after=self._logs, limit=_PAGE):
             for line in lines:
                 self._logs += 1
-                yield Change("log", self.record.updated_at, line.rstrip("\n"), self._logs)
+                yield _change("log", self.record.updated_at, line.rstrip("\n"), position=self._logs)
+
+
+def _change(event: str, time: datetime, text: str = "", **where: Any) -> Change:
+    return {"event": event, "time": time, **where, "text": text}
+
+
+def _line(change: Change) -> Text:
+    values = (clock(value) if isinstance(value, datetime) else str(value) for value in change.values())
+    return cell("  ".join(filter(None, values)), _STYLES.get(change["event"], "dim"), lines=True)
 
 
 @sessions.command()
@@ -114,15 +103,20 @@ def watch(
 
         def page() -> Group:
             footer = Text(f"read at {clock(validation.utc_now())}, Ctrl-C ends", style="dim")
-            return Group(Rule(style="dim"), heading(out, watched.record), footer)
+            return Group(Rule(style="dim"), heading(watched.record), footer)
 
         live = Live(console=out, auto_refresh=False, get_renderable=page) if out.is_terminal and not as_json else None
         with live or nullcontext():
-            Change("phase", watched.record.updated_at, watched.record.content.phase).print(out, as_json=as_json)
-            while (code := _ENDS.get(watched.record.content.phase)) is None:
-                time.sleep(every)
-                for change in watched.poll():
-                    change.print(out, as_json=as_json)
+            changes: Iterable[Change] = [_change("phase", watched.record.updated_at, watched.record.content.phase)]
+            while True:
+                for change in changes:
+                    if as_json:
+                        typer.echo(safe_json(change))
+                    else:
+                        out.print(_line(change), soft_wrap=True)
                 if live is not None:
                     live.refresh()
-    raise typer.Exit(code)
+                if watched.record.content.phase in _ENDS:
+                    raise typer.Exit(_ENDS[watched.record.content.phase])
+                time.sleep(every)
+                changes = watched.poll()
