@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, ColumnElement, DateTime, Dialect, String, Tex
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.functions import ReturnTypeFromArgs
 from sqlalchemy.types import TypeEngine
 
 __all__ = ["BigInt", "LongText", "UTCDateTime", "identifier"]
@@ -19,27 +19,18 @@ BigInt = BigInteger
 """Counters and versions."""
 
 
-class _InUTC(FunctionElement[datetime]):
+class _InUTC(ReturnTypeFromArgs[datetime]):
     """A time column that is read in UTC, whatever the time zone of the connection."""
 
-    name = "in_utc"
     inherit_cache = True
-
-    def __init__(self, column: ColumnElement[datetime]) -> None:
-        super().__init__(column)
-        self.type = column.type
 
 
 @compiles(_InUTC)
-def _unchanged(element: _InUTC, compiler: SQLCompiler, **options: Any) -> str:
-    return compiler.process(element.clauses, **options)
-
-
-@compiles(_InUTC, "postgresql")
-def _converted_to_utc(element: _InUTC, compiler: SQLCompiler, **options: Any) -> str:
+def _compile(element: _InUTC, compiler: SQLCompiler, **options: Any) -> str:
     # In another time zone, the years 1 and 9999 leave the range of Python. Behind PgBouncer, other clients may set the
-    # time zone. So the database converts, and returns a timestamp without time zone.
-    return f"timezone('UTC', {compiler.process(element.clauses, **options)})"
+    # time zone. So PostgreSQL converts, and returns a timestamp without time zone.
+    column = compiler.process(element.clauses, **options)
+    return f"timezone('UTC', {column})" if compiler.dialect.name == "postgresql" else column
 
 
 class UTCDateTime(TypeDecorator[datetime]):
