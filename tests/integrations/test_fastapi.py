@@ -275,7 +275,7 @@ def test_a_lifespan_within_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
             opened.append(app.state.session_repository)
             seen.append("began")
             yield
-            assert opened[0]._threads is not None
+            assert opened[0]._threads
             seen.append("ended")
 
     async def ask(client: httpx.AsyncClient) -> None:
@@ -284,7 +284,7 @@ def test_a_lifespan_within_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     app = application(own)
     asking(app, ask)
     assert not hasattr(app.state, "session_repository")
-    assert opened[0]._threads is None  # its threads are gone, and its connections with them
+    assert not opened[0]._threads  # its threads are gone, and its connections with them
     assert opened[0]._owned.pool.checkedin() == 0
     assert seen == ["began", "ended"]
 

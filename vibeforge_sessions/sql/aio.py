@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,32 +59,28 @@ class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
             SQLAlchemySessionRepository(_sync(bind), session_type=session_type, fast_path=fast_path, retry=retry)
         )
         self._threads_of: Engine | None = bind if isinstance(bind, Engine) else None
-        self._threads: ThreadPoolExecutor | None = None
-        self._threads_process = os.getpid()
+        self._threads: dict[int, ThreadPoolExecutor] = {}
+        """By process: a fork copies no threads."""
         self._owned: AsyncEngine | Engine | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{str(self._repository).partition('Repository')[2]}"
 
     async def close(self) -> None:
-        threads, self._threads = self._threads, None
-        if threads is not None and self._threads_process == os.getpid():
+        threads = self._threads.pop(os.getpid(), None)
+        if threads is not None:
             threads.shutdown(wait=False)  # a thread is in use only while its call is awaited
-        if isinstance(self._owned, Engine):
-            self._owned.dispose()
-        elif self._owned is not None:
-            await self._owned.dispose()
+        if self._owned is not None:
+            await greenlet_spawn(_sync(self._owned).dispose)
 
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        if self._threads_of is None:
+        engine, process = self._threads_of, os.getpid()
+        if engine is None:
             return await greenlet_spawn(call, *args, **kwargs)
-        return await self._in_thread(functools.partial(call, *args, **kwargs))
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        if self._threads is None or self._threads_process != os.getpid():  # a fork copies no threads
-            self._threads_process = os.getpid()
-            self._threads = ThreadPoolExecutor(_size(self._threads_of), "vibeforge_sessions")
-        working = self._threads.submit(contextvars.copy_context().run, call)
+        if process not in self._threads:
+            size = max(1, engine.pool.size()) if isinstance(engine.pool, QueuePool) else _THREADS
+            self._threads[process] = ThreadPoolExecutor(size, "vibeforge_sessions")
+        working = self._threads[process].submit(contextvars.copy_context().run, call, *args, **kwargs)
         return await await_completion(asyncio.wrap_future(working), working.cancel)
 
 
@@ -116,10 +111,6 @@ def _sync(bind: object) -> Any:
     raise ConfigurationError(
         f"must be an AsyncEngine, Engine, AsyncConnection or AsyncSession, not {type(bind).__name__}", "bind"
     )
-
-
-def _size(engine: Engine | None) -> int:
-    return max(1, engine.pool.size()) if engine is not None and isinstance(engine.pool, QueuePool) else _THREADS
 
 
 async def open_async_database(
