@@ -13,12 +13,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine
 
 from vibeforge_sessions.errors import InvalidArgumentError, SchemaError
@@ -249,16 +247,12 @@ def migrating(bind: Engine | Connection, timeouts: MigrationTimeouts = Migration
         transaction was rejected, or rows refer to missing sessions.
     """
     database_dialect = database_dialect_of(bind.dialect)
-    with _process_lock, translated("migrate"):
-        if isinstance(bind, Engine):
-            with connected(bind) as connection, database_dialect.migration_lock(connection, timeouts):
-                yield connection
-        elif bind.in_transaction():
-            with database_dialect.joined_migration_lock(bind, timeouts):
-                yield bind
-        else:
-            with database_dialect.migration_lock(bind, timeouts):
-                yield bind
+    opened = connected(bind) if isinstance(bind, Engine) else nullcontext(bind)
+    with _process_lock, translated("migrate"), opened as connection:
+        is_joined = connection.in_transaction()
+        lock = database_dialect.joined_migration_lock if is_joined else database_dialect.migration_lock
+        with lock(connection, timeouts):
+            yield connection
 
 
 def run_in_environment(
@@ -275,11 +269,6 @@ def run_in_environment(
     :param upgrading: reject a database that is ahead or foreign. The check runs under the migration lock.
     :param schema: the schema for the SQL. A connection has its own.
     """
-    of_host = isinstance(bind, Connection) and bind.in_transaction()
-    if upgrading and isinstance(bind, Connection):
-        _check_migratable(inspect_schema(bind))
-        if not of_host:
-            bind.rollback()  # Alembic begins and commits its own transactions
     options: dict[str, Any]
     if isinstance(bind, URL):
         database_dialect = database_dialect_named(bind.get_backend_name())
@@ -289,7 +278,11 @@ def run_in_environment(
             quoted = schema.replace('"', '""')
             settings += (f'SET search_path = "{quoted}"',)
     else:
-        database_dialect, schema = database_dialect_of(bind.dialect), schema_of(bind)
+        database_dialect, schema, of_host = database_dialect_of(bind.dialect), schema_of(bind), bind.in_transaction()
+        if upgrading:
+            _check_migratable(inspect_schema(bind))
+            if not of_host:
+                bind.rollback()  # Alembic begins and commits its own transactions
         options = {"connection": bind, "version_table_schema": schema, **comparison(schema)}
         settings = () if of_host else database_dialect.migration_settings(timeouts, of_session=False)
     report = context.config.attributes.get("report")
@@ -300,7 +293,7 @@ def run_in_environment(
         # Alembic disables it on SQLite by default, because the driver begins no transaction for DDL; this engine does
         transactional_ddl=database_dialect.transactional_ddl,
         render_as_batch=True,
-        on_version_apply=_version_callback(report) if report else None,
+        on_version_apply=(lambda *, step, **_: report(str(step.up_revision_id))) if report else None,
     )
     with context.begin_transaction():
         for setting in settings:
@@ -308,41 +301,26 @@ def run_in_environment(
         context.run_migrations()
 
 
-def _version_callback(report: OnRevision) -> Callable[..., None]:
-    def on_version_apply(*, step: Any, **_: Any) -> None:
-        report(str(step.up_revision_id))
-
-    return on_version_apply
-
-
 def _run(
     bind: Engine | Connection,
     timeouts: MigrationTimeouts,
     report: OnRevision | None,
-    migrate: Callable[[Config, str], None],
+    migrate: Callable[..., object],
     revision: str,
 ) -> None:
-    config = scripts.config()
-    try:
-        with migrating(bind, timeouts) as connection:
-            config.attributes.update(
-                connection=connection, upgrading=migrate is command.upgrade, timeouts=timeouts, report=report
-            )
-            migrate(config, scripts.check_revision(revision))
-    except CommandError as error:  # an unknown revision: the message contains only its id
-        raise SchemaError(str(error)) from error
+    with migrating(bind, timeouts) as connection:
+        scripts.run(migrate, scripts.check_revision(revision), connection=connection, timeouts=timeouts, report=report)
 
 
 def _inspect(bind: Engine | Connection, timeouts: MigrationTimeouts, *, exact: bool = False) -> SchemaStatus:
     with reading(bind) as connection:
         found = inspect_schema(connection, exact=exact)
-    if (found.state != "foreign" and not (found.state == "drifted" and not found.usable)) or (
-        isinstance(bind, Connection) and bind.in_transaction()
-    ):
-        return found
-    # the tables and the revision are read one after the other: check again under the migration lock
-    with migrating(bind, timeouts) as connection, reading(connection):
-        return inspect_schema(connection, exact=exact)
+    is_in_doubt = found.state == "foreign" or (found.state == "drifted" and not found.usable)
+    if is_in_doubt and not (isinstance(bind, Connection) and bind.in_transaction()):
+        # the tables and the revision are read one after the other: check again under the migration lock
+        with migrating(bind, timeouts) as connection, reading(connection):
+            return inspect_schema(connection, exact=exact)
+    return found
 
 
 def _check_migratable(found: SchemaStatus) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from vibeforge_sessions.sql.transactions.error_translation import connected, tra
 __all__ = ["SchemaStatus", "inspect_schema"]
 
 UPGRADE: Final = "vibeforge-sessions db upgrade"
+_UPGRADE_OF_HOST: Final = "alembic upgrade vibeforge_sessions@head, with the Alembic of the application"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,32 +106,23 @@ class _Inspection:
         self.revision, self.of_host = self._revision()
 
     def status(self) -> SchemaStatus:
-        known = [each.revision for each in history()]
-        needed = head()
+        known, needed = [each.revision for each in history()], head()
         if self.revision is None:
             return self._without_revision(needed, known)
         if self.revision not in known:
             return self._ahead(needed, known)
+        here = f"this database is at revision {self.revision}"
         pending = tuple(known[known.index(self.revision) + 1 :])
         if pending:
-            return self._status(
-                "behind",
-                f"this database is at revision {self.revision}, this version needs {needed}",
-                command=_host_upgrade_command() if self.of_host else UPGRADE,
-                pending=pending,
-            )
+            command = _UPGRADE_OF_HOST if self.of_host else UPGRADE
+            return self._status("behind", f"{here}, this version needs {needed}", command=command, pending=pending)
         missing = self.missing()
         differences = tuple(self.differences()) if self.exact else missing
         if not differences:
-            return self._status("current", f"this database is at revision {self.revision}", usable=True)
-        return self._status(
-            "drifted",
-            f"this database is at revision {self.revision}, but differs from what the migrations make: "
-            f"{'; '.join(differences)}; "
-            + ("restore it from a backup" if missing else "this version works with it all the same"),
-            usable=not missing,
-            differences=differences,
-        )
+            return self._status("current", here, usable=True)
+        advice = "restore it from a backup" if missing else "this version works with it all the same"
+        reason = f"{here}, but differs from what the migrations make: {'; '.join(differences)}; {advice}"
+        return self._status("drifted", reason, usable=not missing, differences=differences)
 
     def _status(self, state: SchemaState, reason: str, *, usable: bool = False, **more: Any) -> SchemaStatus:
         return SchemaStatus(
@@ -246,10 +238,6 @@ def comparison(schema: str | None) -> dict[str, Any]:
     }
 
 
-def _host_upgrade_command() -> str:
-    return "alembic upgrade vibeforge_sessions@head, with the Alembic of the application"
-
-
 def _describe(found: Any) -> str:
     """Return a readable description of a difference that Alembic has found."""
     kind, *what = found
@@ -272,13 +260,10 @@ def reading(bind: Engine | Connection) -> Iterator[Connection]:
     """Provide a connection for reading. A caller's connection is in a transaction afterwards only if it was before."""
     with translated("reach"):
         database_dialect_of(bind.dialect)
-        if isinstance(bind, Engine):
-            with connected(bind) as connection:
+        with connected(bind) if isinstance(bind, Engine) else nullcontext(bind) as connection:
+            begun = connection.in_transaction()
+            try:
                 yield connection
-            return
-        begun = bind.in_transaction()
-        try:
-            yield bind
-        finally:
-            if not begun:
-                bind.rollback()
+            finally:
+                if not begun:
+                    connection.rollback()

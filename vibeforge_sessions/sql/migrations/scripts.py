@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -92,20 +92,32 @@ def render(
     :raises ConfigurationError: the URL is not supported.
     """
     output = io.StringIO()
-    settings = config(output)
-    settings.attributes.update(
+    run(
+        command.downgrade if downgrade else command.upgrade,
+        f"{check_revision(since or ('head' if downgrade else 'base'))}:{check_revision(revision)}",
+        output=output,
         connection=parse_url(url),
         schema=schema,
         timeouts=MigrationTimeouts(lock_timeout, statement_timeout),
-        upgrading=not downgrade,
     )
-    run = command.downgrade if downgrade else command.upgrade
-    since = check_revision(since or ("head" if downgrade else "base"))
-    try:
-        run(settings, f"{since}:{check_revision(revision)}", sql=True)
-    except CommandError as error:
-        raise SchemaError(str(error)) from error
     return output.getvalue()
+
+
+def run(
+    migrate: Callable[..., object], revision: str, *, output: io.StringIO | None = None, **attributes: object
+) -> None:
+    """Run a command of Alembic.
+
+    :param output: gets the SQL instead of the database.
+    :param attributes: for ``migrations/env.py``.
+    :raises SchemaError: the revision is unknown.
+    """
+    settings = config(output)
+    settings.attributes.update(attributes, upgrading=migrate is command.upgrade)
+    try:
+        migrate(settings, revision, **({} if output is None else {"sql": True}))
+    except CommandError as error:  # the message contains only the id
+        raise SchemaError(str(error)) from error
 
 
 def check_revision(revision: str) -> str:
@@ -129,13 +141,7 @@ def _scripts() -> ScriptDirectory:
 
 
 def _revision(script: Script) -> Revision:
-    attributes: Any = vars(script.module)
-    return Revision(
-        revision=script.revision,
-        after=None if script.down_revision is None else str(script.down_revision),
-        summary=script.doc,
-        locks=dict(attributes.get("locks", {})),
-        rewrites=tuple(attributes.get("rewrites", ())),
-        online=tuple(attributes.get("online", ())),
-        loses=attributes.get("loses"),
-    )
+    after = None if script.down_revision is None else str(script.down_revision)
+    declared: Any = vars(script.module).get
+    locks, rewrites, online = declared("locks", {}), declared("rewrites", ()), declared("online", ())
+    return Revision(script.revision, after, script.doc, locks, rewrites, online, declared("loses"))
