@@ -28,6 +28,7 @@ from vibeforge_sessions import (
     StorageError,
 )
 from vibeforge_sessions.sql import create_engine, migrate
+from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, stored
 
 TABLES = ("sessions", "session_documents", "session_errors", "session_logs")
@@ -275,6 +276,13 @@ def test_an_engine_that_cannot_work_is_refused_with_the_reason(
         with pytest.raises(ConfigurationError, match=reason):
             call()
     engine.dispose()
+
+
+def test_engine_behind_pooler_keeps_its_mark_with_schema() -> None:
+    engine = create_engine("postgresql+psycopg://h/d", pgbouncer=True, schema="forge")
+    options = engine.get_execution_options()
+    assert options["schema_translate_map"] == {None: "forge"}
+    assert BEHIND_POOLER in options
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy
 from sqlalchemy import URL, Engine, event, make_url
@@ -57,23 +57,8 @@ def create_engine(
     :raises ConfigurationError: the URL is unsupported, its driver is not installed (the error names the extra), or an
         option has no valid value.
     """
-    parsed = parse_url(url)
-    database_dialect = database_dialect_named(parsed.get_backend_name())
-    settings = _settings(database_dialect, synchronous=synchronous, busy_timeout=busy_timeout, pgbouncer=pgbouncer)
-    if parsed.drivername not in database_dialect.drivers:
-        raise ConfigurationError(f"{parsed.drivername}:// is an asynchronous driver: use create_async_engine")
-    with _driver_errors(parsed):
-        engine = sqlalchemy.create_engine(
-            database_dialect.engine_url(parsed),
-            **_merge(
-                {**database_dialect.engine_options(parsed, settings), **_schema_options(schema, database_dialect)},
-                options,
-            ),
-        )
-    database_dialect.add_event_listeners(engine, parsed, settings)
-    fork_safety.track(engine)
-    if database_dialect.is_server:
-        event.listen(engine, "connect", watch_new, insert=True)  # before the queries of SQLAlchemy's own listeners
+    settings = EngineSettings(synchronous, busy_timeout, pgbouncer)
+    engine: Engine = _create(url, settings, schema, options, is_async=False)
     return engine
 
 
@@ -87,28 +72,7 @@ def create_async_engine(
     :raises ConfigurationError: the URL is unsupported, its driver or greenlet is not installed, or an option has no
         valid value.
     """
-    parsed = parse_url(url)
-    database_dialect = database_dialect_named(parsed.get_backend_name())
-    settings = _settings(database_dialect, synchronous="FULL", busy_timeout=30.0, pgbouncer=pgbouncer)
-    if parsed.drivername not in database_dialect.async_drivers:
-        raise ConfigurationError(f"{parsed.drivername}:// is not an asynchronous driver: use create_engine")
-    try:
-        import greenlet  # noqa: F401, PLC0415 (an extra; SQLAlchemy reports that it is missing only at the first use)
-        from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415
-    except ImportError:
-        raise ConfigurationError(
-            "asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'"
-        ) from None
-    with _driver_errors(parsed):
-        engine = create(
-            database_dialect.engine_url(parsed),
-            **_merge(
-                {**database_dialect.engine_options(parsed, settings), **_schema_options(schema, database_dialect)},
-                options,
-            ),
-        )
-    database_dialect.add_event_listeners(engine.sync_engine, parsed, settings)
-    fork_safety.track(engine.sync_engine)
+    engine: AsyncEngine = _create(url, EngineSettings(pgbouncer=pgbouncer), schema, options, is_async=True)
     return engine
 
 
@@ -177,44 +141,74 @@ _DEFAULT_DRIVERS = {
 }
 
 
-def _settings(
-    database_dialect: DatabaseDialect, *, synchronous: str, busy_timeout: float, pgbouncer: bool
-) -> EngineSettings:
+def _create(
+    url: str | URL, settings: EngineSettings, schema: str | None, options: dict[str, Any], *, is_async: bool
+) -> Any:
+    parsed = parse_url(url)
+    database_dialect = database_dialect_named(parsed.get_backend_name())
+    settings = _checked(settings, database_dialect)
+    if parsed.drivername not in (database_dialect.async_drivers if is_async else database_dialect.drivers):
+        kind, function = ("not an", "create_engine") if is_async else ("an", "create_async_engine")
+        raise ConfigurationError(f"{parsed.drivername}:// is {kind} asynchronous driver: use {function}")
+    prepared = database_dialect.engine_options(parsed, settings)
+    if schema is not None:
+        if not database_dialect.has_schemas:
+            raise ConfigurationError(
+                f"{database_dialect.names[0]} has no schemas within a database: name another database in its URL"
+            )
+        prepared.setdefault("execution_options", {})["schema_translate_map"] = {None: schema}
+    create: Any = _async_factory() if is_async else sqlalchemy.create_engine
+    try:
+        created = create(parsed, **_merge(prepared, options))
+    except (ImportError, NoSuchModuleError):
+        raise ConfigurationError(
+            f"the driver for {parsed.drivername}:// is not installed: pip install "
+            f"'vibeforge-sessions[{_EXTRAS[parsed.drivername]}]'"
+        ) from None
+    except (ValueError, ArgumentError):  # raised by the dialect for an option in the URL
+        raise ConfigurationError(
+            "an option in the database URL has an invalid value: correct it or leave it out"
+        ) from None
+    engine = created.sync_engine if is_async else created
+    database_dialect.add_event_listeners(engine, parsed, settings)
+    fork_safety.track(engine)
+    if database_dialect.is_server:
+        event.listen(engine, "connect", watch_new, insert=True)  # before the queries of SQLAlchemy's own listeners
+    return created
+
+
+def _async_factory() -> Any:
+    try:
+        import greenlet  # noqa: F401, PLC0415 (an extra; SQLAlchemy reports that it is missing only at the first use)
+        from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415
+    except ImportError:
+        raise ConfigurationError(
+            "asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'"
+        ) from None
+    return create
+
+
+def _checked(settings: EngineSettings, database_dialect: DatabaseDialect) -> EngineSettings:
     """Return the options that only some databases have, once they are checked."""
-    level = exact(synchronous)
+    level = exact(settings.synchronous)
     if type(level) is not str or level not in {"FULL", "NORMAL"}:
         raise ConfigurationError("must be FULL or NORMAL", "synchronous")
-    seconds = exact(busy_timeout)
+    seconds = exact(settings.busy_timeout)
     if type(seconds) not in {int, float} or not 0 <= seconds <= _LONGEST_WAIT:
         raise ConfigurationError(f"must be a number of seconds from 0 to {_LONGEST_WAIT:,}", "busy_timeout")
-    if type(pgbouncer) is not bool:
+    if type(settings.pgbouncer) is not bool:
         raise ConfigurationError("must be True or False", "pgbouncer")
-    if pgbouncer and "postgresql" not in database_dialect.names:
+    if settings.pgbouncer and "postgresql" not in database_dialect.names:
         raise ConfigurationError(f"is for PostgreSQL only: leave it out for {database_dialect.names[0]}", "pgbouncer")
-    return EngineSettings(
-        synchronous=cast("Literal['FULL', 'NORMAL']", level), busy_timeout=seconds, pgbouncer=pgbouncer
-    )
-
-
-def _schema_options(schema: str | None, database_dialect: DatabaseDialect) -> dict[str, Any]:
-    if schema is None:
-        return {}
-    if not database_dialect.has_schemas:
-        raise ConfigurationError(
-            f"{database_dialect.names[0]} has no schemas within a database: name another database in its URL"
-        )
-    return {"execution_options": {"schema_translate_map": {None: schema}}}
+    return EngineSettings(str(level), seconds, settings.pgbouncer)
 
 
 def _merge(prepared: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Merge both options. The options of the caller take precedence."""
     merged: dict[str, Any] = {"hide_parameters": True, **prepared, **given}  # no user data in messages or logs
-    merged["connect_args"] = {**prepared.get("connect_args", {}), **given.get("connect_args", {})}
-    merged["execution_options"] = {
-        **prepared.get("execution_options", {}),
-        **given.get("execution_options", {}),
-        PREPARED: "isolation_level" not in given,
-    }
+    for name in ("connect_args", "execution_options"):
+        merged[name] = {**prepared.get(name, {}), **given.get(name, {})}
+    merged["execution_options"][PREPARED] = "isolation_level" not in given
     if "options" in given.get("connect_args", {}):  # of PostgreSQL: the later of two options wins
         merged["connect_args"]["options"] = (
             f"{prepared['connect_args'].get('options', '')} {given['connect_args']['options']}"
@@ -224,18 +218,3 @@ def _merge(prepared: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             if name in prepared and name not in given:
                 del merged[name]
     return merged
-
-
-@contextmanager
-def _driver_errors(url: URL) -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, NoSuchModuleError):
-        raise ConfigurationError(
-            f"the driver for {url.drivername}:// is not installed: pip install "
-            f"'vibeforge-sessions[{_EXTRAS[url.drivername]}]'"
-        ) from None
-    except (ValueError, ArgumentError):  # raised by the dialect for an option in the URL
-        raise ConfigurationError(
-            "an option in the database URL has an invalid value: correct it or leave it out"
-        ) from None

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, Pool, event
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from vibeforge_sessions.errors import StorageError
-from vibeforge_sessions.repository.fork_locks import acquire_until_fork
+from vibeforge_sessions.repository.fork_locks import acquire_until_fork, fork_lock
 
 _PROCESS_KEY: Final = "vibeforge_sessions_process"
 """Key in the `info` of a connection: the id of the process that has opened it."""
@@ -31,6 +31,7 @@ _POLL: Final = 0.001
 _MAX_WAIT: Final = 5.0
 """Seconds that a fork waits for calls on SQLite in other threads."""
 
+_initializing: Final = fork_lock()
 _engines: Final[WeakSet[Engine]] = WeakSet()
 _records: Final[WeakSet[ConnectionPoolEntry]] = WeakSet()
 _inherited: Final[list[object]] = []
@@ -42,7 +43,15 @@ rejected_files: Final[set[str]] = set()
 
 
 def track(engine: Engine) -> None:
-    """Let child processes open their own connections of an engine."""
+    """Let child processes open their own connections of an engine.
+
+    Also make sure that one thread alone initializes the dialect when several use a new engine at once. SQLAlchemy
+    (2.1.9, ``event/attr.py``) creates the lock for the first connection with a check and then a set: two threads can
+    get one each, and the second uses a dialect that is half initialized (seen once in 5,000 tests: ``no attribute
+    'default_isolation_level'``). The lock is created here, without a connection.
+    """
+    with _initializing:
+        _initialization_lock(engine.pool)
     _engines.add(engine)
 
 
@@ -54,13 +63,17 @@ def check_joined(connection: Connection) -> None:
     if connection.closed:
         return
     pooled = connection._dbapi_connection  # noqa: SLF001 (the property `connection` would open a new connection)
-    if pooled in _checked_out:
-        raise _inherited_connection()
-    if connection.invalidated:
-        return
-    if connection.info.setdefault(_PROCESS_KEY, os.getpid()) not in {os.getpid(), None}:
-        raise _inherited_connection()
-    check_file(connection.info)
+    process, is_usable = os.getpid(), not connection.invalidated
+    if pooled in _checked_out or (
+        is_usable and connection.info.setdefault(_PROCESS_KEY, process) not in {process, None}
+    ):
+        raise StorageError(
+            f"this connection was opened by another process than {process}, which was forked while the connection was "
+            "open: open a new connection or orm.Session in this process, and call engine.dispose(close=False) first if "
+            "the engine has no repository"
+        )
+    if is_usable:
+        check_file(connection.info)
 
 
 def check_file(info: dict[Any, Any]) -> None:
@@ -73,14 +86,6 @@ def check_file(info: dict[Any, Any]) -> None:
             f"process {os.getpid()} was forked while a connection to its SQLite file was in use, and SQLite cannot use "
             "the file safely in such a process: end transactions before the fork, or start the process by spawn"
         )
-
-
-def _inherited_connection() -> StorageError:
-    return StorageError(
-        f"this connection was opened by another process than {os.getpid()}, which was forked while the connection was "
-        "open: open a new connection or orm.Session in this process, and call engine.dispose(close=False) first if the "
-        "engine has no repository"
-    )
 
 
 _calls: Final[dict[object, int]] = {}
@@ -124,15 +129,14 @@ def _end_fork() -> None:
 def _record_origin(connection: Any, record: ConnectionPoolEntry) -> None:
     """Record the process of a new connection, and the file of a SQLite connection."""
     _records.add(record)
-    record.info[_PROCESS_KEY] = os.getpid()
     if hasattr(type(record.driver_connection), "total_changes"):  # SQLite's drivers
         cursor = connection.cursor()
         cursor.execute("PRAGMA database_list")
         path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
         cursor.close()
         record.info[_FILE_KEY] = os.path.realpath(path) if path else ""
-        if not path:  # a fork copies a database in memory, and the child may use its copy
-            record.info[_PROCESS_KEY] = None
+    # a fork copies a database in memory, and the child may use its copy
+    record.info[_PROCESS_KEY] = None if record.info.get(_FILE_KEY) == "" else os.getpid()
 
 
 def _open_records(pool: Pool) -> list[ConnectionPoolEntry]:

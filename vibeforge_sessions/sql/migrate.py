@@ -248,11 +248,13 @@ def migrating(bind: Engine | Connection, timeouts: MigrationTimeouts = Migration
     """
     database_dialect = database_dialect_of(bind.dialect)
     opened = connected(bind) if isinstance(bind, Engine) else nullcontext(bind)
-    with _process_lock, translated("migrate"), opened as connection:
-        is_joined = connection.in_transaction()
-        lock = database_dialect.joined_migration_lock if is_joined else database_dialect.migration_lock
-        with lock(connection, timeouts):
-            yield connection
+    with (
+        _process_lock,
+        translated("migrate"),
+        opened as connection,
+        database_dialect.migration_lock(connection, timeouts),
+    ):
+        yield connection
 
 
 def run_in_environment(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, func
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, IsolationLevel
 from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
 from vibeforge_sessions.errors import ConfigurationError, InvalidSessionError, SchemaError
@@ -78,18 +79,20 @@ class DatabaseDialect(ABC):
     """Statement that creates an empty database on the server. None if a database is a file."""
     drop_database_statement: ClassVar[str] = ""
     """Statement that drops that database. It runs outside a transaction."""
+    settings_query: ClassVar[str] = ""
+    """Query for settings of the server that every transaction depends on."""
     begin_statements: ClassVar[tuple[str, str] | None] = None
     """Statements that begin a transaction that reads, and one that writes. None if the driver begins it."""
     short_lock_timeout_statements: ClassVar[tuple[str, ...]] = ()
     """Statements that limit the waits of a connection for locks to ten seconds."""
 
+    def __init__(self) -> None:
+        self.server_settings: weakref.WeakKeyDictionary[Dialect, Any] = weakref.WeakKeyDictionary()
+        """What `check_server` has found, by the dialect of each engine."""
+
     @abstractmethod
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         """Return options for `sqlalchemy.create_engine`. The caller's ``connect_args`` are merged into them."""
-
-    def engine_url(self, url: URL) -> URL:
-        """Return the URL without the parts that `add_event_listeners` handles."""
-        return url
 
     def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:  # noqa: B027 (not all need it)
         """Add event listeners to a prepared engine."""
@@ -113,33 +116,42 @@ class DatabaseDialect(ABC):
                 "this connection is in AUTOCOMMIT, so there is no transaction to join: leave isolation_level out, or "
                 "give the repository the Engine"
             )
+        self.check_server(connection)
 
-    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, single_statement: bool) -> bool:
-        """Begin like `begin` on a DBAPI connection of a prepared engine, if there are no `begin_statements`.
+    def isolation_level(self, dialect: Dialect, *, write: bool, single_statement: bool) -> IsolationLevel | None:
+        """Return the isolation level that a transaction sets on a prepared engine; None if it sets none.
 
-        The connection is marked with `ISOLATION_LEVEL_CHANGED`.
+        In AUTOCOMMIT, each statement commits itself. The settings of the server must have been checked.
         """
-        return True
+        return None
 
-    def is_unavailable(self, code: Any) -> bool:
-        """Return whether the code means that the server is missing or cannot be used now."""
-        return code in self.unavailable_codes
+    def check_server(self, connection: Connection) -> None:
+        """Check the settings of the server, once for each engine, and keep them in `server_settings`.
 
-    def is_lost(self, error: DBAPIError) -> bool:
+        :raises ConfigurationError: with these settings, the server would change texts. The error names the fix.
+        """
+        if self.settings_query and connection.dialect not in self.server_settings:
+            is_joined = connection.in_transaction()
+            row = connection.exec_driver_sql(self.settings_query).one()
+            driver = connection.connection.driver_connection
+            self.server_settings[connection.dialect] = self.check_settings(row, driver)
+            if not is_joined:
+                connection.rollback()
+
+    def check_settings(self, row: Sequence[Any], driver: Any) -> Any:  # noqa: B027 (not all need it)
+        """Check the result of `settings_query` on a driver connection; return what is kept of it."""
+
+    def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection was lost, and with it the answer to the last statement."""
-        return error.connection_invalidated
+        return isinstance(error, DBAPIError) and error.connection_invalidated
 
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
         """Return whether a failed connection attempt may succeed later."""
-        return self.is_unavailable(code)
+        return code in self.unavailable_codes
 
     def may_have_committed(self, code: Any) -> bool:
         """Return whether the outcome of a COMMIT that failed with this code is unknown."""
         return code not in self.transient_codes
-
-    def is_undecodable_value(self, error: DBAPIError) -> bool:
-        """Return whether the driver could not decode a stored value. Its error message contains that value."""
-        return False
 
     def abort_connection(self, connection: Any) -> None:  # noqa: B027 (not all need it)
         """Close the socket of a driver connection on which a thread or a task waits for the server."""
@@ -192,16 +204,10 @@ class DatabaseDialect(ABC):
 
     @abstractmethod
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
-        """Hold the migration lock for a connection that is in no transaction.
+        """Hold the migration lock; inside the transaction of the connection, if there is one, which the caller ends.
 
         :raises SchemaError: another migration still has the lock after ``timeouts.migration`` seconds.
         """
-
-    @abstractmethod
-    def joined_migration_lock(
-        self, connection: Connection, timeouts: MigrationTimeouts
-    ) -> AbstractContextManager[None]:
-        """Hold the migration lock inside the caller's transaction, which the caller ends."""
 
     @abstractmethod
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
@@ -236,38 +242,19 @@ class MigrationTimeouts(NamedTuple):
         """Seconds to wait for a table lock. While a migration waits, it blocks every other access to the table."""
         return 10.0 if self.lock is None else self.lock
 
-    @property
-    def is_set(self) -> bool:
-        """Whether the caller has set a limit."""
-        return self != MigrationTimeouts()
 
-
-class EngineSettings:
+class EngineSettings(NamedTuple):
     """Options of `create_engine` that only some databases support."""
 
-    __slots__ = ("busy_timeout", "pgbouncer", "synchronous")
-
-    def __init__(self, *, synchronous: Literal["FULL", "NORMAL"], busy_timeout: float, pgbouncer: bool) -> None:
-        self.synchronous = synchronous
-        self.busy_timeout = busy_timeout
-        self.pgbouncer = pgbouncer
+    synchronous: str = "FULL"
+    busy_timeout: float = 30.0
+    pgbouncer: bool = False
 
 
 def is_prepared(connection: Connection) -> bool:
     """Return whether this package's `create_engine` made the engine and its isolation level is unchanged."""
     options = connection.get_execution_options()
     return bool(options.get(PREPARED)) and "isolation_level" not in options
-
-
-def fetch_row(driver: Any, statement: str) -> tuple[Any, ...]:
-    """Execute a statement on a DBAPI connection, roll back, and return its single row."""
-    cursor = driver.cursor()
-    try:
-        cursor.execute(statement)
-        return tuple(cursor.fetchone())
-    finally:
-        cursor.close()
-        driver.rollback()
 
 
 @contextmanager
@@ -293,16 +280,28 @@ def shut_down_socket(file_descriptor: int) -> None:
         pass
 
 
-def check_payload_size(size: int, limit: int, setting: str) -> None:
-    """Reject rows that do not fit into one statement.
+def check_size(texts: Iterable[str], limit: int, setting: str, *, overhead: int = 0, escaped: str = "") -> int:
+    """Check that the texts of a statement are not too large; return an upper limit of their size in bytes.
 
-    :raises InvalidSessionError: they do not fit.
+    :param overhead: upper limit of the bytes of a statement without its values.
+    :param escaped: characters that the driver escapes with a second one.
+    :raises InvalidSessionError: they are too large. The error names the size and the limit.
     """
-    if size > limit:
-        raise InvalidSessionError(
-            f"one statement would need {size:,} bytes, but this database accepts at most {limit:,} ({setting}): make "
-            "the session smaller, or raise the limit"
-        )
+    texts = list(texts)
+    size = 4 * sum(map(len, texts)) + overhead  # UTF-8 takes at most four bytes per character
+    if size > limit:  # encode only texts that may be too large: encoding takes longer than `len`
+        size = sum(len(text.encode()) + sum(map(text.count, escaped)) for text in texts) + overhead
+        if size > limit:
+            raise InvalidSessionError(
+                f"one statement would need {size:,} bytes, but this database accepts at most {limit:,} ({setting}): "
+                "make the session smaller, or raise the limit"
+            )
+    return size
+
+
+def texts_of(row: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a row."""
+    return [value for value in row.values() if isinstance(value, str)]
 
 
 def lock_error(timeout: float, holder: str) -> SchemaError:
@@ -312,36 +311,47 @@ def lock_error(timeout: float, holder: str) -> SchemaError:
     )
 
 
-class HostSelector:
-    """Connects to the first of several hosts that is ready, beginning with the host that was ready last."""
+def connect_to_ready_host(
+    hosts_of: Callable[[Mapping[str, Any]], Sequence[tuple[str, int]]],
+) -> Callable[..., DBAPIConnection | None]:
+    """Return a `do_connect` listener that connects to the first host that is ready, beginning with the last such host.
 
-    def __init__(self) -> None:
-        self._last_ready = 0
+    :param hosts_of: returns the hosts and ports that the parameters of a connection name.
+    """
+    first = 0
 
     def connect(
-        self, number: int, connect_to: Callable[[int], DBAPIConnection], errors: tuple[type[Exception], ...]
-    ) -> DBAPIConnection:
-        """Return a connection to the first host that is ready.
-
-        :param number: how many hosts there are.
-        :param connect_to: connects to the host of an index, or raises one of `errors`. If no host is ready, the last
-            of these errors is raised.
-        """
-        first, raised = self._last_ready, None
-        for index in (each % number for each in range(first, first + number)):
+        dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]
+    ) -> DBAPIConnection | None:
+        nonlocal first
+        failure: Exception | None = None
+        hosts = hosts_of(parameters)
+        for index in [*range(first, len(hosts)), *range(first)]:
+            host, port = hosts[index]
             try:
-                connection = connect_to(index)
-            except errors as error:
-                raised = error
+                connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
+                try:  # a node of Galera that is not ready rejects a ROLLBACK, but not SELECT 1
+                    connection.rollback()
+                except BaseException:
+                    connection.close()
+                    raise
+            except Exception as error:  # noqa: BLE001 (drivers and the operating system raise errors of many classes)
+                failure = error
             else:
-                self._last_ready = index
+                first = index
                 return connection
-        raise raised or AssertionError("there are no hosts")
+        if failure is not None:
+            raise failure
+        return None
+
+    return connect
 
 
-def failure_code(error: DBAPIError) -> Any:
-    """Return the error name of SQLite, the SQLSTATE of PostgreSQL or the error number of MariaDB."""
-    original: Any = error.orig
+def failure_code(error: BaseException | None) -> Any:
+    """Return the error name of SQLite, the SQLSTATE of PostgreSQL or the error number of MariaDB; None without one."""
+    original: Any = error.orig if isinstance(error, DBAPIError) else None
+    if original is None:
+        return None
     if original.args and isinstance(original.args[0], int):
         return original.args[0]
     return getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None)

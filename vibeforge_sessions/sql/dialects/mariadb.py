@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -22,15 +21,15 @@ from vibeforge_sessions.sql.dialects.base import (
     LOCK_TIMEOUT,
     DatabaseDialect,
     EngineSettings,
-    HostSelector,
     MigrationTimeouts,
     Rows,
-    check_payload_size,
-    fetch_row,
+    check_size,
+    connect_to_ready_host,
     is_prepared,
     lock_error,
     second_connection,
     shut_down_socket,
+    texts_of,
 )
 from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES
 
@@ -65,9 +64,6 @@ _CHARACTER_SETS: Final = (
 )
 """Variables of a connection that decide how the server converts texts."""
 _CHARACTER_SET: Final = "utf8mb4"
-_SERVER_SETTINGS: Final = ", ".join(["SELECT @@max_allowed_packet", *(f"@@{name}" for name in _CHARACTER_SETS)])
-_limits: Final[weakref.WeakKeyDictionary[Dialect, int]] = weakref.WeakKeyDictionary()
-"""``max_allowed_packet`` by the dialect of each engine whose settings were checked."""
 
 
 class MariaDBDialect(DatabaseDialect):
@@ -95,6 +91,7 @@ class MariaDBDialect(DatabaseDialect):
     create_database_statement = "CREATE DATABASE {name}"
     drop_database_statement = "DROP DATABASE IF EXISTS {name}"
     short_lock_timeout_statements = ("SET SESSION lock_wait_timeout = 10, innodb_lock_wait_timeout = 10",)
+    settings_query = ", ".join(["SELECT @@max_allowed_packet", *(f"@@{name}" for name in _CHARACTER_SETS)])
 
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         connect_args: dict[str, Any] = {"charset": "utf8mb4"}
@@ -108,19 +105,11 @@ class MariaDBDialect(DatabaseDialect):
             "pool_recycle": 3600,  # the server closes connections that were idle for eight hours
         }
 
-    def engine_url(self, url: URL) -> URL:
-        hosts = _hosts(url)
-        if not hosts:
-            return url
-        host, port = hosts[0]
-        return url.difference_update_query(["host"]).set(host=host, port=port)
-
     def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:
         if url.drivername in self.async_drivers:
             event.listen(engine, "do_connect", _limit_connect_time)
-        hosts = _hosts(url)
-        if hosts:
-            event.listen(engine, "do_connect", _host_selecting_listener(hosts))
+        if "host" in url.query:
+            event.listen(engine, "do_connect", connect_to_ready_host(_hosts))
 
         @event.listens_for(engine, "connect")
         def connect(connection: DBAPIConnection, _record: object) -> None:
@@ -133,24 +122,24 @@ class MariaDBDialect(DatabaseDialect):
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
         if not is_prepared(connection):  # a caller's engine may use AUTOCOMMIT, or a new snapshot for each statement
             connection.execution_options(isolation_level="REPEATABLE READ")
-        if connection.dialect not in _limits:
-            settings = connection.exec_driver_sql(_SERVER_SETTINGS).one()
-            _limits[connection.dialect] = _check_server_settings(settings, connection.connection.driver_connection)
-            connection.rollback()
+        self.check_server(connection)
         connection.begin()
         return True
 
-    def check_joined_connection(self, connection: Connection) -> None:
-        super().check_joined_connection(connection)
-        if connection.dialect not in _limits:
-            settings = connection.exec_driver_sql(_SERVER_SETTINGS).one()
-            _limits[connection.dialect] = _check_server_settings(settings, connection.connection.driver_connection)
-
-    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, single_statement: bool) -> bool:
-        if dialect not in _limits:
-            settings = fetch_row(driver, _SERVER_SETTINGS)
-            _limits[dialect] = _check_server_settings(settings, dialect.get_driver_connection(driver))
-        return True  # the server begins the transaction at the first statement
+    def check_settings(self, row: Sequence[Any], driver: Any) -> int:
+        """Check the character sets of a connection; return the size limit of one statement in bytes."""
+        packet, *values = row
+        settings = dict(zip(_CHARACTER_SETS, values, strict=True))
+        if settings["character_set_results"] is None:  # no conversion: the server sends texts as they are stored
+            del settings["character_set_results"]
+        for name, value in settings.items():
+            if str(value).partition("_")[0] != _CHARACTER_SET:
+                raise _character_set_error(f"{name} is {value}")
+        of_driver = driver.character_set_name()
+        # a listener has sent SET NAMES, which does not change the encoding of the driver
+        if not of_driver.startswith("utf8"):
+            raise _character_set_error(f"the driver's character set is {of_driver}")
+        return int(packet)
 
     def abort_connection(self, connection: Any) -> None:
         with contextlib.suppress(Exception):  # the connection was closed meanwhile
@@ -181,15 +170,11 @@ class MariaDBDialect(DatabaseDialect):
                 raise
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        limit = _limits[dialect]
+        limit = self.server_settings[dialect]
         batches: list[Rows] = [[]]
         remaining = limit
         for row in rows:
-            texts = [value for value in row.values() if isinstance(value, str)]
-            size = 4 * sum(map(len, texts)) + _OVERHEAD
-            if size > remaining:  # encode only texts that may be too large: encoding takes longer than `len`
-                size = sum(len(value.encode()) + sum(map(value.count, _ESCAPED)) for value in texts) + _OVERHEAD
-                check_payload_size(size, limit, "max_allowed_packet")
+            size = check_size(texts_of(row), limit, "max_allowed_packet", overhead=_OVERHEAD, escaped=_ESCAPED)
             if size > remaining:  # the driver writes all rows of one call into one statement
                 batches.append([])
                 remaining = limit
@@ -199,8 +184,9 @@ class MariaDBDialect(DatabaseDialect):
 
     @contextmanager
     def statement_time_limit(self, driver: Any, seconds: float) -> Iterator[None]:
-        (before,) = fetch_row(driver, "SELECT @@max_statement_time")
         with driver.cursor() as cursor:
+            cursor.execute("SELECT @@max_statement_time")
+            (before,) = cursor.fetchone()
             cursor.execute(f"SET SESSION max_statement_time = {seconds:g}")
             try:
                 yield
@@ -222,8 +208,12 @@ class MariaDBDialect(DatabaseDialect):
 
     @contextmanager
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        if connection.in_transaction():
+            with _named_lock(connection, timeouts):
+                yield
+            return
         # a connection of its own: while this one waits for the migration lock, it holds no table lock
-        with second_connection(connection) as lock, self.joined_migration_lock(lock, timeouts):
+        with second_connection(connection) as lock, _named_lock(lock, timeouts):
             lock.rollback()  # GET_LOCK outlasts the transaction, which the server would end when it is idle
             before = connection.execute(text("SELECT @@lock_wait_timeout, @@max_statement_time")).one()
             try:
@@ -238,17 +228,6 @@ class MariaDBDialect(DatabaseDialect):
                         f"SET SESSION lock_wait_timeout = {before[0]}, max_statement_time = {before[1]}"
                     )
                     connection.rollback()
-
-    @contextmanager
-    def joined_migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        timeout, name = timeouts.migration, {"name": _lock_name(connection)}
-        if not connection.execute(text("SELECT GET_LOCK(:name, :timeout)"), {**name, "timeout": timeout}).scalar():
-            holder = connection.execute(text("SELECT IS_USED_LOCK(:name)"), name).scalar()
-            raise lock_error(timeout, f"connection {holder} of the server" if holder else "it was released just now")
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
         if not database:
@@ -274,13 +253,13 @@ class MariaDBDialect(DatabaseDialect):
         )
 
 
-def _hosts(url: URL) -> list[tuple[str, int]]:
+def _hosts(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the hosts and ports of a URL like ``mariadb+pymysql://user@/database?host=a:3306&host=b``."""
-    given = url.query.get("host", ())
+    given = parameters["host"]
     hosts = []
     for each in (given,) if isinstance(given, str) else given:
         host, _, port = each.rpartition(":") if each.rpartition(":")[2].isdecimal() else (each, "", "")
-        hosts.append((host.strip("[]"), int(port or url.port or _DEFAULT_PORT)))
+        hosts.append((host.strip("[]"), int(port or parameters.get("port") or _DEFAULT_PORT)))
     return hosts
 
 
@@ -295,26 +274,6 @@ def _limit_connect_time(dialect: Dialect, _record: object, _args: object, parame
     parameters["async_creator_fn"] = connect_in_time
 
 
-def _host_selecting_listener(hosts: Sequence[tuple[str, int]]) -> Callable[..., DBAPIConnection]:
-    """Return a `do_connect` listener that connects to the first host that is ready."""
-    selector = HostSelector()
-
-    def connect(dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]) -> DBAPIConnection:
-        def connect_to(index: int) -> DBAPIConnection:
-            host, port = hosts[index]
-            connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
-            try:
-                connection.rollback()  # always sent; a node that is not ready rejects a ROLLBACK, but not SELECT 1
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-
-        return selector.connect(len(hosts), connect_to, (dialect.loaded_dbapi.Error, OSError))
-
-    return connect
-
-
 def _quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
@@ -325,31 +284,19 @@ def _account(name: str) -> str:
     return f"{_quoted(user)}@{_quoted(host)}"
 
 
-def _lock_name(connection: Connection) -> str:
-    """Return the name of the migration lock, for the whole server and of at most 64 characters."""
+@contextmanager
+def _named_lock(connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
     database = connection.execute(text("SELECT DATABASE()")).scalar_one()
-    return f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"
-
-
-def _check_server_settings(row: Sequence[Any], driver: Any) -> int:
-    """Check the character sets of a connection; return the size limit of one statement in bytes.
-
-    :param row: the result of `_SERVER_SETTINGS`.
-    :param driver: the driver connection.
-    :raises ConfigurationError: the server or the driver would change texts. The error names the fix.
-    """
-    packet, *values = row
-    settings = dict(zip(_CHARACTER_SETS, values, strict=True))
-    if settings["character_set_results"] is None:  # no conversion: the server sends texts as they are stored
-        del settings["character_set_results"]
-    for name, value in settings.items():
-        if str(value).partition("_")[0] != _CHARACTER_SET:
-            raise _character_set_error(f"{name} is {value}")
-    of_driver = driver.character_set_name()
-    # a listener has sent SET NAMES, which does not change the encoding of the driver
-    if not of_driver.startswith("utf8"):
-        raise _character_set_error(f"the driver's character set is {of_driver}")
-    return int(packet)
+    # of the whole server, and of at most 64 characters
+    name = {"name": f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"}
+    timeout = timeouts.migration
+    if not connection.execute(text("SELECT GET_LOCK(:name, :timeout)"), {**name, "timeout": timeout}).scalar():
+        holder = connection.execute(text("SELECT IS_USED_LOCK(:name)"), name).scalar()
+        raise lock_error(timeout, f"connection {holder} of the server" if holder else "it was released just now")
+    try:
+        yield
+    finally:
+        connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
 
 
 def _character_set_error(problem: str) -> ConfigurationError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, event, func, text
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
@@ -24,14 +24,14 @@ from vibeforge_sessions.sql.dialects.base import (
     LOCK_TIMEOUT,
     DatabaseDialect,
     EngineSettings,
-    HostSelector,
     MigrationTimeouts,
     Rows,
-    check_payload_size,
-    fetch_row,
+    check_size,
+    connect_to_ready_host,
     lock_error,
     second_connection,
     shut_down_socket,
+    texts_of,
 )
 from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES, schema_of
 
@@ -51,7 +51,8 @@ _LOCK_HOLDER: Final = text(
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """
 )
-_SESSION_TIMEOUTS: Final = {
+_SESSION_SETTINGS: Final = {
+    "TimeZone": "UTC",
     "lock_timeout": f"{LOCK_TIMEOUT}s",
     "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT}s",
 }
@@ -63,11 +64,9 @@ _TABLE_SIZES: Final = text(
     "SELECT relname, pg_table_size(oid), pg_indexes_size(oid) FROM pg_class "
     "WHERE oid IN (SELECT to_regclass(path) FROM unnest(CAST(:paths AS text[])) AS path)"
 )
+_CONNECTION_CODES: Final = frozenset({"08000", "08001", "08003", "08004", "08006", "08007", "08P01"})
 _PERMANENT_FAILURES: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
-_SERVER_SETTINGS: Final = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
 _SINGLE_STATEMENT_LEVEL: Final = "read committed"
-_default_levels: Final[weakref.WeakKeyDictionary[Dialect, str]] = weakref.WeakKeyDictionary()
-"""Default isolation level of the server, by the dialect of each engine whose settings were checked."""
 
 
 class PostgreSQLDialect(DatabaseDialect):
@@ -90,7 +89,7 @@ class PostgreSQLDialect(DatabaseDialect):
     supports_writable_ctes = True
     transient_codes = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available in time
     # shut down, crashed, starting up, idle for too long, not (or no longer) the primary, too many connections
-    unavailable_codes = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300"})
+    unavailable_codes = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300"}) | _CONNECTION_CODES
     corruption_codes = frozenset({"XX001", "XX002"})
     duplicate_key_codes = frozenset({"23505"})
     missing_schema_codes = frozenset({"42P01", "42703", "3F000"})
@@ -99,31 +98,32 @@ class PostgreSQLDialect(DatabaseDialect):
     create_database_statement = "CREATE DATABASE {name} TEMPLATE template0"
     drop_database_statement = "DROP DATABASE IF EXISTS {name} WITH (FORCE)"
     short_lock_timeout_statements = ("SET lock_timeout = '10s'",)
+    settings_query = "SELECT current_setting('default_transaction_isolation'), current_setting('server_encoding')"
 
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
-        options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
-        if url.get_driver_name() == "asyncpg":
-            options["connect_args"] = {"server_settings": {"TimeZone": "UTC", **_SESSION_TIMEOUTS}}
-            if settings.pgbouncer:
-                options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-        elif settings.pgbouncer:  # PgBouncer shares server sessions between clients: prepare and set nothing
-            options["connect_args"] = {"prepare_threshold": None}
+        driver = url.get_driver_name()
+        if settings.pgbouncer:  # it shares server sessions between clients: prepare and set nothing
+            of_asyncpg = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            connect_args: dict[str, Any] = of_asyncpg if driver == "asyncpg" else {"prepare_threshold": None}
+        elif driver == "asyncpg":
+            connect_args = {"server_settings": dict(_SESSION_SETTINGS)}
         else:
             given = url.query.get("options", "")  # the later of two options wins
-            options["connect_args"] = {
-                "options": f"-c TimeZone=UTC "
-                f"{' '.join(f'-c {name}={value}' for name, value in _SESSION_TIMEOUTS.items())} "
-                f"{given if isinstance(given, str) else ' '.join(given)}"
-            }
-        if settings.pgbouncer:
-            options["execution_options"] = {BEHIND_POOLER: True}
-        if url.get_driver_name() == "psycopg" and "connect_timeout" not in url.query:
-            options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT
-        return options
+            options = [f"-c {name}={value}" for name, value in _SESSION_SETTINGS.items()]
+            connect_args = {"options": " ".join([*options, *((given,) if isinstance(given, str) else given)])}
+        timeout = "timeout" if driver == "asyncpg" else "connect_timeout"
+        if timeout not in url.query:
+            connect_args[timeout] = CONNECT_TIMEOUT
+        return {
+            "isolation_level": "READ COMMITTED",
+            "connect_args": connect_args,
+            "execution_options": {BEHIND_POOLER: True} if settings.pgbouncer else {},
+        }
 
     def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:
         if url.get_driver_name() == "asyncpg":
-            event.listen(engine, "do_connect", _host_selecting_listener())
+            # asyncpg has one time limit for all hosts together: a first host that is silent would use it up
+            event.listen(engine, "do_connect", connect_to_ready_host(_hosts))
 
         @event.listens_for(engine, "reset")
         def reset(driver: Any, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
@@ -139,49 +139,39 @@ class PostgreSQLDialect(DatabaseDialect):
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
         connection.connection.commit()  # keep the settings of a caller's `connect` listener
         connection.info[ISOLATION_LEVEL_CHANGED] = True  # before the change: SQLAlchemy resets only its own changes
-        if connection.dialect not in _default_levels:
-            _default_levels[connection.dialect] = _check_server_settings(
-                connection.exec_driver_sql(_SERVER_SETTINGS).one()
-            )
-            connection.rollback()
-        if single_statement and _default_levels[connection.dialect] == _SINGLE_STATEMENT_LEVEL:
-            # an attribute of the driver connection: no round trip
-            connection.execution_options(isolation_level="AUTOCOMMIT")
-            return False
+        self.check_server(connection)
         # the driver sends the level along with BEGIN, and both with the first statement: no round trip
-        connection.execution_options(isolation_level="READ COMMITTED" if write else "REPEATABLE READ")
+        level = self.isolation_level(connection.dialect, write=write, single_statement=single_statement)
+        connection.execution_options(isolation_level=level)
+        if level == "AUTOCOMMIT":
+            return False
         connection.begin()
         return True
 
-    def check_joined_connection(self, connection: Connection) -> None:
-        super().check_joined_connection(connection)
-        if connection.dialect not in _default_levels:
-            _default_levels[connection.dialect] = _check_server_settings(
-                connection.exec_driver_sql(_SERVER_SETTINGS).one()
+    def isolation_level(self, dialect: Dialect, *, write: bool, single_statement: bool) -> IsolationLevel:
+        if single_statement and self.server_settings[dialect] == _SINGLE_STATEMENT_LEVEL:
+            return "AUTOCOMMIT"  # an attribute of the driver connection: no round trip
+        return "READ COMMITTED" if write else "REPEATABLE READ"
+
+    def check_settings(self, row: Sequence[Any], driver: Any) -> str:
+        """Check the encoding of the database; return its default isolation level."""
+        level, encoding = row
+        if encoding != "UTF8":
+            raise ConfigurationError(
+                f"this database has the encoding {encoding}, which lacks most characters: "
+                "create a database with the encoding UTF8"
             )
+        return str(level)
 
-    def begin_on_driver(self, dialect: Dialect, driver: Any, *, write: bool, single_statement: bool) -> bool:
-        driver.commit()  # keep the settings of a caller's `connect` listener; no round trip without a transaction
-        if dialect not in _default_levels:
-            _default_levels[dialect] = _check_server_settings(fetch_row(driver, _SERVER_SETTINGS))
-        if single_statement and _default_levels[dialect] == _SINGLE_STATEMENT_LEVEL:
-            dialect.set_isolation_level(driver, "AUTOCOMMIT")
-            return False
-        dialect.set_isolation_level(driver, "READ COMMITTED" if write else "REPEATABLE READ")
-        return True
-
-    def is_unavailable(self, code: Any) -> bool:
-        return super().is_unavailable(code) or str(code).startswith("08")
-
-    def is_lost(self, error: DBAPIError) -> bool:
+    def is_lost(self, error: BaseException) -> bool:
         # psycopg may find the socket closed before libpq does; its error then has no code
-        raised: Any = error.orig
-        of_psycopg = isinstance(error, OperationalError) and type(raised).__module__.startswith("psycopg")
+        raised: Any = error.orig if isinstance(error, OperationalError) else None
+        of_psycopg = type(raised).__module__.startswith("psycopg")
         return super().is_lost(error) or (of_psycopg and raised.sqlstate is None)
 
     def is_unreachable(self, error: DBAPIError, code: Any) -> bool:
         if code is not None:
-            return self.is_unavailable(code)
+            return super().is_unreachable(error, code)
         # libpq reports no code; if its messages are not in English, a wrong password is retried until the deadline
         return not any(words in str(error.orig) for words in _PERMANENT_FAILURES)
 
@@ -205,9 +195,7 @@ class PostgreSQLDialect(DatabaseDialect):
         return False
 
     def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        texts = [value for row in rows for value in row.values() if isinstance(value, str)]
-        if sum(map(len, texts)) > _LARGEST_MESSAGE // 4:  # UTF-8 takes at most four bytes per character
-            check_payload_size(sum(len(value.encode()) for value in texts), _LARGEST_MESSAGE, "the largest message")
+        check_size(chain.from_iterable(map(texts_of, rows)), _LARGEST_MESSAGE, "the largest message")
         return [rows]
 
     @contextmanager
@@ -234,18 +222,16 @@ class PostgreSQLDialect(DatabaseDialect):
 
     @contextmanager
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        if connection.in_transaction():
+            _wait_for_lock(connection, timeouts)
+            yield
+            return
         # The lock is held by a connection of its own, and a migration that waits for it has no open transaction: CREATE
         # INDEX CONCURRENTLY waits for every older transaction, so it would wait for the waiting migrations.
         with second_connection(connection) as lock:
             # a caller's engine may use REPEATABLE READ: CREATE INDEX CONCURRENTLY would wait for the lock's transaction
             lock.execution_options(isolation_level="READ COMMITTED")
-            deadline = time.monotonic() + timeouts.migration
-            while not lock.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
-                holder = _holder(lock)
-                lock.rollback()
-                if time.monotonic() >= deadline:
-                    raise lock_error(timeouts.migration, holder)
-                time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+            _wait_for_lock(lock, timeouts, between_attempts=lock.rollback)
             lock.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # idle during the migration
             driver = connection.connection.driver_connection  # AUTOCOMMIT exists in the driver only
             level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
@@ -253,7 +239,7 @@ class PostgreSQLDialect(DatabaseDialect):
             connection.execution_options(isolation_level="READ COMMITTED")
             # Each transaction sets its own limits. CREATE INDEX CONCURRENTLY runs in none, so it needs settings of the
             # session. They would leak through PgBouncer, so they are set only if the caller asks for limits.
-            of_session = self.migration_settings(timeouts, of_session=True) if timeouts.is_set else ()
+            of_session = self.migration_settings(timeouts, of_session=True) if timeouts != MigrationTimeouts() else ()
             try:
                 for setting in of_session:
                     connection.exec_driver_sql(setting)
@@ -266,15 +252,6 @@ class PostgreSQLDialect(DatabaseDialect):
                     connection.exec_driver_sql("RESET statement_timeout")
                     connection.commit()
                 connection.execution_options(isolation_level=level)  # restore the level of a caller's connection
-
-    @contextmanager
-    def joined_migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        deadline = time.monotonic() + timeouts.migration
-        while not connection.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
-            if time.monotonic() >= deadline:
-                raise lock_error(timeouts.migration, _holder(connection))
-            time.sleep(0.1)
-        yield
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
         path = _quoted(schema or "public")
@@ -306,48 +283,16 @@ class PostgreSQLDialect(DatabaseDialect):
         )
 
 
-def _host_selecting_listener() -> Callable[..., DBAPIConnection | None]:
-    """Return a `do_connect` listener that gives each of several hosts a time limit of its own.
-
-    asyncpg has one limit for all hosts together. A first host that accepts the connection and stays silent would use
-    it up.
-    """
-    selector = HostSelector()
-
-    def connect(
-        dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]
-    ) -> DBAPIConnection | None:
-        parameters.setdefault("timeout", CONNECT_TIMEOUT)
-        hosts, ports = parameters.get("host"), parameters.get("port")
-        if not isinstance(hosts, list) or len(hosts) < 2:  # noqa: PLR2004 (several hosts)
-            return None
-
-        def connect_to(index: int) -> DBAPIConnection:
-            port = ports[index] if isinstance(ports, list) else ports
-            return dialect.connect(*args, **{**parameters, "host": hosts[index], "port": port})
-
-        # asyncpg and the operating system raise errors of several classes
-        return selector.connect(len(hosts), connect_to, (Exception,))
-
-    return connect
+def _hosts(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the hosts and ports if asyncpg is given several."""
+    hosts, ports = parameters.get("host"), parameters.get("port")
+    if not isinstance(hosts, list):
+        return []
+    return list(zip(hosts, ports if isinstance(ports, list) else [ports] * len(hosts), strict=True))
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _check_server_settings(row: Sequence[Any]) -> str:
-    """Check the encoding of the database; return its default isolation level.
-
-    :raises StorageError: the encoding cannot represent all texts.
-    """
-    level, encoding = row
-    if encoding != "UTF8":
-        raise ConfigurationError(
-            f"this database has the encoding {encoding}, which lacks most characters: "
-            "create a database with the encoding UTF8"
-        )
-    return str(level)
 
 
 def _holder(connection: Connection) -> str:
@@ -359,3 +304,15 @@ def _holder(connection: Connection) -> str:
         f"process {pid} of the server, application {application or 'unnamed'!r}, "
         f"from {address or 'a local socket'}, holds it"
     )
+
+
+def _wait_for_lock(
+    connection: Connection, timeouts: MigrationTimeouts, between_attempts: Callable[[], object] = lambda: None
+) -> None:
+    deadline = time.monotonic() + timeouts.migration
+    while not connection.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
+        holder = _holder(connection)
+        between_attempts()
+        if time.monotonic() >= deadline:
+            raise lock_error(timeouts.migration, holder)
+        time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))

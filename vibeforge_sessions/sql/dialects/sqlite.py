@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import SingletonThreadPool
 
 from vibeforge_sessions.errors import ConfigurationError, InvalidArgumentError, SchemaError, StorageError
@@ -32,9 +32,10 @@ from vibeforge_sessions.sql.dialects.base import (
     EngineSettings,
     MigrationTimeouts,
     Rows,
-    check_payload_size,
+    check_size,
     is_prepared,
     lock_error,
+    texts_of,
 )
 from vibeforge_sessions.sql.tables import metadata
 
@@ -126,9 +127,6 @@ class SQLiteDialect(DatabaseDialect):
             # in_transaction is true inside any savepoint, even without a BEGIN before it
             raise _missing_begin("this SQLite connection is in a savepoint, and its engine does not ensure a BEGIN")
 
-    def is_undecodable_value(self, error: DBAPIError) -> bool:
-        return str(error.orig).startswith("Could not decode to UTF-8")
-
     def may_have_committed(self, code: Any) -> bool:
         # this process commits, so it knows the outcome, unless the sync failed: then the WAL may contain the commit
         return code in {"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"}
@@ -141,10 +139,7 @@ class SQLiteDialect(DatabaseDialect):
             else _DEFAULT_LENGTH_LIMIT
         )
         for row in rows:
-            size = sum(len(value) for value in row.values() if isinstance(value, str))
-            if size > limit // 4:  # at most four bytes per character; encode only texts that may be too large
-                size = sum(len(value.encode()) for value in row.values() if isinstance(value, str))
-                check_payload_size(size, limit, "SQLITE_LIMIT_LENGTH")
+            check_size(texts_of(row), limit, "SQLITE_LIMIT_LENGTH")
         return [rows]
 
     @contextmanager
@@ -171,19 +166,32 @@ class SQLiteDialect(DatabaseDialect):
 
     @contextmanager
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        if connection.in_transaction():
+            # the driver begins no transaction for DDL: a failed migration could leave half of its changes
+            if not _driver(connection).in_transaction:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            tables = inspect(connection).get_table_names()
+            # before the first migration there are no rows that could be deleted
+            if _pragma(connection, "foreign_keys") and not metadata.tables.keys().isdisjoint(tables):
+                raise _foreign_keys_error()
+            yield
+            return
         if timeouts.statement is not None:
             raise InvalidArgumentError("SQLite has no time limit for statements: leave it out", "statement_timeout")
         # Batch migrations drop tables. With foreign keys on, SQLite then deletes every row that refers to them. So they
         # are off during a migration, and checked before its commit.
-        foreign_keys = _switch_foreign_keys(connection, on=False)
-        busy_timeout = _pragma(connection, "busy_timeout")
+        foreign_keys, busy_timeout = _pragma(connection, "foreign_keys"), _pragma(connection, "busy_timeout")
+        _pragma(connection, "foreign_keys = OFF")
+        if _pragma(connection, "foreign_keys"):
+            raise _foreign_keys_error()
         _pragma(connection, f"busy_timeout = {int(timeouts.migration * 1000)}")
         try:
             try:
-                self.begin(connection, write=True)
-                if not is_prepared(connection):  # the caller's engine may have begun a read transaction
+                _check_engine(connection)
+                connection.begin()
+                if _driver(connection).in_transaction:  # begun by a listener or the driver, to read
                     connection.exec_driver_sql("ROLLBACK")
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
                 if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                     raise lock_error(timeouts.migration, "another connection is writing to the file") from error
@@ -193,21 +201,8 @@ class SQLiteDialect(DatabaseDialect):
             connection.commit()
         finally:
             connection.rollback()
-            connection.execution_options(**{_BEGIN_IMMEDIATE: False})
             _pragma(connection, f"busy_timeout = {busy_timeout}")
-            if foreign_keys:
-                _switch_foreign_keys(connection, on=True)
-
-    @contextmanager
-    def joined_migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        # the driver begins no transaction for DDL: a failed migration could leave half of its changes
-        if not _driver(connection).in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        tables = inspect(connection).get_table_names()
-        # before the first migration there are no rows that could be deleted
-        if connection.exec_driver_sql("PRAGMA foreign_keys").scalar() and not metadata.tables.keys().isdisjoint(tables):
-            raise _foreign_keys_error()
-        yield
+            _pragma(connection, f"foreign_keys = {foreign_keys}")
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
         return ["-- SQLite has no roles: permission to write the file and its folder includes every privilege"]
@@ -303,19 +298,6 @@ def _pragma(connection: Connection, pragma: str) -> Any:
     finally:
         cursor.close()
     return None if row is None else row[0]
-
-
-def _switch_foreign_keys(connection: Connection, *, on: bool) -> bool:
-    """Switch foreign keys on or off; return whether they were on before.
-
-    :raises SchemaError: they stayed on because the driver was in a transaction.
-    """
-    before = bool(_pragma(connection, "foreign_keys"))
-    if before != on:
-        _pragma(connection, f"foreign_keys = {'ON' if on else 'OFF'}")
-        if not on and _pragma(connection, "foreign_keys"):
-            raise _foreign_keys_error()
-    return before
 
 
 def _foreign_keys_error() -> SchemaError:

@@ -6,14 +6,13 @@ from sqlalchemy import Connection, Engine, orm
 
 from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.repository.retry import RetryPolicy
-from vibeforge_sessions.sql.transactions.base import TransactionRunner
 from vibeforge_sessions.sql.transactions.joined import JoinedTransaction
 from vibeforge_sessions.sql.transactions.owned import OwnedTransactions
 
 __all__ = ["transactions_on"]
 
 
-def transactions_on(bind: object, *, precompiled: bool, retry: RetryPolicy) -> TransactionRunner:
+def transactions_on(bind: object, *, precompiled: bool, retry: RetryPolicy) -> OwnedTransactions | JoinedTransaction:
     """Return the runner of a repository on an engine, or on a connection or session of the caller."""
     if not isinstance(retry, RetryPolicy):
         raise ConfigurationError(f"must be a RetryPolicy, not {type(retry).__name__}", "retry")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, SessionRepositoryError, StorageError
-from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, database_dialect_of, failure_code
+from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, failure_code
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
@@ -56,7 +56,7 @@ def failure_of(
     :raises ValueError: the driver could not decode a stored value.
     """
     text = f"could not {doing} the database: "
-    if isinstance(error, DBAPIError) and any(each.is_undecodable_value(error) for each in DATABASE_DIALECTS):
+    if isinstance(error, DBAPIError) and str(error.orig).startswith("Could not decode to UTF-8"):  # SQLite's driver
         raise ValueError("a text is no text") from None
     if isinstance(error, OSError):  # asyncpg's; it shows an address
         return StorageError(text + type(error).__name__)
@@ -67,9 +67,7 @@ def failure_of(
     _hide_values(error)
     lost = lost or isinstance(error, PendingRollbackError)
     text += failure_name(error)
-    if isinstance(error, DBAPIError) and any(
-        failure_code(error) in each.corruption_codes for each in DATABASE_DIALECTS
-    ):
+    if any(failure_code(error) in each.corruption_codes for each in DATABASE_DIALECTS):
         text += _DAMAGED
     failure: SessionRepositoryError
     if unknown:
@@ -99,13 +97,10 @@ def _keep_first_lines(error: BaseException) -> None:
     error.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
 
 
-def failure_name(error: SQLAlchemyError) -> str:
+def failure_name(error: BaseException) -> str:
     """Return the class and code of a failure, such as ``OperationalError SQLITE_BUSY``; never the driver's text."""
-    name = type(error).__name__
-    if not isinstance(error, DBAPIError) or error.orig is None:
-        return name
     code = failure_code(error)
-    return f"{name} {code}" if code else name
+    return f"{type(error).__name__} {code}" if code else type(error).__name__
 
 
 def has_wrong_schema(error: StorageError) -> bool:
@@ -114,22 +109,4 @@ def has_wrong_schema(error: StorageError) -> bool:
     The codes of all databases are compared, since no two have one in common: reading the dialect of a caller's session
     could fail as well.
     """
-    cause = error.__cause__
-    return isinstance(cause, DBAPIError) and any(
-        failure_code(cause) in each.missing_schema_codes for each in DATABASE_DIALECTS
-    )
-
-
-def as_sqlalchemys(error: Exception, dialect: Dialect, *, lost: bool) -> BaseException:
-    """Return a driver's error wrapped as SQLAlchemy would raise it."""
-    base = dialect.loaded_dbapi.Error
-    wrapped = DBAPIError.instance(
-        None, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
-    )
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def is_lost(error: BaseException, dialect: Dialect) -> bool:
-    """Return whether an error means that the connection is lost."""
-    return isinstance(error, DBAPIError) and database_dialect_of(dialect).is_lost(error)
+    return any(failure_code(error.__cause__) in each.missing_schema_codes for each in DATABASE_DIALECTS)

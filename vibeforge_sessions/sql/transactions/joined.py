@@ -14,16 +14,16 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.repository.retry import RetryPolicy
-from vibeforge_sessions.sql.transactions.base import TransactionRunner
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
-from vibeforge_sessions.sql.transactions.error_translation import LOST, failure_of, is_lost, reach
+from vibeforge_sessions.sql.dialects import database_dialect_of
+from vibeforge_sessions.sql.transactions.error_translation import LOST, failure_of, reach
+from vibeforge_sessions.sql.transactions.executor import Executor, joined_writes
 from vibeforge_sessions.sql.transactions.operation import Operation
 from vibeforge_sessions.sql.transactions.time_limits import limits_of
 
 T = TypeVar("T")
 
 
-class JoinedTransaction(TransactionRunner):
+class JoinedTransaction:
     """Runs each operation in a savepoint; the caller alone commits the transaction or rolls it back.
 
     :param host: a `Connection` or an `orm.Session`; its transaction begins with the first call, if it has not yet.
@@ -38,12 +38,18 @@ class JoinedTransaction(TransactionRunner):
 
     @property
     def bind(self) -> Connection:
+        """The connection of the caller's transaction."""
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
     def transaction_of(self, session_id: str) -> str | None:
-        return ConnectionExecutor(self.bind, joined=True).transaction_of(session_id)
+        """Return the id of the caller's transaction if it has written a session: it may still be rolled back."""
+        return joined_writes(self.bind).transaction_of(session_id)
 
     def run(self, operation: Operation[T]) -> T:
+        """Execute the operation, wholly or not at all.
+
+        :raises StorageError: SQLAlchemy or the driver raised; the cause is chained, without parameters.
+        """
         shared: Connection | orm.Session = self._host
         if isinstance(shared, orm.Session) and isinstance(shared.bind, Connection):
             shared = shared.bind
@@ -52,22 +58,22 @@ class JoinedTransaction(TransactionRunner):
             connection = reach(lambda: self.bind)  # an orm.Session may connect only now
             if connection is not shared:
                 _queue(connection, turn)
-            return self._run(operation, ConnectionExecutor(connection, joined=True))
+            return self._run(operation, Executor(connection, database_dialect_of(connection.dialect), joined=True))
 
-    def _run(self, operation: Operation[T], executor: ConnectionExecutor) -> T:
+    def _run(self, operation: Operation[T], executor: Executor) -> T:
         with limits_of(executor.dialect)(self._deadline + operation.extra_seconds) as limit:
             savepoint = None
             try:
                 limit.connecting(executor.join)
-                limit.watch(executor.pooled)
                 savepoint = executor.connection.begin_nested()
                 result = operation.execute(executor)
                 savepoint.commit()
             except BaseException as raised:
                 is_late = limit.ended(raised)
-                lost = is_late or (is_lost(raised, executor.dialect) if savepoint is None else False)
-                if savepoint is not None and not _rolled_back(savepoint, executor.connection):
-                    lost = True
+                if savepoint is None:
+                    lost = is_late or executor.database.is_lost(raised)
+                else:
+                    lost = not _rolled_back(savepoint, executor.connection) or is_late
                 if is_late:
                     raise StorageError(f"could not use the database: no answer{LOST}", transaction_lost=True) from None
                 if isinstance(raised, SQLAlchemyError):

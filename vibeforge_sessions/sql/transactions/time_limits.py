@@ -11,23 +11,21 @@ returned to the pool.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import os
 import threading
 import time
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Dialect, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_of
+from vibeforge_sessions.sql.transactions.executor import Executor
 
 _EVERY: Final = 0.1
 """Seconds between two checks by the thread."""
@@ -36,16 +34,20 @@ _GRACE: Final = 1.0
 _IDLE: Final = 100
 """Checks without a limit after which the thread ends."""
 
-T = TypeVar("T")
+ExecutorT = TypeVar("ExecutorT", bound=Executor)
 
 
-class Limit(ABC):
-    """A context manager that ends an attempt after a number of seconds."""
+class Limit:
+    """A context manager that ends an attempt after a number of seconds, by closing its socket.
 
-    __slots__ = ("__weakref__", "expired", "is_over", "seconds")
+    A driver that is only cancelled may wait for the server again. This class alone sets no limit: an embedded database
+    always answers.
+    """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    __slots__ = ("__weakref__", "_database", "connection", "expired", "is_over", "until")
+
+    def __init__(self, seconds: float, database: DatabaseDialect) -> None:
+        self.until = time.monotonic() + seconds
         self.expired = False
         """Whether the limit has ended the attempt."""
         self.is_over = False
@@ -53,78 +55,61 @@ class Limit(ABC):
 
         The attempt sets it by an assignment: unlike a call, that has no function entry at which it is interrupted.
         """
-
-    @abstractmethod
-    def __enter__(self) -> Self: ...
-
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
-
-    def connecting(self, connect: Callable[..., T], *arguments: Any) -> T:
-        """Call a function that takes a connection from the pool, which may open a new one; return its result."""
-        return connect(*arguments)
-
-    def watch(self, connection: PoolProxiedConnection) -> None:  # noqa: B027 (not all need it)
-        """Limit the waits of the attempt on this pooled connection."""
-
-    def ended(self, error: BaseException) -> bool:
-        """Return whether the attempt raised this error because the limit expired."""
-        return self.expired
-
-
-class _None(Limit):
-    """No limit: an embedded database always answers."""
-
-    __slots__ = ()
+        self._database = database
+        self.connection: Callable[[], Any] = _no_connection
+        """Returns the attempt's connection; None before the checkout and after the return to the pool."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.is_over = True
 
-
-class _Cutting(Limit):
-    """Ends an attempt by closing its socket: a driver that is only cancelled may wait for the server again."""
-
-    __slots__ = ("_database", "_pooled")
-
-    def __init__(self, seconds: float, database: DatabaseDialect) -> None:
-        super().__init__(seconds)
-        self._database = database
-        self._pooled: Callable[[], PoolProxiedConnection | None] = _no_connection
+    def connecting(self, connect: Callable[..., ExecutorT], *arguments: Any) -> ExecutorT:
+        """Call a function that takes a connection from the pool, which may open a new one; limit its waits."""
+        executor = connect(*arguments)
+        self.watch(executor.pooled)
+        return executor
 
     def watch(self, connection: PoolProxiedConnection) -> None:
-        self._pooled = weakref.ref(connection)
+        """Limit the waits of the attempt on this pooled connection."""
+        reference = weakref.ref(connection)
+        self.connection = lambda: getattr(reference(), "dbapi_connection", None)
 
     def expire(self) -> bool:
         """Close the socket of the attempt's connection; return whether the attempt has one."""
-        connection = None if self.is_over else self._connection()
+        connection = None if self.is_over else self.connection()
         if connection is None:
             return False
         self.expired = True
         self._database.abort_connection(getattr(connection, "driver_connection", connection))
         return True
 
-    def _connection(self) -> Any:
-        """Return the attempt's connection; None before the checkout and after the return to the pool."""
-        pooled = self._pooled()
-        return None if pooled is None else pooled.dbapi_connection
+    def ended(self, error: BaseException) -> bool:
+        """Return whether the attempt raised this error because the limit expired."""
+        return self.expired
 
 
-class _OnTheLoop(_Cutting):
+class _OnTheLoop(Limit):
+    """Closes the socket by a timer of the event loop.
+
+    The task is cancelled if it has no connection yet, or if the driver does not notice the closed socket.
+    """
+
     __slots__ = ("_is_open", "_timeout", "_timer")
 
     def __enter__(self) -> Self:
         self._timeout = asyncio.timeout(None)
         await_only(self._timeout.__aenter__())
         self._is_open = True
-        self._timer = _call_later(self.seconds, self._end)
+        self._timer = _call_later(self.until - time.monotonic(), self._end)
         return self
 
+    def __exit__(self, *_: object) -> None:
+        self.is_over = True
+        self._close(None)
+
     def _end(self) -> None:
-        # without a connection, or if the driver has not noticed the closed socket, the task is cancelled
         if self.expire():
             self._timer = _call_later(_GRACE, self._cancel)
         else:
@@ -135,40 +120,27 @@ class _OnTheLoop(_Cutting):
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def ended(self, error: BaseException) -> bool:
-        self._timer.cancel()
+        is_timeout = self._close(error)
         if isinstance(error, asyncio.CancelledError):
-            self.expired = self._is_timeout(error)
-        elif self._timeout.when() is not None:
-            with contextlib.suppress(RuntimeError):  # it has just expired
-                self._timeout.reschedule(None)
+            self.expired = is_timeout
         return self.expired
 
-    def _is_timeout(self, error: BaseException) -> bool:
+    def _close(self, error: BaseException | None) -> bool:
         """Return whether the limit has cancelled the task, and not another task; only asyncio knows."""
-        self._is_open = False
+        self._timer.cancel()
+        is_open, self._is_open = self._is_open, False
         try:
-            await_only(self._timeout.__aexit__(type(error), error, error.__traceback__))
+            if is_open:
+                await_only(self._timeout.__aexit__(type(error), error, None))  # type: ignore[arg-type]
         except TimeoutError:
             return True
         return False
 
-    def __exit__(self, *_: object) -> None:
-        self.is_over = True
-        self._timer.cancel()
-        if self._is_open:
-            await_only(self._timeout.__aexit__(None, None, None))
 
+class _InThreads(Limit):
+    """Closes the socket from another thread."""
 
-class _InThreads(_Cutting):
-    __slots__ = ("_new", "reference", "until")
-
-    def __init__(self, seconds: float, database: DatabaseDialect) -> None:
-        super().__init__(seconds, database)
-        self.until = time.monotonic() + seconds
-        self.reference = weakref.ref(self, _watchdog.forget)
-        hash(self.reference)  # cached: the reference to a collected limit could not be hashed, and so not be discarded
-        self._new: Any = None
-        """The connection that is being opened for the attempt and is not yet in the pool."""
+    __slots__ = ()
 
     def __enter__(self) -> Self:
         _watchdog.add(self)
@@ -178,20 +150,14 @@ class _InThreads(_Cutting):
         self.is_over = True
         _watchdog.remove(self)
 
-    def connecting(self, connect: Callable[..., T], *arguments: Any) -> T:
+    def connecting(self, connect: Callable[..., ExecutorT], *arguments: Any) -> ExecutorT:
         context = contextvars.copy_context()  # its variables end with it, however the attempt ends
         context.run(_current.set, self)
         try:
-            return context.run(connect, *arguments)
-        finally:
-            self._new = None
-
-    def watch_new(self, connection: Any) -> None:
-        """Limit the waits of the attempt on a driver's connection that is being opened."""
-        self._new = connection
-
-    def _connection(self) -> Any:
-        return super()._connection() if self._new is None else self._new
+            return context.run(super().connecting, connect, *arguments)
+        except BaseException:
+            self.connection = _no_connection  # it may have been opened, and has not come into the pool
+            raise
 
 
 class _Watchdog:
@@ -199,14 +165,12 @@ class _Watchdog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._limits: set[weakref.ref[_InThreads]] = set()
-        """The limits of running attempts: weak, since an interrupted attempt may not have removed its own."""
-        self.forget = self._limits.discard
+        self._limits: set[Limit] = set()
         self._thread: threading.Thread | None = None
 
-    def add(self, limit: _InThreads) -> None:
+    def add(self, limit: Limit) -> None:
         with self._lock:
-            self._limits.add(limit.reference)
+            self._limits.add(limit)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="vibeforge_sessions deadlines", daemon=True)
                 try:
@@ -215,27 +179,28 @@ class _Watchdog:
                     return
                 self._thread = thread
 
-    def remove(self, limit: _InThreads) -> None:
+    def remove(self, limit: Limit) -> None:
         with self._lock:  # after this the thread does not expire the limit: the connection may soon have another user
-            self._limits.discard(limit.reference)
+            self._limits.discard(limit)
 
     def _run(self) -> None:
         idle = 0
         while True:
             time.sleep(_EVERY)
             with self._lock:
-                self._expire()
+                self.check()
                 idle = 0 if self._limits else idle + 1
                 if idle == _IDLE:
                     self._thread = None
                     return
 
-    def _expire(self) -> None:  # a function of its own: a variable of the loop in _run would keep a limit alive
+    def check(self) -> None:
+        """Expire limits, and forget those of interrupted attempts, which were not removed."""
         now = time.monotonic()
-        for reference in self._limits.copy():  # collected limits are discarded at any moment
-            limit = reference()
-            if limit is not None and limit.until <= now:
+        for limit in self._limits:
+            if limit.until <= now:
                 limit.expire()
+        self._limits = {limit for limit in self._limits if not limit.is_over}
 
 
 _watchdog = _Watchdog()
@@ -255,9 +220,8 @@ if hasattr(os, "register_at_fork"):
 def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
     """Return the factory of time limits, by their seconds, for attempts on engines of a dialect."""
     database = database_dialect_of(dialect)
-    if not database.is_server:
-        return _None
-    return functools.partial(_OnTheLoop if dialect.is_async else _InThreads, database=database)
+    kind = _OnTheLoop if dialect.is_async else _InThreads
+    return functools.partial(kind if database.is_server else Limit, database=database)
 
 
 def watch_new(connection: Any, _record: object) -> None:
@@ -267,7 +231,7 @@ def watch_new(connection: Any, _record: object) -> None:
     """
     limit = _current.get()
     if limit is not None:
-        limit.watch_new(connection)
+        limit.connection = lambda: connection
 
 
 def _no_connection() -> None:
