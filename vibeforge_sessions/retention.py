@@ -29,10 +29,12 @@ from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, Session
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.repository.stored_session import matches, summary_of
 
-__all__ = ["OnBatch", "PruneProblem", "PruneReport", "prune", "prune_async"]
+__all__ = ["BATCH_SIZE", "PAUSE", "OnBatch", "PruneProblem", "PruneReport", "prune", "prune_async"]
 
 BATCH_SIZE: Final = 100
+"""Default number of sessions in a batch."""
 PAUSE: Final = 1.0
+"""Default pause after each deletion, as a multiple of its duration."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ test class. A call consists of these steps:
 - *Mark* the caller's session as stored: `mark_stored`.
 - *List* sessions, if the store itself cannot search: `select` and `summary_of`.
 
-`DelegatingSessionRepository` is the base of a repository that changes some calls of another one. `encode_content`
-encodes a session for a `Record`, for example to restore a session that another program has exported.
+`DelegatingSessionRepository` is the base of a repository that changes some calls of another one. `Changeset.record`
+returns the record of a session, for example to restore a session that another program has exported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vibeforge_sessions.repository.changeset import (
 from vibeforge_sessions.repository.delegating import DelegatingSessionRepository
 from vibeforge_sessions.repository.query import Query
 from vibeforge_sessions.repository.restoration import check_expected_record, check_replacing
-from vibeforge_sessions.repository.serialization import Record, check_session_type, encode_content
+from vibeforge_sessions.repository.serialization import Record, check_session_type
 from vibeforge_sessions.repository.stored_session import StoredSession, select, summary_of
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
     "check_session",
     "check_session_id",
     "check_session_type",
-    "encode_content",
     "mark_stored",
     "needs_content",
     "new_session",
