@@ -18,11 +18,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias, cast
 
 from vibeforge_sessions import errors
-from vibeforge_sessions.archive.blocking import BlockingRepository
 from vibeforge_sessions.archive.report import MAX_PROBLEMS
 from vibeforge_sessions.archive.writer import ArchiveWriter
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.repository.aio import AsyncSessionRepository, await_completion
+from vibeforge_sessions.repository.aio import AsyncSessionRepository, BlockingRepository, await_completion
 from vibeforge_sessions.repository.arguments import check_integer
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter, SessionSummary

@@ -13,12 +13,12 @@ from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.query import SessionFilter
 from vibeforge_sessions.repository.serialization import Record
 
-Repository: TypeAlias = SessionRepository[Any]
+_Repository: TypeAlias = SessionRepository[Any]
 
 
 def copy_sessions(
-    source: Repository,
-    target: Repository,
+    source: SessionRepository[Any],
+    target: SessionRepository[Any],
     filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
     *,
     on_conflict: OnConflict = "fail",
@@ -52,12 +52,7 @@ def copy_sessions(
 
 
 def _copy(
-    source: Repository,
-    target: Repository,
-    session_id: str,
-    *,
-    on_conflict: OnConflict,
-    thorough: bool,
+    source: _Repository, target: _Repository, session_id: str, *, on_conflict: OnConflict, thorough: bool
 ) -> Result:
     copied = None if thorough else target.get_record(session_id)
     stored = None if copied is None else source.get_record(session_id)
@@ -82,7 +77,7 @@ def _copy(
         return result
 
 
-def _is_earlier_state(target: Repository, stored: Record, bundle: Bundle) -> bool:
+def _is_earlier_state(target: _Repository, stored: Record, bundle: Bundle) -> bool:
     """Return whether the record of the target is an earlier state of the session in the source."""
     record = bundle.record
     if stored.created_at != record.created_at or stored.updated_at > record.updated_at:

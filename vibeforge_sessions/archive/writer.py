@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from vibeforge_sessions.archive import files, reading, serialization, truncation
-from vibeforge_sessions.archive.blocking import BlockingRepository
 from vibeforge_sessions.archive.bundle import pack_record
 from vibeforge_sessions.errors import ArchiveError
-from vibeforge_sessions.repository.aio import AsyncSessionRepository
+from vibeforge_sessions.repository.aio import AsyncSessionRepository, BlockingRepository
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import Record
 
