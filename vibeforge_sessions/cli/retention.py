@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,23 +67,15 @@ def prune_sessions(
     """Show which old sessions of the given phases are not held, ask for confirmation, and delete them."""
     asked = SessionFilter(phases=phase)
     with repository_on(url, schema) as repository:
+        run = functools.partial(prune, repository, older_than=older_than, batch_size=batch_size)
         if not yes and not dry_run:
-            planned = prune(repository, asked, older_than=older_than, dry_run=True, batch_size=batch_size, pause=0)
+            planned = run(asked, dry_run=True)
             typer.echo(_summary(planned), err=True)
             if planned.total and not ask_confirmation():
                 raise typer.Exit(1)
             asked = replace(asked, updated_before=planned.before)  # delete no more than the user has confirmed
         with _progress() as on_batch:
-            report = prune(
-                repository,
-                asked,
-                older_than=older_than,
-                dry_run=dry_run,
-                batch_size=batch_size,
-                archive=archive,
-                pause=pause,
-                on_batch=on_batch,
-            )
+            report = run(asked, dry_run=dry_run, archive=archive, pause=pause, on_batch=on_batch)
         _show(report, as_json=as_json)
     if report.failed:
         raise typer.Exit(UNREADABLE)
