@@ -28,22 +28,19 @@ from vibeforge_sessions.cli.terminal import safe, safe_json
 from vibeforge_sessions.errors import ArchiveError
 from vibeforge_sessions.repository.query import SessionFilter
 
-_PREFIX: Final = "VIBEFORGE_SESSIONS"
-_ENVIRONMENT: Final = {"auto_envvar_prefix": _PREFIX}
-"""Setting of each command that makes every option an environment variable, too."""
 _STANDARD: Final = "-"
 _MIB: Final = 1024 * 1024
 
 _File = Annotated[
     str,
     typer.Argument(
-        envvar=f"{_PREFIX}_EXPORT_FILE", help="A new file, compressed if its name ends in .gz; - is stdout."
+        envvar="VIBEFORGE_SESSIONS_EXPORT_FILE", help="A new file, compressed if its name ends in .gz; - is stdout."
     ),
 ]
 _Files = Annotated[
     list[str],
     typer.Argument(
-        envvar=f"{_PREFIX}_IMPORT_FILES",
+        envvar="VIBEFORGE_SESSIONS_IMPORT_FILES",
         help="Exports, archives, or the application's session_state.json; - is stdin.",
     ),
 ]
@@ -62,13 +59,13 @@ _Thorough = Annotated[
     bool, typer.Option("--thorough", help="Compare the histories, too, of sessions that are otherwise equal.")
 ]
 _PREFER: Final = "Prefer the variable to the option."
-_Source = Annotated[str, typer.Option("--from", envvar=f"{_PREFIX}_COPY_FROM", help=f"The database to read. {_PREFER}")]
-_Target = Annotated[str, typer.Option("--to", envvar=f"{_PREFIX}_COPY_TO", help=f"The database to write. {_PREFER}")]
+_Source = Annotated[str, typer.Option("--from", help=f"The database to read. {_PREFER}")]
+_Target = Annotated[str, typer.Option("--to", help=f"The database to write. {_PREFER}")]
 _FromSchema = Annotated[str | None, typer.Option(help="PostgreSQL only: the schema to read.")]
 _ToSchema = Annotated[str | None, typer.Option(help="PostgreSQL only: the schema to write.")]
 
 
-@sessions.command("export", context_settings=_ENVIRONMENT)
+@sessions.command("export")
 def export_(
     file: _File,
     url: options.Url,
@@ -105,10 +102,10 @@ def export_(
             on_session=progress.report_result,
             longest_line=longest_line * _MIB,
         )
-    _show(report, dataclasses.asdict(report), as_json=as_json, err=file == _STANDARD)
+    _show(report, report, as_json=as_json, err=file == _STANDARD)
 
 
-@sessions.command("import", context_settings=_ENVIRONMENT)
+@sessions.command("import")
 def import_(
     files: _Files,
     url: options.Url,
@@ -141,10 +138,10 @@ def import_(
     _show(progress.total, by_file, as_json=as_json)
 
 
-@sessions.command("copy", context_settings=_ENVIRONMENT)
+@sessions.command("copy")
 def copy_(
-    source: _Source,
-    target: _Target,
+    copy_from: _Source,
+    copy_to: _Target,
     from_schema: _FromSchema = None,
     to_schema: _ToSchema = None,
     phase: options.Phases = None,
@@ -159,11 +156,11 @@ def copy_(
     as_json: options.Json = False,
 ) -> None:
     """Copy sessions unchanged, read each back and compare it. A second run transfers the changes since the first."""
-    if (source, from_schema) == (target, to_schema):
+    if (copy_from, from_schema) == (copy_to, to_schema):
         raise typer.BadParameter("these are the same database", param_hint="--to")
     with (
-        repository_on(source, from_schema) as old,
-        repository_on(target, to_schema) as new,
+        repository_on(copy_from, from_schema) as old,
+        repository_on(copy_to, to_schema) as new,
         _TransferProgress() as progress,
     ):
         asked = SessionFilter(
@@ -183,7 +180,7 @@ def copy_(
             stop_on_error=stop_on_error,
             on_session=progress.report_result,
         )
-    _show(report, dataclasses.asdict(report), as_json=as_json)
+    _show(report, report, as_json=as_json)
 
 
 class _TransferProgress(Progress):

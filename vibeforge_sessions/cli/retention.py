@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,9 +22,6 @@ from vibeforge_sessions.cli.times import clock, parse_age
 from vibeforge_sessions.errors import SessionNotFoundError
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
 from vibeforge_sessions.retention import BATCH_SIZE, PAUSE, OnBatch, PruneReport, prune
-
-_ENVIRONMENT: Final = {"auto_envvar_prefix": "VIBEFORGE_SESSIONS"}
-"""Setting of each command that makes every option an environment variable, too."""
 
 PrunedPhases = Annotated[
     list[str], typer.Option("--phase", metavar="PHASE", help="Only sessions in this phase. Repeatable.")
@@ -51,7 +47,7 @@ Pause = Annotated[
 SessionIds = Annotated[list[str], typer.Argument(metavar="ID…", envvar="VIBEFORGE_SESSIONS_SESSION_IDS")]
 
 
-@sessions.command("prune", context_settings=_ENVIRONMENT)
+@sessions.command("prune")
 def prune_sessions(
     url: Url,
     phase: PrunedPhases,
@@ -134,8 +130,7 @@ def _progress() -> Iterator[OnBatch]:
 
 def _show(report: PruneReport, *, as_json: bool) -> None:
     if as_json:
-        shown = asdict(report) | {"total": report.total}
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False, default=datetime.isoformat))
+        show(asdict(report) | {"total": report.total})
         return
     typer.echo(_summary(report))
     for problem in report.problems:
