@@ -106,9 +106,6 @@ class ErrorEntry(Mapping[str, str]):
     def __hash__(self) -> int:
         return hash((self.timestamp, self.task_id, self.error_message))
 
-    def __copy__(self) -> Self:
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # immutable, and so are its values: copies of a session may share it
 

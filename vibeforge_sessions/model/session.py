@@ -281,16 +281,16 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
     write_id = validation.check_session_id(stored["write_id"])
     if len(stored["positions"]) != counts["errors"]:
         raise ValueError("a position for each stored entry")
-    created_at, updated_at = validation.check_time(stored["created_at"]), validation.check_time(stored["updated_at"])
+    times = {name: validation.check_time(stored[name]) for name in ("created_at", "updated_at")}
     missing = type(session).model_fields.keys() - session.model_fields_set
+    documents = missing - times.keys() - {"error_history", "logs"}
     # the entries of a missing history count as omitted, as after `get_session(recent=0)`
     for name, history in (("errors", "error_history"), ("logs", "logs")):
         if history in missing:
             counts[f"omitted_{name}"] += counts[name]
             counts[name] = 0
-    for name, time in (("created_at", created_at), ("updated_at", updated_at)):
-        if name in missing:
-            setattr(session, name, time)
+    for name in missing & times.keys():
+        setattr(session, name, times[name])
     errors = tuple(
         entry.at(validation.check_integer(position, "positions", least=1))
         for entry, position in zip(session.error_history, stored["positions"], strict=False)
@@ -302,16 +302,13 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
     return Baseline(
         version=session.version,
         write_id=write_id,
-        created_at=created_at,
-        updated_at=updated_at,
+        created_at=times["created_at"],
+        updated_at=times["updated_at"],
         errors=errors if same_errors and len(errors) == counts["errors"] else None,
         logs=logs if same_logs and len(logs) == counts["logs"] else None,
         omitted_errors=counts["omitted_errors"],
         omitted_logs=counts["omitted_logs"],
-        missing={
-            name: copy.deepcopy(getattr(session, name))
-            for name in missing - {"created_at", "updated_at", "error_history", "logs"}
-        },
+        missing={name: copy.deepcopy(getattr(session, name)) for name in documents},
         log_position=stored["log_position"],
         transaction=None if stored["committed"] else _UNKNOWN_TRANSACTION,
     )

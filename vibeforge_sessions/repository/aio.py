@@ -8,7 +8,6 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError
@@ -158,9 +157,7 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

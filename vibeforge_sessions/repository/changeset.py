@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
+from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError, StaleSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry, normalize_errors
 from vibeforge_sessions.model.record import Baseline, Content
@@ -151,6 +151,15 @@ def changeset_for_update(session: Session) -> Changeset | None:
 def needs_content(session: Session) -> bool:
     """Return whether the stored content must be read before an update, as for a session made by `from_dict`."""
     return baseline_of(session).content is None
+
+
+def check_current(session: Session, stored: Record) -> None:
+    """Reject an update of a session that was read from another state than the stored one.
+
+    :raises StaleSessionError: another caller has stored the session since, or this is another incarnation.
+    """
+    if (stored.version, stored.write_id) != (session.version, baseline_of(session).write_id):
+        raise StaleSessionError(session.session_id, session.version, stored.version)
 
 
 def adopt_content(session: Session, stored: Record) -> None:

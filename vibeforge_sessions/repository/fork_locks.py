@@ -26,10 +26,8 @@ def fork_lock() -> threading.Lock:
 
 def acquire_until_fork(*locks: threading.Lock) -> None:
     """Acquire locks until this thread has forked; call it in a hook that runs before the fork."""
-    _acquired.locks = [
-        *getattr(_acquired, "locks", ()),
-        *(lock for lock in locks if lock.acquire(timeout=_TIMEOUT_SECONDS)),
-    ]
+    acquired = [lock for lock in locks if lock.acquire(timeout=_TIMEOUT_SECONDS)]
+    _acquired.locks = [*getattr(_acquired, "locks", ()), *acquired]
 
 
 def _acquire_all() -> None:

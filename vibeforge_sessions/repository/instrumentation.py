@@ -162,15 +162,12 @@ def _report_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
 
 def _log(level: int, call: Call, message: str, duration: float | None = None, reason: str | None = None) -> None:
     """Log a record; every record has all attributes, so that one log format fits all records."""
+    if not logger.isEnabledFor(level):
+        return
     attributes = dataclasses.asdict(call) | {"duration": duration, "outcome": call.outcome or None, "reason": reason}
-    attributes["call"] = attributes.pop("name")
-    logger.log(
-        level,
-        "%s: %s",
-        call.name if call.session_id is None else f"{call.name} {call.session_id}",
-        message,
-        extra=attributes,
-    )
+    name = attributes["call"] = attributes.pop("name")
+    about = name if call.session_id is None else f"{name} {call.session_id}"
+    logger.log(level, "%s: %s", about, message, extra=attributes)
 
 
 def _loggable_id(given: Any) -> str | None:

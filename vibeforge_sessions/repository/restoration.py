@@ -151,16 +151,8 @@ def _check_line(line: Any, _position: int, path: str) -> str:
 def _iterate(given: Iterable[Any], path: str) -> Iterator[Any]:
     """Yield the items of a caller's iterable; raise an exception of its methods as `InvalidSessionError`."""
     try:
-        each = iter(exact(given))
-    except Exception:  # noqa: BLE001 (a caller's class may raise anything)
-        raise InvalidSessionError(f"must be an iterable of entries, not {type(given).__name__}", path) from None
-    while True:
-        try:
-            entry = next(each)
-        except StopIteration:
-            return
-        except SessionRepositoryError:  # raised by the repository or archive that the entries are read from
-            raise
-        except Exception as error:  # noqa: BLE001
-            raise InvalidSessionError(f"must be readable, but raised {type(error).__name__}", path) from None
-        yield entry
+        yield from exact(given)
+    except SessionRepositoryError:  # raised by the repository or archive that the entries are read from
+        raise
+    except Exception as error:  # noqa: BLE001 (a caller's class may raise anything)
+        raise InvalidSessionError(f"must be readable, but raised {type(error).__name__}", path) from None

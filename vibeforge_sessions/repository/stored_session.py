@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Self
 
-from vibeforge_sessions.errors import StaleSessionError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry, log_line
 from vibeforge_sessions.model.session import S, Session, phases_of
 from vibeforge_sessions.repository import restoration, serialization
-from vibeforge_sessions.repository.changeset import Changeset, assign_positions, baseline_of
+from vibeforge_sessions.repository.changeset import Changeset, assign_positions, check_current
 from vibeforge_sessions.repository.query import Query, SessionFilter, SessionSummary
 from vibeforge_sessions.repository.serialization import Record
 
@@ -55,9 +54,7 @@ class StoredSession:
 
         :raises StaleSessionError: another caller has stored the session since, or this is another incarnation.
         """
-        record = self.record
-        if (record.version, record.write_id) != (session.version, baseline_of(session).write_id):
-            raise StaleSessionError(session.session_id, session.version, record.version)
+        check_current(session, self.record)
 
     def is_deletable(self, unchanged_since: Record) -> bool:
         """Return whether `SessionRepository.delete_session` with this validated record deletes the session."""

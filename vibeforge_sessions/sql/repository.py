@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, orm
 
-from vibeforge_sessions.errors import CorruptSessionError, SessionRepositoryError, StorageError
+from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, SessionRepositoryError, StorageError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import log_line
 from vibeforge_sessions.model.session import ErrorEntry, S, Session, phases_of
@@ -26,7 +26,7 @@ from vibeforge_sessions.sql.operations.delete import DeleteSession
 from vibeforge_sessions.sql.operations.histories import ListEntries
 from vibeforge_sessions.sql.operations.hold import HoldSession
 from vibeforge_sessions.sql.operations.listing import FindSessions, ListSessions
-from vibeforge_sessions.sql.operations.read import FindState, GetCurrentRecord, GetRecord, GetSession
+from vibeforge_sessions.sql.operations.read import FindState, GetRecord, GetSession
 from vibeforge_sessions.sql.operations.restore import RestoreRecord
 from vibeforge_sessions.sql.operations.session_rows import ERRORS, LOGS
 from vibeforge_sessions.sql.operations.update import UpdateSession
@@ -122,8 +122,10 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             if found is not None:
                 changeset.adopt_state(session, found, self._transaction_of(session.session_id))
         if baseline.content is None:
-            write_id = changeset.baseline_of(session).write_id
-            record = self._run(GetCurrentRecord(session.session_id, session.version, write_id))
+            record = self._run(GetRecord(session.session_id))
+            if record is None:
+                raise SessionNotFoundError(session.session_id)
+            changeset.check_current(session, record)
             changeset.adopt_content(session, record)
         write = changeset.changeset_for_update(session)
         if write is not None:

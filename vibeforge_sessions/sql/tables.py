@@ -32,11 +32,7 @@ metadata = MetaData(
 _MARIADB_OPTIONS: Final[dict[str, Any]] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
-    for option, value in {
-        "engine": "InnoDB",
-        "default_charset": "utf8mb4",
-        "collate": "utf8mb4_nopad_bin",
-    }.items()
+    for option, value in (("engine", "InnoDB"), ("default_charset", "utf8mb4"), ("collate", "utf8mb4_nopad_bin"))
 }
 
 

@@ -22,7 +22,7 @@ from vibeforge_sessions.sql.operations.session_rows import (
     returning_counters,
     select_counters,
 )
-from vibeforge_sessions.sql.operations.writable_ctes import parameter, prefix_of
+from vibeforge_sessions.sql.operations.writable_ctes import parameter
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
@@ -37,7 +37,7 @@ def _single_statement(history: History) -> Any:
     """Return the statement that counts and inserts an entry; it returns the counters of the session's row."""
     table = history.table
     row = history.count_one.returning(sessions.c.session_id, *counters).cte("session_row")
-    entry: dict[str, Any] = {column.name: parameter(prefix_of(table), column) for column in table.columns}
+    entry: dict[str, Any] = {column.name: parameter(history.prefix, column) for column in table.columns}
     entry |= {"session_id": row.c.session_id, "position": row.c[history.counter]}
     if "phase" in entry:
         entry["phase"] = func.coalesce(entry["phase"], row.c.phase)
@@ -74,8 +74,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
         count = {ID: session_id, NOW: self.time}
         is_single = executor.database.supports_writable_ctes
         if is_single:
-            prefix = prefix_of(history.table)
-            entry = {prefix + name: value for name, value in row.items()}
+            entry = {history.prefix + name: value for name, value in row.items()}
             counted = executor.row(_single_statement(history), {**entry, **count})
         elif executor.dialect.update_returning:
             counted = executor.row(returning_counters(history.count_one), count)

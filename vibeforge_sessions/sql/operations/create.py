@@ -15,6 +15,7 @@ from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row,
 from vibeforge_sessions.sql.operations.session_rows import (
     duplicate_raises,
     entry_rows,
+    insert_session,
     session_row,
     store_entries,
     store_rows,
@@ -31,7 +32,6 @@ from vibeforge_sessions.sql.transactions.connection_executor import ConnectionEx
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import ResolutionConflict, UnresolvableOutcome, WriteOperation
 
-insert_session: Final[Insert] = insert(sessions)
 insert_documents: Final[Insert] = insert(documents)
 
 

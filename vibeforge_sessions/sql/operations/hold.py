@@ -6,22 +6,18 @@ import dataclasses
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Update, bindparam, func, null, update
+from sqlalchemy import Update, func, null, update
 
 from vibeforge_sessions.errors import SessionNotFoundError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql.operations.in_doubt import make_durable
-from vibeforge_sessions.sql.operations.session_rows import ID, NOW, this_session
+from vibeforge_sessions.sql.operations.session_rows import ID, NOW, now, this_session
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import WriteOperation
 
-_hold: Final[Update] = (
-    update(sessions)
-    .where(this_session)
-    .values(held_at=func.coalesce(sessions.c.held_at, bindparam(NOW, type_=sessions.c.held_at.type)))
-)
+_hold: Final[Update] = update(sessions).where(this_session).values(held_at=func.coalesce(sessions.c.held_at, now))
 _release: Final[Update] = update(sessions).where(this_session).values(held_at=null())
 
 

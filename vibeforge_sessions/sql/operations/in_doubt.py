@@ -14,7 +14,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Select, Update, delete, insert, select, update
+from sqlalchemy import Select, Update, delete, select, update
 
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.changeset import Changeset
@@ -26,6 +26,7 @@ from vibeforge_sessions.sql.operations.session_rows import (
     WRITE_ID,
     History,
     duplicate_raises,
+    insert_session,
     now,
     this_session,
 )
@@ -49,7 +50,6 @@ row_state: Final = tuple(sessions.c[name] for name in LockedRow._fields)
 select_for_update: Final[Select[Any]] = select(*row_state).where(this_session).with_for_update()
 """The committed row, once no other transaction is about to change it."""
 _touch: Final[Update] = update(sessions).where(this_session).values(updated_at=now)
-_insert_session: Final = insert(sessions)
 _delete_session: Final = delete(sessions).where(this_session)
 
 
@@ -86,6 +86,6 @@ def make_durable(executor: ConnectionExecutor, session_id: str, row: LockedRow |
     placeholder |= {"phase": "-", "created_at": time, "updated_at": time, "write_id": validation.new_write_id()}
     placeholder |= dict.fromkeys(("version", "current_question_index", "error_count", "log_count"), 0)
     with duplicate_raises(executor, ResolutionConflict("the session was created meanwhile")):
-        executor.write(_insert_session, [placeholder])
+        executor.write(insert_session, [placeholder])
     executor.write(_delete_session, [{ID: session_id}])
     return time

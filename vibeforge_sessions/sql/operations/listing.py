@@ -20,12 +20,15 @@ from vibeforge_sessions.sql.transactions.operation import Operation
 
 _MAX_UNION: Final = 20
 """Phases for which a page is a union. There are nine, and those that later versions may bring."""
-_WINDOWS: Final[dict[str, ColumnElement[bool]]] = {
+_CONDITIONS: Final[dict[str, ColumnElement[bool]]] = {
     "created_from": sessions.c.created_at >= bindparam("created_from"),
     "created_before": sessions.c.created_at < bindparam("created_before"),
     "updated_from": sessions.c.updated_at >= bindparam("updated_from"),
     "updated_before": sessions.c.updated_at < bindparam("updated_before"),
+    "errors": sessions.c.error_count > 0,
+    "no_errors": sessions.c.error_count == 0,
 }
+_HAS_ERRORS: Final = {True: "errors", False: "no_errors"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,46 +68,39 @@ class _Kind(NamedTuple):
 
     phases: int | None
     """Number of phases; None for any phase."""
-    has_errors: bool | None
-    windows: tuple[str, ...]
-
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the conditions of the filter but that on the phase."""
-        conditions = [_WINDOWS[name] for name in self.windows]
-        if self.has_errors is not None:
-            conditions.append(sessions.c.error_count > 0 if self.has_errors else sessions.c.error_count == 0)
-        return conditions
+    conditions: tuple[str, ...]
+    """Keys of `_CONDITIONS`."""
 
 
 def _kind_of(asked: SessionFilter) -> tuple[_Kind, dict[str, Any]]:
     """Return the kind of a filter, and its parameters."""
-    windows = tuple(name for name in _WINDOWS if getattr(asked, name) is not None)
-    parameters: dict[str, Any] = {name: getattr(asked, name) for name in windows}
+    times = [name for name in _CONDITIONS if getattr(asked, name, None) is not None]
+    parameters: dict[str, Any] = {name: getattr(asked, name) for name in times}
+    conditions = tuple(times) if asked.has_errors is None else (*times, _HAS_ERRORS[asked.has_errors])
     if asked.phases is None:
-        return _Kind(None, asked.has_errors, windows), parameters
+        return _Kind(None, conditions), parameters
     # a text that no database can store is no stored phase either
     phases = sorted(phase for phase in asked.phases if validation.storable_phase(phase) == phase)
     parameters |= {f"phase_{index}": phase for index, phase in enumerate(phases)}
-    return _Kind(len(phases), asked.has_errors, windows), parameters
+    return _Kind(len(phases), conditions), parameters
 
 
 def _phase(index: int) -> BindParameter[Any]:
     return bindparam(f"phase_{index}", type_=sessions.c.phase.type)
 
 
-def _all_conditions(kind: _Kind) -> list[ColumnElement[bool]]:
-    if kind.phases is None:
-        return kind.conditions()
-    phases = list(map(_phase, range(kind.phases)))
-    return [sessions.c.phase.in_(phases) if phases else false(), *kind.conditions()]
+def _conditions(kind: _Kind) -> list[ColumnElement[bool]]:
+    conditions = [_CONDITIONS[name] for name in kind.conditions]
+    if kind.phases is not None:
+        phases = list(map(_phase, range(kind.phases)))
+        conditions.append(sessions.c.phase.in_(phases) if phases else false())
+    return conditions
 
 
 @functools.lru_cache(maxsize=128)
 def _select_ids(kind: _Kind) -> Select[Any]:
     return (
-        select(sessions.c.session_id)
-        .where(*_all_conditions(kind))
-        .order_by(sessions.c.created_at, sessions.c.session_id)
+        select(sessions.c.session_id).where(*_conditions(kind)).order_by(sessions.c.created_at, sessions.c.session_id)
     )
 
 
@@ -119,12 +115,13 @@ def _select_page(
     def page(statement: Select[Any]) -> Select[Any]:
         return _page(statement, column, descending=descending, resumed=resumed).limit(inline(limit))
 
-    conditions = _all_conditions(kind)
+    conditions = _conditions(kind)
     source: FromClause = sessions
     if kind.phases and 1 < kind.phases <= _MAX_UNION and column == "created_at":
         # an index has the sessions of one phase in order, and not those of several: so a page of each, and of these one
+        others = _conditions(_Kind(None, kind.conditions))
         of_each = [
-            page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *kind.conditions())).subquery()
+            page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *others)).subquery()
             for index in range(kind.phases)
         ]
         found = union_all(*(select(part.c.session_id) for part in of_each)).subquery()

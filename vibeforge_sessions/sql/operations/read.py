@@ -11,7 +11,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, Table, bindparam, literal_column, null, select, union_all
+from sqlalchemy import ColumnElement, Select, bindparam, literal_column, null, select, union_all
 
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError, StorageError
 from vibeforge_sessions.model.record import Baseline, Content
@@ -24,13 +24,11 @@ from vibeforge_sessions.sql.operations.session_rows import (
     LOGS,
     UNTIL,
     History,
-    missed,
     no_documents,
     select_version,
     select_version_now,
     this_session,
 )
-from vibeforge_sessions.sql.operations.writable_ctes import prefix_of
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor, Rows
 from vibeforge_sessions.sql.transactions.operation import Operation
@@ -56,9 +54,9 @@ _OF_ROW: Final = 3
 _BY_PLACE: Final = operator.itemgetter(0, 1)
 
 
-def _slice(table: Table, kind: int, *columns: ColumnElement[Any] | None) -> Select[Any]:
-    prefix = prefix_of(table)
-    return select(literal_column(str(kind)), table.c.position, *(null() if c is None else c for c in columns)).where(
+def _slice(history: History, kind: int, *columns: ColumnElement[Any]) -> Select[Any]:
+    table, prefix = history.table, history.prefix
+    return select(literal_column(str(kind)), table.c.position, *columns).where(
         table.c.session_id == bindparam(ID),
         table.c.position > bindparam(f"{prefix}{AFTER}"),
         table.c.position <= bindparam(f"{prefix}{UNTIL}"),
@@ -66,8 +64,8 @@ def _slice(table: Table, kind: int, *columns: ColumnElement[Any] | None) -> Sele
 
 
 _select_histories: Final = union_all(
-    _slice(errors, _OF_ERROR, errors.c.timestamp, errors.c.task_id, errors.c.error_message, errors.c.phase),
-    _slice(logs, _OF_LOG, None, None, logs.c.message, None),
+    _slice(ERRORS, _OF_ERROR, errors.c.timestamp, errors.c.task_id, errors.c.error_message, errors.c.phase),
+    _slice(LOGS, _OF_LOG, null(), null(), logs.c.message, null()),
     select(literal_column(str(_OF_ROW)), sessions.c.version, null(), null(), sessions.c.write_id, null()).where(
         sessions.c.session_id == bindparam(ID)
     ),
@@ -112,25 +110,6 @@ class GetRecord(Operation[Record | None]):
 
     def execute(self, executor: Executor) -> Record | None:
         return _record(executor, self.session_id)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class GetCurrentRecord(Operation[Record]):
-    """Read a session's record if it is still the one of a version and write.
-
-    :raises StaleSessionError: another write is stored.
-    :raises SessionNotFoundError: the session was deleted.
-    """
-
-    session_id: str
-    version: int
-    write_id: str
-
-    def execute(self, executor: Executor) -> Record:
-        record = _record(executor, self.session_id)
-        if record is None or (record.version, record.write_id) != (self.version, self.write_id):
-            raise missed(executor, self.session_id, self.version, self.write_id)
-        return record
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,8 +193,8 @@ def _histories_in_one(
     if all(after == until for after, until in slices):
         return (), ()
     parameters: dict[str, Any] = {ID: record.session_id}
-    for table, (after, until) in zip((errors, logs), slices, strict=True):
-        parameters[prefix_of(table) + AFTER], parameters[prefix_of(table) + UNTIL] = after, until
+    for history, (after, until) in zip((ERRORS, LOGS), slices, strict=True):
+        parameters |= {history.prefix + AFTER: after, history.prefix + UNTIL: until}
     columns = executor.columns(_select_histories, parameters)
     if not columns:
         return None

@@ -48,6 +48,7 @@ now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type
 later_updated_at: Final = case((sessions.c.updated_at < now, now), else_=sessions.c.updated_at)
 """The greater of the stored time and the given one: it never goes back."""
 
+insert_session: Final[Insert] = insert(sessions)
 counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
 """What updates and appends return of the session's row."""
 select_counters: Final[Select[Any]] = select(*counters).where(this_session)
@@ -75,6 +76,8 @@ class History(NamedTuple):
     """The statements of one history."""
 
     table: Table
+    prefix: str
+    """Prefix of the parameters of its columns."""
     counter: str
     """The column of the session's row that counts its entries."""
     text: str
@@ -86,7 +89,8 @@ class History(NamedTuple):
     """The last entry of a write: its position, and its phase if the history has phases."""
 
 
-def _history(table: Table, counter: str, text: str) -> History:
+def _history(table: Table, prefix: str, text: str) -> History:
+    counter = f"{prefix}count"
     count_one = (
         update(sessions).where(this_session).values({"updated_at": later_updated_at, counter: sessions.c[counter] + 1})
     )
@@ -96,11 +100,11 @@ def _history(table: Table, counter: str, text: str) -> History:
         .order_by(table.c.position.desc())
         .limit(inline(1))
     )
-    return History(table, counter, text, count_one, insert(table), last_of_write)
+    return History(table, prefix, counter, text, count_one, insert(table), last_of_write)
 
 
-ERRORS: Final = _history(errors, "error_count", "error_message")
-LOGS: Final = _history(logs, "log_count", "message")
+ERRORS: Final = _history(errors, "error_", "error_message")
+LOGS: Final = _history(logs, "log_", "message")
 
 
 _IN_CONTENT: Final = {"phase", "current_question_index", "active_task_id"}

@@ -121,18 +121,16 @@ class UpdateSession(WriteOperation[Record]):
         if found is None:
             raise missed(executor, write.session_id, write.version, write.expected_write_id)
         record = self._record(found)
-        if not is_single and (names or write.errors or write.logs):
-            self._write_children(executor, names, record)
+        if not is_single:
+            if names and not store_rows(
+                executor, _update_documents(names), [{ID: write.session_id, **write.documents}]
+            ):
+                raise no_documents(write.session_id)
+            if write.errors or write.logs:
+                store_entries(executor, entry_rows(write, record.error_count, record.log_count))
         if executor.joined:
             executor.wrote(write.session_id)
         return record
-
-    def _write_children(self, executor: Executor, names: tuple[str, ...], record: Record) -> None:
-        write = self.write
-        if names and not store_rows(executor, _update_documents(names), [{ID: write.session_id, **write.documents}]):
-            raise no_documents(write.session_id)
-        if write.errors or write.logs:
-            store_entries(executor, entry_rows(write, record.error_count, record.log_count))
 
     def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> Record:
         write = self.write

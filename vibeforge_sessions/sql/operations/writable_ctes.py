@@ -10,7 +10,6 @@ statement.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, Table, bindparam, func, insert, select
@@ -18,14 +17,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.sql.operations.session_rows import ERRORS, LOGS, History, entry_rows
-from vibeforge_sessions.sql.tables import errors
 from vibeforge_sessions.sql.transactions.executor import Executor
 
 # Prefixes of the parameters of each table: the name of a column alone is SQLAlchemy's.
 SESSION: Final = "session_"
 DOCUMENT: Final = "document_"
-_ERROR: Final = "error_"
-_LOG: Final = "log_"
 
 
 def parameter(prefix: str, column: ColumnElement[Any]) -> Any:
@@ -33,21 +29,15 @@ def parameter(prefix: str, column: ColumnElement[Any]) -> Any:
     return bindparam(f"{prefix}{column.name}", type_=column.type)
 
 
-def prefix_of(table: Table) -> str:
-    """Return the prefix of the parameters of a history."""
-    return _ERROR if table is errors else _LOG
-
-
 def entry_parts(row: CTE, *, with_errors: bool, with_logs: bool) -> list[CTE]:
     """Return the inserts of new entries, in their order, up to the counts of the session's row."""
-    wanted = [(ERRORS, with_errors), (LOGS, with_logs)]
-    return [_entry_part(row, history) for history, is_wanted in wanted if is_wanted]
+    return [_entry_part(row, history) for history, wanted in ((ERRORS, with_errors), (LOGS, with_logs)) if wanted]
 
 
 def _entry_part(row: CTE, history: History) -> CTE:
     table = history.table
     names = _own_columns(table)
-    arrays = [bindparam(prefix_of(table) + name, type_=ARRAY(table.c[name].type)) for name in names]
+    arrays = [bindparam(history.prefix + name, type_=ARRAY(table.c[name].type)) for name in names]
     given = (
         func.unnest(*arrays)
         .table_valued(*names, with_ordinality="number", joins_implicitly=True)
@@ -67,16 +57,10 @@ def changeset_parameters(executor: Executor, write: Changeset) -> dict[str, Any]
     executor.batches([dict(write.documents), *itertools.chain(*entries.values())])
     parameters: dict[str, Any] = {DOCUMENT + name: text for name, text in write.documents.items()}
     for history, rows in entries.items():
-        parameters |= _entry_parameters(history, rows)
+        if rows:
+            names = _own_columns(history.table)
+            parameters |= {history.prefix + name: [row[name] for row in rows] for name in names}
     return parameters
-
-
-def _entry_parameters(history: History, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return an array for each column; nothing for no rows."""
-    if not rows:
-        return {}
-    prefix = prefix_of(history.table)
-    return {prefix + name: [row[name] for row in rows] for name in _own_columns(history.table)}
 
 
 def _own_columns(table: Table) -> list[str]:
