@@ -12,7 +12,7 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository.restoration import check_history, check_logs
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.sql.operations.create import insert_documents, insert_session
+from vibeforge_sessions.sql.operations.create import insert_documents
 from vibeforge_sessions.sql.operations.delete import delete_rows, delete_unchanged, state_parameters
 from vibeforge_sessions.sql.operations.in_doubt import lock_row, make_durable
 from vibeforge_sessions.sql.operations.session_rows import (
@@ -21,6 +21,7 @@ from vibeforge_sessions.sql.operations.session_rows import (
     LOGS,
     duplicate_raises,
     error_rows,
+    insert_session,
     log_rows,
     select_version,
     session_row,
