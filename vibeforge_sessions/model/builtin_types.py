@@ -27,10 +27,10 @@ def exact(value: Any) -> Any:
     Lists and dicts are copied. A tuple becomes a list.
     """
     kind = type(value)
-    for base, convert in _CONVERSIONS.items():
-        if issubclass(kind, base):
-            return convert(value)
-    return value
+    convert = _CONVERSIONS.get(kind)
+    if convert is None:
+        convert = next((each for base, each in _CONVERSIONS.items() if issubclass(kind, base)), None)
+    return value if convert is None else convert(value)
 
 
 def exact_dict(value: Any) -> dict[Any, Any] | None:

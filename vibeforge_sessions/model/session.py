@@ -15,7 +15,7 @@ from pydantic_core import core_schema
 from vibeforge_sessions.errors import InvalidSessionError
 from vibeforge_sessions.model import fields, validation
 from vibeforge_sessions.model.builtin_types import exact, exact_dict
-from vibeforge_sessions.model.history import ErrorEntry, SessionPhase, log_line, normalize_errors
+from vibeforge_sessions.model.history import ErrorEntry, SessionPhase, log_line, normalize_errors, phase_or_text
 from vibeforge_sessions.model.json_encoding import format_path
 from vibeforge_sessions.model.record import Baseline
 
@@ -123,8 +123,8 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
 
         :param phase: the phase of the entry; the current phase by default.
         """
-        given = {"task_id": task_id, "error_message": error_message, "phase": self.phase if phase is None else phase}
-        entry = ErrorEntry.of(given, phases_of(type(self)))
+        now, known = validation.utc_now(), phase_or_text(self.phase if phase is None else phase, phases_of(type(self)))
+        entry = ErrorEntry(now, validation.storable_task_id(task_id), validation.storable_text(error_message), known)
         self._history("error_history").append(entry)
         self._touch()
         return entry

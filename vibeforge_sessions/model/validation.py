@@ -6,7 +6,6 @@ implementation rejects, and a service finds invalid values in its tests instead 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import marshal
 import os
@@ -212,10 +211,12 @@ def encode_json(value: object, path: str) -> str:
     """
     try:
         if _is_builtin(value):
-            with contextlib.suppress(ValueError):  # NaN or an infinity, whose path `normalize` finds
+            try:
                 text = _encoder.encode(value)
                 if "\\ud" not in text:  # else a surrogate, perhaps beside another
                     return text
+            except ValueError:  # NaN or an infinity, whose path `normalize` finds
+                pass
         return _encoder.encode(normalize(value, path))
     except RecursionError:
         raise InvalidSessionError("must have fewer levels of nesting: the stack is too small", path) from None

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Self
 
 from vibeforge_sessions.model import validation
-from vibeforge_sessions.model.history import ErrorEntry, log_line
+from vibeforge_sessions.model.history import ErrorEntry, log_line, phase_or_text
 from vibeforge_sessions.model.session import S, Session, phases_of
 from vibeforge_sessions.repository import restoration, serialization
 from vibeforge_sessions.repository.changeset import Changeset, assign_positions, check_current
@@ -80,11 +80,12 @@ class StoredSession:
         self, task_id: str, error_message: str, phase: str | None, session_type: type[Session]
     ) -> ErrorEntry:
         """Do what `SessionRepository.append_error` does."""
-        phase = self.record.content.phase if phase is None else phase
-        given = {"task_id": task_id, "error_message": error_message, "phase": phase}
-        entry = ErrorEntry.of(given, phases_of(session_type)).at(self.record.error_count + 1)
+        now = validation.utc_now()
+        task_id, message = validation.storable_task_id(task_id), validation.storable_text(error_message)
+        known = phase_or_text(self.record.content.phase if phase is None else phase, phases_of(session_type))
+        entry = ErrorEntry(now, task_id, message, known, self.record.error_count + 1)
         self.errors.append(entry)
-        self._update_counts(entry.timestamp)
+        self._update_counts(now)
         return entry
 
     def append_log(self, message: str) -> str:
