@@ -24,7 +24,6 @@ from vibeforge_sessions.sql.operations.session_rows import (
 )
 from vibeforge_sessions.sql.operations.writable_ctes import parameter
 from vibeforge_sessions.sql.tables import sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
@@ -91,7 +90,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
             executor.wrote(session_id)
         return position, phase
 
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> Sequence[Any]:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> Sequence[Any]:
         session_id = self.row["session_id"]
         stored = lock_row(executor, session_id)
         if stored is None:

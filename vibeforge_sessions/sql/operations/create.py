@@ -28,7 +28,6 @@ from vibeforge_sessions.sql.operations.writable_ctes import (
     parameter,
 )
 from vibeforge_sessions.sql.tables import documents, sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import ResolutionConflict, UnresolvableOutcome, WriteOperation
 
@@ -78,7 +77,7 @@ class CreateSession(WriteOperation[Record]):
         executor.wrote(write.session_id)
         return record
 
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> Record:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> Record:
         row = lock_row(executor, self.write.session_id)
         if row is None:
             try:

@@ -12,7 +12,6 @@ from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql.operations.in_doubt import LockedRow, lock_row, make_durable, row_state, select_for_update
 from vibeforge_sessions.sql.operations.session_rows import ID, VERSION, WRITE_ID, this_session
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import WriteOperation
 
@@ -82,7 +81,7 @@ class DeleteSession(WriteOperation[bool]):
             self.deleted = delete_rows(executor, _delete_unheld, state_parameters(self.unchanged_since))
         return self.deleted is not None
 
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> bool:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> bool:
         deleted = self.deleted
         if deleted is None:
             return False

@@ -13,7 +13,6 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql.operations.in_doubt import make_durable
 from vibeforge_sessions.sql.operations.session_rows import ID, NOW, now, this_session
 from vibeforge_sessions.sql.tables import sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import WriteOperation
 
@@ -43,6 +42,6 @@ class HoldSession(WriteOperation[None]):
             raise SessionNotFoundError(self.session_id)
         executor.wrote(self.session_id)
 
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> None:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> None:
         self.execute(executor)  # repeating it changes nothing, and so may have nothing to write
         make_durable(executor, validation.new_write_id(), None)

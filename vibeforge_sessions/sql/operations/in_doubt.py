@@ -31,7 +31,7 @@ from vibeforge_sessions.sql.operations.session_rows import (
     this_session,
 )
 from vibeforge_sessions.sql.tables import sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
+from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import ResolutionConflict
 
 
@@ -53,14 +53,14 @@ _touch: Final[Update] = update(sessions).where(this_session).values(updated_at=n
 _delete_session: Final = delete(sessions).where(this_session)
 
 
-def lock_row(executor: ConnectionExecutor, session_id: str) -> LockedRow | None:
+def lock_row(executor: Executor, session_id: str) -> LockedRow | None:
     """Lock the committed row of a session and return it; None if there is none."""
     executor.database.wait_for_replication(executor.connection)
     row = executor.row(select_for_update, {ID: session_id})
     return None if row is None else LockedRow(*row)
 
 
-def last_positions(executor: ConnectionExecutor, write: Changeset) -> dict[History, int]:
+def last_positions(executor: Executor, write: Changeset) -> dict[History, int]:
     """Return the last position of a changeset's new entries in each history in which some are stored."""
     found = {}
     for history, entries in ((ERRORS, write.errors), (LOGS, write.logs)):
@@ -71,7 +71,7 @@ def last_positions(executor: ConnectionExecutor, write: Changeset) -> dict[Histo
     return found
 
 
-def make_durable(executor: ConnectionExecutor, session_id: str, row: LockedRow | None) -> datetime:
+def make_durable(executor: Executor, session_id: str, row: LockedRow | None) -> datetime:
     """Write something, so that the COMMIT waits for all that was before; return the session's ``updated_at`` then.
 
     :param row: the session's row; None to insert and delete one of this id.

@@ -27,7 +27,6 @@ from vibeforge_sessions.sql.operations.session_rows import (
     session_row,
     store_rows,
 )
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
@@ -81,7 +80,7 @@ class RestoreRecord(WriteOperation[None]):
                 store_rows(executor, history.insert, batch)
         executor.wrote(session_id)
 
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> None:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> None:
         row = lock_row(executor, self.record.session_id)
         if row is not None and row.write_id == self.record.write_id:
             make_durable(executor, validation.new_write_id(), None)  # a restored session keeps its updated_at

@@ -33,7 +33,6 @@ from vibeforge_sessions.sql.operations.session_rows import (
 )
 from vibeforge_sessions.sql.operations.writable_ctes import DOCUMENT, changeset_parameters, entry_parts, parameter
 from vibeforge_sessions.sql.tables import documents, sessions
-from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
@@ -132,7 +131,7 @@ class UpdateSession(WriteOperation[Record]):
             executor.wrote(write.session_id)
         return record
 
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> Record:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> Record:
         write = self.write
         row = lock_row(executor, write.session_id)
         if row is None:

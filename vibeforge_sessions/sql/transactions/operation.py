@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from vibeforge_sessions.sql.transactions.connection_executor import ConnectionExecutor
     from vibeforge_sessions.sql.transactions.executor import Executor
 
 __all__ = ["Operation", "ResolutionConflict", "UnresolvableOutcome", "WriteOperation"]
@@ -50,7 +49,7 @@ class WriteOperation(Operation[T_co]):
     is_write: ClassVar[bool] = True
 
     @abstractmethod
-    def resolve(self, executor: ConnectionExecutor, *, may_still_arrive: bool) -> T_co:
+    def resolve(self, executor: Executor, *, may_still_arrive: bool) -> T_co:
         """Return what the in-doubt write returned, or execute it if it was not done.
 
         It runs in a transaction of its own, and begins with a lock on the session's row.
