@@ -117,7 +117,7 @@ def test_types_in_public_signatures_are_public() -> None:
         for used in re.findall(r"\w+", str(annotation))
         if used in ours and used not in public and not used.startswith("_")
     }
-    assert missing <= {(f"{OURS}.archive.ArchiveWriter", "Source")}  # a protocol that each repository implements
+    assert missing == set()
 
 
 def _annotations(value: Any) -> list[object]:

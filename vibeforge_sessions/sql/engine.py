@@ -149,7 +149,7 @@ def _create(
     settings = _checked(settings, database_dialect)
     if parsed.drivername not in (database_dialect.async_drivers if is_async else database_dialect.drivers):
         kind, function = ("not an", "create_engine") if is_async else ("an", "create_async_engine")
-        raise ConfigurationError(f"{parsed.drivername}:// is {kind} asynchronous driver: use {function} instead")
+        raise ConfigurationError(f"{parsed.drivername}:// is {kind} asynchronous driver: pass the URL to {function}")
     prepared = database_dialect.engine_options(parsed, settings)
     if schema is not None:
         if not database_dialect.has_schemas:

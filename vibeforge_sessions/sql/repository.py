@@ -58,7 +58,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
         must be used in the thread of its connection; several tasks may share it.
     :param session_type: the class of the stored sessions, `Session` or a subclass.
     :param fast_path: execute precompiled statements on the driver's connection if the engine is one of
-        `create_engine`, has no event listeners and does not log its statements. A call then takes 40 to 63 % of the CPU
+        `create_engine`, has no event listeners and does not log its statements. A call then takes 44 to 68 % of the CPU
         time (``python -m benchmarks.execution_paths``). False executes each statement with SQLAlchemy's `Connection`.
     :param retry: the deadline of each call, and its retries. In the caller's transaction, only the deadline applies.
     """
