@@ -1,6 +1,7 @@
-"""Connections cut at every boundary of the protocol: the caller gets its answer, and what it wrote is there once.
+"""Connections cut at every protocol message: the call is answered, and its write is stored exactly once.
 
-No call fails here: after each cut the server can be reached again, and all that was cut off ends before it is looked.
+No call fails in these tests: the server can be reached again after each cut, and every cut connection ends before the
+database is inspected.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tests.support import cases
 from tests.support.faults.calls import CALLS
 from tests.support.faults.framing import Side
 from tests.support.faults.proxy import Cut, Seen
-from tests.support.faults.stage import ASYNC_WAYS, WAYS, Stage, staged
+from tests.support.faults.stage import ASYNC_DRIVERS, DRIVERS, Stage, staged
 
 SIDES: tuple[Side, Side] = ("client", "server")
 OFFSETS = 6
@@ -24,22 +25,22 @@ CALLS_ON_A_LOOP = cases(
 )
 
 
-@pytest.fixture(scope="module", params=cases(WAYS, ("psycopg", "pymysql")))
+@pytest.fixture(scope="module", params=cases(DRIVERS, ("psycopg", "pymysql")))
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    way = WAYS[request.param]
-    with staged(request.getfixturevalue(way.server), way) as stage:
+    driver = DRIVERS[request.param]
+    with staged(request.getfixturevalue(driver.server), driver) as stage:
         yield stage
 
 
-@pytest.fixture(scope="module", params=ASYNC_WAYS)
+@pytest.fixture(scope="module", params=ASYNC_DRIVERS)
 def async_stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    way = ASYNC_WAYS[request.param]
-    with staged(request.getfixturevalue(way.server), way) as stage:
+    driver = ASYNC_DRIVERS[request.param]
+    with staged(request.getfixturevalue(driver.server), driver) as stage:
         yield stage
 
 
 def boundaries(messages: Iterable[Seen]) -> list[Cut]:
-    """Return a cut before each message and one after it, on either side, by turns with RST and with FIN."""
+    """Return a cut before and after each message of both sides, alternating between RST and FIN."""
     cuts = []
     for side in SIDES:
         for message in range(1, sum(seen.side == side for seen in messages) + 1):
@@ -50,7 +51,7 @@ def boundaries(messages: Iterable[Seen]) -> list[Cut]:
 
 
 def offsets(messages: Iterable[Seen], chance: random.Random, number: int) -> list[Cut]:
-    """Return cuts after as many random bytes, by turns of the client's and of the server's."""
+    """Return cuts after random numbers of bytes, alternating between the client's and the server's bytes."""
     sizes = {side: sum(seen.size for seen in messages if seen.side == side) for side in SIDES}
     return [
         Cut(side, byte=chance.randrange(sizes[side]), how=chance.choice(("reset", "close")))
@@ -60,7 +61,7 @@ def offsets(messages: Iterable[Seen], chance: random.Random, number: int) -> lis
 
 
 def check(stage: Stage, name: str, cuts: Iterable[tuple[Cut, ...]]) -> None:
-    """Assert that the call answers in spite of each of the cuts."""
+    """Assert that the call is answered in spite of each series of cuts."""
     failures, number = [], 0
     for each in cuts:
         number += 1
@@ -72,9 +73,9 @@ def check(stage: Stage, name: str, cuts: Iterable[tuple[Cut, ...]]) -> None:
             continue
         if outcome.kind != "answered":
             failures.append(f"{where}: {type(outcome.answer).__name__}: {outcome.answer}")
-        elif outcome.cuts < min(2, len(each)):  # a second one at the very end leaves nothing for a third
-            failures.append(f"{where}: was not made")
-    assert number, "nothing was cut"
+        elif outcome.cuts < min(2, len(each)):  # after a second cut at the very end there is no message for a third
+            failures.append(f"{where}: the cut was not made")
+    assert number, "no cut was made"
     if failures:
         pytest.fail(f"{len(failures)} of {number}:\n" + "\n".join(failures), pytrace=False)
 
@@ -85,7 +86,7 @@ def test_call_is_answered_when_its_connection_is_cut(stage: Stage, name: str) ->
     undisturbed = stage.undisturbed(name)
     cuts = [
         undisturbed.before_commit(),
-        undisturbed.once_committed(),
+        undisturbed.after_commit(),
         *chance.sample(boundaries(undisturbed.messages), 4),
         *offsets(undisturbed.messages, chance, 2),
     ]
@@ -94,19 +95,19 @@ def test_call_is_answered_when_its_connection_is_cut(stage: Stage, name: str) ->
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CALLS)
-def test_at_every_message_and_at_random_bytes(stage: Stage, name: str) -> None:
+def test_call_is_answered_when_cut_at_every_message_and_at_random_bytes(stage: Stage, name: str) -> None:
     messages = stage.undisturbed(name).messages
     cuts = [*boundaries(messages), *offsets(messages, random.Random(name), OFFSETS)]
     check(stage, name, [(cut,) for cut in cuts])
 
 
 def cut_again(stage: Stage, name: str, chance: random.Random, number: int) -> Iterator[tuple[Cut, ...]]:
-    """Return series of two and of three cuts: the first about the commit, the others in what comes after it.
+    """Return series of two or three cuts: the first around the commit, the others in the messages after it.
 
-    What comes after it is another connection's beginning and the attempt to find out what has become of the call.
+    The messages after the first cut open another connection and resolve the outcome of the call.
     """
     undisturbed = stage.undisturbed(name)
-    for first in (undisturbed.before_commit(), undisturbed.once_committed()):
+    for first in (undisturbed.before_commit(), undisturbed.after_commit()):
         stage.disturbed(name, first)
         after = list(stage.proxy.messages[first.message + 1 :])
         connections = {seen.connection for seen in after}
@@ -120,17 +121,17 @@ def cut_again(stage: Stage, name: str, chance: random.Random, number: int) -> It
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CALLS)
-def test_cut_again_while_it_is_found_out(stage: Stage, name: str) -> None:
+def test_call_is_answered_when_outcome_resolution_is_cut_again(stage: Stage, name: str) -> None:
     check(stage, name, cut_again(stage, name, random.Random(name), AGAIN))
 
 
 @pytest.mark.parametrize("name", CALLS_ON_A_LOOP)
-def test_on_an_event_loop(async_stage: Stage, name: str) -> None:
+def test_call_on_an_event_loop_is_answered_when_its_connection_is_cut(async_stage: Stage, name: str) -> None:
     chance = random.Random(name)
     undisturbed = async_stage.undisturbed(name)
     cuts = [
         undisturbed.before_commit(),
-        undisturbed.once_committed(),
+        undisturbed.after_commit(),
         *chance.choices(boundaries(undisturbed.messages), k=2 * AGAIN),
         *offsets(undisturbed.messages, chance, OFFSETS),
     ]

@@ -1,4 +1,4 @@
-"""What was acknowledged survives the failure of a server before which, or behind which, another one stands."""
+"""Acknowledged writes survive the failure of a primary server, or of the pooler in front of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.faults.writer import FAILED, UNKNOWN
 from tests.support.servers import PgBouncer, PostgresPair, PostgresServer
 from tests.support.servers.fixtures import skipping
 
-# One pair of servers for those that need one.
+# All tests of a pair of servers share one pair.
 pytestmark = pytest.mark.cluster
 CALLS = 200
 
@@ -34,25 +34,25 @@ def pair() -> Iterator[PostgresPair]:
 
 
 @pytest.mark.parametrize("how", ["restart", "promote"])
-def test_a_primary_is_killed_under_load(how: str, pair: PostgresPair) -> None:
+def test_acknowledged_writes_survive_kill_of_primary_under_load(how: str, pair: PostgresPair) -> None:
     if pair.standby is None:
         pair.add_standby()
     findings = failover.one_round(pair, how, calls=CALLS)
     assert findings.violations == []
     assert findings.outcomes(FAILED) == 0, findings.texts
     assert unknown(findings) == []
-    assert any("Stale" not in reason for reason in findings.retries), "nobody has noticed"
+    assert any("Stale" not in reason for reason in findings.retries), "no call was retried, so the kill was not noticed"
 
 
-def test_nothing_is_told_that_a_standby_does_not_have_though_calls_run_out_of_time(pair: PostgresPair) -> None:
+def test_timed_out_commits_on_a_cut_standby_are_reported_as_unknown(pair: PostgresPair) -> None:
     if pair.standby is None:
         pair.add_standby()
     findings = failover.one_round(pair, "stall", calls=CALLS)
     assert findings.violations == []
-    assert unknown(findings), "no call was in the midst of its commit"
+    assert unknown(findings), "no call was waiting for its commit"
 
 
-def test_the_script_sees_what_an_asynchronous_standby_has_lost(tmp_path: Path) -> None:
+def test_script_reports_writes_lost_by_an_asynchronous_standby(tmp_path: Path) -> None:
     with skipping():
         PostgresPair()
     results = script("failover", "--how=lag", "--drivers=psycopg", f"--calls={CALLS}", folder=tmp_path)
@@ -60,7 +60,7 @@ def test_the_script_sees_what_an_asynchronous_standby_has_lost(tmp_path: Path) -
     assert "- LOST history-" in (tmp_path / "failover.md").read_text()
 
 
-def test_pgbouncer_is_killed_under_load(tmp_path: Path) -> None:
+def test_acknowledged_writes_survive_kills_of_pgbouncer_under_load(tmp_path: Path) -> None:
     with skipping():
         PgBouncer(PostgresServer().url)
     results = script("pgbouncer", "--times=3", "--pause=0.2", f"--calls={CALLS}", folder=tmp_path)
@@ -69,9 +69,9 @@ def test_pgbouncer_is_killed_under_load(tmp_path: Path) -> None:
     assert (figures["failed"], figures["unknown"]) == (0, 0), figures["texts"]
 
 
-def script(name: str, *words: str, folder: Path) -> Any:
-    """What a script has found, which says itself whether all is well."""
-    command = [sys.executable, "-m", f"tests.support.faults.{name}", "--rounds=1", f"--out={folder}", *words]
+def script(name: str, *arguments: str, folder: Path) -> Any:
+    """Run a script, which checks its own results, and return the figures that it writes."""
+    command = [sys.executable, "-m", f"tests.support.faults.{name}", "--rounds=1", f"--out={folder}", *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (figures,) = folder.glob("*.json")

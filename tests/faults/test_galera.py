@@ -1,4 +1,4 @@
-"""A cluster that loses a node and gets it back, while all its nodes are written to."""
+"""A Galera cluster that loses a node and gets it back while all nodes are written to."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.servers import GaleraCluster, GaleraNode
 from tests.support.servers.fixtures import skipping
 from tests.support.servers.galera import QUICK
 
-# One cluster for all, which takes 12 s to start.
+# All tests share one cluster, because a cluster takes 12 s to start.
 pytestmark = pytest.mark.cluster
 CALLS = 150
 PAUSE = 0.03
-"""Writers that leave the nodes time for each other: this is about what becomes of calls, not how many there are."""
+"""Seconds between two calls of a writer, so that the nodes have CPU time; the number of calls is irrelevant here."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def cluster() -> Iterator[GaleraCluster]:
 
 
 @pytest.mark.parametrize(("event", "number"), [("kill", 0), ("isolate", 1)])
-def test_a_node_fails_and_comes_back_under_load(
+def test_acknowledged_writes_survive_failure_of_a_node_under_load(
     event: str, number: int, cluster: GaleraCluster, tmp_path: Path
 ) -> None:
     stage = Stage(cluster, event, str(tmp_path), pause=PAUSE)
@@ -42,7 +42,7 @@ def test_a_node_fails_and_comes_back_under_load(
     assert findings.outcomes(UNKNOWN) == 0, findings.texts
 
 
-def test_the_script_on_migrations_and_reads_while_all_nodes_are_written_to(
+def test_script_reports_migrations_and_reads_while_all_nodes_are_written_to(
     cluster: GaleraCluster, tmp_path: Path
 ) -> None:
     options = argparse.Namespace(rounds=1, calls=2 * CALLS, reads=30, quick=True)
@@ -57,7 +57,9 @@ def test_the_script_on_migrations_and_reads_while_all_nodes_are_written_to(
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "asyncmy"])
-def test_calls_move_to_a_node_that_is_ready(driver: str, cluster: GaleraCluster, tmp_path: Path) -> None:
+def test_calls_move_to_another_node_when_a_node_rejects_queries(
+    driver: str, cluster: GaleraCluster, tmp_path: Path
+) -> None:
     stage = Stage(cluster, f"ready_{driver}", str(tmp_path), pause=PAUSE)
     settings = dataclasses.replace(stage.settings()[0], asynchronous=driver == "asyncmy")
     url = sa.make_url(settings.url).set(drivername=f"mariadb+{driver}").render_as_string(hide_password=False)
@@ -65,9 +67,8 @@ def test_calls_move_to_a_node_that_is_ready(driver: str, cluster: GaleraCluster,
     with repository_of(dataclasses.replace(settings, url=url)) as repository:
         session_id = repository.create_session().session_id
         assert clients(one) == 1
-        one.query(
-            "SET GLOBAL wsrep_reject_queries = ALL_KILL"
-        )  # what it answers then is what a joining node does: 1047
+        # the node then answers with error 1047, as a joining node does
+        one.query("SET GLOBAL wsrep_reject_queries = ALL_KILL")
         try:
             assert repository.append_error(session_id, "task", "after").position == 1
             assert (clients(one), clients(two)) == (0, 1)

@@ -1,4 +1,4 @@
-"""Hostile values where no repository is in the way: sessions, filters, cursors, policies, URLs, the command line."""
+"""Hostile values passed to sessions, filters, cursors, policies, URLs and the command line."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from vibeforge_sessions.testing.base import exact, full_session
 FIELDS = sorted(Session.model_fields)
 
 
-def refusal_of(call: Callable[[], Any], kind: type[Exception] = InvalidSessionError) -> Exception | None:
-    """Make a call; return how it was refused, if it was."""
+def rejection_of(call: Callable[[], Any], kind: type[Exception] = InvalidSessionError) -> Exception | None:
+    """Make a call and return the error that rejected it, or None."""
     try:
         call()
     except kind as error:
@@ -47,63 +47,63 @@ def refusal_of(call: Callable[[], Any], kind: type[Exception] = InvalidSessionEr
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_session_made_of_a_hostile_value(field: str) -> None:
+def test_session_with_a_hostile_value_is_rejected_or_created(field: str) -> None:
     for pick, value in HOSTILE.items():
         if field in {"logs", "error_history"} and pick in ENDLESS:
             continue
-        refused = refusal_of(lambda: Session.from_dict({field: value})) is not None  # noqa: B023
-        assert refused == (refusal_of(lambda: Session(**{field: value}), ValidationError) is not None)  # noqa: B023
-        assert refused == (
-            refusal_of(lambda: Session.model_validate({field: value}), ValidationError) is not None  # noqa: B023
+        rejected = rejection_of(lambda: Session.from_dict({field: value})) is not None  # noqa: B023
+        assert rejected == (rejection_of(lambda: Session(**{field: value}), ValidationError) is not None)  # noqa: B023
+        assert rejected == (
+            rejection_of(lambda: Session.model_validate({field: value}), ValidationError) is not None  # noqa: B023
         )
-        if not refused:
-            refusal_of(Session(**{field: value}).to_dict)
+        if not rejected:
+            rejection_of(Session(**{field: value}).to_dict)
 
 
-def test_what_a_session_is_made_of() -> None:
+def test_from_dict_of_hostile_data_is_rejected_or_creates_a_session() -> None:
     for value in HOSTILE.values():
-        refusal_of(lambda: Session.from_dict(value))  # noqa: B023
+        rejection_of(lambda: Session.from_dict(value))  # noqa: B023
     for text in (*TEXTS.values(), "_baseline", "__class__", "model_config", "stored"):
-        name = text.replace(MARK, "!").replace("SELECT", "select")  # a key is shown, as its path
+        name = text.replace(MARK, "!").replace("SELECT", "select")  # the error shows the key as a path
         for value in (None, MARK, {MARK: MARK}):
-            refusal_of(lambda: Session.from_dict({name: value}))  # noqa: B023
+            rejection_of(lambda: Session.from_dict({name: value}))  # noqa: B023
     many = {f"{number}": MARK for number in range(1_000_000)}
-    assert refusal_of(lambda: Session.from_dict(many)) is not None
+    assert rejection_of(lambda: Session.from_dict(many)) is not None
 
 
 @pytest.mark.parametrize("field", ["no_such_field", MARK, f"{MARK}\n\x1b[31m", "x" * 10**6])
-def test_a_field_that_no_session_has(field: str) -> None:
-    error = refusal_of(lambda: Session.from_dict({field.replace(MARK, "!"): MARK}))
+def test_unknown_field_is_rejected_with_a_short_printable_error(field: str) -> None:
+    error = rejection_of(lambda: Session.from_dict({field.replace(MARK, "!"): MARK}))
     assert error is not None
     assert str(error).isprintable()
     assert len(str(error)) < 200
 
 
 @given(session=sessions, picked=st.lists(st.tuples(st.sampled_from(FIELDS), picks), max_size=3), data=st.data())
-def test_a_journey_that_somebody_has_tampered_with(
+def test_tampered_dict_of_a_stored_session_is_rejected_or_loaded(
     session: Session, picked: list[tuple[str, str]], data: st.DataObject
 ) -> None:
     InMemorySessionRepository().create_session(session)
-    travelled: dict[str, Any] = session.to_dict()
-    for key in data.draw(st.lists(st.sampled_from(sorted(travelled["stored"])), max_size=3)):
+    data_of_session: dict[str, Any] = session.to_dict()
+    for key in data.draw(st.lists(st.sampled_from(sorted(data_of_session["stored"])), max_size=3)):
         pick = data.draw(picks)
-        travelled["stored"][key] = value_of(pick)
+        data_of_session["stored"][key] = value_of(pick)
     for field, pick in picked:
         if field not in {"logs", "error_history"} or pick not in ENDLESS:
-            travelled[field] = value_of(pick)
-    refusal_of(lambda: Session.from_dict(travelled).to_dict())
+            data_of_session[field] = value_of(pick)
+    rejection_of(lambda: Session.from_dict(data_of_session).to_dict())
 
 
-def test_what_an_application_does_with_a_session() -> None:
+def test_session_methods_with_hostile_values_reject_or_apply_them() -> None:
     for pick, value in HOSTILE.items():
         session = full_session()
-        refusal_of(lambda: session.update_phase(value))  # noqa: B023
-        refusal_of(lambda: session.add_answer(value, value))  # noqa: B023
+        rejection_of(lambda: session.update_phase(value))  # noqa: B023
+        rejection_of(lambda: session.add_answer(value, value))  # noqa: B023
         if pick not in ENDLESS:
             session.add_log(value)
             session.add_error(value, value, value)
             assert exact(session.error_history[-1].error_message) == exact(str(session.error_history[-1].error_message))
-        refusal_of(session.to_dict)
+        rejection_of(session.to_dict)
         for field in FIELDS if pick not in ENDLESS else ():
             broken = full_session()
             setattr(broken, field, value)
@@ -113,17 +113,17 @@ def test_what_an_application_does_with_a_session() -> None:
                 lambda: broken.add_error("t", "m"),  # noqa: B023
                 lambda: broken.update_phase("IDEA"),  # noqa: B023
             ):
-                refusal_of(change)
+                rejection_of(change)
 
 
-def test_a_session_that_is_not_all_there() -> None:
+def test_session_with_a_missing_field_is_rejected() -> None:
     repository = InMemorySessionRepository()
     empty = Session.__new__(Session)
-    assert refusal_of(lambda: repository.create_session(empty)) is not None
+    assert rejection_of(lambda: repository.create_session(empty)) is not None
     for field in FIELDS:
         session = full_session()
         delattr(session, field)
-        assert refusal_of(lambda: repository.update_session(session)) is not None  # noqa: B023
+        assert rejection_of(lambda: repository.update_session(session)) is not None  # noqa: B023
     assert repository.list_sessions() == []
 
 
@@ -131,15 +131,15 @@ def test_a_session_that_is_not_all_there() -> None:
 
 
 @pytest.mark.parametrize(("cls", "kind"), [(SessionFilter, InvalidArgumentError), (RetryPolicy, ConfigurationError)])
-def test_a_hostile_value_for_each_setting(cls: Any, kind: type[Exception]) -> None:
+def test_filter_or_policy_with_a_hostile_value_is_rejected_or_created(cls: Any, kind: type[Exception]) -> None:
     for field in dataclasses.fields(cls):
         for value in HOSTILE.values():
             for given_ in (value, [value], {"a": value}):
-                refusal_of(lambda: cls(**{field.name: given_}), kind)  # noqa: B023
+                rejection_of(lambda: cls(**{field.name: given_}), kind)  # noqa: B023
 
 
-def test_phases_are_asked_for_once() -> None:
-    assert refusal_of(lambda: SessionFilter(phases=(phase for phase in ["IDEA"])), InvalidArgumentError)  # type: ignore[arg-type]
+def test_phases_of_a_filter_must_be_iterable_more_than_once() -> None:
+    assert rejection_of(lambda: SessionFilter(phases=(phase for phase in ["IDEA"])), InvalidArgumentError)  # type: ignore[arg-type]
     assert SessionFilter(phases=dict.fromkeys(["IDEA"])).phases == {"IDEA"}
 
 
@@ -152,13 +152,13 @@ def listed() -> InMemorySessionRepository:
 
 
 @given(data=st.data())
-def test_a_cursor_that_somebody_has_changed(listed: InMemorySessionRepository, data: st.DataObject) -> None:
+def test_changed_cursor_is_rejected(listed: InMemorySessionRepository, data: st.DataObject) -> None:
     cursor = listed.find_sessions(limit=1).next_cursor
     assert cursor is not None
     at, length = data.draw(st.tuples(st.integers(0, len(cursor)), st.integers(0, 20)))
     changed = cursor[:at] + data.draw(st.text(max_size=5) | st.text("AZaz09-_=|", max_size=5)) + cursor[at + length :]
-    refused = refusal_of(lambda: listed.find_sessions(limit=1, cursor=changed), InvalidArgumentError)
-    assert (refused is None) == (changed.rstrip("=") == cursor.rstrip("="))
+    rejected = rejection_of(lambda: listed.find_sessions(limit=1, cursor=changed), InvalidArgumentError)
+    assert (rejected is None) == (changed.rstrip("=") == cursor.rstrip("="))
 
 
 # --- URLs ---
@@ -172,17 +172,17 @@ URLS = [
 ]
 
 
-def test_a_hostile_url() -> None:
+def test_hostile_url_is_rejected_or_accepted() -> None:
     for value in HOSTILE.values():
-        refusal_of(lambda: create_engine(value).dispose(), ConfigurationError)  # noqa: B023
+        rejection_of(lambda: create_engine(value).dispose(), ConfigurationError)  # noqa: B023
 
 
 @given(url=st.sampled_from(URLS), data=st.data())
-def test_a_url_that_somebody_has_changed(url: str, data: st.DataObject) -> None:
+def test_changed_url_is_rejected_or_accepted(url: str, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         at, length = data.draw(st.tuples(st.integers(0, len(url)), st.integers(0, 12)))
         url = url[:at] + data.draw(st.text(max_size=5) | st.sampled_from(list(":/@?&=%[]#\0"))) + url[at + length :]
-    refusal_of(lambda: create_engine(url).dispose(), ConfigurationError)
+    rejection_of(lambda: create_engine(url).dispose(), ConfigurationError)
 
 
 # --- the command line ---
@@ -203,7 +203,7 @@ ARGUMENTS = [
 WORDS = [
     *(text for text in TEXTS.values() if "\0" not in text and len(text) < 10_000),
     *("nan", "inf", "-inf", "1e999", "0", "1" * 400, "head", "heads", "base", "+1", "-1", "+99", "head:base", "a:b"),
-    *("..", ".:x", "os:path", "os:", ":", "json:JSONDecoder", "tests.support.faults.hostile:SomebodysError"),
+    *("..", ".:x", "os:path", "os:", ":", "json:JSONDecoder", "tests.support.faults.hostile:HostileClassError"),
     *("--", "-", "@"),
 ]  # fmt: skip
 words = st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=20)
@@ -221,7 +221,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @given(argument=st.sampled_from(ARGUMENTS), word=words, sql=st.booleans())
-def test_a_hostile_word_on_the_command_line(database: str, argument: tuple[str, str], word: str, sql: bool) -> None:
+def test_command_with_a_hostile_argument_ends_with_a_documented_exit_code(
+    database: str, argument: tuple[str, str], word: str, sql: bool
+) -> None:
     command, option = argument
     arguments = ["db", command, *([option] if option else []), word]
     arguments += ["--sql"] if sql and command in {"upgrade", "downgrade"} else []
@@ -230,8 +232,9 @@ def test_a_hostile_word_on_the_command_line(database: str, argument: tuple[str, 
             if float(word) > 1:
                 return
     environment = {"VIBEFORGE_SESSIONS_DATABASE_URL": database, "COLUMNS": "200"}
-    with contextlib.chdir(Path(database.removeprefix("sqlite:///")).parent):  # a copy is a file named by the word
-        done = CliRunner().invoke(app, arguments, env=environment, input="n\n")
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code in EXITS
-    assert "Traceback" not in done.output
+    # a backup is written to a file with this name, below the current folder
+    with contextlib.chdir(Path(database.removeprefix("sqlite:///")).parent):
+        result = CliRunner().invoke(app, arguments, env=environment, input="n\n")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in EXITS
+    assert "Traceback" not in result.output

@@ -1,4 +1,4 @@
-"""Input of 40 MB is stored or refused, within a limit of memory that a process of its own has."""
+"""Input of 40 MB that is stored or rejected by a process with a memory limit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from tests.support.databases import DATABASES, Storage
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit needs Linux")
 @pytest.mark.parametrize("name", DATABASES)
-def test_large_input(name: str, request: pytest.FixtureRequest) -> None:
+def test_large_input_is_stored_or_rejected_within_the_memory_limit(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     url = "memory://" if storage.new_url is None else storage.new_url()
     command = [sys.executable, "-m", "tests.support.faults.large_input", url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    outcomes = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    outcomes = dict(line.split(": ", 1) for line in result.stdout.splitlines())
     assert len(outcomes) == 5
-    # what the server does not take (MariaDB's packet has 16 MB) is refused with the sizes, and not tried
+    # values above the server's limit (16 MB for a packet of MariaDB) are rejected with their sizes and never sent
     assert {each.split(" ")[0] for each in outcomes.values()} <= {"stored", "InvalidSessionError:"}
     assert name == "mariadb" or all(each.startswith("stored") for each in outcomes.values())

@@ -1,6 +1,6 @@
-"""A statement that is still on its way when its client is cut off reaches the server afterwards.
+"""Statements that reach the server after their client's connection was cut.
 
-The client has come back by then and has asked what has become of it, or has even done it again.
+By then the client has reconnected and has resolved the outcome of the write, or has repeated the write.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import pytest
 
 from tests.support.faults.calls import CALLS
 from tests.support.faults.proxy import Cut
-from tests.support.faults.stage import ASYNC_WAYS, EVERY_WAY, WAYS, Stage, staged
+from tests.support.faults.stage import ALL_DRIVERS, ASYNC_DRIVERS, DRIVERS, Stage, staged
 
 LONG, SHORT = 3600.0, 0.1
-"""Until the call has ended; and while it asks what has become of it."""
+"""Seconds for which a statement is held: beyond the end of the call, and during outcome resolution."""
 
 
-@pytest.fixture(scope="module", params=EVERY_WAY)
+@pytest.fixture(scope="module", params=ALL_DRIVERS)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    way = (WAYS | ASYNC_WAYS)[request.param]
-    with staged(request.getfixturevalue(way.server), way) as stage:
+    driver = (DRIVERS | ASYNC_DRIVERS)[request.param]
+    with staged(request.getfixturevalue(driver.server), driver) as stage:
         yield stage
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_statements_that_come_while_it_is_found_out(stage: Stage, name: str) -> None:
+def test_call_is_answered_when_its_statement_arrives_during_outcome_resolution(stage: Stage, name: str) -> None:
     undisturbed = stage.undisturbed(name)
     for message in (undisturbed.write, undisturbed.commit):
         outcome = stage.disturbed(name, Cut("client", message, hold=SHORT))
@@ -34,19 +34,19 @@ def test_statements_that_come_while_it_is_found_out(stage: Stage, name: str) -> 
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_statements_that_come_after_the_answer(stage: Stage, name: str) -> None:
-    """Until then the old transaction holds its locks, if it has begun."""
+def test_call_is_answered_when_its_statement_arrives_after_the_answer(stage: Stage, name: str) -> None:
+    """Until the statement arrives, the old transaction holds its locks if it has begun."""
     undisturbed = stage.undisturbed(name)
     for message in {undisturbed.write, undisturbed.commit}:
-        before = stage.proxy.happened.copy()
+        before = stage.proxy.events.copy()
         outcome = stage.disturbed(name, Cut("client", message, hold=LONG))
         assert outcome.cuts == 1
         assert outcome.kind == "answered", (message, outcome.answer)
-        assert sum((stage.proxy.happened - before)[end] for end in ("delivered", "undeliverable")) == 1
+        assert sum((stage.proxy.events - before)[end] for end in ("delivered", "undeliverable")) == 1
 
 
-def test_what_was_created_and_deleted_stays_away(stage: Stage) -> None:
-    """The insert comes last: after it was done again, and after the session was deleted by somebody who saw it."""
+def test_late_insert_does_not_recreate_a_deleted_session(stage: Stage) -> None:
+    """The insert arrives after its retry, and after another client has deleted the session."""
     cut = Cut("client", stage.undisturbed("create").write, hold=LONG)
     session_id, begun = stage.begin(CALLS["create"])
     stage.proxy.arm(cut)

@@ -1,4 +1,4 @@
-"""Clients at work while servers and processes are killed: what they were told can be put in one order, per session."""
+"""Linearizability of the answers that clients receive while servers and processes are killed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from vibeforge_sessions.sql import create_engine
 ONCE: Final = RetryPolicy(attempts=1, deadline=2.0)
 MOST_ROUNDS: Final = 20
 CALLS: Final = 10
-"""All that a client makes."""
+"""Number of different calls that a client makes."""
 
 
 class Makers(dict[str, Callable[[], Database]]):
-    """What makes new databases, by their kind; a server is started when it is asked for."""
+    """Functions that create databases, by kind; a server is started at its first use."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         super().__init__()
@@ -49,23 +49,23 @@ on_servers = pytest.mark.parametrize("durable", ["postgresql", "mariadb"], indir
 
 @pytest.fixture
 def durable(request: pytest.FixtureRequest, makers: Makers) -> Database:
-    """A new database on a server that can be killed."""
+    """Return a new database on a server that can be killed."""
     with skipping():
         return makers[request.param]()
 
 
-def is_right(found: dict[str, Any]) -> None:
-    """Fail if a round is not linearizable; tell what there was."""
-    print(f"{found['calls']} calls: {found['outcomes']}; nobody was answered for {found['silence']:.2f} s at the most")
-    assert len(found["made"]) == CALLS, "some were never made"
+def check_round(found: dict[str, Any]) -> None:
+    """Print the figures of a round, and fail if it is not linearizable."""
+    print(f"{found['calls']} calls: {found['outcomes']}; at most {found['silence']:.2f} s without an answer")
+    assert len(found["made"]) == CALLS, "some kinds of calls were never made"
     assert "\n".join(found["violations"]) == ""
 
 
-def test_in_memory(tmp_path: Path) -> None:
+def test_history_of_the_memory_repository_is_linearizable(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     with clients_at_work([repository] * CLIENTS, tmp_path) as clients:
         clients.wait_for(1000)
-    is_right(linearizable.judged(tmp_path))
+    check_round(linearizable.evaluated(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -80,23 +80,23 @@ def test_in_memory(tmp_path: Path) -> None:
         for kind, each in ROUNDS
     ],
 )
-def test_while(kind: str, disturbed: Disturbed, makers: Makers) -> None:
+def test_history_during_a_disturbance_is_linearizable(kind: str, disturbed: Disturbed, makers: Makers) -> None:
     with skipping():
         new_database = makers[kind]
     found = linearizable.one_round(new_database, disturbed)
-    if len(found["made"]) < CALLS:  # what is seldom made may be missing where one disturbance ends soon
+    if len(found["made"]) < CALLS:  # rare calls may be missing if the disturbance ends soon
         assert not found["violations"]
         found = linearizable.one_round(new_database, disturbed)
-    is_right(found)
+    check_round(found)
 
 
-# -- the repository is wrong
+# -- broken repositories
 
 
-def noticed(wrong: Sequence[SessionRepository], folder: Path, disturb: Callable[[Threads], list[Crash]]) -> bool:
-    """Tell whether the checker cries in some round: even what is wrong does not show every time.
+def is_detected(wrong: Sequence[SessionRepository], folder: Path, disturb: Callable[[Threads], list[Crash]]) -> bool:
+    """Return whether the checker finds a violation in some round; a broken repository is not wrong in every round.
 
-    :param disturb: returns the crashes that may have taken back what was read: that is not what is to be noticed.
+    :param disturb: returns the crashes that may have revoked data that a client had read; these are no violations.
     """
     for number in range(MOST_ROUNDS):
         own = folder / str(number)
@@ -104,51 +104,53 @@ def noticed(wrong: Sequence[SessionRepository], folder: Path, disturb: Callable[
         with clients_at_work(wrong, own, [f"{number}.{session_id}" for session_id in SESSIONS]) as clients:
             crashes = disturb(clients)
         if check(history.read(own), glimpses=crashes):
-            print(f"noticed in round {number + 1}")
+            print(f"detected in round {number + 1}")
             return True
     return False
 
 
 @pytest.mark.parametrize("wrong", broken.ALWAYS_WRONG)
-def test_it_notices(wrong: type[SQLAlchemySessionRepository], sqlite: Storage, tmp_path: Path) -> None:
+def test_checker_detects_broken_repository(
+    wrong: type[SQLAlchemySessionRepository], sqlite: Storage, tmp_path: Path
+) -> None:
     engine = sqlite.new_engine()
 
-    def let_them_work(clients: Threads) -> list[Crash]:
+    def wait_for_calls(clients: Threads) -> list[Crash]:
         clients.wait_for(700)
         return []
 
-    assert noticed([wrong(engine) for _ in range(CLIENTS)], tmp_path, let_them_work)
+    assert is_detected([wrong(engine) for _ in range(CLIENTS)], tmp_path, wait_for_calls)
     engine.dispose()
 
 
 @pytest.mark.exhaustive
 @on_servers
-@pytest.mark.parametrize("wrong", [broken.LooksAtNoVersion, broken.TriesAgainBlindly])
-def test_it_notices_while_answers_are_lost(
+@pytest.mark.parametrize("wrong", [broken.IgnoresVersion, broken.RetriesBlindly])
+def test_checker_detects_broken_repository_when_answers_are_lost(
     wrong: type[SQLAlchemySessionRepository], durable: Database, tmp_path: Path
 ) -> None:
     with Proxy(durable.url) as proxy:
         engine = create_engine(proxy.url)
-        repository = wrong(engine, retry=ONCE if wrong is broken.TriesAgainBlindly else IMPATIENT)
+        repository = wrong(engine, retry=ONCE if wrong is broken.RetriesBlindly else IMPATIENT)
 
         def disturb(clients: Threads) -> list[Crash]:
             disturbances.lose_answers(proxy, clients, times=20)
             return []
 
-        assert noticed([repository] * CLIENTS, tmp_path, disturb)
+        assert is_detected([repository] * CLIENTS, tmp_path, disturb)
         engine.dispose()
 
 
 @pytest.mark.exhaustive
 @on_servers
-def test_it_notices_what_is_tried_again_blindly_while_the_server_is_killed(durable: Database, tmp_path: Path) -> None:
+def test_checker_detects_blind_retries_when_the_server_is_killed(durable: Database, tmp_path: Path) -> None:
     engine = create_engine(durable.url)
-    repository = broken.TriesAgainBlindly(engine, retry=ONCE)
+    repository = broken.RetriesBlindly(engine, retry=ONCE)
 
     def disturb(clients: Threads) -> list[Crash]:
         assert durable.server is not None
         crashes = disturbances.crash(durable.server, clients, times=1, answers=100)
         return crashes if durable.shows_glimpses else []
 
-    assert noticed([repository] * CLIENTS, tmp_path, disturb)
+    assert is_detected([repository] * CLIENTS, tmp_path, disturb)
     engine.dispose()

@@ -1,4 +1,4 @@
-"""A URL's password is shown nowhere: not by an error, a log, a repr or the command line, whatever goes wrong."""
+"""Passwords of URLs, which no error, log record, repr or command output shows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
 from vibeforge_sessions.sql.dialects import mariadb as mariadb_module
 
 CORE = "s3cr3t"
-"""Of every password, however it is encoded."""
+"""Part of every password, identical in every encoding."""
 PASSWORDS = {
     "plain": f"{CORE}-pa55",
     "special": f"{CORE}@:/?#[]%25&=+ '\"\\{{}}%s",
@@ -71,24 +71,24 @@ FORMS: dict[str, Callable[[URL, str], URL]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server that knows the password, and a way to be wrong about it."""
+    """A server that knows the password, and URLs that it rejects."""
 
     url: URL
     other_port: int
-    """Of a server that speaks another protocol."""
+    """Port of a server with another protocol."""
 
     def failures(self) -> dict[str, URL]:
         return {
             "wrong password": self.url,
             "unknown database": self.url.set(database="no_such_database"),
-            "nobody listens": self.url.set(port=1),
+            "closed port": self.url.set(port=1),
             "wrong port": self.url.set(port=self.other_port),
             "unreachable": self.url.set(host=NOWHERE),
-            "unknown user": self.url.set(username="nobody"),
+            "unknown user": self.url.set(username="no_such_user"),
         }
 
 
-FAILURES = ["wrong password", "unknown database", "nobody listens", "wrong port", "unreachable", "unknown user"]
+FAILURES = ["wrong password", "unknown database", "closed port", "wrong port", "unreachable", "unknown user"]
 
 
 @pytest.fixture(scope="module", params=["postgresql", "mariadb"])
@@ -106,7 +106,7 @@ def server(
 
 
 def shown(error: BaseException) -> str:
-    """Return all that could be shown of an error, or travel with it."""
+    """Return every text of an error and its causes that can be shown or pickled."""
     parts = [str(error), repr(error), repr(error.args), repr(vars(error))]
     parts += traceback.format_exception(error)
     parts.append(repr(pickle.dumps(error)))
@@ -117,28 +117,28 @@ def shown(error: BaseException) -> str:
     return "\n".join(parts)
 
 
-def hidden(text: str) -> None:
+def check_hidden(text: str) -> None:
     assert CORE not in text
 
 
 @pytest.fixture
 def logged() -> Iterator[Callable[[], str]]:
-    """Everybody's records, at DEBUG."""
+    """Return the records of all loggers at DEBUG."""
     with records_of(None) as records:
         yield lambda: "\n".join(records.texts)
 
 
-# --- errors of real servers ---
+# --- errors of servers ---
 
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that waits for the client to speak first is not waited for so long."""
+    """Shorten the wait for servers whose protocol lets the client speak first."""
     monkeypatch.setattr(mariadb_module, "CONNECT_TIMEOUT", 1)
     monkeypatch.setattr(mariadb_module, "_GREETING_TIMEOUT", 0.3)
 
 
-def opening(url: str, *, migrate: bool) -> Exception | None:
+def open_sync(url: str, *, migrate: bool) -> Exception | None:
     try:
         open_repository(url, migrate=migrate, retry=RETRY).close()
     except SessionRepositoryError as error:
@@ -146,12 +146,12 @@ def opening(url: str, *, migrate: bool) -> Exception | None:
     return None
 
 
-def calling(url: str) -> Exception | None:
-    """Make every kind of call on an engine of ours, and one on a host's own."""
+def call_repository(url: str) -> Exception | None:
+    """Make a call on an engine of `create_engine`, and one on an engine of the application."""
     for engine in (create_engine(url), sqlalchemy.create_engine(make_url(url))):
         try:
             repository = SQLAlchemySessionRepository(engine, retry=RETRY)
-            hidden(f"{repository!r} {repository} {vars(repository)!r}")
+            check_hidden(f"{repository!r} {repository} {vars(repository)!r}")
             repository.append_log("s", "m")
         except SessionRepositoryError as error:
             return error
@@ -160,7 +160,7 @@ def calling(url: str) -> Exception | None:
     return None
 
 
-def opening_asynchronously(url: str) -> Exception | None:
+def open_async(url: str) -> Exception | None:
     async def run() -> None:
         await (await open_async_repository(url, retry=RETRY)).close()
 
@@ -176,28 +176,28 @@ def opening_asynchronously(url: str) -> Exception | None:
     [*itertools.product(FAILURES[:1], FORMS, PASSWORDS), *itertools.product(FAILURES[1:], FORMS, ["special"])],
 )
 @pytest.mark.usefixtures("_impatient")
-def test_a_failure_shows_no_password(
+def test_failed_connection_shows_no_password(
     server: Server, form: str, password: str, failure: str, logged: Callable[[], str]
 ) -> None:
     url = FORMS[form](server.failures()[failure], PASSWORDS[password])
     text = text_of(url)
     asynchronous = ASYNC_DRIVERS[url.get_backend_name()]
-    ways: list[Callable[[], Exception | None]] = [
-        lambda: opening(text, migrate=False),
-        lambda: opening(text, migrate=True),
-        lambda: calling(text),
-        lambda: opening_asynchronously(text),
-        lambda: opening_asynchronously(text_of(url.set(drivername=asynchronous))),
+    attempts: list[Callable[[], Exception | None]] = [
+        lambda: open_sync(text, migrate=False),
+        lambda: open_sync(text, migrate=True),
+        lambda: call_repository(text),
+        lambda: open_async(text),
+        lambda: open_async(text_of(url.set(drivername=asynchronous))),
     ]
-    for way in ways:
-        error = way()
+    for attempt in attempts:
+        error = attempt()
         assert error is not None
-        hidden(shown(error))
-    hidden(logged())
+        check_hidden(shown(error))
+    check_hidden(logged())
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_works_shows_no_password(server: Server, form: str, logged: Callable[[], str]) -> None:
+def test_successful_calls_show_no_password(server: Server, form: str, logged: Callable[[], str]) -> None:
     password = server.url.password
     assert password is not None
     assert len(password) > 7
@@ -223,7 +223,7 @@ def test_what_works_shows_no_password(server: Server, form: str, logged: Callabl
     assert password not in logged()
 
 
-# --- what fails before there is a server ---
+# --- errors without a server ---
 
 MALFORMED = [
     "postgresql+psycopg://user:{}@host:port/db",
@@ -248,16 +248,16 @@ MALFORMED = [
 
 @pytest.mark.parametrize("url", MALFORMED)
 @pytest.mark.parametrize("password", ["plain", "not ASCII"])
-def test_a_malformed_url_shows_no_password(url: str, password: str, logged: Callable[[], str]) -> None:
+def test_malformed_url_shows_no_password(url: str, password: str, logged: Callable[[], str]) -> None:
     text = url.replace("{}", PASSWORDS[password])
     for error in (
-        opening(text, migrate=True),
-        opening_asynchronously(text),
+        open_sync(text, migrate=True),
+        open_async(text),
         *(_error_of(make, text) for make in (create_engine, create_async_engine)),
     ):
         if error is not None:
-            hidden(shown(error))
-    hidden(logged())
+            check_hidden(shown(error))
+    check_hidden(logged())
 
 
 def _error_of(make: Callable[[str], Any], url: str) -> Exception | None:
@@ -273,14 +273,14 @@ def test_settings_show_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(URL_VARIABLE, text_of(URL.create("postgresql", "user", password, "host", 5432, "db")))
         settings = Settings.read()
         assert CORE in str(settings.url())
-        hidden(f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}")
+        check_hidden(f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}")
     monkeypatch.setenv("VIBEFORGE_SESSIONS_MIGRATE", CORE)
     with pytest.raises(SessionRepositoryError) as caught:
         Settings.read()
-    hidden(shown(caught.value))
+    check_hidden(shown(caught.value))
 
 
-# --- processes of their own: the command line, and what is not installed ---
+# --- child processes: command line and missing packages ---
 
 WITHOUT = "import sys; sys.modules[{!r}] = None; "
 CLI = "from vibeforge_sessions.cli import main; main()"
@@ -299,9 +299,9 @@ DRIVERS = {
 
 
 def run(folder: Path, url: str, *command: str) -> str:
-    """Return all that a process prints that has the URL in its environment, and fails."""
+    """Return the exit code and the output of a process that fails with the URL in its environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
         env={**kept, URL_VARIABLE: url, "COLUMNS": "200"},
@@ -309,42 +309,42 @@ def run(folder: Path, url: str, *command: str) -> str:
         text=True,
         check=False,
     )
-    return f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return f"exit {result.returncode}\n{result.stdout}{result.stderr}"
 
 
 @pytest.mark.parametrize("module", DRIVERS)
-def test_a_missing_driver(tmp_path: Path, module: str) -> None:
+def test_missing_driver_is_reported_without_the_password(tmp_path: Path, module: str) -> None:
     url = f"{DRIVERS[module]}://user:{CORE}@host/db?password={CORE}"
     code = OPEN_ASYNC if module in {"asyncpg", "asyncmy"} else OPEN
-    said = run(tmp_path, url, "-c", WITHOUT.format(module) + code)
-    assert "pip install" in said
-    hidden(said)
+    output = run(tmp_path, url, "-c", WITHOUT.format(module) + code)
+    assert "pip install" in output
+    check_hidden(output)
 
 
 @pytest.mark.parametrize("module", ["greenlet", "typer", "rich", "sqlalchemy.ext.asyncio"])
-def test_a_missing_extra(tmp_path: Path, module: str) -> None:
+def test_missing_extra_is_reported_without_the_password(tmp_path: Path, module: str) -> None:
     code = f"sys.argv += ['db', 'status']; {CLI}" if module in {"typer", "rich"} else OPEN_ASYNC
-    said = run(tmp_path, f"postgresql+psycopg://user:{CORE}@host/db", "-c", WITHOUT.format(module) + code)
-    assert "exit 1" in said
-    hidden(said)
+    output = run(tmp_path, f"postgresql+psycopg://user:{CORE}@host/db", "-c", WITHOUT.format(module) + code)
+    assert "exit 1" in output
+    check_hidden(output)
 
 
 HELP = [["--help"], ["db", "--help"], ["db", "status", "--help"], ["db", "upgrade", "--no-such"]]
 
 
 @pytest.mark.parametrize("arguments", HELP)
-def test_the_help_shows_no_url(tmp_path: Path, arguments: list[str]) -> None:
+def test_help_shows_no_url(tmp_path: Path, arguments: list[str]) -> None:
     url = f"postgresql+psycopg://user:{CORE}@host/db"
-    hidden(run(tmp_path, url, "-m", "vibeforge_sessions", *arguments))
-    hidden(run(tmp_path, url, "-m", "alembic", "--help"))
+    check_hidden(run(tmp_path, url, "-m", "vibeforge_sessions", *arguments))
+    check_hidden(run(tmp_path, url, "-m", "alembic", "--help"))
 
 
 @pytest.mark.parametrize("failure", ["wrong password", "unknown database", "unreachable"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_command_line_shows_no_password(tmp_path: Path, server: Server, failure: str, form: str) -> None:
+def test_command_line_shows_no_password(tmp_path: Path, server: Server, failure: str, form: str) -> None:
     url = text_of(FORMS[form](server.failures()[failure], PASSWORDS["special"]))
     options = ["--url", url] if failure == "wrong password" else []
-    said = run(tmp_path, url, "-m", "vibeforge_sessions", "db", "status", *options)
-    assert said.startswith("exit 1\n")
-    assert "error: " in said
-    hidden(said)
+    output = run(tmp_path, url, "-m", "vibeforge_sessions", "db", "status", *options)
+    assert output.startswith("exit 1\n")
+    assert "error: " in output
+    check_hidden(output)

@@ -1,4 +1,4 @@
-"""A URL of several hosts, of which the first one takes connections and says nothing, as a machine that hangs."""
+"""URLs with several hosts, whose first host accepts connections and never answers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DRIVERS = [
 
 
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """A host that takes connections, as its system does for a process that hangs."""
+def silent_host() -> Iterator[str]:
+    """Return the address of a host that accepts connections and never answers, as a hanging process does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield "{}:{}".format(*server.getsockname())
 
@@ -39,13 +39,15 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_impatient")
-@pytest.mark.parametrize(("name", "driver", "asynchronous"), DRIVERS)
-def test_calls_reach_the_second_host(
-    name: str, driver: str, asynchronous: bool, silent: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize(
+    ("name", "driver", "asynchronous"), DRIVERS, ids=["psycopg", "psycopg async", "asyncpg", "pymysql", "asyncmy"]
+)
+def test_call_reaches_the_second_host_when_the_first_is_silent(
+    name: str, driver: str, asynchronous: bool, silent_host: str, request: pytest.FixtureRequest
 ) -> None:
     storage: Storage = request.getfixturevalue(name)
     url = make_url(storage.url_with(driver))
-    several = several_hosts(url, [silent, f"{url.host}:{url.port}"])
+    several = several_hosts(url, [silent_host, f"{url.host}:{url.port}"])
     settings = Settings("w", text_of(several), "", [], [], asynchronous=asynchronous, deadline=20.0)
     with repository_of(settings) as repository:
         session_id = repository.create_session().session_id

@@ -1,4 +1,4 @@
-"""The soak's script, for seconds; and that it notices what grows."""
+"""The soak script: a short run, and the detection of growing figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.faults import soak
 
 
 @pytest.mark.exhaustive
-def test_it_runs(tmp_path: Path) -> None:
+def test_short_soak_succeeds_and_writes_its_report(tmp_path: Path) -> None:
     soak.main(["--database", "sqlite", "--minutes", "0.05", "--rate", "100", "--output", str(tmp_path), "--no-plot"])
     (found,) = json.loads((tmp_path / "soak.json").read_text())["found"]
     assert found["calls"]["create"] > 0
@@ -20,10 +20,10 @@ def test_it_runs(tmp_path: Path) -> None:
     assert "| connections |" in (tmp_path / "soak.md").read_text()
 
 
-def test_what_grows_is_named() -> None:
+def test_growing_figure_is_reported() -> None:
     steady = [{"seconds": float(at), "memory, MB": 100.0, "open files": 10.0} for at in range(100)]
     growing = [{**each, "open files": 10.0 + at / 10} for at, each in enumerate(steady)]
-    assert all(told["flat"] for told in soak.verdicts(steady).values())
-    told = soak.verdicts(growing)
-    assert told["memory, MB"]["flat"]
-    assert not told["open files"]["flat"]
+    assert all(verdict["flat"] for verdict in soak.verdicts(steady).values())
+    verdicts = soak.verdicts(growing)
+    assert verdicts["memory, MB"]["flat"]
+    assert not verdicts["open files"]["flat"]

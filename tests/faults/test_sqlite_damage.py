@@ -1,4 +1,4 @@
-"""A damaged SQLite file: each call is answered rightly, or with an error that says that the file is damaged."""
+"""Damaged SQLite files: each call answers correctly, or raises an error that reports the damage."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ UNREAD = (
     "sqlite_autoindex_vibeforge_sessions_compatibility",
     "sqlite_autoindex_vibeforge_sessions_alembic",
 )
-"""What no call needs."""
+"""Tables and indexes that no call reads."""
 SESSIONS = 6
 
-SAID = re.compile("damaged|SQLITE_CONSTRAINT")
-"""What an error says; the second is SQLite's word for two tables that contradict each other."""
+REPORTED = re.compile("damaged|SQLITE_CONSTRAINT")
+"""Texts that report damage; SQLITE_CONSTRAINT occurs if two tables contradict each other."""
 
 READS: list[Callable[[SessionRepository], Any]] = [
     *(
@@ -56,12 +56,12 @@ READS: list[Callable[[SessionRepository], Any]] = [
 
 
 def shown(error: BaseException) -> str:
-    """Return all that a log would show of an error, its causes included."""
+    """Return every text of an error and its causes that a log would show."""
     return f"{error} {error!r} {''.join(traceback.format_exception(error))}"
 
 
 class Damage:
-    """A file that can be damaged in many ways, one after the other."""
+    """A database file whose content can be replaced repeatedly."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class Damage:
                     session.add_error(f"t{entry}", "x" * 300)
                     session.add_log("x" * 200)
                 repository.create_session(session)
-            self.right = [read(repository) for read in READS]
+            self.correct = [read(repository) for read in READS]
         self.good = path.read_bytes()
         self.pages = len(self.good) // PAGE
         with closing(sqlite3.connect(path)) as connection:
@@ -86,47 +86,47 @@ class Damage:
         ]
 
     def put(self, data: bytes) -> None:
-        """Put other bytes into the file, which nobody has open."""
+        """Replace the content of the file, which no connection may have open."""
         self.engine.dispose()
         for name in (self.path, *self.path.parent.glob(f"{self.path.name}-*")):
             name.unlink()
         self.path.write_bytes(data)
 
-    def noticed(self, data: bytes, said: re.Pattern[str] = SAID) -> bool:
-        """Make every call with other bytes in the file; tell whether one of them has said that it is damaged."""
-        refused = functools.partial(refusal, said=said)
-        refusals = []
+    def noticed(self, data: bytes, reported: re.Pattern[str] = REPORTED) -> bool:
+        """Make every call with other bytes in the file; return whether one of them has reported the damage."""
+        rejected_by = functools.partial(rejection, reported=reported)
+        rejections = []
         for repository in self.repositories:
             self.put(data)
-            for read, right in zip(READS, self.right, strict=True):
-                refusals.append(refused(functools.partial(read, repository), right))
+            for read, correct in zip(READS, self.correct, strict=True):
+                rejections.append(rejected_by(functools.partial(read, repository), correct))
             self.put(data)
             for number, write in enumerate(WRITES, 1):
-                refusals.append(refused(functools.partial(write, repository, f"s{number}"), None))
-                if refusals[-1] is None:
-                    refusals.append(refused(functools.partial(is_done, write, repository, f"s{number}"), True))
+                rejections.append(rejected_by(functools.partial(write, repository, f"s{number}"), None))
+                if rejections[-1] is None:
+                    rejections.append(rejected_by(functools.partial(is_done, write, repository, f"s{number}"), True))
         self.put(data)
-        refusals.append(refused(lambda: open_repository(f"sqlite:///{self.path}").close(), None))
-        return any(refusals)
+        rejections.append(rejected_by(lambda: open_repository(f"sqlite:///{self.path}").close(), None))
+        return any(rejections)
 
 
-def refusal(call: Callable[[], Any], right: Any, said: re.Pattern[str] = SAID) -> Exception | None:
-    """Make a call, which returns what is right, or says that something is damaged."""
+def rejection(call: Callable[[], Any], correct: Any, reported: re.Pattern[str] = REPORTED) -> Exception | None:
+    """Make a call, which must return the correct answer or raise an error that reports damage; return the error."""
     try:
         answer = call()
     except (CorruptSessionError, SchemaError) as error:
         return error
     except StorageError as error:
-        if not said.search(str(error)):
+        if not reported.search(str(error)):
             raise
         return error
-    assert answer == right
+    assert answer == correct
     return None
 
 
 @pytest.fixture(scope="module")
 def damage(sqlite_files: SQLiteFiles) -> Iterator[Damage]:
-    """One file for all tests."""
+    """Provide one file for all tests."""
     made = Damage(Path(sqlite_files.new_url().removeprefix("sqlite:///")))
     assert not made.noticed(made.good)
     yield made
@@ -138,33 +138,33 @@ def replaced(data: bytes, at: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
-@pytest.mark.parametrize("kind", ["zeros", "noise", "other noise", "a wrong kind of page"])
-def test_a_damaged_page(damage: Damage, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["zeros", "noise", "other noise", "wrong page type"])
+def test_damaged_page_is_reported_or_irrelevant(damage: Damage, kind: str) -> None:
     noise = random.Random(kind)
     noticed = set()
     for page in range(damage.pages):
-        new = {"zeros": bytes(PAGE), "a wrong kind of page": b"\x07"}.get(kind) or noise.randbytes(PAGE)
+        new = {"zeros": bytes(PAGE), "wrong page type": b"\x07"}.get(kind) or noise.randbytes(PAGE)
         if damage.noticed(replaced(damage.good, page * PAGE, new)):
             noticed.add(page)
     unnoticed = {name for name, page in damage.roots.items() if page not in noticed}
     assert {name for name in unnoticed if not name.startswith(UNREAD)} == set()
 
 
-def test_a_damaged_header(damage: Damage) -> None:
+def test_damaged_header_is_reported_or_irrelevant(damage: Damage) -> None:
     noise = random.Random("header")
     assert damage.noticed(replaced(damage.good, 0, b"PNG"))
     for field in range(0, 100, 4):
         for new in (bytes(4), b"\xff" * 4, noise.randbytes(4)):
-            # most fields are about other things than the rows; of a format of the future SQLite says so
-            damage.noticed(replaced(damage.good, field, new), re.compile(f"{SAID.pattern}|SQLITE_ERROR"))
+            # most fields do not concern the rows; SQLite reports an unknown file format as SQLITE_ERROR
+            damage.noticed(replaced(damage.good, field, new), re.compile(f"{REPORTED.pattern}|SQLITE_ERROR"))
 
 
-def test_a_truncated_file(damage: Damage) -> None:
+def test_truncated_file_is_reported(damage: Damage) -> None:
     for size in (0, 1, 50, 100, 1000, PAGE, PAGE + 1, *range(2 * PAGE, len(damage.good), 3 * PAGE + 512)):
         assert damage.noticed(damage.good[:size])
 
 
-def test_zeros_in_the_middle(damage: Damage) -> None:
+def test_zeroed_pages_are_reported_or_irrelevant(damage: Damage) -> None:
     for start in range(1, damage.pages, 3):
         damage.noticed(replaced(damage.good, start * PAGE, bytes(8 * PAGE))[: len(damage.good)])
 
@@ -182,8 +182,9 @@ SECRET = "5ecret"
         ("sessions SET phase", lambda repository: repository.find_sessions()),
         ("sessions SET phase", lambda repository: repository.append_error("s2", "t", "m")),
     ],
+    ids=["document", "error message", "log message", "phase in a list", "phase of an append"],
 )
-def test_a_text_that_is_none_any_more(
+def test_text_that_is_not_utf8_is_reported_without_its_content(
     damage: Damage, column: str, call: Callable[[SessionRepository], Any], fast_path: bool
 ) -> None:
     damage.put(damage.good)
@@ -191,6 +192,6 @@ def test_a_text_that_is_none_any_more(
     with damage.engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE vibeforge_{column} = CAST(x'{broken.hex()}' AS TEXT)")
     repository = SQLAlchemySessionRepository(damage.engine, fast_path=fast_path)
-    error = refusal(functools.partial(call, repository), None)
+    error = rejection(functools.partial(call, repository), None)
     assert error is not None
     assert SECRET not in shown(error)

@@ -1,4 +1,4 @@
-"""SQLite without space, without the right to write, and behind somebody else's lock."""
+"""SQLite on a full disk, without write permission, and with a lock of another process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = os.geteuid() == 0
 
 @pytest.fixture
 def path(sqlite_files: SQLiteFiles) -> Path:
-    """A new file with our tables and a session."""
+    """Return the path of a new migrated file with one session."""
     path = Path(sqlite_files.new_url().removeprefix("sqlite:///"))
     with open_repository(f"sqlite:///{path}") as repository:
         repository.create_session(full("a"))
@@ -40,20 +40,20 @@ def path(sqlite_files: SQLiteFiles) -> Path:
 
 
 def run(*command: str | Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
-# --- no space ---
+# --- full disks ---
 
 PRIVATE_MOUNTS = ["unshare", "--mount"] if ROOT else ["unshare", "--user", "--map-root-user", "--mount"]
-"""What is mounted behind this is seen by no other process, and goes with the last one that sees it."""
+"""Command prefix for mounts that no other process sees, and that end with the last process that sees them."""
 SMALL = 'mount -t tmpfs -o size=6m tmpfs "$0" && exec "$@"'
 
 
 @pytest.fixture
 def on_a_small_disk(tmp_path: Path) -> list[str]:
-    """Return the beginning of a command that runs with a file system of 6 MB on `tmp_path`."""
+    """Return the prefix of a command that runs with a file system of 6 MB on `tmp_path`."""
     command = [*PRIVATE_MOUNTS, "sh", "-c", SMALL, str(tmp_path)]
     with skipping():
         if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode:
@@ -61,34 +61,34 @@ def on_a_small_disk(tmp_path: Path) -> list[str]:
     return command
 
 
-def test_a_full_disk(on_a_small_disk: list[str], tmp_path: Path) -> None:
+def test_write_on_a_full_disk_fails_without_effect(on_a_small_disk: list[str], tmp_path: Path) -> None:
     run(*on_a_small_disk, sys.executable, "-m", "tests.support.faults.sqlite_disk", "full", tmp_path)
 
 
-def test_a_disk_that_fails(tmp_path: Path) -> None:
+def test_write_on_a_failing_disk_fails_or_is_unknown(tmp_path: Path) -> None:
     run(sys.executable, "-m", "tests.support.faults.sqlite_disk", "limited", tmp_path)
 
 
-# --- no right to write ---
+# --- missing write permission ---
 
-# root may write everything; not without these capabilities, which no process that it starts gets back
-WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"] if ROOT else []
+# root may write every file; without these capabilities it may not, and its child processes cannot regain them
+WITHOUT_CAPABILITIES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"] if ROOT else []
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_may_not_be_written(kind: str, tmp_path: Path) -> None:
+def test_write_without_permission_is_rejected_and_works_again_with_permission(kind: str, tmp_path: Path) -> None:
     with skipping():
         if ROOT and shutil.which("setpriv") is None:
             raise ServerUnavailable("root may write everything, and there is no setpriv to change that")
     folder = tmp_path / "folder"
     folder.mkdir()
     try:
-        run(*WITHOUT_RIGHTS, sys.executable, "-m", "tests.support.faults.sqlite_read_only", kind, folder)
+        run(*WITHOUT_CAPABILITIES, sys.executable, "-m", "tests.support.faults.sqlite_read_only", kind, folder)
     finally:
         folder.chmod(0o700)
 
 
-def test_a_url_that_only_reads(path: Path) -> None:
+def test_write_through_a_read_only_url_is_rejected(path: Path) -> None:
     before = path.read_bytes()
     engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
     repository = SQLAlchemySessionRepository(engine)
@@ -100,13 +100,13 @@ def test_a_url_that_only_reads(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-# --- somebody else's lock ---
+# --- locks of another process ---
 
 HOLDER = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute(sys.argv[2])
-connection.execute("UPDATE vibeforge_sessions SET phase = 'theirs'")
+connection.execute("UPDATE vibeforge_sessions SET phase = 'other'")
 print("held", flush=True)
 sys.stdin.readline()
 connection.execute("ROLLBACK")
@@ -115,7 +115,7 @@ connection.execute("ROLLBACK")
 
 @contextmanager
 def held(path: Path, begin: str) -> Iterator[subprocess.Popen[str]]:
-    """Let another process hold the lock until a line is written to it, or the block ends."""
+    """Let another process hold the lock until a line is written to its input, or the block ends."""
     command = [sys.executable, "-c", HOLDER, str(path), begin]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -125,30 +125,30 @@ def held(path: Path, begin: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def release(holder: subprocess.Popen[str]) -> None:
-    """Have it given back: it is, once this returns."""
+    """End the process, and return after it has released the lock."""
     holder.communicate()
 
 
-def test_a_lock_held_for_longer_than_the_timeout(path: Path) -> None:
-    looking = create_engine(f"sqlite:///{path}")
+def test_write_fails_when_lock_is_held_longer_than_the_timeout(path: Path) -> None:
+    direct = create_engine(f"sqlite:///{path}")
     engine = create_engine(f"sqlite:///{path}", busy_timeout=0.05)
     repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=0.1))
-    before = dump(looking)
+    before = dump(direct)
     with held(path, "BEGIN IMMEDIATE"):
         for write in WRITES:
             with pytest.raises(StorageError, match="SQLITE_BUSY"):
                 write(repository, "a")
-            assert dump(looking) == before
-        assert repository.get_session("a") == stored(SQLAlchemySessionRepository(looking), "a")  # readers do not wait
+            assert dump(direct) == before
+        assert repository.get_session("a") == stored(SQLAlchemySessionRepository(direct), "a")  # readers do not wait
     for write in WRITES:
-        write(repository, "a")  # and the same repository goes on
+        write(repository, "a")  # the same repository can be used again
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     engine.dispose()
-    looking.dispose()
+    direct.dispose()
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_lock_held_for_less_than_the_timeout(path: Path, write: Write) -> None:
+def test_write_waits_when_lock_is_held_shorter_than_the_timeout(path: Path, write: Write) -> None:
     with (
         open_repository(f"sqlite:///{path}") as repository,
         held(path, "BEGIN IMMEDIATE") as holder,
@@ -161,8 +161,9 @@ def test_a_lock_held_for_less_than_the_timeout(path: Path, write: Write) -> None
         assert is_done(write, repository, "a")
 
 
-def test_a_file_that_is_locked_when_it_is_opened(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:  # a host's file, which is to become one with a log
+def test_call_on_a_file_locked_at_opening_fails_and_works_after_release(path: Path) -> None:
+    # an application's file without WAL mode, which the repository switches on
+    with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
     engine = create_engine(f"sqlite:///{path}", busy_timeout=0.05)
     repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=0.1))

@@ -1,4 +1,4 @@
-"""SQLite and ``kill -9``: what was acknowledged is there exactly once, and the file is whole, whenever it was."""
+"""SQLite and ``kill -9``: acknowledged writes are stored exactly once, and the file stays intact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vibeforge_sessions.testing.base import stored
 
 ROUNDS = int(os.environ.get("VIBEFORGE_SESSIONS_TEST_KILLS", "200"))
 FILES = 8
-"""A file goes through many rounds: what was acknowledged in the first must be there after the last."""
+"""Files per run. Each file is used in many rounds: writes of the first round must still exist after the last."""
 AFTERWARDS = "afterwards"
 
 
@@ -42,14 +42,16 @@ def run_round(process: subprocess.Popen[str], url: str, name: str) -> list[int]:
     process.stdin.write(f"{url} {name}\n")
     process.stdin.flush()
     line = process.stdout.readline()
-    assert line, "a writer has failed by itself: see above"
-    said: list[int] = json.loads(line)
-    return said
+    assert line, "a writer has failed without being killed: see the output above"
+    acknowledged: list[int] = json.loads(line)
+    return acknowledged
 
 
 @pytest.mark.parametrize("number", range(FILES))
-def test_four_writers_are_killed(sqlite_files: SQLiteFiles, tmp_path: Path, number: int) -> None:
-    path = tmp_path / "sessions.db"  # on a real disk: the moments of a sync are part of it
+def test_acknowledged_writes_are_stored_once_after_kill_of_four_writers(
+    sqlite_files: SQLiteFiles, tmp_path: Path, number: int
+) -> None:
+    path = tmp_path / "sessions.db"  # on a real disk, where a kill can interrupt a sync
     url = f"sqlite:///{path}"
     shutil.copyfile(sqlite_files.new_url().removeprefix("sqlite:///"), path)
     with open_repository(url) as repository:
@@ -58,14 +60,14 @@ def test_four_writers_are_killed(sqlite_files: SQLiteFiles, tmp_path: Path, numb
     with launcher(str(number)) as process:
         for name in range(ROUNDS // FILES):
             acknowledged = run_round(process, url, str(name))
-            with open_repository(url) as repository:  # the first to open it puts it right
+            with open_repository(url) as repository:  # the first connection recovers the file
                 repository.append_log(SHARED, f"{AFTERWARDS}.{name}")
                 found = everything(repository)
             for writer, count in enumerate(acknowledged):
-                known[f"{name}.{writer}"] = settled(found, f"{name}.{writer}", count)
+                known[f"{name}.{writer}"] = state_left_by(found, f"{name}.{writer}", count)
             check(found, known, rounds=name + 1)
             check_file(path)
-    # each kind of operation was acknowledged, by one writer or another
+    # at least one writer has acknowledged every kind of operation
     assert max(int(token.split(".")[2]) for state in known.values() for token in state[SHARED].errors) > OPERATIONS
 
 
@@ -84,27 +86,27 @@ def written(session: Session) -> Written:
     )
 
 
-def settled(found: dict[str, Written], name: str, acknowledged: int) -> dict[str, Written]:
-    """Return what a killed writer has left: the operation that was cut off was done wholly, or not at all."""
-    theirs = part_of(found, name)
-    assert theirs in (state_after(name, acknowledged), state_after(name, acknowledged + 1))
-    return theirs
+def state_left_by(found: dict[str, Written], name: str, acknowledged: int) -> dict[str, Written]:
+    """Return what a killed writer has left: its interrupted operation is stored completely, or not at all."""
+    own = part_of(found, name)
+    assert own in (state_after(name, acknowledged), state_after(name, acknowledged + 1))
+    return own
 
 
 def part_of(found: dict[str, Written], name: str) -> dict[str, Written]:
-    """Return what one writer has left among all that there is."""
+    """Return what one writer has left in the database."""
 
-    def theirs(tokens: list[str]) -> list[str]:
+    def own(tokens: list[str]) -> list[str]:
         return [token for token in tokens if token.startswith(f"{name}.")]
 
     shared = found[SHARED]
-    answers = theirs(shared.answers)
-    mine = Written(1 + len(answers), None, answers, theirs(shared.errors), theirs(shared.logs))
-    return {SHARED: mine} | {key: found[key] for key in theirs(list(found))}
+    answers = own(shared.answers)
+    shared_part = Written(1 + len(answers), None, answers, own(shared.errors), own(shared.logs))
+    return {SHARED: shared_part} | {key: found[key] for key in own(list(found))}
 
 
 def check(found: dict[str, Written], known: dict[str, dict[str, Written]], rounds: int) -> None:
-    """All that was settled, in this round and before, is there exactly once, and nothing else is."""
+    """Assert that the state of this and all earlier rounds is stored exactly once, and nothing else."""
     for name, state in known.items():
         assert part_of(found, name) == state
     assert found.keys() == {key for state in known.values() for key in state}
@@ -117,7 +119,7 @@ def check(found: dict[str, Written], known: dict[str, dict[str, Written]], round
 
 
 def check_file(path: Path) -> None:
-    """The file is whole for SQLite, and its tables say of each other what is true."""
+    """Assert that the file is intact for SQLite, and that its tables are consistent."""
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -1,4 +1,4 @@
-"""Clients at work, several at a time: in threads of this process, or in processes of their own that can be killed."""
+"""Concurrent clients, in threads of this process or in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from vibeforge_sessions import (
 from vibeforge_sessions.sql import create_async_engine, create_engine
 
 PATIENCE: Final = 120.0
-"""Seconds for what must come about at some time."""
+"""Seconds to wait for an event that must occur eventually."""
 _ASYNC_DRIVERS: Final = {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}
 
 
-class OnLoop:
-    """An asynchronous repository for threads: each of its calls is a task on an event loop of its own."""
+class LoopThreadRepository:
+    """An asynchronous repository for threads: its calls run on an event loop in a thread of its own."""
 
     def __init__(self, new_repository: Callable[[], AsyncSessionRepository]) -> None:
         self._loop = asyncio.new_event_loop()
@@ -50,9 +50,9 @@ class OnLoop:
 
         return call
 
-    def run(self, awaited: Any) -> None:
-        """Wait for something on the same loop."""
-        asyncio.run_coroutine_threadsafe(awaited, self._loop).result()
+    def run(self, awaitable: Any) -> None:
+        """Run an awaitable on the same loop, and wait for it."""
+        asyncio.run_coroutine_threadsafe(awaitable, self._loop).result()
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -62,11 +62,13 @@ class OnLoop:
 
 @contextmanager
 def repositories(url: URL, count: int, **options: Any) -> Iterator[tuple[list[SessionRepository], list[Engine]]]:
-    """Give repositories on one database, and their engines: half of them are synchronous, half asynchronous."""
+    """Provide repositories on one database and their engines; half are synchronous, half asynchronous."""
     engine = create_engine(url)
     driver = _ASYNC_DRIVERS.get(url.get_backend_name())
     async_engine = None if driver is None else create_async_engine(url.set(drivername=driver))
-    loop = OnLoop(lambda: AsyncSQLAlchemySessionRepository(engine if async_engine is None else async_engine, **options))
+    loop = LoopThreadRepository(
+        lambda: AsyncSQLAlchemySessionRepository(engine if async_engine is None else async_engine, **options)
+    )
     synchronous: SessionRepository = SQLAlchemySessionRepository(engine, **options)
     yield (
         [synchronous] * (count // 2) + [cast(SessionRepository, loop)] * (count - count // 2),
@@ -80,7 +82,7 @@ def repositories(url: URL, count: int, **options: Any) -> Iterator[tuple[list[Se
 
 
 class Clients:
-    """Several clients at work; what they have been told so far is counted."""
+    """Several working clients, whose acknowledged calls are counted."""
 
     def __init__(self) -> None:
         self._counters: list[Counter] = []
@@ -90,17 +92,17 @@ class Clients:
         return sum(counter.value for counter in self._counters)
 
     def wait_for(self, more: int) -> None:
-        """Return when so many more calls have been answered."""
+        """Return when this many more calls have been answered."""
         until = self.acknowledged + more
         wait_for(lambda: self.acknowledged >= until or not self.are_working(), PATIENCE, f"{more} more answers")
-        assert self.are_working(), "a client has given up"
+        assert self.are_working(), "a client has ended"
 
     def are_working(self) -> bool:
         raise NotImplementedError
 
 
 class Threads(Clients):
-    """Clients in threads of this process, one of each repository given."""
+    """Clients in threads of this process, one for each repository."""
 
     def __init__(self, repositories: Sequence[SessionRepository], session_ids: Sequence[str], folder: Path) -> None:
         super().__init__()
@@ -129,19 +131,19 @@ class Threads(Clients):
         self._stopping.set()
         for thread in self._threads:
             thread.join(PATIENCE)
-            assert not thread.is_alive(), "a call never ends"
+            assert not thread.is_alive(), "a call has not ended"
 
 
 @functools.cache
 def _context() -> ForkServerContext:
-    """Return what starts processes that have everything imported, and nothing of this process's threads."""
+    """Return a context that starts processes with all modules imported and without threads of this process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "vibeforge_sessions.sql"])
     return context
 
 
 class Processes(Clients):
-    """Clients in processes of their own, with a repository each; any of them can be killed, and another one started."""
+    """Clients in processes, each with its own repository; a process can be killed and another one started."""
 
     def __init__(self, url: str, session_ids: Sequence[str], folder: Path, count: int) -> None:
         super().__init__()
@@ -154,8 +156,8 @@ class Processes(Clients):
         return all(process.is_alive() for process in self._running)
 
     def start(self) -> None:
-        """Start one more."""
-        counter = RawValue("q", 0)  # without a lock, which one that is killed would keep
+        """Start one more process."""
+        counter = RawValue("q", 0)  # without a lock, because a killed process would keep it
         name = f"p{len(self._counters)}"
         self._counters.append(cast(Counter, counter))
         process = _context().Process(target=_work, args=(*self._arguments, name, counter, self._stopping), daemon=True)
@@ -163,7 +165,7 @@ class Processes(Clients):
         self._running.append(process)
 
     def kill(self, index: int) -> None:
-        """Kill one of those that run, in the middle of whatever it does."""
+        """Kill a running process at whatever it is doing."""
         process = self._running.pop(index)
         process.kill()
         process.join()
@@ -177,7 +179,7 @@ class Processes(Clients):
         self._stopping.set()
         for process in self._running:
             process.join(PATIENCE)
-            assert process.exitcode == 0, "a client has failed, or a call never ends"
+            assert process.exitcode == 0, "a client has failed, or a call has not ended"
 
 
 def _work(
@@ -193,7 +195,7 @@ def _work(
 
 @contextmanager
 def last_reads(repository: SessionRepository, session_ids: Sequence[str], folder: Path) -> Iterator[None]:
-    """Read every session once more at the end of the block, when nobody writes any more."""
+    """Read every session once more at the end of the block, when no client writes any more."""
     yield
     journal = Journal(folder, "last")
     client = Client(repository, journal, session_ids, Count())

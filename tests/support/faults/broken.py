@@ -1,4 +1,4 @@
-"""Repositories that do not keep their promises: what the checker is to notice. Each is right most of the time."""
+"""Broken repositories that the checker must detect. Each of them is correct most of the time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vibeforge_sessions.repository.serialization import Record
 T = TypeVar("T")
 
 
-class LooksAtNoVersion(SQLAlchemySessionRepository):
-    """The last writer wins: whatever is stored is taken for what was read."""
+class IgnoresVersion(SQLAlchemySessionRepository):
+    """A repository where the last writer wins: it replaces the read version by the stored one."""
 
     def update_session(self, session: Session) -> None:
         stored = self.get_session(session.session_id, recent=0)
@@ -28,28 +28,26 @@ class LooksAtNoVersion(SQLAlchemySessionRepository):
         super().update_session(session)
 
 
-class TriesAgainBlindly(SQLAlchemySessionRepository):
-    """What may not have been done is done again, without a look at what has become of it.
+class RetriesBlindly(SQLAlchemySessionRepository):
+    """A repository that repeats a write with an unknown outcome without resolving the outcome.
 
-    To be made with ``RetryPolicy(attempts=1)``.
+    It must be created with ``RetryPolicy(attempts=1)``.
     """
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
-        return _again(lambda: super(TriesAgainBlindly, self).append_error(session_id, task_id, error_message, phase))
+        return _retried(lambda: super(RetriesBlindly, self).append_error(session_id, task_id, error_message, phase))
 
     def append_log(self, session_id: str, message: str) -> str:
-        return _again(lambda: super(TriesAgainBlindly, self).append_log(session_id, message))
+        return _retried(lambda: super(RetriesBlindly, self).append_log(session_id, message))
 
     def update_session(self, session: Session) -> None:
-        return _again(lambda: super(TriesAgainBlindly, self).update_session(session))
+        return _retried(lambda: super(RetriesBlindly, self).update_session(session))
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
-        return _again(
-            lambda: super(TriesAgainBlindly, self).delete_session(session_id, unchanged_since=unchanged_since)
-        )
+        return _retried(lambda: super(RetriesBlindly, self).delete_session(session_id, unchanged_since=unchanged_since))
 
 
-def _again(call: Callable[[], T]) -> T:
+def _retried(call: Callable[[], T]) -> T:
     for _ in range(20):
         try:
             return call()
@@ -58,8 +56,8 @@ def _again(call: Callable[[], T]) -> T:
     return call()
 
 
-class TakesPositionsFromARead(SQLAlchemySessionRepository):
-    """An entry's position is counted before it is appended."""
+class ReportsPositionsFromARead(SQLAlchemySessionRepository):
+    """A repository that computes the position of an entry before it appends the entry."""
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         counted = self.get_session(session_id, recent=0)
@@ -68,7 +66,7 @@ class TakesPositionsFromARead(SQLAlchemySessionRepository):
 
 
 class Sometimes(SQLAlchemySessionRepository):
-    """Goes wrong at each tenth call of `is_due`."""
+    """A repository that misbehaves at every tenth call of `is_due`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -79,8 +77,8 @@ class Sometimes(SQLAlchemySessionRepository):
         return self._calls % 10 == 0
 
 
-class ReadsWhatWas(Sometimes):
-    """A cache that does not hear of others' writes."""
+class ReturnsStaleReads(Sometimes):
+    """A cache that is not invalidated by writes of other clients."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -98,8 +96,8 @@ class ReadsWhatWas(Sometimes):
         return session
 
 
-class ReadsTwoMoments(SQLAlchemySessionRepository):
-    """The row of one moment with the documents of another."""
+class MixesTwoSnapshots(SQLAlchemySessionRepository):
+    """A repository that reads the row and the documents of a session from different snapshots."""
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> Session | None:
         before = super().get_session(session_id, recent=0)
@@ -109,8 +107,8 @@ class ReadsTwoMoments(SQLAlchemySessionRepository):
         return session
 
 
-class LosesAWrite(Sometimes):
-    """It is acknowledged before it is written, and then something comes in between."""
+class LosesWrites(Sometimes):
+    """A repository that acknowledges some appends without writing them."""
 
     def append_log(self, session_id: str, message: str) -> str:
         if self.is_due() and self.get_session(session_id, recent=0) is not None:
@@ -119,7 +117,7 @@ class LosesAWrite(Sometimes):
 
 
 class WritesTwice(Sometimes):
-    """As if the answer to the first had been lost."""
+    """A repository that appends some entries twice, as if the first answer had been lost."""
 
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         if self.is_due():
@@ -128,7 +126,7 @@ class WritesTwice(Sometimes):
 
 
 class DeletesTwice(SQLAlchemySessionRepository):
-    """As if the answer to the first had been lost; somebody else's new session goes, too."""
+    """A repository that repeats a delete as if its answer had been lost, and deletes another client's new session."""
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         deleted = super().delete_session(session_id, unchanged_since=unchanged_since)
@@ -136,24 +134,24 @@ class DeletesTwice(SQLAlchemySessionRepository):
         return super().delete_session(session_id) or deleted
 
 
-class SaysNotDone(Sometimes):
-    """It fails when it has written."""
+class ReportsWriteAsFailed(Sometimes):
+    """A repository that raises an error after some successful appends."""
 
     def append_log(self, session_id: str, message: str) -> str:
         line = super().append_log(session_id, message)
         if self.is_due():
-            raise StorageError("the connection was lost while it said that it is done")
+            raise StorageError("the connection was lost while the server acknowledged the append")
         return line
 
 
 ALWAYS_WRONG: list[type[SQLAlchemySessionRepository]] = [
-    LooksAtNoVersion,
-    TakesPositionsFromARead,
-    ReadsWhatWas,
-    ReadsTwoMoments,
-    LosesAWrite,
+    IgnoresVersion,
+    ReportsPositionsFromARead,
+    ReturnsStaleReads,
+    MixesTwoSnapshots,
+    LosesWrites,
     WritesTwice,
     DeletesTwice,
-    SaysNotDone,
+    ReportsWriteAsFailed,
 ]
-"""What needs no fault to go wrong."""
+"""Repositories that are wrong without any fault."""

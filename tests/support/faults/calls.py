@@ -1,4 +1,4 @@
-"""The writing calls, each ready to be disturbed, and what each leaves behind when nothing disturbs it."""
+"""The writing calls, prepared so that they can be disturbed, and the state that each leaves without disturbance."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ State = dict[str, Any]
 
 
 class Begun(NamedTuple):
-    """A call that only has to be made."""
+    """A prepared call that only has to be executed."""
 
     make: Callable[[], Any]
     session: Session | None = None
-    """What it stores."""
+    """The session that the call stores, if it stores one."""
 
 
 class Call(NamedTuple):
@@ -31,10 +31,10 @@ class Call(NamedTuple):
 
     begin: Callable[[Repository, str], Begun]
     exists: bool = True
-    """Whether there is a session before."""
+    """Whether the session exists before the call."""
 
 
-# --- the calls ---
+# --- calls ---
 
 
 def _create(repository: Repository, session_id: str) -> Begun:
@@ -103,9 +103,9 @@ def _hold(repository: Repository, session_id: str) -> Begun:
 
 
 def _restore(repository: Repository, session_id: str) -> Begun:
-    """Restore a session as it was elsewhere, in the place of what is there."""
+    """Restore a session from another repository in place of the stored one."""
     elsewhere = InMemorySessionRepository()
-    # one entry of each: how a driver cuts up the message of several is not the same each time
+    # one entry per history: drivers split the message of several entries differently each time
     elsewhere.create_session(full_session(session_id))
     record, replaced = elsewhere.get_record(session_id), repository.get_record(session_id)
     assert record is not None
@@ -131,14 +131,14 @@ CALLS = {
 }
 
 
-# --- what is there ---
+# --- stored state ---
 
 
 def state_of(engine: Engine, session_id: str) -> State | None:
-    """Return all that is stored of a session, in a form in which two that were written alike are equal.
+    """Return everything that is stored of a session, in a form that is equal for equal writes.
 
-    It is whole, or this fails: positions without gaps, counters that count, no rows that are nobody's. Times are left
-    out; of the write ids it only matters which are the same.
+    Fail if the stored session is incomplete: positions have gaps, counters are wrong, or rows belong to no session.
+    Times are left out. Write ids are replaced by numbers, because only their equality matters.
     """
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         rows = [
@@ -146,10 +146,10 @@ def state_of(engine: Engine, session_id: str) -> State | None:
             for table in (sessions, documents, errors, logs)
         ]
     hot, texts, error_rows, log_rows = ([dict(row._mapping) for row in each] for each in rows)
-    assert len(hot) == len(texts), "a session without documents, or documents of nobody"
+    assert len(hot) == len(texts), "a session without documents, or documents without a session"
     if not hot:
-        assert not error_rows, "errors of nobody"
-        assert not log_rows, "logs of nobody"
+        assert not error_rows, "errors without a session"
+        assert not log_rows, "logs without a session"
         return None
     for entries, counter in ((error_rows, "error_count"), (log_rows, "log_count")):
         assert [entry["position"] for entry in entries] == list(range(1, hot[0][counter] + 1)), counter
@@ -166,7 +166,7 @@ def state_of(engine: Engine, session_id: str) -> State | None:
 
 
 def check_answer(begun: Begun, answer: Any, direct: Repository, session_id: str) -> None:
-    """Assert that what a call has returned is what is stored, and that its caller's session can be stored further."""
+    """Assert that the answer of a call is stored, and that its session can be updated afterwards."""
     if isinstance(answer, ErrorEntry):
         assert answer.position is not None
         assert direct.list_errors(session_id, after=answer.position - 1, limit=1) == [answer]

@@ -1,18 +1,19 @@
-"""Is there an order in which these calls, one after another, would have given these answers?
+"""Linearizability check: search an order of calls, executed one after another, that explains all their answers.
 
-A history is linearizable if each call can be given one moment between its beginning and its end so that all answers are
-those of a session that is asked for one thing after another. The search is that of Wing and Gong, with Lowe's memory of
-what has been tried (a set of calls done, and the session after them), for one session at a time: what is so for each
-session is so for all of them together.
+A history is linearizable if each call can be assigned one moment between its beginning and its end so that all answers
+are those of a sequential session. The search is that of Wing and Gong, with Lowe's cache of visited configurations (the
+set of executed calls, and the session after them). It handles one session at a time, because a history is linearizable
+if it is linearizable for each session.
 
-What makes it quick: versions and positions are given once, and each write is known by its text wherever it is read.
+The search is fast because versions and positions are unique, and because each write is identified by its text wherever
+it is read:
 
-- A call that changes nothing and fits now may come now: putting it first takes nothing from the others.
-- An entry that was read, or acknowledged, at a position may come at that position only.
-- Writes that nobody ever saw are all alike, and of those that nobody answered the first comes first.
+- A call that changes nothing and fits now may come next: executing it first restricts no other call.
+- An entry that was read or acknowledged at a position can only be appended at that position.
+- Unanswered writes that no call has read are interchangeable, so the earliest of them comes first.
 
-`Outcome.NOT_DONE` is a promise, too: nothing was written. Such calls are left out, so that nothing explains how
-somebody could read what they wrote. `Outcome.UNKNOWN` may come at any moment after it was begun, or not at all.
+`Outcome.NOT_DONE` is a guarantee too: nothing was written. Such calls are left out, so that no order explains a read of
+their writes. A call with `Outcome.UNKNOWN` may be executed at any moment after its beginning, or never.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import Any, Final, NamedTuple
 from tests.support.faults.history import Crash, Operation, Outcome, by_session, without_glimpses
 
 MOST_STEPS: Final = 100_000
-"""A history that takes more cannot be judged, and that is a failure: those of the tests take some hundred."""
+"""Limit of the search. A longer search counts as a failure: the histories of the tests need some hundred steps."""
 _SHOWN: Final = 12
-UNSEEN: Final = "somebody"
+UNSEEN: Final = "unseen"
 
 
 class State(NamedTuple):
-    """A session: its version, who wrote its row and its documents last, its entries (None for what nobody read)."""
+    """A session: version, tokens of the last writes of row and documents, and entries (None if no call read them)."""
 
     version: int
     hot: str
@@ -46,12 +47,12 @@ class State(NamedTuple):
 
 
 Stored = State | None
-"""None: there is no such session."""
+"""None: the session does not exist."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """A session whose calls cannot be put in order, and where it ends."""
+    """A session whose calls cannot be ordered, and the point where the search ended."""
 
     session_id: str
     reason: str
@@ -62,9 +63,9 @@ class Violation:
 
 
 def check(operations: Iterable[Operation], *, glimpses: Iterable[Crash] = ()) -> list[Violation]:
-    """Return what is wrong with a history: nothing, if it is linearizable for each session.
+    """Return the violations of a history; none if it is linearizable for each session.
 
-    :param glimpses: crashes that may take back what somebody has read (see `history.without_glimpses`).
+    :param glimpses: crashes that may have revoked data that a client had read (see `history.without_glimpses`).
     """
     violations = []
     for session_id, own in sorted(by_session(operations).items()):
@@ -76,8 +77,8 @@ def check(operations: Iterable[Operation], *, glimpses: Iterable[Crash] = ()) ->
     return violations
 
 
-class _Impossible(Exception):  # noqa: N818 (no error: this call cannot come next)
-    """The call could not have had this answer now."""
+class _Impossible(Exception):  # noqa: N818 (not an error: this call cannot come next)
+    """The call could not have had this answer in this state."""
 
 
 def _expect(true: bool) -> None:
@@ -86,7 +87,7 @@ def _expect(true: bool) -> None:
 
 
 class _Search:
-    """The search of one session's order."""
+    """The search for an order of one session's calls."""
 
     def __init__(self, session_id: str, operations: list[Operation]) -> None:
         self._session_id = session_id
@@ -95,7 +96,7 @@ class _Search:
             (
                 each
                 for each in operations
-                # what an unanswered read would have said, nobody knows
+                # an unanswered read restricts nothing
                 if each.outcome is not Outcome.NOT_DONE and (each.outcome is not Outcome.UNKNOWN or each.changes)
             ),
             key=lambda each: each.began,
@@ -119,7 +120,7 @@ class _Search:
         twice = sorted((key, sorted(places)) for key, places in self._positions.items() if len(places) > 1)
         if twice:
             shown = tuple(f"{kind} {token} at {places}" for (kind, token), places in twice[:_SHOWN])
-            return Violation(self._session_id, "an entry is at two positions", shown)
+            return Violation(self._session_id, "an entry is stored at two positions", shown)
         found = self._search()
         if found:
             return None
@@ -127,19 +128,19 @@ class _Search:
         if found is None:
             reason = f"no order was found in {MOST_STEPS} steps"
         else:
-            reason = f"not linearizable: {done} of {self._required.bit_count()} answered calls can be put in order"
+            reason = f"not linearizable: {done} of {self._required.bit_count()} answered calls can be ordered"
         return Violation(self._session_id, reason, tuple(self._explain(mask, state)))
 
-    # -- the search
+    # -- search
 
     def _search(self) -> bool | None:
-        """Return whether there is an order, None if there were too many to try."""
+        """Return whether an order exists; None if the search has reached its limit."""
         tried: set[tuple[int, Stored]] = set()
-        ways: list[Iterator[tuple[int, Stored]]] = [iter([(0, None)])]
-        while ways:
-            following = next(ways[-1], None)
+        branches: list[Iterator[tuple[int, Stored]]] = [iter([(0, None)])]
+        while branches:
+            following = next(branches[-1], None)
             if following is None:
-                ways.pop()
+                branches.pop()
                 continue
             self._steps += 1
             if self._steps > MOST_STEPS:
@@ -152,11 +153,11 @@ class _Search:
             if mask & self._required == self._required:
                 return True
             self._remember(mask, state)
-            ways.append(iter(self._next(mask, state, window)))
+            branches.append(iter(self._next(mask, state, window)))
         return False
 
     def _window(self, mask: int) -> Iterator[int]:
-        """Yield the calls of which each may come next: none that is still to come has ended before it began."""
+        """Yield the calls that may come next: no other remaining call has ended before their beginning."""
         first_end: int | None = None
         for index in range((~mask & (mask + 1)).bit_length() - 1, len(self._operations)):
             if mask >> index & 1:
@@ -170,7 +171,7 @@ class _Search:
                 first_end = operation.ended if first_end is None else min(first_end, operation.ended)
 
     def _read_all(self, mask: int, state: Stored) -> tuple[int, Stored]:
-        """Put every call next that changes nothing and fits."""
+        """Execute every call that changes nothing and fits."""
         before = None
         while before != mask:
             before = mask
@@ -181,36 +182,42 @@ class _Search:
         return mask, state
 
     def _next(self, mask: int, state: Stored, window: list[int]) -> list[tuple[int, Stored]]:
-        """Return the ways on; what was answered first, since what was not may not have happened at all."""
-        ways = []
+        """Return the possible next steps, answered calls first, because unanswered calls may never have happened."""
+        branches = []
         for index in sorted(window, key=self._urgency):
             operation = self._operations[index]
             if operation.changes and self._may_come(mask, index):
                 after = self._after(state, operation)
                 if not isinstance(after, _Nothing):
-                    ways.append((mask | 1 << index, after))
-        return ways
+                    branches.append((mask | 1 << index, after))
+        return branches
 
     def _without_unseen(self, operation: Operation) -> Operation:
-        """Return the operation without the tokens that nobody has seen: they tell nothing apart."""
-        asked = dict(operation.asked)
+        """Return the operation without tokens that no call has read, because they distinguish nothing."""
+        arguments = dict(operation.arguments)
         for name in ("hot", "documents"):
-            if name in asked and asked[name] not in self._seen:
-                asked[name] = UNSEEN
-        return dataclasses.replace(operation, asked=asked)
+            if name in arguments and arguments[name] not in self._seen:
+                arguments[name] = UNSEEN
+        return dataclasses.replace(operation, arguments=arguments)
 
     def _first_of_their_kind(self) -> dict[int, int]:
-        """Return for calls without an answer the one before that does the same, if there is one.
+        """Return, for each unanswered call, the previous unanswered call with the same effect, if there is one.
 
-        Both may come at any time after they were begun, so that one will do as well as the other.
+        Both may be executed at any time after their beginnings, so that trying one order of them is sufficient.
         """
         before: dict[int, int] = {}
         last: dict[tuple[Any, ...], int] = {}
         for index, operation in enumerate(self._operations):
             if operation.outcome is Outcome.UNKNOWN and self._seen.isdisjoint(_entries(operation)):
-                asked = operation.asked
-                counts = [len(asked.get(name, ())) for name in ("errors", "logs")]
-                kind = (operation.call, *asked.get("base", ()), asked.get("hot"), asked.get("documents"), *counts)
+                arguments = operation.arguments
+                counts = [len(arguments.get(name, ())) for name in ("errors", "logs")]
+                kind = (
+                    operation.call,
+                    *arguments.get("base", ()),
+                    arguments.get("hot"),
+                    arguments.get("documents"),
+                    *counts,
+                )
                 if kind in last:
                     before[index] = last[kind]
                 last[kind] = index
@@ -230,14 +237,14 @@ class _Search:
             return _impossible
 
     def _placed(self, kind: str, entries: tuple[str | None, ...], tokens: Iterable[str]) -> tuple[str | None, ...]:
-        """Return a history after an append, if each entry comes to the position where it was seen."""
+        """Return a history after an append, if each entry gets the position where it was read."""
         for token in tokens:
             seen = self._positions.get((kind, token))
             _expect(seen is None or len(entries) + 1 in seen)
             entries = (*entries, None if seen is None else token)
         return entries
 
-    # -- what to say when there is none
+    # -- explanation of a violation
 
     def _remember(self, mask: int, state: Stored) -> None:
         done = (mask & self._required).bit_count()
@@ -245,21 +252,21 @@ class _Search:
             self._deepest = (done, mask, state)
 
     def _explain(self, mask: int, state: Stored) -> Iterator[str]:
-        yield f"then it is: {state or 'not there'}, and of these none fits:"
+        yield f"then the state is: {state or 'no session'}, and none of these calls fits:"
         window = list(self._window(mask))
         for index in sorted(window, key=self._urgency)[:_SHOWN]:
             yield str(self._operations[index])
         placed = [each for index, each in enumerate(self._operations) if mask >> index & 1]
-        yield "before them, in the order in which they ended:"
+        yield "previous calls, in the order of their ends:"
         for operation in sorted(placed, key=lambda each: each.ended or each.began)[-_SHOWN:]:
             yield str(operation)
         for operation in self._left_out:
-            if not self._seen.isdisjoint([operation.asked.get("token"), *_entries(operation)]):
-                yield f"said not to be done, and seen: {operation}"
+            if not self._seen.isdisjoint([operation.arguments.get("token"), *_entries(operation)]):
+                yield f"reported as not done, but read: {operation}"
 
 
 class _Nothing:
-    """No state at all."""
+    """The absence of a possible state."""
 
 
 _impossible: Final = _Nothing()
@@ -268,29 +275,29 @@ Place = Callable[[str, tuple[str | None, ...], Iterable[str]], tuple[str | None,
 
 def _entries(operation: Operation) -> list[str]:
     """Return the tokens of the entries that a call adds."""
-    asked = operation.asked
+    arguments = operation.arguments
     if operation.call in {"append_error", "append_log"}:
-        return [asked["token"]]
-    return [*asked.get("errors", ()), *asked.get("logs", ())]
+        return [arguments["token"]]
+    return [*arguments.get("errors", ()), *arguments.get("logs", ())]
 
 
 def _writers(operation: Operation) -> list[Any]:
-    """Return who was seen to have written the session before this call."""
+    """Return the tokens of the session's writes that a call has read."""
     if operation.call == "find_sessions":
         return [operation.answer[1]] if operation.answer else []
-    read = operation.answer if operation.call == "get_session" else operation.asked
+    read = operation.answer if operation.call == "get_session" else operation.arguments
     return list((read or {}).get("base", []))[1:]
 
 
 def _seen(operation: Operation) -> Iterator[tuple[str, str, int]]:
-    """Yield each entry that an answer tells the position of."""
-    answer, asked = operation.answer, operation.asked
+    """Yield each entry whose position an answer contains."""
+    answer, arguments = operation.answer, operation.arguments
     if operation.outcome is not Outcome.DONE:
         return
     if operation.call == "append_error":
-        yield "error", asked["token"], answer
+        yield "error", arguments["token"], answer
     elif operation.call == "update_session":
-        for token, position in zip(asked["errors"], answer["positions"], strict=True):
+        for token, position in zip(arguments["errors"], answer["positions"], strict=True):
             yield "error", token, position
     elif operation.call == "get_session" and answer is not None:
         for kind in ("error", "log"):
@@ -301,7 +308,7 @@ def _seen(operation: Operation) -> Iterator[tuple[str, str, int]]:
             yield "error" if operation.call == "list_errors" else "log", token, position
 
 
-# -- the session as it should be: what is stored after a call, or `_Impossible` if it would have been answered otherwise
+# -- model: the state after each call, or `_Impossible` if the model would give another answer
 
 
 def _create(place: Place, state: Stored, operation: Operation) -> Stored:
@@ -309,30 +316,34 @@ def _create(place: Place, state: Stored, operation: Operation) -> Stored:
         _expect(state is not None)
         return state
     _expect(state is None)
-    asked = operation.asked
+    arguments = operation.arguments
     return State(
-        1, asked["hot"], asked["documents"], place("error", (), asked["errors"]), place("log", (), asked["logs"])
+        1,
+        arguments["hot"],
+        arguments["documents"],
+        place("error", (), arguments["errors"]),
+        place("log", (), arguments["logs"]),
     )
 
 
 def _update(place: Place, state: Stored, operation: Operation) -> Stored:
-    asked, answer = operation.asked, operation.answer
+    arguments, answer = operation.arguments, operation.answer
     if operation.outcome is Outcome.NOT_FOUND:
         _expect(state is None)
         return state
     if state is None:
         raise _Impossible
-    is_base = [state.version, state.hot, state.documents] == asked["base"]
+    is_base = [state.version, state.hot, state.documents] == arguments["base"]
     if operation.outcome is Outcome.STALE:
         _expect(not is_base and answer in {None, state.version})
         return state
     _expect(is_base)
     after = State(
         state.version + 1,
-        asked["hot"],
-        asked["documents"],
-        place("error", state.errors, asked["errors"]),
-        place("log", state.logs, asked["logs"]),
+        arguments["hot"],
+        arguments["documents"],
+        place("error", state.errors, arguments["errors"]),
+        place("log", state.logs, arguments["logs"]),
     )
     if operation.outcome is not Outcome.UNKNOWN:
         positions = list(range(len(state.errors) + 1, len(after.errors) + 1))
@@ -346,7 +357,7 @@ def _append(place: Place, state: Stored, operation: Operation) -> Stored:
         return state
     if state is None:
         raise _Impossible
-    token = operation.asked["token"]
+    token = operation.arguments["token"]
     if operation.call == "append_error":
         _expect(operation.outcome is Outcome.UNKNOWN or operation.answer == len(state.errors) + 1)
         return state._replace(errors=place("error", state.errors, [token]))
@@ -357,7 +368,7 @@ def _delete(_: Place, state: Stored, operation: Operation) -> Stored:
     if operation.answer is False:
         _expect(state is None)
     else:
-        _expect(state is not None)  # one that may not have been done at all is of use only if it does something
+        _expect(state is not None)  # an unanswered delete matters only if it deletes something
     return None
 
 
@@ -368,7 +379,7 @@ def _get(_: Place, state: Stored, operation: Operation) -> Stored:
         return state
     _expect([state.version, state.hot, state.documents] == answer["base"])
     for name, entries in (("errors", state.errors), ("logs", state.logs)):
-        recent = operation.asked.get("recent")
+        recent = operation.arguments.get("recent")
         omitted = 0 if recent is None else max(0, len(entries) - recent)
         _expect(answer[f"omitted_{name}"] == omitted)
         _expect(
@@ -382,7 +393,7 @@ def _list(_: Place, state: Stored, operation: Operation) -> Stored:
         _expect(operation.outcome is Outcome.NOT_FOUND and state is None)
         return state
     entries = state.errors if operation.call == "list_errors" else state.logs
-    after, limit = operation.asked["after"], operation.asked["limit"]
+    after, limit = operation.arguments["after"], operation.arguments["limit"]
     until = min(len(entries), after + limit)
     _expect(operation.answer == [[position, entries[position - 1]] for position in range(after + 1, until + 1)])
     return state
@@ -394,7 +405,7 @@ def _find(_: Place, state: Stored, operation: Operation) -> Stored:
     return state
 
 
-def _is_listed(_: Place, state: Stored, operation: Operation) -> Stored:
+def _check_listed(_: Place, state: Stored, operation: Operation) -> Stored:
     _expect((operation.answer is not None) == (state is not None))
     return state
 
@@ -409,5 +420,5 @@ _MODEL: Final[dict[str, Callable[[Place, Stored, Operation], Stored]]] = {
     "list_errors": _list,
     "list_logs": _list,
     "find_sessions": _find,
-    "list_sessions": _is_listed,
+    "list_sessions": _check_listed,
 }

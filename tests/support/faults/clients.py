@@ -1,7 +1,7 @@
-"""A client that uses sessions as an application does, at random, and writes down what it asked and was told.
+"""A client that uses sessions at random, as an application does, and records its calls and their answers.
 
-Each write of a client carries a text that no other write has, its token: in the row (``active_task_id``), in the
-documents, in the messages of its entries. By it the checker knows each write wherever it is read.
+Each write carries a unique text, its token: in the row (``active_task_id``), in the documents, and in the messages of
+its entries. The checker identifies each write by its token wherever it is read.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from tests.support.faults.history import Journal, Outcome, Told
+from tests.support.faults.history import Journal, Outcome, Reply
 from vibeforge_sessions import Session, SessionRepository
 
 _PAUSE: Final = 0.02
-"""Seconds after a call that was not done: a server that is away is not asked thousands of times."""
+"""Seconds after a failed call, so that an unreachable server does not receive thousands of calls."""
 _HELD: Final = 0.6
-"""How often a client updates the session as it has it, instead of reading it first."""
-_AGAIN: Final = 2
-"""How often an update is tried again that was not done, or may not have been."""
+"""Probability that an update uses the client's copy instead of reading the session first."""
+_RETRIES: Final = 2
+"""Number of retries of an update that failed or whose outcome is unknown."""
 
 
 class Counter(Protocol):
-    """How many calls of a client were acknowledged; may be shared memory."""
+    """The number of acknowledged calls of a client; may be in shared memory."""
 
     value: int
 
@@ -35,7 +35,7 @@ class Count:
 
 
 class Client:
-    """One client: a repository, a journal, and some sessions that it shares with other clients."""
+    """A client with a repository, a journal, and some sessions that it shares with other clients."""
 
     def __init__(
         self, repository: SessionRepository, journal: Journal, session_ids: Sequence[str], counter: Counter
@@ -48,7 +48,7 @@ class Client:
         self._tokens = 0
         self._held: dict[str, Session] = {}
         self._mine: set[str] = set()
-        calls: dict[Callable[[str], Told], int] = {
+        calls: dict[Callable[[str], Reply], int] = {
             self.create: 8,
             self.get: 12,
             self.get_recent: 6,
@@ -66,59 +66,59 @@ class Client:
     def act(self) -> None:
         """Make one call."""
         (call,) = self._random.choices(self._calls, self._weights)
-        told = call(self._random.choice(self._session_ids))
-        if told.outcome in {Outcome.UNKNOWN, Outcome.NOT_DONE}:
+        reply = call(self._random.choice(self._session_ids))
+        if reply.outcome in {Outcome.UNKNOWN, Outcome.NOT_DONE}:
             time.sleep(_PAUSE)
         else:
             self._counter.value += 1
 
-    # -- the calls
+    # -- calls
 
-    def create(self, session_id: str) -> Told:
+    def create(self, session_id: str) -> Reply:
         session, token = Session(session_id=session_id), self._new_token()
-        asked = {"token": token, **self._fill(session, token, hot=True, documents=True)}
-        told = self._journal.record(
-            "create_session", session_id, asked, lambda: self._repository.create_session(session), lambda _: None
+        arguments = {"token": token, **self._fill(session, token, hot=True, documents=True)}
+        reply = self._journal.record(
+            "create_session", session_id, arguments, lambda: self._repository.create_session(session), lambda _: None
         )
-        if told.outcome is Outcome.DONE:
+        if reply.outcome is Outcome.DONE:
             self._mine.add(session_id)
             self._held[session_id] = session
-        return told
+        return reply
 
-    def get(self, session_id: str, recent: int | None = None) -> Told:
-        told = self._journal.record(
+    def get(self, session_id: str, recent: int | None = None) -> Reply:
+        reply = self._journal.record(
             "get_session",
             session_id,
             {} if recent is None else {"recent": recent},
             lambda: self._repository.get_session(session_id, recent=recent),
-            lambda found: None if found is None else _described(found),
+            lambda found: None if found is None else _contents(found),
         )
-        if told.outcome is Outcome.DONE and told.result is not None:
-            self._held[session_id] = told.result
+        if reply.outcome is Outcome.DONE and reply.result is not None:
+            self._held[session_id] = reply.result
         else:
             self._held.pop(session_id, None)
-        return told
+        return reply
 
-    def get_recent(self, session_id: str) -> Told:
+    def get_recent(self, session_id: str) -> Reply:
         return self.get(session_id, recent=self._random.choice([0, 1, 5, 20]))
 
-    def update(self, session_id: str) -> Told:
-        """Change the session as it was read, by us or just now, and store it."""
+    def update(self, session_id: str) -> Reply:
+        """Change the client's copy of a session, or a copy that it has just read, and store it."""
         if session_id not in self._held or self._random.random() > _HELD:
-            told = self.get(session_id, recent=self._random.choice([None, 0, 3]))
-            if told.result is None:
-                return told
+            reply = self.get(session_id, recent=self._random.choice([None, 0, 3]))
+            if reply.result is None:
+                return reply
         session, token = self._held[session_id], self._new_token()
         hot, documents = self._random.choice([(True, True), (True, False), (False, True), (False, False)])
-        asked = {"token": token, "base": _base(session)}
-        asked |= self._fill(session, token, hot=hot, documents=documents, least=0 if hot or documents else 1)
-        before = len(session.error_history) - len(asked["errors"])
+        arguments = {"token": token, "base": _base(session)}
+        arguments |= self._fill(session, token, hot=hot, documents=documents, least=0 if hot or documents else 1)
+        before = len(session.error_history) - len(arguments["errors"])
 
-        def store() -> Told:
+        def store() -> Reply:
             return self._journal.record(
                 "update_session",
                 session_id,
-                asked,
+                arguments,
                 lambda: self._repository.update_session(session),
                 lambda _: {
                     "version": session.version,
@@ -126,16 +126,16 @@ class Client:
                 },
             )
 
-        told = store()
-        for _ in range(_AGAIN):
-            if told.outcome in {Outcome.NOT_DONE, Outcome.UNKNOWN}:
-                time.sleep(_PAUSE)  # and once more: it is stale if it was done
-                told = store()
-        if told.outcome is not Outcome.DONE:
+        reply = store()
+        for _ in range(_RETRIES):
+            if reply.outcome in {Outcome.NOT_DONE, Outcome.UNKNOWN}:
+                time.sleep(_PAUSE)  # the retry is stale if the first attempt was applied
+                reply = store()
+        if reply.outcome is not Outcome.DONE:
             del self._held[session_id]
-        return told
+        return reply
 
-    def append_error(self, session_id: str) -> Told:
+    def append_error(self, session_id: str) -> Reply:
         token = self._new_token()
         return self._journal.record(
             "append_error",
@@ -145,13 +145,13 @@ class Client:
             lambda entry: entry.position,
         )
 
-    def append_log(self, session_id: str) -> Told:
+    def append_log(self, session_id: str) -> Reply:
         token = self._new_token()
         return self._journal.record(
             "append_log", session_id, {"token": token}, lambda: self._repository.append_log(session_id, token), _nothing
         )
 
-    def list_errors(self, session_id: str) -> Told:
+    def list_errors(self, session_id: str) -> Reply:
         after, limit = self._random.randrange(30), self._random.choice([1, 10, 1000])
         return self._journal.record(
             "list_errors",
@@ -161,7 +161,7 @@ class Client:
             lambda found: [[entry.position, entry.error_message] for entry in found],
         )
 
-    def list_logs(self, session_id: str) -> Told:
+    def list_logs(self, session_id: str) -> Reply:
         after, limit = self._random.randrange(30), self._random.choice([1, 10, 1000])
         return self._journal.record(
             "list_logs",
@@ -171,7 +171,7 @@ class Client:
             lambda found: [[position, _token_of(line)] for position, line in enumerate(found, after + 1)],
         )
 
-    def find(self, _: str) -> Told:
+    def find(self, _: str) -> Reply:
         return self._journal.record(
             "find_sessions",
             "",
@@ -183,7 +183,7 @@ class Client:
             },
         )
 
-    def list(self, _: str) -> Told:
+    def list(self, _: str) -> Reply:
         return self._journal.record(
             "list_sessions",
             "",
@@ -192,31 +192,31 @@ class Client:
             lambda found: dict.fromkeys(found, True),
         )
 
-    def delete(self, session_id: str) -> Told:
-        """Delete a session that we have created ourselves.
+    def delete(self, session_id: str) -> Reply:
+        """Delete a session that this client has created.
 
-        Whether its create was done is beyond doubt then: to repeat one that may have been done, as a repository does,
-        is right only as long as nobody deletes what nobody was told of.
+        Its creation is then certain. A repository may repeat a create whose outcome is unknown. That is correct only if
+        no client deletes a session whose creation was never acknowledged.
         """
         if not self._mine:
             return self.get(session_id)
         session_id = self._random.choice(sorted(self._mine))
-        told = self._journal.record(
+        reply = self._journal.record(
             "delete_session", session_id, {}, lambda: self._repository.delete_session(session_id), bool
         )
-        if told.outcome is not Outcome.NOT_DONE:
+        if reply.outcome is not Outcome.NOT_DONE:
             self._mine.discard(session_id)
             self._held.pop(session_id, None)
-        return told
+        return reply
 
-    # -- inside
+    # -- helpers
 
     def _new_token(self) -> str:
         self._tokens += 1
         return f"{self._journal.client}.{self._tokens}"
 
     def _fill(self, session: Session, token: str, *, hot: bool, documents: bool, least: int = 0) -> dict[str, Any]:
-        """Change a session; return who has written what of it then."""
+        """Change a session; return the tokens of its row, documents and new entries."""
         if hot:
             session.active_task_id = token
             session.current_question_index = _number(token)
@@ -246,14 +246,14 @@ def _token_of(line: str) -> str:
 
 
 def _base(session: Session) -> list[Any]:
-    """Return a session's version, and who wrote its row and its documents: nobody, if it was more than one."""
+    """Return the version of a session, and the tokens of its row and documents; a mixed token if they disagree."""
     row, concept, answer = session.active_task_id, (session.concept or {}).get("write"), session.answers.get("write")
     if row is None or _number(row) != session.current_question_index:
         row = f"{row} and {session.current_question_index}"
     return [session.version, row, concept if concept == answer else f"{concept} and {answer}"]
 
 
-def _described(session: Session) -> dict[str, Any]:
+def _contents(session: Session) -> dict[str, Any]:
     logs = enumerate(session.logs, session.omitted_logs + 1)
     return {
         "base": _base(session),

@@ -1,8 +1,8 @@
-"""PostgreSQL's primary is killed under load: ``python -m tests.support.faults.failover``.
+"""Kills of PostgreSQL's primary under load: ``python -m tests.support.faults.failover``.
 
-Writers in several processes, of each driver, have a URL of both servers. The primary is killed, its standby promoted a
-moment later (or the primary started again), and the writers go on by what the repository tries again itself. Then what
-they were told is compared with what is stored.
+Writers in several processes, one for each driver, have a URL of both servers. The primary is killed. A moment later its
+standby is promoted, or the primary is started again. The writers continue by means of the repository's own retries.
+Afterwards their journals are compared with the database.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
 
 DRIVERS: Final = ("psycopg", "psycopg async", "asyncpg")
-HOW: Final = {
-    "promote": "the primary is killed, its synchronous standby promoted",
-    "restart": "the primary is killed, and started again",
-    "hang": "the primary says nothing any more and closes nothing, as a machine that hangs; its standby is promoted",
-    "stall": "the synchronous standby is cut off for longer than calls may take (2 s), and then the primary is killed",
-    "lag": "the standby is asynchronous, and cut off before the primary is killed: what it lacks must be found missing",
+EVENTS: Final = {
+    "promote": "the primary is killed, and its synchronous standby is promoted",
+    "restart": "the primary is killed and started again",
+    "hang": "the primary stops answering without closing connections, as a hanging machine; its standby is promoted",
+    "stall": "the synchronous standby is cut off for longer than the deadline of calls (2 s) before the kill",
+    "lag": "the standby is asynchronous and cut off before the primary is killed: its missing writes must be found",
 }
-"""What can happen in a round; the last shows that the examination is not blind."""
+"""Events of a round. The last one must report lost writes, which shows that the comparison detects them."""
 
 
 def one_round(
@@ -45,10 +45,10 @@ def one_round(
     pause: float = 1.0,
     drivers: tuple[str, ...] = DRIVERS,
 ) -> Findings:
-    """Have writers write in a database of their own, kill the primary in the midst of it, and examine the end.
+    """Let writers write to a new database, kill the primary meanwhile, and examine the result.
 
-    :param calls: how many must be acknowledged before what happens, and after it.
-    :param pause: seconds until somebody has noticed that the primary is gone.
+    :param calls: number of calls that must be acknowledged before and after the event.
+    :param pause: seconds between the kill and the promotion or restart.
     """
     database = f"round_{time.monotonic_ns()}"
     with connected(pair.primary.url, isolation_level="AUTOCOMMIT") as connection:
@@ -94,20 +94,20 @@ def one_round(
 
 @contextlib.contextmanager
 def repository_on(pair: PostgresPair, database: str) -> Iterator[tuple[Engine, SQLAlchemySessionRepository]]:
-    """Give a repository on the present primary, and its engine."""
+    """Provide a repository on the current primary, and its engine."""
     engine = create_engine(pair.primary.url.set(database=database))
     yield engine, SQLAlchemySessionRepository(engine)
     engine.dispose()
 
 
 def main() -> None:
-    """Run the rounds, and report."""
+    """Run the rounds and report."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.faults.failover", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6, help="how often each happens (6)")
-    parser.add_argument("--how", default=",".join(HOW), help="what happens (all)")
-    parser.add_argument("--calls", type=int, default=2000, help="calls acknowledged before it, and after (2000)")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of each event (6)")
+    parser.add_argument("--how", default=",".join(EVENTS), help="events (all)")
+    parser.add_argument("--calls", type=int, default=2000, help="calls acknowledged before and after the event (2000)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds from the kill to the promotion (1.0)")
-    parser.add_argument("--drivers", default=",".join(DRIVERS), help="of the writers' processes (all)")
+    parser.add_argument("--drivers", default=",".join(DRIVERS), help="drivers of the writer processes (all)")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results, such as benchmarks/results")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": report.machine(), "options": {**vars(options), "out": None}}
@@ -132,11 +132,11 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
     options = results["options"]
     yield (
         f"PostgreSQL {results['server']}. Processes of 4 clients each, one for each driver ({options['drivers']});"
-        f" {options['calls']} calls are acknowledged before it, and as many after. The standby is promoted, or the"
-        f" primary started again, {options['pause']:g} s after it was lost."
+        f" {options['calls']} calls are acknowledged before the event, and as many after it. The standby is"
+        f" promoted, or the primary is started again, {options['pause']:g} s after the kill."
     )
     for how in options["how"].split(","):
-        what = HOW[how]
+        what = EVENTS[how]
         yield from ("", f"### {what[0].upper()}{what[1:]}", "")
         yield from report.rounds(results[how])
 

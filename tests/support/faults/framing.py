@@ -1,4 +1,4 @@
-"""Where the messages of PostgreSQL's and MariaDB's protocols end, as far as a proxy has to know."""
+"""Message boundaries of the PostgreSQL and MariaDB protocols, as far as the proxy needs them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from abc import ABC, abstractmethod
 from typing import Final, Literal, NamedTuple
 
 Side = Literal["client", "server"]
-"""Who has sent it."""
+"""The sender of a message."""
 
 _SHOWN: Final = 60
 
 
 class Message(NamedTuple):
-    """A message, and a name for people: its type, and the beginning of its statement."""
+    """A message and its readable name: its type, and the beginning of its statement."""
 
     data: bytes
     name: str
 
 
 class Framing(ABC):
-    """Takes the messages of one connection apart; one object for both of its directions."""
+    """Splits the data of one connection into messages; one object handles both directions."""
 
     @abstractmethod
     def take(self, side: Side, buffer: bytearray) -> Message | None:
-        """Take the first message off the buffer; None while it is not there to its end."""
+        """Remove the first message from the buffer and return it; return None while it is incomplete."""
 
 
 class PostgresFraming(Framing):
-    """A byte for the type and four for the length; the client's first messages have no type.
+    """Messages with one byte for the type and four for the length; the client's first messages have no type.
 
-    A server answers a request for encryption with a single byte. Ours says no: what is encrypted cannot be looked into.
+    The server answers a request for encryption with a single byte. The test servers decline, because encrypted messages
+    cannot be read.
     """
 
     _ENCRYPTION: Final = {80877103: "SSLRequest", 80877104: "GSSENCRequest"}
@@ -48,32 +49,32 @@ class PostgresFraming(Framing):
 
     def __init__(self) -> None:
         self._started = False
-        self._owes_a_byte = False
+        self._expects_encryption_answer = False
 
     def take(self, side: Side, buffer: bytearray) -> Message | None:
-        if side == "server" and self._owes_a_byte:
+        if side == "server" and self._expects_encryption_answer:
             return self._take_answer(buffer)
         typed = side == "server" or self._started
-        taken = _take(
+        data = _take(
             buffer, 1 + int.from_bytes(buffer[1:5]) if typed else int.from_bytes(buffer[:4]), 5 if typed else 8
         )
-        if taken is None:
+        if data is None:
             return None
         if typed:
-            return Message(taken, self._name(side, taken))
-        code = int.from_bytes(taken[4:8])
-        self._owes_a_byte = code in self._ENCRYPTION
-        self._started = not self._owes_a_byte
-        return Message(taken, self._ENCRYPTION.get(code, "Startup"))
+            return Message(data, self._name(side, data))
+        code = int.from_bytes(data[4:8])
+        self._expects_encryption_answer = code in self._ENCRYPTION
+        self._started = not self._expects_encryption_answer
+        return Message(data, self._ENCRYPTION.get(code, "Startup"))
 
     def _take_answer(self, buffer: bytearray) -> Message | None:
-        taken = _take(buffer, 1, 1)
-        if taken is None:
+        data = _take(buffer, 1, 1)
+        if data is None:
             return None
-        if taken != b"N":
-            raise ValueError("the server encrypts: add sslmode=disable to the URL")
-        self._owes_a_byte = False
-        return Message(taken, "no encryption")
+        if data != b"N":
+            raise ValueError("the server encrypts its messages: add sslmode=disable to the URL")
+        self._expects_encryption_answer = False
+        return Message(data, "no encryption")
 
     def _name(self, side: Side, data: bytes) -> str:
         kind = self._TYPES[side].get(data[:1], repr(data[:1]))
@@ -84,7 +85,7 @@ class PostgresFraming(Framing):
 
 
 class MariaDBFraming(Framing):
-    """Three bytes for the length and one that counts within a command; a command begins with 0."""
+    """Messages with three bytes for the length and one sequence number, which is 0 at the start of a command."""
 
     _COMMANDS: Final = {0x01: "Quit", 0x0E: "Ping", 0x16: "Prepare", 0x17: "Execute", 0x19: "Close"}
     _QUERY: Final = 0x03
@@ -94,17 +95,17 @@ class MariaDBFraming(Framing):
         self._greeted = False
 
     def take(self, side: Side, buffer: bytearray) -> Message | None:
-        taken = _take(buffer, 4 + int.from_bytes(buffer[:3], "little"), 4)
-        if taken is None:
+        data = _take(buffer, 4 + int.from_bytes(buffer[:3], "little"), 4)
+        if data is None:
             return None
         if side == "server":
             greeting, self._greeted = not self._greeted, True
-            return Message(taken, "Greeting" if greeting else self._ANSWERS.get(int.from_bytes(taken[4:5]), "Row"))
-        if taken[3] or len(taken) == 4:  # the client's part of the login, or more of a statement of 16 MB
-            return Message(taken, "Login")
-        if taken[4] == self._QUERY:
-            return Message(taken, _shown(taken[5:]))
-        return Message(taken, self._COMMANDS.get(taken[4], f"Command {taken[4]}"))
+            return Message(data, "Greeting" if greeting else self._ANSWERS.get(int.from_bytes(data[4:5]), "Row"))
+        if data[3] or len(data) == 4:  # a message of the login, or a continuation of a statement above 16 MB
+            return Message(data, "Login")
+        if data[4] == self._QUERY:
+            return Message(data, _shown(data[5:]))
+        return Message(data, self._COMMANDS.get(data[4], f"Command {data[4]}"))
 
 
 FRAMINGS: Final[dict[str, type[Framing]]] = {
@@ -112,16 +113,16 @@ FRAMINGS: Final[dict[str, type[Framing]]] = {
     "mariadb": MariaDBFraming,
     "mysql": MariaDBFraming,
 }
-"""By the name of SQLAlchemy's dialect."""
+"""Framings by the name of the SQLAlchemy dialect."""
 
 
 def _take(buffer: bytearray, length: int, header: int) -> bytes | None:
-    """Take so many bytes off the buffer, once the header that tells their number is there and they are, too."""
+    """Remove a message from the buffer, once its header and all its bytes have arrived."""
     if len(buffer) < header or len(buffer) < length:
         return None
-    taken = bytes(buffer[:length])
+    data = bytes(buffer[:length])
     del buffer[:length]
-    return taken
+    return data
 
 
 def _shown(data: bytes) -> str:

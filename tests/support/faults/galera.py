@@ -1,7 +1,7 @@
-"""A Galera cluster whose nodes are killed, cut off and frozen under load: ``python -m tests.support.faults.galera``.
+"""Nodes of a Galera cluster that are killed, isolated and frozen under load: ``python -m tests.support.faults.galera``.
 
-Writers in a process for each node have a URL of all of them, their own first. Whatever happens to a node, they go on by
-what the repository tries again itself; then what they were told is compared with what is stored, on each node.
+Each writer process has a URL of all nodes, with its own node first. When a node fails, the writers continue by means of
+the repository's own retries. Afterwards their journals are compared with the database of each node.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import metadata
 
 READ_YOUR_WRITES: Final = {"init_command": "SET SESSION wsrep_sync_wait=1"}
-"""The ``connect_args`` of an engine that reads on one node what was acknowledged by another."""
+"""The ``connect_args`` of an engine that reads writes which another node has acknowledged."""
 
 
-def _frozen(cluster: GaleraCluster, node: GaleraNode) -> None:
+def _thaw(cluster: GaleraCluster, node: GaleraNode) -> None:
     node.thaw()
     cluster.wait_until_whole()
 
 
 Event = tuple[str, Callable[[GaleraNode], None], Callable[[GaleraCluster, GaleraNode], None]]
 EVENTS: Final[Mapping[str, Event]] = {
-    "kill": ("killed; comes back", GaleraNode.kill9, lambda _, node: node.rejoin()),
-    "isolate": ("cut off from the others; comes back", GaleraNode.isolate, lambda _, node: node.reunite()),
-    "freeze": ("frozen; goes on", GaleraNode.freeze, _frozen),
+    "kill": ("killed and rejoins", GaleraNode.kill9, lambda _, node: node.rejoin()),
+    "isolate": ("isolated from the others and reunited", GaleraNode.isolate, lambda _, node: node.reunite()),
+    "freeze": ("frozen and thawed", GaleraNode.freeze, _thaw),
 }
-"""What happens to a node, and how it ends."""
+"""Events by name: description, function that begins the event, function that ends it."""
 
 
 class Stage:
-    """A database of a cluster with our tables, and what writers need.
+    """A migrated database of a cluster, with the settings of its writers.
 
     :param pause: seconds between two calls of a writer's client, on average.
     """
@@ -65,13 +65,13 @@ class Stage:
     def repository(
         self, first: int = 0, connect_args: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[SQLAlchemySessionRepository]:
-        """Give a repository that prefers one of the nodes."""
+        """Provide a repository that prefers one of the nodes."""
         engine = create_engine(self._cluster.url(self._name, first=first), connect_args=dict(connect_args))
         yield SQLAlchemySessionRepository(engine)
         engine.dispose()
 
     def settings(self, nodes: Sequence[int] = (0, 1, 2)) -> list[Settings]:
-        """Return those of three processes, on these nodes; the last one is asynchronous."""
+        """Return the settings of three processes on these nodes; the last process is asynchronous."""
         return [
             Settings(
                 name=f"w{number}",
@@ -86,7 +86,7 @@ class Stage:
         ]
 
     def examine(self, settings: Sequence[Settings]) -> Findings:
-        """Compare what writers were told with what is stored, on each node."""
+        """Compare the journals of the writers with the database of each node."""
         self._cluster.wait_until_whole()
         with self.repository(connect_args=READ_YOUR_WRITES) as repository:
             findings = examine(repository, settings)
@@ -101,7 +101,7 @@ class Stage:
 
 
 def one_event(stage: Stage, cluster: GaleraCluster, event: str, node: GaleraNode, calls: int) -> Findings:
-    """Have something happen to a node while all write; so many calls are acknowledged before, meanwhile and after."""
+    """Run an event under load; this many calls are acknowledged before, during and after it."""
     _, begin, end = EVENTS[event]
     settings = stage.settings()
     with Writers(settings) as writers:
@@ -114,7 +114,7 @@ def one_event(stage: Stage, cluster: GaleraCluster, event: str, node: GaleraNode
 
 
 def migrations(stage: Stage, rounds: int, calls: int) -> Findings:
-    """Migrate down and up again while all write: they are of the version before, which lives with either."""
+    """Downgrade and upgrade under load; the writers run the previous revision's code, which works with both schemas."""
     settings = stage.settings()
     code = older_code(Path(stage.folder) / "older")
     with Writers(settings, code=code) as writers, stage.repository(first=1) as repository:
@@ -129,7 +129,7 @@ def migrations(stage: Stage, rounds: int, calls: int) -> Findings:
 
 
 def throughput(stage: Stage, cluster: GaleraCluster, nodes: int, seconds: float) -> dict[str, float]:
-    """Measure how much three processes write on so many of the nodes, and what it costs."""
+    """Measure the throughput of three processes on this number of nodes, and its cost."""
     settings = stage.settings(range(nodes))
     with Writers(settings) as writers:
         writers.wait_for(100)
@@ -149,7 +149,7 @@ def throughput(stage: Stage, cluster: GaleraCluster, nodes: int, seconds: float)
 
 
 def reads_elsewhere(stage: Stage, reads: int) -> dict[str, dict[str, float]]:
-    """Count what is acknowledged on one node and not seen on another, while all write."""
+    """Count writes that are acknowledged on one node and not read on another one, under load."""
     found: dict[str, dict[str, float]] = {}
     settings = stage.settings()
     with Writers(settings) as writers:
@@ -173,7 +173,7 @@ def reads_elsewhere(stage: Stage, reads: int) -> dict[str, dict[str, float]]:
 
 
 def _cpu(cluster: GaleraCluster) -> float:
-    """Return the seconds of CPU that the servers have used."""
+    """Return the CPU seconds that the servers have used."""
     ticks = 0
     for node in cluster.nodes:
         fields = Path(f"/proc/{node.pid}/stat").read_text().rpartition(")")[2].split()
@@ -182,14 +182,16 @@ def _cpu(cluster: GaleraCluster) -> float:
 
 
 def main() -> None:
-    """Run what is asked for, and report."""
+    """Run the requested parts and report."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.faults.galera", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each event happens, once to each node (3)")
-    parser.add_argument("--calls", type=int, default=2000, help="calls acknowledged before, during and after it (2000)")
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement of throughput (20)")
-    parser.add_argument("--reads", type=int, default=500, help="on another node (500)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which (all)")
-    parser.add_argument("--quick", action="store_true", help="nodes that give each other up after 2 s instead of 5")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each event, on alternating nodes (3)")
+    parser.add_argument(
+        "--calls", type=int, default=2000, help="calls acknowledged before, during and after an event (2000)"
+    )
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each measurement of throughput (20)")
+    parser.add_argument("--reads", type=int, default=500, help="reads on another node (500)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to run (all)")
+    parser.add_argument("--quick", action="store_true", help="nodes exclude a silent node after 2 s instead of 5 s")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results, such as benchmarks/results")
     options = parser.parse_args()
     about = {"machine": report.machine(), "options": {**vars(options), "out": None}}
@@ -213,7 +215,7 @@ def main() -> None:
 
 
 def run(cluster: GaleraCluster, folder: str, parts: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Do these parts, and return what was found."""
+    """Run these parts and return their results."""
     one = cluster.nodes[0]
     results: dict[str, Any] = {
         "server": ".".join(map(str, one.version)),
@@ -242,28 +244,28 @@ PARTS: Final = (*EVENTS, "migrate", "throughput", "reads")
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    """Return the report's lines."""
+    """Yield the lines of the report."""
     options = results["options"]
     patience = 2 if options["quick"] else 5
     yield (
-        f"MariaDB {results['server']}, Galera {results['galera']}: three nodes on this machine, which give a silent one"
-        f" up after {patience} s. A process of 4 clients for each node (PyMySQL, PyMySQL, asyncmy), whose URL names its"
-        " own node first."
+        f"MariaDB {results['server']}, Galera {results['galera']}: three nodes on this machine, which exclude a silent"
+        f" node after {patience} s. One process of 4 clients for each node (PyMySQL, PyMySQL, asyncmy), whose URL names"
+        " its own node first."
     )
     for event, (what, _, _) in EVENTS.items():
         if event in results:
             yield from ("", f"### A node is {what}", "")
-            yield f"{options['calls']} calls are acknowledged before it, as many without the node, as many after."
+            yield f"{options['calls']} calls are acknowledged before the event, during it, and after it."
             yield ""
             yield from report.rounds(results[event])
     if "migrate" in results:
-        yield from ("", "### Down to vibeforge_0001 and up again while all write", "")
+        yield from ("", "### Downgrade to vibeforge_0001 and upgrade under load", "")
         yield from report.rounds(results["migrate"])
     if "throughput" in results:
-        yield from ("", "### The same load, written to so many nodes of so many", "")
+        yield from ("", "### Throughput of the same load by number of nodes", "")
         yield from _figures("nodes", results["throughput"])
     if "reads" in results:
-        yield from ("", "### Read on one node what another has just acknowledged, while all write", "")
+        yield from ("", "### Reads on one node of writes that another node has acknowledged, under load", "")
         yield from _figures("session", results["reads"])
 
 

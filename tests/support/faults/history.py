@@ -1,8 +1,8 @@
-"""What clients asked and what they were told: every call of a repository, with the times between which it was made.
+"""Histories of repository calls: arguments, answers, and the times between which each call was made.
 
-A journal is a file of one client, two lines a call: one before the call is made, one after its answer. Each line is in
-the file before anything else happens, so that of a client that is killed every call is known, and of the last one that
-nobody has heard the answer. Times are of the system's monotonic clock, which is one for all processes.
+A journal is the file of one client. It has two lines per call, one before the call and one after its answer. Each line
+is written before anything else happens. For a killed client every call is therefore known, and the last call is known
+to have no answer. Times are those of the system's monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from vibeforge_sessions import (
 T = TypeVar("T")
 
 EVERYWHERE: Final = ("find_sessions", "list_sessions")
-"""Calls that see every session at one moment; ``asked["ids"]`` tells which ones we look for in their answer."""
+"""Calls that read every session at one moment; ``arguments["ids"]`` lists the sessions to look for in their answers."""
 WRITES: Final = ("create_session", "update_session", "append_error", "append_log", "delete_session")
 
 
 class Outcome(StrEnum):
-    """What a client was told."""
+    """The outcome that a call reported to its client."""
 
     DONE = "done"
     STALE = "stale"
@@ -43,9 +43,9 @@ class Outcome(StrEnum):
     NOT_DONE = "not done"
     """`StorageError`: nothing was written."""
     UNKNOWN = "unknown"
-    """`OutcomeUnknownError`, or no answer at all: done at some moment after the call was made, or never."""
+    """`OutcomeUnknownError`, or no answer: the write happened at some moment after the call began, or never."""
     UNEXPECTED = "unexpected"
-    """An exception that nothing here should raise."""
+    """An exception that no call should raise here."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,30 +56,30 @@ class Operation:
     call: str
     session_id: str
     began: int
-    """In nanoseconds of the monotonic clock: before this nothing of it can have happened."""
+    """Nanoseconds of the monotonic clock. The call had no effect before this time."""
     ended: int | None
-    """When its answer had come; None where none has."""
+    """Time when the answer had arrived; None without an answer."""
     outcome: Outcome
-    asked: dict[str, Any]
+    arguments: dict[str, Any]
     answer: Any = None
 
     @property
     def changes(self) -> bool:
-        """Whether it may have changed something."""
+        """Whether the call may have changed the session."""
         return self.call in WRITES and (
             self.outcome is Outcome.UNKNOWN
-            or (self.outcome is Outcome.DONE and self.answer is not False)  # False: there was nothing to delete
+            or (self.outcome is Outcome.DONE and self.answer is not False)  # False: there was no session to delete
         )
 
     def __str__(self) -> str:
-        asked = ", ".join(f"{name}={value}" for name, value in self.asked.items())
-        told = "" if self.answer is None else f" {self.answer}"
+        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        reply = "" if self.answer is None else f" {self.answer}"
         ended = "…" if self.ended is None else f"{self.ended / 1e6:.3f}"
-        return f"[{self.began / 1e6:.3f}, {ended}] {self.client}: {self.call}({asked}) -> {self.outcome}{told}"
+        return f"[{self.began / 1e6:.3f}, {ended}] {self.client}: {self.call}({arguments}) -> {self.outcome}{reply}"
 
 
-class Told(NamedTuple):
-    """A client's answer: the outcome, and what the call has returned if it was done."""
+class Reply(NamedTuple):
+    """A client's answer: the outcome, and the return value of a successful call."""
 
     outcome: Outcome
     result: Any = None
@@ -106,29 +106,29 @@ class Journal:
         os.close(self._file)
 
     def record(
-        self, call: str, session_id: str, asked: dict[str, Any], do: Callable[[], T], answer: Callable[[T], Any]
-    ) -> Told:
-        """Make a call and write down what comes of it; ``answer`` says what of its result is kept."""
+        self, call: str, session_id: str, arguments: dict[str, Any], do: Callable[[], T], answer: Callable[[T], Any]
+    ) -> Reply:
+        """Make a call and write its outcome to the journal; ``answer`` converts its result for the journal."""
         self._count += 1
         began = time.monotonic_ns()
-        self._write(n=self._count, call=call, session_id=session_id, began=began, asked=asked)
+        self._write(n=self._count, call=call, session_id=session_id, began=began, arguments=arguments)
         try:
             result = do()
-        except Exception as error:  # noqa: BLE001 (it is the answer)
+        except Exception as error:  # noqa: BLE001 (the error is the answer)
             ended = time.monotonic_ns()
-            outcome, kept = _told(error)
-            told = Told(outcome)
+            outcome, kept = _reply_to(error)
+            reply = Reply(outcome)
         else:
             ended = time.monotonic_ns()
-            told, kept = Told(Outcome.DONE, result), answer(result)
-        self._write(n=self._count, ended=ended, outcome=told.outcome, answer=kept)
-        return told
+            reply, kept = Reply(Outcome.DONE, result), answer(result)
+        self._write(n=self._count, ended=ended, outcome=reply.outcome, answer=kept)
+        return reply
 
     def _write(self, **line: Any) -> None:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
-def _told(error: Exception) -> tuple[Outcome, Any]:
+def _reply_to(error: Exception) -> tuple[Outcome, Any]:
     for kind, outcome in _OUTCOMES:
         if isinstance(error, kind):
             return outcome, error.stored_version if isinstance(error, StaleSessionError) else None
@@ -136,7 +136,7 @@ def _told(error: Exception) -> tuple[Outcome, Any]:
 
 
 def read(folder: Path) -> list[Operation]:
-    """Return the operations of all journals of a folder, in the order of their beginnings."""
+    """Return the operations of all journals of a folder, ordered by their beginnings."""
     operations: list[Operation] = []
     for path in folder.glob("*.journal"):
         operations += _of_journal(path.stem, path.read_text().splitlines(keepends=True))
@@ -146,21 +146,21 @@ def read(folder: Path) -> list[Operation]:
 def _of_journal(client: str, lines: Iterable[str]) -> Iterable[Operation]:
     begun: dict[int, dict[str, Any]] = {}
     for text in lines:
-        if not text.endswith("\n"):  # killed while it was writing: the call was not made, or its answer not used
+        if not text.endswith("\n"):  # killed during this write: the call was not made, or its answer was not used
             break
         line = json.loads(text)
         number = line.pop("n")
         if "call" in line:
             begun[number] = line
         else:
-            asked = begun.pop(number)
-            yield Operation(client=client, **asked, **{**line, "outcome": Outcome(line["outcome"])})
-    for asked in begun.values():
-        yield Operation(client=client, ended=None, outcome=Outcome.UNKNOWN, **asked)
+            beginning = begun.pop(number)
+            yield Operation(client=client, **beginning, **{**line, "outcome": Outcome(line["outcome"])})
+    for beginning in begun.values():
+        yield Operation(client=client, ended=None, outcome=Outcome.UNKNOWN, **beginning)
 
 
 def by_session(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
-    """Return each session's operations; a call that sees them all is one operation on each of them."""
+    """Return each session's operations; a call that reads all sessions is one operation on each of them."""
     found: dict[str, list[Operation]] = {}
     for operation in operations:
         for each in _on_each(operation):
@@ -172,24 +172,24 @@ def _on_each(operation: Operation) -> Iterable[Operation]:
     if operation.call not in EVERYWHERE:
         yield operation
         return
-    for session_id in operation.asked["ids"]:
+    for session_id in operation.arguments["ids"]:
         answer = operation.answer.get(session_id) if operation.outcome is Outcome.DONE else operation.answer
-        yield dataclasses.replace(operation, session_id=session_id, asked={}, answer=answer)
+        yield dataclasses.replace(operation, session_id=session_id, arguments={}, answer=answer)
 
 
 class Crash(NamedTuple):
-    """A server's: when it was about to be killed, and when it was there again, by the clock of the operations."""
+    """A crash of the server: the time before its kill, and the time after its restart."""
 
     killed: int
     restarted: int
 
 
 def without_glimpses(operations: list[Operation], crashes: Iterable[Crash]) -> list[Operation]:
-    """Return one session's operations without those whose answer a crash may have taken back.
+    """Return one session's operations without those whose answers a crash may have revoked.
 
-    MariaDB without a binary log shows a commit to others before it is safe: only the writer waits for that. So what was
-    answered by the server that was then killed is left out if it changed nothing and was not over when a write began
-    that nobody was told the end of.
+    MariaDB without a binary log shows a commit to other clients before it is durable: only the writer waits for that.
+    The killed server may therefore have answered a read with data that was lost. Such a read is left out if it changed
+    nothing and ended after the beginning of a write that had no answer at the crash.
     """
     found = operations
     for crash in crashes:
@@ -204,13 +204,13 @@ def without_glimpses(operations: list[Operation], crashes: Iterable[Crash]) -> l
             for each in found
             if each.changes
             or each.ended is None
-            or not since < each.ended <= crash.restarted  # an answer of the old one may be heard late
+            or not since < each.ended <= crash.restarted  # an answer of the killed server may arrive late
             or each.began > crash.killed
         ]
     return found
 
 
 def longest_gap(operations: Iterable[Operation]) -> float:
-    """Return for how many seconds at the most nobody was acknowledged anything."""
+    """Return the longest time in seconds without an acknowledged call."""
     ends = sorted(each.ended for each in operations if each.outcome is Outcome.DONE and each.ended is not None)
     return max((after - before for before, after in itertools.pairwise(ends)), default=0) / 1e9

@@ -1,7 +1,7 @@
-"""Values that an attacker would hand in, or a class that means harm: `HOSTILE`, by name, and strategies of them.
+"""Hostile values, as an attacker or a hostile class would pass them: `HOSTILE`, by name, and strategies for them.
 
-All texts hold `MARK`, so that it can be seen where they are shown. The values are drawn by name: some of them cannot be
-printed, having no end.
+All texts contain `MARK`, which tests look for in shown texts. Strategies draw the names of values, because some values
+are too large to be printed.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from hypothesis import strategies as st
 MARK = "5ecret!"
 
 
-class SomebodysError(Exception):
-    """What a hostile class raises: it must reach nobody."""
+class HostileClassError(Exception):
+    """The error of hostile classes, which must not reach the caller of a repository."""
 
 
 def _raise(*_: object, **__: object) -> Any:
-    raise SomebodysError(MARK)
+    raise HostileClassError(MARK)
 
 
 def _shown(_: object) -> str:
-    return f"<{MARK}>"  # whoever reports a failure may ask for it
+    return f"<{MARK}>"  # the report of a failed test calls it
 
 
-# what makes an object, and what the interpreter and the reporting of a failure need
+# methods that create objects, and methods that the interpreter and the report of a failed test need
 _KEPT = {"__new__", "__init__", "__init_subclass__", "__subclasshook__", "__getattribute__", "__class__", "__doc__"}
 _KEPT |= {"__repr__", "__sizeof__", "__dir__", "__del__", "__class_getitem__", "__dict__", "__module__"}
-_MORE = [
+_OTHER_METHODS = [
     "__bool__",
     "__eq__",
     "__hash__",
@@ -47,12 +47,23 @@ _MORE = [
     "__str__",
     "__format__",
 ]
-_MORE += ["__lt__", "__le__", "__gt__", "__ge__", "__ne__", "__int__", "__index__", "__float__", "__add__", "__call__"]
+_OTHER_METHODS += [
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__ne__",
+    "__int__",
+    "__index__",
+    "__float__",
+    "__add__",
+    "__call__",
+]
 
 
 def raising(base: type) -> type[Any]:
-    """Return a subclass all of whose methods raise."""
-    names = {name for name in dir(base) if callable(getattr(base, name, None))} | set(_MORE)
+    """Return a subclass whose methods raise, with the exception of those in `_KEPT`."""
+    names = {name for name in dir(base) if callable(getattr(base, name, None))} | set(_OTHER_METHODS)
     return type("Raising", (base,), dict.fromkeys(names - _KEPT, _raise) | {"__repr__": _shown})
 
 
@@ -100,7 +111,7 @@ class LyingInteger(int):
 
 
 class LyingDict(dict[str, Any]):
-    """Shows something else each time."""
+    """A dict with different content at every access."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -118,7 +129,7 @@ class LyingDict(dict[str, Any]):
 
 
 class LyingList(list[Any]):
-    """Shows something else each time."""
+    """A list with different content at every access."""
 
     def __iter__(self) -> Any:
         return iter([MARK, {1, 2}])
@@ -131,7 +142,7 @@ class LyingList(list[Any]):
 
 
 class LyingClass:
-    """Is of another class, if one asks it."""
+    """An object whose ``__class__`` is another class."""
 
     def __init__(self, claimed: type) -> None:
         self.claimed = claimed
@@ -142,25 +153,25 @@ class LyingClass:
 
     @__class__.setter
     def __class__(self, _: Any) -> None:
-        raise SomebodysError
+        raise HostileClassError
 
 
 class NoClass:
     @property
     def __class__(self) -> Any:
-        raise SomebodysError
+        raise HostileClassError
 
     @__class__.setter
     def __class__(self, _: Any) -> None:
-        raise SomebodysError
+        raise HostileClassError
 
 
 class BadMapping(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
-        raise SomebodysError(MARK)
+        raise HostileClassError(MARK)
 
     def __iter__(self) -> Any:
-        raise SomebodysError(MARK)
+        raise HostileClassError(MARK)
 
     def __len__(self) -> int:
         return 1
@@ -197,7 +208,7 @@ class MyTime(datetime):
 
 
 def nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
-    """Return a value so deep."""
+    """Return a value with this depth of nesting."""
     value: Any = MARK
     for _ in range(depth):
         value = wrap(value)
@@ -277,7 +288,7 @@ HOSTILE: dict[str, Any] = TEXTS | {
     "a defaultdict": collections.defaultdict(list, {"key": [MARK]}),
     "a mapping": collections.ChainMap({"error_message": MARK}),
     "a date": date(2026, 1, 1),
-    "a naive time": datetime(2026, 1, 1),  # noqa: DTZ001 (that is what is wrong with it)
+    "a naive time": datetime(2026, 1, 1),  # noqa: DTZ001 (the value must be naive)
     "the first time": datetime.min.replace(tzinfo=UTC),
     "the last time": datetime.max.replace(tzinfo=UTC),
     "a time of another class": MyTime(2026, 1, 1, tzinfo=UTC),
@@ -314,20 +325,20 @@ HOSTILE: dict[str, Any] = TEXTS | {
     "a list that lies": LyingList([1]),
     "a dict that lies": LyingDict({"a": 1}),
     "a mapping that raises": BadMapping(),
-    "not a text, whatever it says": LyingClass(str),
-    "not an integer, whatever it says": LyingClass(int),
-    "not a dict, whatever it says": LyingClass(dict),
-    "not a list, whatever it says": LyingClass(list),
-    "not a time, whatever it says": LyingClass(datetime),
-    "of no class": NoClass(),
+    "an object that claims to be a text": LyingClass(str),
+    "an object that claims to be an integer": LyingClass(int),
+    "an object that claims to be a dict": LyingClass(dict),
+    "an object that claims to be a list": LyingClass(list),
+    "an object that claims to be a time": LyingClass(datetime),
+    "an object without a class": NoClass(),
 }
 
 ENDLESS = {name for name in HOSTILE if name.endswith("s without end")}
-"""What has no end as text: ``str()`` of it is the caller's own."""
+"""Values whose ``str()`` does not end in practice, which is the responsibility of the caller."""
 picks = st.sampled_from(sorted(HOSTILE)) | st.text(st.characters(), max_size=30).map(lambda text: MARK + text)
-"""Names of hostile values, and texts that are meant as they are."""
+"""Names of hostile values, and texts that are used directly."""
 
 
 def value_of(pick: str) -> Any:
-    """Return the value that was picked."""
+    """Return the hostile value with this name, or the text itself."""
     return HOSTILE.get(pick, pick)

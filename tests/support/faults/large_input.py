@@ -1,7 +1,7 @@
-"""Input of 40 MB, under a limit of memory: ``python -m tests.support.faults.large_input URL``, for `test_large_input`.
+"""Input of 40 MB with a memory limit, for `test_large_input`: ``python -m tests.support.faults.large_input URL``.
 
-A process of its own, so that the limit is its own. Each call stores what it was given, exactly, or refuses it with one
-of our errors; a `MemoryError`, which is none of them, ends it.
+The limit applies to this process alone. Each call stores its argument exactly, or rejects it with an error of the
+package. A `MemoryError` is not such an error and ends the process.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from vibeforge_sessions.testing.base import stored
 
 SIZE = 40_000_000
 LIMIT = 16 * SIZE
-"""Bytes that the process may grow by: of a text there is its JSON, the driver's copy, what is read back."""
+"""Bytes by which the process may grow: a text also exists as JSON, as the driver's copy and as the value read back."""
 
 
 def main(url: str) -> None:
-    """Hand in one large thing after the other."""
+    """Pass one large value after another to the repository."""
     large = "x" * SIZE
     with open_repository(url) as repository:
         repository.create_session(session_id="s")
         repository.append_log("s", "everything is imported and connected")
-        used = _address_space()
-        resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
-        for name, call in REFUSED.items():
-            _refused(name, lambda: call(repository, large))  # noqa: B023 (called at once)
+        address_space = _address_space()
+        resource.setrlimit(resource.RLIMIT_AS, (address_space + LIMIT, address_space + LIMIT))
+        for name, call in REJECTED.items():
+            _check_rejected(name, lambda: call(repository, large))  # noqa: B023 (called immediately)
         assert repository.list_sessions() == ["s"]
-        _stored("an error", lambda: _error(repository, large))
-        _stored("a log line", lambda: _log(repository, large))
-        _stored("a document", lambda: _document(repository, {"text": large}))
-        _stored("many values", lambda: _document(repository, [1.5] * (SIZE // 50)))
-        _stored("what is not ASCII", lambda: _document(repository, "é" * (SIZE // 10)))
+        _check_stored("an error", lambda: _error(repository, large))
+        _check_stored("a log line", lambda: _log(repository, large))
+        _check_stored("a document", lambda: _document(repository, {"text": large}))
+        _check_stored("many values", lambda: _document(repository, [1.5] * (SIZE // 50)))
+        _check_stored("text that is not ASCII", lambda: _document(repository, "é" * (SIZE // 10)))
         repository.delete_session("s")
         assert repository.list_sessions() == []
 
 
-REFUSED: dict[str, Callable[[SessionRepository, str], Any]] = {
+REJECTED: dict[str, Callable[[SessionRepository, str], Any]] = {
     "an id": lambda repository, large: repository.get_session(large),
     "the id of an append": lambda repository, large: repository.append_error(large, "t", "m"),
     "the id of a new session": lambda repository, large: repository.create_session(session_id=large),
@@ -57,13 +57,13 @@ REFUSED: dict[str, Callable[[SessionRepository, str], Any]] = {
     "the name of a field": lambda _, large: Session.from_dict({large: 1}),
     "the text of a time": lambda _, large: Session.from_dict({"created_at": large}),
     "digits": lambda repository, large: repository.create_session(Session(answers={"n": 1 << len(large)})),
-    "a key beside what is refused": lambda repository, large: repository.create_session(
+    "a key next to a rejected value": lambda repository, large: repository.create_session(
         Session(answers={large: float("nan")})
     ),
 }
 
 
-def _refusal(call: Callable[[], Any]) -> SessionRepositoryError | None:
+def _rejection(call: Callable[[], Any]) -> SessionRepositoryError | None:
     try:
         call()
     except SessionRepositoryError as error:
@@ -71,14 +71,14 @@ def _refusal(call: Callable[[], Any]) -> SessionRepositoryError | None:
     return None
 
 
-def _refused(name: str, call: Callable[[], Any]) -> None:
-    error = _refusal(call)
+def _check_rejected(name: str, call: Callable[[], Any]) -> None:
+    error = _rejection(call)
     assert isinstance(error, (InvalidArgumentError, InvalidSessionError)), name
     assert len(str(error)) < 1000, name
 
 
-def _stored(name: str, call: Callable[[], None]) -> None:
-    error = _refusal(call)
+def _check_stored(name: str, call: Callable[[], None]) -> None:
+    error = _rejection(call)
     outcome = "stored" if error is None else f"{type(error).__name__}: {error}"
     assert len(outcome) < 1000, name
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -110,7 +110,7 @@ def _digest(text: str) -> str:
 
 
 def _address_space() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 (no file)
+    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 (not a regular file)
         return int(statm.read().split()[0]) * resource.getpagesize()
 
 

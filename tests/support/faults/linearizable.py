@@ -1,12 +1,13 @@
-"""Rounds of clients at work while something goes wrong, and whether what they were told can be put in order.
+"""Rounds of working clients during a disturbance, and a linearizability check of their histories.
 
-    python -m tests.support.faults.linearizable                                  # five rounds of everything
+    python -m tests.support.faults.linearizable                                  # five rounds of every kind
     python -m tests.support.faults.linearizable --rounds 20 --only 'postgresql: the server is killed'
     python -m tests.support.faults.linearizable --out benchmarks/results         # linearizable.json and .md
 
-``test_linearizable`` makes one round of each. Six clients share four sessions, which come and go: half of them through
-the synchronous repository, half through the asynchronous one; on SQLite it is four processes, which are killed. The
-exit code is 1 if a history is not linearizable. How long nobody was answered is told, and held against nothing.
+``test_linearizable`` runs one round of each kind. Six clients share four sessions, which are created and deleted: half
+of them use the synchronous repository, half the asynchronous one. On SQLite there are also rounds with four processes
+that are killed. The exit code is 1 if a history is not linearizable. The longest time without an answer is reported,
+but has no limit.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ from vibeforge_sessions.sql import create_engine
 SESSIONS: Final = ["s1", "s2", "s3", "s4"]
 CLIENTS: Final = 6
 IMPATIENT: Final = RetryPolicy(deadline=4.0)
-"""For servers that say nothing: an attempt is given up after two seconds."""
+"""A policy for servers that do not answer: an attempt is abandoned after two seconds."""
 
 
 class Database(NamedTuple):
-    """A new database, and its server if there is one."""
+    """A new database, and its server if it has one."""
 
     url: URL
     server: PrivateServer | None = None
     shows_glimpses: bool = False
-    """Whether it shows commits to others before they are safe."""
+    """Whether the server shows commits to other clients before they are durable."""
 
 
 _BINARY_LOG: Final = ("--log-bin=binary", "--sync-binlog=1")
@@ -61,7 +62,7 @@ _LOGGED: Final = "mariadb with a binary log"
 
 @contextlib.contextmanager
 def databases(kind: str) -> Iterator[Callable[[], Database]]:
-    """Give a maker of new databases; a server waits for its disk."""
+    """Provide a function that creates databases; a server waits for its disk."""
     if kind == "sqlite":
         with TemporaryDirectory(prefix="vfs-sqlite-", dir=fast_folder()) as folder:
             files = SQLiteFiles(Path(folder))
@@ -70,29 +71,29 @@ def databases(kind: str) -> Iterator[Callable[[], Database]]:
     shows_glimpses = kind == "mariadb"
     if kind == "postgresql":
         with PostgresServer(durable=True, options=["deadlock_timeout=200ms"]) as postgres:
-            of_postgres = PostgresDatabases(postgres.url, upgrade)
-            yield lambda: Database(of_postgres.create(), postgres)
+            postgres_databases = PostgresDatabases(postgres.url, upgrade)
+            yield lambda: Database(postgres_databases.create(), postgres)
     else:
         with MariaDBServer(durable=True, args=() if shows_glimpses else _BINARY_LOG) as mariadb:
-            of_mariadb = MariaDBDatabases(mariadb.url, upgrade)
-            yield lambda: Database(of_mariadb.create(), mariadb, shows_glimpses)
+            mariadb_databases = MariaDBDatabases(mariadb.url, upgrade)
+            yield lambda: Database(mariadb_databases.create(), mariadb, shows_glimpses)
 
 
 @contextlib.contextmanager
 def clients_at_work(
-    those: Sequence[SessionRepository], folder: Path, session_ids: Sequence[str] = SESSIONS
+    targets: Sequence[SessionRepository], folder: Path, session_ids: Sequence[str] = SESSIONS
 ) -> Iterator[Threads]:
-    """Let clients use these repositories as long as the block runs, and read what is stored at its end."""
-    with last_reads(those[0], session_ids, folder), Threads(those, session_ids, folder) as clients:
+    """Let clients use these repositories during the block, and read the stored sessions at its end."""
+    with last_reads(targets[0], session_ids, folder), Threads(targets, session_ids, folder) as clients:
         yield clients
 
 
-# -- what goes wrong
+# -- disturbances
 
 
 def nothing(database: Database, folder: Path) -> list[Crash]:
-    """Let them work."""
-    with repositories(database.url, CLIENTS) as (those, _), clients_at_work(those, folder) as clients:
+    """Let clients work without a disturbance."""
+    with repositories(database.url, CLIENTS) as (targets, _), clients_at_work(targets, folder) as clients:
         clients.wait_for(1000)
     return []
 
@@ -112,24 +113,24 @@ def writers_are_killed(database: Database, folder: Path) -> list[Crash]:
 def the_server_is_killed(database: Database, folder: Path) -> list[Crash]:
     """Kill the server and start it again."""
     assert database.server is not None
-    with repositories(database.url, CLIENTS) as (those, _), clients_at_work(those, folder) as clients:
+    with repositories(database.url, CLIENTS) as (targets, _), clients_at_work(targets, folder) as clients:
         crashes = disturbances.crash(database.server, clients, times=3, answers=300)
     return crashes if database.shows_glimpses else []
 
 
 def the_server_ends_connections(database: Database, folder: Path) -> list[Crash]:
-    """Have the server end connections."""
-    with repositories(database.url, CLIENTS) as (those, _), clients_at_work(those, folder) as clients:
+    """Let the server end connections."""
+    with repositories(database.url, CLIENTS) as (targets, _), clients_at_work(targets, folder) as clients:
         disturbances.kill_connections(database.url, clients, times=60)
     return []
 
 
 def connections_are_cut(database: Database, folder: Path) -> list[Crash]:
-    """Cut connections on their way."""
+    """Cut connections between client and server."""
     with (
         Proxy(database.url) as proxy,
-        repositories(proxy.url, CLIENTS, retry=IMPATIENT) as (those, _),
-        clients_at_work(those, folder) as clients,
+        repositories(proxy.url, CLIENTS, retry=IMPATIENT) as (targets, _),
+        clients_at_work(targets, folder) as clients,
     ):
         disturbances.cut_connections(proxy, clients, times=60)
         proxy.heal()
@@ -137,14 +138,14 @@ def connections_are_cut(database: Database, folder: Path) -> list[Crash]:
 
 
 def transactions_are_deadlocked(database: Database, folder: Path) -> list[Crash]:
-    """Deadlock our updates with somebody else's transaction."""
-    with repositories(database.url, CLIENTS) as (those, _), clients_at_work(those, folder) as clients:
+    """Deadlock updates of the package with a transaction of another client."""
+    with repositories(database.url, CLIENTS) as (targets, _), clients_at_work(targets, folder) as clients:
         disturbances.make_deadlocks(database.url, clients, SESSIONS, times=5)
     return []
 
 
 Disturbed = Callable[[Database, Path], list[Crash]]
-"""Writes journals into a folder; returns the crashes that may have taken back what somebody has read."""
+"""Writes journals into a folder; returns the crashes that may have revoked data that a client had read."""
 
 _ON_SERVERS: Final[list[Disturbed]] = [
     nothing,
@@ -163,15 +164,15 @@ ROUNDS: Final[list[tuple[str, Disturbed]]] = [
 
 
 def name_of(kind: str, disturbed: Disturbed) -> str:
-    """Return a round's name."""
+    """Return the name of a kind of round."""
     return f"{kind}: {disturbed.__name__.replace('_', ' ')}"
 
 
-# -- what came of it
+# -- evaluation
 
 
-def judged(folder: Path, glimpses: Sequence[Crash] = ()) -> dict[str, Any]:
-    """Return what the journals of a round hold, and what is wrong with it."""
+def evaluated(folder: Path, glimpses: Sequence[Crash] = ()) -> dict[str, Any]:
+    """Return the figures and the violations of a round's journals."""
     operations = history.read(folder)
     return {
         "calls": len(operations),
@@ -183,30 +184,30 @@ def judged(folder: Path, glimpses: Sequence[Crash] = ()) -> dict[str, Any]:
 
 
 def one_round(new_database: Callable[[], Database], disturbed: Disturbed) -> dict[str, Any]:
-    """Do it once."""
+    """Run one round and evaluate it."""
     with TemporaryDirectory(prefix="vfs-journals-") as folder:
         crashes = disturbed(new_database(), Path(folder))
-        return judged(Path(folder), crashes)
+        return evaluated(Path(folder), crashes)
 
 
 def lines(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """Return the report."""
+    """Yield the lines of the report."""
     rows = []
     for name, rounds in results.items():
         total: Counter[str] = sum((Counter(each["outcomes"]) for each in rounds), Counter())
-        refused = total[Outcome.STALE] + total[Outcome.NOT_FOUND] + total[Outcome.EXISTS]
+        rejected = total[Outcome.STALE] + total[Outcome.NOT_FOUND] + total[Outcome.EXISTS]
         silences = [each["silence"] for each in rounds]
         rows.append(
             (
-                *(name, len(rounds), total[Outcome.DONE], refused, total[Outcome.NOT_DONE], total[Outcome.UNKNOWN]),
+                *(name, len(rounds), total[Outcome.DONE], rejected, total[Outcome.NOT_DONE], total[Outcome.UNKNOWN]),
                 f"{statistics.median(silences):.2f} s, {max(silences):.2f} s",
                 sum(len(each["violations"]) for each in rounds),
             )
         )
-    head = ("", "rounds", "done", "refused", "not done", "unknown", "longest silence (median, most)", "violations")
+    head = ("", "rounds", "done", "rejected", "not done", "unknown", "longest silence (median, most)", "violations")
     yield from report.table(head, rows)
     yield ""
-    yield "Refused: stale, not found, exists. Unknown: also what clients were at that were killed."
+    yield "Rejected: stale, not found, exists. Unknown: includes the interrupted calls of killed clients."
     for name, rounds in results.items():
         for each in rounds:
             for violation in each["violations"]:
@@ -214,19 +215,19 @@ def lines(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Run the rounds, and report; return the exit code."""
+    """Run the rounds and report; return the exit code."""
     names = [name_of(*each) for each in ROUNDS]
     parser = argparse.ArgumentParser(
-        prog="python -m tests.support.faults.linearizable", description=(__doc__ or "")[:106]
+        prog="python -m tests.support.faults.linearizable", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
-    parser.add_argument("--only", choices=names, help="one kind of round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each kind (5)")
+    parser.add_argument("--only", choices=names, help="only this kind of round")
     parser.add_argument("--out", type=Path, help="folder of the results, such as benchmarks/results")
     options = parser.parse_args()
     machine = report.machine()
     found: dict[str, list[dict[str, Any]]] = {}
     for kind in dict.fromkeys(kind for kind, _ in ROUNDS):
-        chosen = [each for of, each in ROUNDS if of == kind and options.only in {None, name_of(of, each)}]
+        chosen = [each for name, each in ROUNDS if name == kind and options.only in {None, name_of(name, each)}]
         if chosen:
             with databases(kind) as new_database:
                 for each in chosen:

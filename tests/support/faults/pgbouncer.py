@@ -1,7 +1,7 @@
-"""PgBouncer is killed under load: ``python -m tests.support.faults.pgbouncer``.
+"""Kills of PgBouncer under load: ``python -m tests.support.faults.pgbouncer``.
 
-Each connection of each client goes with it, and those to the server as well, some in the middle of a statement that
-commits itself.
+A kill ends all connections of clients and all connections to the server, some of them during a statement that commits
+itself.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DRIVERS: Final = ("psycopg", "psycopg async", "asyncpg")
 
 
 def one_round(databases: DatabaseFactory, *, calls: int, pause: float, times: int = 1) -> Findings:
-    """Have writers write through PgBouncer, kill it and start it again in the midst of it, and examine the end.
+    """Let writers write through PgBouncer, kill and restart it meanwhile, and examine the result.
 
-    :param calls: how many must be acknowledged before it is killed, and after it has been started again.
-    :param pause: seconds for which it is away.
-    :param times: how often.
+    :param calls: number of calls that must be acknowledged before a kill, and after the restart.
+    :param pause: seconds between kill and restart.
+    :param times: number of kills.
     """
     with (
         tempfile.TemporaryDirectory(prefix="vfs-bouncer-") as folder,
@@ -65,12 +65,12 @@ def one_round(databases: DatabaseFactory, *, calls: int, pause: float, times: in
 
 
 def main() -> None:
-    """Run the rounds, and report."""
+    """Run the rounds and report."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.faults.pgbouncer", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
-    parser.add_argument("--times", type=int, default=4, help="how often it is killed in each (4)")
-    parser.add_argument("--calls", type=int, default=1000, help="calls acknowledged before each kill, and after (1000)")
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds for which it is away (0.5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (5)")
+    parser.add_argument("--times", type=int, default=4, help="kills in each round (4)")
+    parser.add_argument("--calls", type=int, default=1000, help="calls acknowledged before and after each kill (1000)")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between kill and restart (0.5)")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results, such as benchmarks/results")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": report.machine(), "options": {**vars(options), "out": None}}
@@ -89,7 +89,7 @@ def main() -> None:
 def _lines(results: dict[str, Any]) -> Iterator[str]:
     options = results["options"]
     yield (
-        f"PostgreSQL {results['server']} behind PgBouncer in transaction mode, which is killed and started again"
+        f"PostgreSQL {results['server']} behind PgBouncer in transaction mode, which is killed and restarted"
         f" {options['pause']:g} s later, {options['times']} times in each round. Processes of 4 clients each, one for"
         f" each driver ({', '.join(DRIVERS)})."
     )

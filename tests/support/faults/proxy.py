@@ -1,12 +1,12 @@
-"""A TCP proxy between clients and a database server that cuts connections where it is told, and tells what it saw.
+"""A TCP proxy between clients and a database server that cuts connections at given messages.
 
     with Proxy(url) as proxy:
         engine = create_engine(proxy.url)
-        …                                                  # undisturbed; proxy.messages tells what went by
-        proxy.arm(Cut("server", message=3))                # the third message from now on that the server sends
+        …                                                  # undisturbed; proxy.messages lists the messages
+        proxy.arm(Cut("server", message=3))                # the third message that the server sends from now on
         …
 
-Everything happens in one thread, message by message, so that a cut is where it was asked for and nowhere else.
+One thread processes all messages in order, so that a cut happens exactly at the given message.
 """
 
 from __future__ import annotations
@@ -32,12 +32,18 @@ from tests.support.faults.framing import FRAMINGS, Framing, Message, Side
 from tests.support.servers.machine import free_port, wait_for
 
 How = Literal["reset", "close", "mute"]
-"""How a connection ends: by RST, as with a process that died or a firewall; by FIN; or not at all, and nothing comes
-any more, in either direction, without either end being told."""
+"""How a connection ends.
+
+"reset": by RST, as after the death of a process or by a firewall; "close": by FIN; "mute": not at all, but no data is
+transmitted any more, and neither end is notified.
+"""
 
 Entrance = Literal["open", "refused", "reset", "mute"]
-"""What becomes of new connections: they go through; nobody listens; they are reset at once; they are accepted, and
-nothing is ever said."""
+"""What happens to new connections.
+
+"open": they are forwarded; "refused": the port is closed; "reset": they are reset; "mute": they are accepted, and no
+data is ever transmitted.
+"""
 
 _HOST: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
@@ -47,22 +53,28 @@ _OTHER: Final[dict[Side, Side]] = {"client": "server", "server": "client"}
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where and how to cut a connection: at a message or a byte of one side, counted from the moment it is armed."""
+    """A cut of a connection at a message or byte of one side, counted from the moment when it is armed."""
 
     side: Side
-    """Who sends what is counted."""
+    """The sender of the counted messages or bytes."""
     message: int = 0
-    """The number of the message, from 1; it has come whole by then."""
+    """The number of the message, from 1. The whole message has arrived before the cut."""
     byte: int | None = None
-    """In place of a message: after so many bytes were sent on."""
+    """Replaces the message: the number of bytes that are forwarded before the cut."""
     forwarded: bool = False
-    """Whether that message is sent on before the cut."""
+    """Whether the message is forwarded before the cut."""
     how: How = "reset"
     hold: float | None = None
-    """The message of a client, and what it has sent after it, reaches the server so many seconds after the client's
-    side was cut, or when `Proxy.release` says so: a statement that was on its way when its client gave it up."""
+    """Seconds for which the client's message and all its later data are held after the client's side was cut.
+
+    The server receives them then, or when `Proxy.release` is called, like a statement that is still in transit when its
+    client gives up.
+    """
     then: Callable[[], object] | None = None
-    """Is called between the end of the server's side and that of the client's, who only then begins to wonder."""
+    """A function that is called after the end of the server's side and before the end of the client's side.
+
+    The client notices the cut only afterwards.
+    """
 
     def __str__(self) -> str:
         where = (
@@ -75,7 +87,7 @@ class Cut:
 
 
 class Seen(NamedTuple):
-    """A message that went by, or was cut off."""
+    """A message that was forwarded or cut."""
 
     connection: int
     side: Side
@@ -84,9 +96,9 @@ class Seen(NamedTuple):
 
 
 class Proxy:
-    """Listens on a port of its own and passes on what comes, to the server that a URL names.
+    """A listener on its own port that forwards all data to the server of a URL.
 
-    What `Cut.then` raises is raised at the end of the block.
+    Exceptions of `Cut.then` are raised at the end of the block.
     """
 
     def __init__(self, url: URL) -> None:
@@ -94,11 +106,11 @@ class Proxy:
         self._server = (url.host or _HOST, url.port or 0)
         self.port = free_port()
         self.url = url.set(host=_HOST, port=self.port)
-        """The server's URL, by way of here."""
+        """URL of the server through this proxy."""
         self.messages: list[Seen] = []
-        """What went by since it was armed, or told to `forget`."""
-        self.happened: Counter[str] = Counter()
-        """connections, cuts, resets and mutes (of new connections), delivered and undeliverable (what was held)."""
+        """Messages since the last call of `arm` or `reset`."""
+        self.events: Counter[str] = Counter()
+        """Counts: connections, cuts, resets and mutes of new connections, delivered and undeliverable held data."""
         self._cuts: list[Cut] = []
         self._counted: Counter[Side] = Counter()
         self._bytes: Counter[Side] = Counter()
@@ -106,14 +118,14 @@ class Proxy:
         self._links: set[_Link] = set()
         self._failures: list[BaseException] = []
         self._selector = selectors.DefaultSelector()
-        self._asked: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
-        self._bell, self._wake = socket.socketpair()
+        self._requests: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
         self._listener: socket.socket | None = None
         self._open = True
         self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
 
     def __enter__(self) -> Self:
-        self._selector.register(self._bell, selectors.EVENT_READ, self._answer)
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._run_requests)
         self._listen()
         self._thread.start()
         return self
@@ -122,15 +134,15 @@ class Proxy:
         self._do(self._end)
         self._thread.join(_PATIENCE)
         self._selector.close()
-        self._bell.close()
-        self._wake.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
         if error is None and self._failures:
             raise self._failures[0]
 
-    # --- what it is told ---
+    # --- commands of the tests ---
 
     def arm(self, *cuts: Cut) -> None:
-        """Have these cuts made, one after another; each counts from the moment at which the one before was made."""
+        """Make these cuts, one after another; each counts from the moment of the previous cut."""
 
         def arm() -> None:
             self._cuts = list(cuts)
@@ -140,62 +152,62 @@ class Proxy:
 
         self._do(arm)
 
-    def forget(self) -> None:
-        """Cut nothing, and count the messages anew."""
+    def reset(self) -> None:
+        """Make no cuts, and restart the counts of messages."""
         self.arm()
 
     @property
     def connections(self) -> int:
-        """How many connections it has to the server now."""
+        """The number of current connections to the server."""
         return sum(link.server is not None for link in tuple(self._links))
 
     @property
-    def to_come(self) -> int:
-        """How many cuts have not been made yet."""
+    def pending_cuts(self) -> int:
+        """The number of cuts that have not been made yet."""
         return len(self._cuts)
 
-    def let(self, entrance: Entrance) -> None:
-        """Say what becomes of new connections."""
+    def set_entrance(self, entrance: Entrance) -> None:
+        """Set what happens to new connections."""
 
-        def let() -> None:
+        def change() -> None:
             self._entrance = entrance
             self._close_listener()
             self._listen()
 
-        self._do(let)
+        self._do(change)
 
     def cut_all(self, how: How = "reset") -> None:
-        """Cut every connection, on both of its sides."""
+        """Cut both sides of every connection."""
         self._do(lambda: self._cut(self._links, how))
 
     def blackhole(self) -> None:
-        """Swallow all that comes, from now on, on all connections, new ones too."""
-        self.let("mute")
+        """Discard all data from now on, on existing and new connections."""
+        self.set_entrance("mute")
         self._do(lambda: self._cut(self._links, "mute"))
 
     def release(self) -> None:
-        """Let the server have what is held; return when it is done with it."""
+        """Deliver the held data; return when the server has processed it."""
         self._do(lambda: self._deliver(math.inf))
         wait_for(
             lambda: not any(link.is_ending for link in tuple(self._links)), _PATIENCE, "the server to end its side"
         )
 
     def heal(self) -> None:
-        """Let new connections through; end those that are mute, and all that was cut, on the server's side, too."""
-        self.let("open")
+        """Forward new connections, and end all mute and cut connections on the server's side too."""
+        self.set_entrance("open")
         self._do(lambda: self._cut({link for link in self._links if link.silent}, "reset"))
         self.release()
 
-    # --- its thread ---
+    # --- thread of the proxy ---
 
     def _do(self, change: Callable[[], object]) -> None:
-        """Do something in the thread to which everything belongs, and wait until it is done."""
+        """Execute a change in the proxy's thread, and wait until it is done."""
         if threading.current_thread() is self._thread:  # in `Cut.then`
             change()
             return
         done: Future[None] = Future()
-        self._asked.put((lambda: void(change()), done))
-        self._wake.send(b"!")
+        self._requests.put((lambda: void(change()), done))
+        self._wake_sender.send(b"!")
         done.result(_PATIENCE)
 
     def _serve(self) -> None:
@@ -203,7 +215,7 @@ class Proxy:
             held = [link.due for link in self._links if link.held is not None]
             timeout = max(0.0, min(held) - time.monotonic()) if held else None
             for key, _ in self._selector.select(timeout):
-                if key.fileobj.fileno() != -1:  # type: ignore[union-attr] # an event before it may have closed it
+                if key.fileobj.fileno() != -1:  # type: ignore[union-attr] # an earlier event may have closed it
                     self.call(key.data)
             self._deliver(time.monotonic())
 
@@ -216,14 +228,14 @@ class Proxy:
         for link in tuple(links):
             link.cut(how, None, b"")
 
-    def _answer(self) -> None:
-        self._bell.recv(_CHUNK)
+    def _run_requests(self) -> None:
+        self._wake_receiver.recv(_CHUNK)
         with contextlib.suppress(queue.Empty):
             while True:
-                change, done = self._asked.get_nowait()
+                change, done = self._requests.get_nowait()
                 try:
                     change()
-                except BaseException as error:  # noqa: BLE001 (it is raised where it was asked for)
+                except BaseException as error:  # noqa: BLE001 (raised in the thread that requested the change)
                     done.set_exception(error)
                 else:
                     done.set_result(None)
@@ -235,7 +247,7 @@ class Proxy:
             link.close("reset")
 
     def _listen(self) -> None:
-        """Keep the port, in any case, so that nobody else is given it."""
+        """Bind the port for every entrance, so that no other process receives it."""
         self._listener = listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_HOST, self.port))
@@ -252,35 +264,35 @@ class Proxy:
     def _accept(self) -> None:
         assert self._listener is not None
         client, _ = self._listener.accept()
-        self.happened["connections"] += 1
+        self.events["connections"] += 1
         if self._entrance == "reset":
-            self.happened["resets"] += 1
-            end(client, "reset")
+            self.events["resets"] += 1
+            close_socket(client, "reset")
             return
         try:
             server = None if self._entrance == "mute" else socket.create_connection(self._server, _PATIENCE)
         except OSError:  # the server is down
-            end(client, "reset")
+            close_socket(client, "reset")
             return
         if server is None:
-            self.happened["mutes"] += 1
-        self._links.add(_Link(self, self.happened["connections"], client, server, self._framing()))
+            self.events["mutes"] += 1
+        self._links.add(_Link(self, self.events["connections"], client, server, self._framing()))
 
-    # --- for its links ---
+    # --- calls of the links ---
 
-    def watch(self, sock: socket.socket, then: Callable[[], None]) -> None:
+    def register(self, sock: socket.socket, then: Callable[[], None]) -> None:
         sock.settimeout(_PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._selector.register(sock, selectors.EVENT_READ, then)
 
-    def unwatch(self, sock: socket.socket) -> None:
+    def unregister(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)
 
     def forget_link(self, link: _Link) -> None:
         self._links.discard(link)
 
     def count(self, link: _Link, side: Side, message: Message) -> tuple[Cut, int] | None:
-        """Count a message; return the cut that is to be made now, and how much of the message is to be sent on."""
+        """Count a message; return the cut that is due, and how many bytes of the message are forwarded before it."""
         self.messages.append(Seen(link.number, side, message.name, len(message.data)))
         self._counted[side] += 1
         before = self._bytes[side]
@@ -297,18 +309,18 @@ class Proxy:
         self._cuts.pop(0)
         self._counted.clear()
         self._bytes.clear()
-        self.happened["cuts"] += 1
+        self.events["cuts"] += 1
         return cut, share
 
     def call(self, then: Callable[[], object]) -> None:
         try:
             then()
-        except BaseException as error:  # noqa: BLE001 (it is raised at the end)
+        except BaseException as error:  # noqa: BLE001 (raised at the end of the block)
             self._failures.append(error)
 
 
 class _Link:
-    """A client's connection and the one to the server that belongs to it; either may have ended."""
+    """A client's connection and its connection to the server; either may have ended."""
 
     def __init__(
         self, proxy: Proxy, number: int, client: socket.socket, server: socket.socket | None, framing: Framing
@@ -325,11 +337,11 @@ class _Link:
         for side in get_args(Side):
             sock = self._socket(side)
             if sock is not None:
-                proxy.watch(sock, lambda side=side: self._read(side))  # type: ignore[misc]
+                proxy.register(sock, lambda side=side: self._read(side))  # type: ignore[misc]
 
     @property
     def is_ending(self) -> bool:
-        """Whether its client has gone, and the server not yet."""
+        """Whether the client's side has ended and the server's side has not."""
         return self.client is None and not self.silent
 
     def _socket(self, side: Side) -> socket.socket | None:
@@ -349,13 +361,13 @@ class _Link:
             self._buffers[side] += data
             try:
                 self._pass_on(side)
-            except ValueError:  # nobody knows any more where its messages end
+            except ValueError:  # the boundaries of the messages are unknown from here on
                 self.close("reset")
                 raise
 
     def _ended(self, side: Side, how: How) -> None:
         self._drop(side, how)
-        if not self.silent:  # in silence nobody is told
+        if not self.silent:  # a mute connection notifies neither end
             self._end(_OTHER[side], how)
         if self.client is None and self.server is None:
             self._proxy.forget_link(self)
@@ -380,19 +392,19 @@ class _Link:
             return False
         try:
             sock.sendall(data)
-        except OSError:  # it has ended, as its next reading tells
+        except OSError:  # the connection has ended; the next read handles that
             return False
         return True
 
     def cut(self, how: How, cut: Cut | None, rest: bytes) -> None:
-        """Cut it now.
+        """Cut the connection.
 
-        :param rest: what has come of the client's, and was not sent on.
+        :param rest: data of the client that has arrived and was not forwarded.
         """
         if how == "mute":
             self.silent = True
         elif cut is not None and cut.hold is not None:
-            assert cut.side == "client", "a client's message is held"
+            assert cut.side == "client", "only a message of the client can be held"
             self.held = rest + bytes(self._buffers["client"]) + self._arrived()
             self.due = time.monotonic() + cut.hold
         else:
@@ -406,21 +418,21 @@ class _Link:
             self._proxy.forget_link(self)
 
     def deliver(self) -> None:
-        """Let the server have what was held, and then the end of its client."""
+        """Send the held data to the server, followed by the end of the client."""
         assert self.held is not None
         held, self.held = self.held, None
-        self._proxy.happened["delivered" if self._send("server", held) else "undeliverable"] += 1
+        self._proxy.events["delivered" if self._send("server", held) else "undeliverable"] += 1
         self._end("server", "close")
 
     def close(self, how: How) -> None:
-        """Leave nothing open."""
+        """Close both sides."""
         for side in get_args(Side):
             self._end(side, how)
             self._drop(side, how)
         self._proxy.forget_link(self)
 
     def _arrived(self) -> bytes:
-        """Return what the client has sent besides, and nobody has read yet."""
+        """Return the client's data that has arrived and was not read yet."""
         assert self.client is not None
         self.client.setblocking(False)
         with contextlib.suppress(OSError):
@@ -433,7 +445,7 @@ class _Link:
             return
         if side == "server":
             self._give_up()
-        if side == "server" and how == "close":  # it reads what has come, answers, and then closes its side itself
+        if side == "server" and how == "close":  # the server reads the data, answers, and closes its side
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
             return
@@ -443,8 +455,8 @@ class _Link:
         sock = self._socket(side)
         if sock is None:
             return
-        self._proxy.unwatch(sock)
-        end(sock, how)
+        self._proxy.unregister(sock)
+        close_socket(sock, how)
         if side == "client":
             self.client = None
         else:
@@ -454,15 +466,15 @@ class _Link:
     def _give_up(self) -> None:
         if self.held is not None:
             self.held = None
-            self._proxy.happened["undeliverable"] += 1
+            self._proxy.events["undeliverable"] += 1
 
 
-def end(sock: socket.socket, how: How) -> None:
-    """Close a connection, by RST or by FIN."""
+def close_socket(sock: socket.socket, how: How) -> None:
+    """Close a socket by RST or by FIN."""
     if how == "reset":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def void(_: object) -> None:
-    """Return nothing."""
+    """Ignore the argument."""

@@ -1,4 +1,4 @@
-"""What the scripts of this folder have found, as JSON and as Markdown beside the benchmarks' results."""
+"""Results of the scripts in this folder, as JSON and Markdown next to the benchmark results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the properties of the machine that the figures depend on."""
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return a table's lines."""
+    """Return the lines of a Markdown table."""
     return [
         f"| {' | '.join(head)} |",
         "|" + "---|" * len(head),
@@ -41,11 +41,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def rounds(figures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Return the lines about rounds of writers, from `Findings.as_figures`.
+    """Yield the report lines about rounds of writers, from `Findings.as_figures`.
 
-    What was tried again includes what was stale, which is an answer to `modify_session` and no fault, and conflicts.
+    Retries include conflicts and stale updates, although a stale update is an answer to `modify_session` and not a
+    fault.
     """
-    counted = ("acknowledged", "lost", "twice", "wrong", "failed", "unknown", "tried again", "stale", "conflicts")
+    counted = ("acknowledged", "lost", "twice", "wrong", "failed", "unknown", "retried", "stale", "conflicts")
     yield from table(
         ("round", *counted, "longest silence", "longest call"),
         [
@@ -57,17 +58,17 @@ def rounds(figures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if violations:
         yield from ("", f"{len(violations)} violations, the first of which:", "")
         yield from (f"- {violation}" for violation in violations[:10])
-    for title, name in (("Calls", "calls"), ("Tried again", "retries"), ("Not done", "texts")):
+    for title, name in (("Calls", "calls"), ("Retried", "retries"), ("Not done", "texts")):
         total: Counter[str] = sum((Counter(each[name]) for each in figures), Counter())
         if total:
             yield from ("", f"{title}:", "", *(f"- {what}: {number}" for what, number in total.most_common()))
 
 
 def write(name: str, results: Mapping[str, Any], lines: Iterable[str], folder: Path | None) -> None:
-    """Print the report; write it and the figures, if a folder is given."""
+    """Print the report; write it and the figures to a folder if one is given."""
     where = results["machine"]
     head = (
-        f"Measured {where['date']}: {where['system']}, {where['cores']} cores, a load of {where['load']} before, Python"
+        f"Measured {where['date']}: {where['system']}, {where['cores']} cores, load {where['load']} before, Python"
         f" {where['python']}, SQLAlchemy {where['sqlalchemy']}."
     )
     text = "\n".join([head, "", *lines]) + "\n"

@@ -1,4 +1,4 @@
-"""All that a log would show of an error, its causes included, and what was logged."""
+"""Texts that a log would show of an error and its causes, and captured log records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATEMENT = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)\s+\S")
 
 
 def check_shown(error: BaseException | None, *hidden: str) -> None:
-    """Look at an error and its causes: none shows what is to be hidden, or a statement."""
+    """Assert that an error and its causes show neither the hidden texts nor a statement."""
     assert not isinstance(error, SessionRepositoryError) or len(str(error)) < 20_000
     while error is not None:
         shown = f"{error} {error!r} {''.join(traceback.format_exception_only(error))}"
@@ -25,7 +25,7 @@ def check_shown(error: BaseException | None, *hidden: str) -> None:
 
 
 class Records(logging.Handler):
-    """Keeps what was logged, with all that a format could show of it."""
+    """A handler that keeps each log record with everything that a format could show of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Records(logging.Handler):
 
 @contextmanager
 def records_of(name: str | None) -> Iterator[Records]:
-    """Keep what a logger and those below it are told, at DEBUG."""
+    """Capture the records of a logger and its children at DEBUG."""
     logger, handler = logging.getLogger(name), Records()
     level = logger.level
     logger.addHandler(handler)

@@ -1,8 +1,8 @@
-"""Mixed calls at a bounded rate for a long time, and whether anything grows: ``python -m tests.support.faults.soak``.
+"""Mixed calls at a bounded rate for a long time, and the detection of growth: ``python -m tests.support.faults.soak``.
 
-Each database is worked on by a process of its own: sessions come and go, so that about as many are stored at any time.
-Memory (ours and the server's), connections, threads, open files and the size of what is stored are sampled, and what
-the last quarter of the time shows is held against the second quarter, when everything has warmed up. Plots need
+A process works on each database. Sessions are created and deleted, so that their number stays about the same. The
+memory of the client and the server, connections, threads, open files and the stored size are sampled. The last quarter
+of the samples is compared with the second quarter, which begins after the warm-up. Plots need
 ``vibeforge-sessions[bench]``.
 """
 
@@ -36,7 +36,7 @@ from vibeforge_sessions.sql import create_engine
 DATABASES: Final = ("sqlite", "postgresql", "mariadb")
 THREADS: Final = 4
 POPULATION: Final = 200
-"""Sessions that a thread keeps, at the most."""
+"""Maximum number of sessions of a thread."""
 TOLERANCES: Final = {
     "memory, MB": (0.10, 8.0),
     "server's memory, MB": (0.10, 32.0),
@@ -45,10 +45,10 @@ TOLERANCES: Final = {
     "open files": (0.0, 4.0),
     "size, MB": (0.25, 16.0),
 }
-"""By how much each may have grown: a part of what it was, or so much, whichever is more."""
+"""Permitted growth of each figure: a share of its former value, or an absolute amount, whichever is larger."""
 
 
-class Place(NamedTuple):
+class Workplace(NamedTuple):
     """A database to work on."""
 
     engine: Engine
@@ -57,35 +57,35 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def place(database: str) -> Iterator[Place]:
-    """Give an empty database with our tables, whose commits are synced."""
+def workplace(database: str) -> Iterator[Workplace]:
+    """Provide an empty migrated database whose commits are synced."""
     if database == "sqlite":
         with tempfile.TemporaryDirectory(prefix="vfs-soak-") as name:
             folder = Path(name)
             engine = create_engine(f"sqlite:///{folder}/soak.db")
             upgrade(engine.url)
-            yield Place(engine, folder, None)
+            yield Workplace(engine, folder, None)
             engine.dispose()
         return
     with server_of(database) as server:
         factory = PostgresDatabases if database == "postgresql" else MariaDBDatabases
         engine = create_engine(factory(server.url, upgrade).create())
-        yield Place(engine, server.directory, server)
+        yield Workplace(engine, server.directory, server)
         engine.dispose()
 
 
 def server_of(database: str) -> PrivateServer:
-    """Return a server that is soon as large as it will ever be: its buffers and its log fill within minutes."""
+    """Return a server that soon reaches its maximum size: its buffers and its log are full within minutes."""
     if database == "mariadb":
         return MariaDBServer(durable=True)
     return PostgresServer(durable=True, options=["shared_buffers=16MB", "max_wal_size=64MB", "min_wal_size=64MB"])
 
 
-# --- the work ---
+# --- load ---
 
 
 class Client:
-    """One thread's sessions, and what it does with them."""
+    """The sessions of one thread, and its calls."""
 
     def __init__(self, repository: SQLAlchemySessionRepository, number: int) -> None:
         self.repository = repository
@@ -123,12 +123,12 @@ class Client:
 
 
 def work(repository: SQLAlchemySessionRepository, number: int, rate: float, until: float, into: Counter[str]) -> None:
-    """Make calls at a rate, until a time; count them."""
+    """Make calls at a rate until a time, and count them."""
     client, next_call = Client(repository, number), time.monotonic()
     while (now := time.monotonic()) < until:
         if now < next_call:
             time.sleep(next_call - now)
-        next_call = max(next_call + 1 / rate, now - 1)  # what was missed is caught up with, for a second at the most
+        next_call = max(next_call + 1 / rate, now - 1)  # catch up on at most one second of missed calls
         try:
             client.step()
         except SessionRepositoryError as error:
@@ -136,31 +136,31 @@ def work(repository: SQLAlchemySessionRepository, number: int, rate: float, unti
     into.update(client.done)
 
 
-# --- what is looked at ---
+# --- samples ---
 
 
 def memory_of(pid: int) -> float:
-    """Return the memory of a process, with its share of what it shares with others, in MB."""
+    """Return the proportional memory of a process in MB."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
 
 
 def size_of(folder: Path) -> float:
-    """Return what the files of a folder take, in MB."""
+    """Return the size of a folder's files in MB."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # gone meanwhile
+        except OSError:  # deleted meanwhile
             continue
     return total / 1e6
 
 
-def sample(at: Place) -> dict[str, float]:
-    """Return everything that could grow."""
+def sample(at: Workplace) -> dict[str, float]:
+    """Return every figure that could grow."""
     pool = at.engine.pool
     found = {
         "memory, MB": memory_of(os.getpid()),
@@ -176,7 +176,7 @@ def sample(at: Place) -> dict[str, float]:
 
 
 def verdicts(samples: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return for each kind of figure its medians in the second and in the last quarter, and whether that is flat."""
+    """Return the medians of each figure in the second and in the last quarter, and whether it is flat."""
     quarter = max(1, len(samples) // 4)
     found = {}
     for name in samples[0]:
@@ -191,10 +191,10 @@ def verdicts(samples: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 
 def soak(database: str, minutes: float, rate: float) -> dict[str, Any]:
-    """Work on a database, and return what was seen."""
+    """Work on a database, and return the figures."""
     samples: list[dict[str, float]] = []
     done: Counter[str] = Counter()
-    with place(database) as at:
+    with workplace(database) as at:
         repository = SQLAlchemySessionRepository(at.engine)
         began = time.monotonic()
         until = began + minutes * 60
@@ -222,11 +222,11 @@ def soak(database: str, minutes: float, rate: float) -> dict[str, Any]:
     }
 
 
-# --- what is told ---
+# --- report ---
 
 
 def report(found: Sequence[dict[str, Any]]) -> str:
-    """Return the findings as Markdown."""
+    """Return the results as Markdown."""
     lines = []
     for each in found:
         calls, seen = sum(each["calls"].values()), each["per second"]
@@ -234,14 +234,14 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         lines += [
             f"## {each['database']}",
             "",
-            f"{calls:,} calls in {each['minutes']:g} minutes ({seen} a second, asked for {each['rate']:g}).",
+            f"{calls:,} calls in {each['minutes']:g} minutes ({seen} per second, requested: {each['rate']:g}).",
             f"Errors: {errors or 'none'}.",
             "",
             *table(
                 ("", "second quarter", "last quarter", "flat"),
                 [
-                    (name, told["second quarter"], told["last quarter"], "yes" if told["flat"] else "**no**")
-                    for name, told in each["verdicts"].items()
+                    (name, verdict["second quarter"], verdict["last quarter"], "yes" if verdict["flat"] else "**no**")
+                    for name, verdict in each["verdicts"].items()
                 ],
             ),
             "",
@@ -274,27 +274,27 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; 1 if something has grown or a call has failed."""
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    asked.add_argument("--minutes", type=float, default=10)
-    asked.add_argument("--rate", type=float, default=200, help="calls a second, on each database")
-    asked.add_argument("--database", choices=[*DATABASES, "all"], default="all")
-    asked.add_argument("--output", type=Path, default=RESULTS, help="where soak.md, soak.json and soak.png go")
-    asked.add_argument("--no-plot", action="store_true")
-    given = asked.parse_args(arguments)
-    if given.database != "all":
-        found = [soak(given.database, given.minutes, given.rate)]
+    """Run the soak; return 1 if a figure has grown or a call has failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--rate", type=float, default=200, help="calls per second on each database")
+    parser.add_argument("--database", choices=[*DATABASES, "all"], default="all")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of soak.md, soak.json and soak.png")
+    parser.add_argument("--no-plot", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.database != "all":
+        found = [soak(options.database, options.minutes, options.rate)]
     else:
-        found = _in_processes(given.minutes, given.rate)
-    given.output.mkdir(parents=True, exist_ok=True)
+        found = _in_processes(options.minutes, options.rate)
+    options.output.mkdir(parents=True, exist_ok=True)
     text = report(found)
     print(text)
-    (given.output / "soak.json").write_text(json.dumps({"machine": machine(), "found": found}) + "\n")
-    (given.output / "soak.md").write_text(f"# Soak\n\n{machine()}\n\n{text}")
-    if not given.no_plot:
-        plot(found, given.output / "soak.png")
+    (options.output / "soak.json").write_text(json.dumps({"machine": machine(), "found": found}) + "\n")
+    (options.output / "soak.md").write_text(f"# Soak\n\n{machine()}\n\n{text}")
+    if not options.no_plot:
+        plot(found, options.output / "soak.png")
     failed = any(name.endswith("Error") for each in found for name in each["calls"])
-    return int(failed or not all(told["flat"] for each in found for told in each["verdicts"].values()))
+    return int(failed or not all(verdict["flat"] for each in found for verdict in each["verdicts"].values()))
 
 
 def _in_processes(minutes: float, rate: float) -> list[dict[str, Any]]:

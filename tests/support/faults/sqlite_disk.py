@@ -1,8 +1,8 @@
-"""SQLite on a disk that takes no more: ``python -m tests.support.faults.sqlite_disk full|limited FOLDER``.
+"""SQLite on a disk without space: ``python -m tests.support.faults.sqlite_disk full|limited FOLDER``.
 
-Run by `tests.faults.test_sqlite_disk`, ``full`` on a small file system, which a file fills; ``limited`` anywhere: there
-the system refuses to let a file grow (``RLIMIT_FSIZE``), which SQLite takes for a disk that fails. Each writing call is
-made with a little more space left than the last time, so that it fails at each of its steps, until it succeeds.
+`tests.faults.test_sqlite_disk` runs it. With ``full`` a file fills a small file system. With ``limited`` the system
+rejects the growth of a file (``RLIMIT_FSIZE``), which SQLite reports as a failing disk. Each writing call is repeated
+with a little more space each time. It therefore fails at each of its steps, until it succeeds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from tests.support.faults.writes import WRITES, Write, dump, full, is_done, refused
+from tests.support.faults.writes import WRITES, Write, dump, full, is_done, rejection_of
 from vibeforge_sessions import (
     OutcomeUnknownError,
     RetryPolicy,
@@ -29,30 +29,30 @@ from vibeforge_sessions import (
 from vibeforge_sessions.sql import create_engine
 
 STEPS = [*range(0, 48 * 1024, 4096), *range(48 * 1024, 240 * 1024, 24 * 1024), 2**20]
-"""Bytes that are left; SQLite writes pages of 4096."""
+"""Bytes of free space; SQLite writes pages of 4096 bytes."""
 
 
 OPENING = {"SQLITE_IOERR", "SQLITE_CANTOPEN"}
 
 
 class Space(ABC):
-    """The space that is left for a database's files."""
+    """The free space for the files of a database."""
 
     codes: frozenset[str]
-    """What SQLite says when there is none."""
+    """Error codes of SQLite without free space."""
     may_be_unknown = False
-    """Whether an error at COMMIT may leave open what it did."""
+    """Whether an error at COMMIT may leave the outcome unknown."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @abstractmethod
     def leave(self, count: int) -> None:
-        """Leave so many bytes."""
+        """Leave this number of free bytes."""
 
     @abstractmethod
     def give_back(self) -> None:
-        """Leave all that there is."""
+        """Make all space available again."""
 
 
 class Full(Space):
@@ -75,7 +75,7 @@ class Full(Space):
 
 
 class Limited(Space):
-    """No file may grow beyond what is left for the log, which is empty then."""
+    """No file may grow beyond the size that is left for the log, which is empty at that time."""
 
     codes = frozenset({"SQLITE_IOERR_WRITE"})
     may_be_unknown = True
@@ -88,17 +88,17 @@ class Limited(Space):
 
 
 def check(repository: SessionRepository, path: Path, space: Space, call: Write) -> None:
-    """Make the call with more and more space: it fails, and has written nothing, or it is done."""
+    """Make the call with increasing space: it fails and writes nothing, or it is applied."""
     failures = 0
-    looking = create_engine(f"sqlite:///{path}")
+    direct = create_engine(f"sqlite:///{path}")
     for count in STEPS:
         session_id = f"{call.__name__}.{count}"
         repository.create_session(full(session_id))
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
-        before = dump(looking)
+        before = dump(direct)
         space.leave(count)
-        error = refused(lambda: call(repository, session_id))  # noqa: B023 (called at once)
+        error = rejection_of(lambda: call(repository, session_id))  # noqa: B023 (called immediately)
         if error is None:
             assert count > 0
             assert is_done(call, repository, session_id)
@@ -107,37 +107,37 @@ def check(repository: SessionRepository, path: Path, space: Space, call: Write) 
             failures += 1
             assert space.may_be_unknown or not isinstance(error, OutcomeUnknownError), error
             assert any(code in str(error) for code in space.codes), error
-            assert dump(looking) == before  # with no space still: a read needs none
+            assert dump(direct) == before  # still without space, which a read does not need
             space.give_back()
-            assert dump(looking) == before
+            assert dump(direct) == before
             call(repository, session_id)
         assert is_done(call, repository, session_id)
         for each in repository.list_sessions():
             repository.delete_session(each)
     assert 0 < failures < len(STEPS), failures
-    looking.dispose()
+    direct.dispose()
 
 
 def check_opening(path: Path, space: Space, engine: Engine) -> None:
-    """Opening the file where nothing is left fails or works; with space it works, by the same engine."""
+    """Check that opening the file without space fails or works, and works with space on the same engine."""
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(full("there"))
-    engine.dispose()  # the last one to close the file removes its log: the next one must make it
+    engine.dispose()  # the last connection removes the log at its end, so that the next one must create it
     space.leave(0)
-    with_another = functools.partial(open_repository, f"sqlite:///{path}")
-    error = refused(lambda: with_another().close())
+    open_again = functools.partial(open_repository, f"sqlite:///{path}")
+    error = rejection_of(lambda: open_again().close())
     assert error is None or any(code in str(error) for code in OPENING | space.codes), error
     space.give_back()
     assert repository.list_sessions() == ["there"]
-    with with_another() as other:
+    with open_again() as other:
         assert other.list_sessions() == ["there"]
 
 
 def make(path: Path, *, pages: int = 1000, cache: int = 500) -> Engine:
     """Return an engine on a new file.
 
-    :param pages: after how many the log is copied into the file.
-    :param cache: how many SQLite keeps; what does not fit is written before the commit.
+    :param pages: pages in the log after which it is copied into the file.
+    :param cache: pages that SQLite caches; further changed pages are written before the commit.
     """
     with open_repository(f"sqlite:///{path}", migrate=True):
         pass
@@ -152,11 +152,11 @@ def make(path: Path, *, pages: int = 1000, cache: int = 500) -> Engine:
 
 
 def check_space(space: Space) -> None:
-    """Try everything: as SQLite is by default, and with as many writes to the disk as can be."""
+    """Check all calls: with the defaults of SQLite, and with as many writes to the disk as possible."""
     for fast_path, options in ((True, {}), (False, {"pages": 1, "cache": 10})):
         path = space.folder / f"{fast_path}.db"
         engine = make(path, **options)
-        retry = RetryPolicy(deadline=0.05)  # of a disk that fails nobody knows whether it will
+        retry = RetryPolicy(deadline=0.05)  # disk errors are retried, because they may be transient
         repository = SQLAlchemySessionRepository(engine, fast_path=fast_path, retry=retry)
         for call in WRITES:
             check(repository, path, space, call)

@@ -1,9 +1,10 @@
-"""Writers that are killed: ``python -m tests.support.faults.sqlite_writers SEED``, for `tests.faults.test_sqlite_disk`.
+"""SQLite writers that are killed, for `tests.faults.test_sqlite_kills`.
 
-A launcher that has imported everything forks the writers, so that each costs milliseconds. For each line of its
-standard input, a URL and the round's name, it lets `WRITERS` processes write until each is killed at a moment of its
-own, and prints how many operations each one has acknowledged, as JSON. Every operation leaves its own name in what it
-writes; `state_after` says what so many of them amount to.
+Run ``python -m tests.support.faults.sqlite_writers SEED``. The launcher has imported all modules and forks the writers,
+so that each fork takes milliseconds. Each line of its standard input contains a URL and the name of the round. For each
+line it lets `WRITERS` processes write until each of them is killed at a random moment. It prints the number of
+operations that each writer has acknowledged, as JSON. Every operation leaves its own name in its data; `state_after`
+returns the state after a number of operations.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from vibeforge_sessions.testing.base import stored
 WRITERS = 4
 SHARED = "shared"
 OPERATIONS = 7
-"""How many make a cycle, which begins with a session of the writer's own."""
+"""Operations of a cycle, which begins with a new session of the writer."""
 LONGEST = 0.12
-"""Seconds that a writer lives at the most after its first acknowledgement."""
+"""Maximum seconds between the first acknowledgment of a writer and its kill."""
 
 
 def operate(repository: SessionRepository, name: str, number: int) -> None:
-    """Do one operation of a writer."""
+    """Execute one operation of a writer."""
     token, own = f"{name}.{number}", f"{name}.{number - number % OPERATIONS}"
     match number % OPERATIONS:
         case 0:
@@ -59,7 +60,7 @@ def operate(repository: SessionRepository, name: str, number: int) -> None:
 
 
 def add(session: Session, token: str) -> None:
-    """Leave the token in a document and in both histories."""
+    """Add the token to a document and to both histories."""
     session.add_answer(token, len(session.answers))
     session.add_error(token, "updated with it")
     session.add_log(token)
@@ -71,7 +72,7 @@ def _deletes(number: int) -> bool:
 
 @dataclasses.dataclass
 class Written:
-    """What stands in a session of writers' operations, by their names."""
+    """The names of the operations whose data a session contains."""
 
     version: int = 1
     concept: str | None = None
@@ -81,7 +82,7 @@ class Written:
 
 
 def state_after(name: str, count: int) -> dict[str, Written]:  # noqa: C901 (a case for each operation)
-    """Return what a writer alone has left after its first `count` operations; its part of the shared session too."""
+    """Return the state after the first `count` operations of a writer, including its part of the shared session."""
     state = {SHARED: Written()}
     for number in range(count):
         token, own = f"{name}.{number}", f"{name}.{number - number % OPERATIONS}"
@@ -110,8 +111,8 @@ def state_after(name: str, count: int) -> dict[str, Written]:  # noqa: C901 (a c
     return state
 
 
-def write_until_killed(url: str, name: str, pages: int, said: int) -> None:
-    """Be a writer: a byte to `said` acknowledges an operation."""
+def write_until_killed(url: str, name: str, pages: int, acknowledgments: int) -> None:
+    """Execute operations until killed; a byte written to `acknowledgments` acknowledges an operation."""
     engine = create_engine(url)
 
     @event.listens_for(engine, "connect")
@@ -122,43 +123,44 @@ def write_until_killed(url: str, name: str, pages: int, said: int) -> None:
     number = 0
     while True:
         operate(repository, name, number)
-        os.write(said, b".")
+        os.write(acknowledgments, b".")
         number += 1
 
 
 def begin(url: str, name: str, pages: int) -> tuple[int, int]:
-    """Fork a writer; return its process id, and where it acknowledges."""
-    hear, say = os.pipe()
+    """Fork a writer; return its process id, and the pipe of its acknowledgments."""
+    receiver, sender = os.pipe()
     process = os.fork()
     if process:
-        os.close(say)
-        return process, hear
+        os.close(sender)
+        return process, receiver
     try:
-        write_until_killed(url, name, pages, say)
-    except BaseException:  # noqa: BLE001 (nothing of the launcher's may run on in here)
-        os.write(say, b"!" + traceback.format_exc().encode())
+        write_until_killed(url, name, pages, sender)
+    except BaseException:  # noqa: BLE001 (the launcher's code must not continue in this process)
+        os.write(sender, b"!" + traceback.format_exc().encode())
     os._exit(1)
 
 
 def run_round(url: str, name: str, random_: random.Random) -> list[int]:
-    """Let the writers write until each is killed; return how many operations each one has acknowledged."""
-    pages = random_.choice([1000, 1000, 50, 5])  # how often the log is copied into the database; SQLite's own is 1000
+    """Let the writers write until each is killed; return the number of acknowledged operations of each."""
+    # pages after which the log is copied into the database; SQLite's default is 1000
+    pages = random_.choice([1000, 1000, 50, 5])
     writers = [begin(url, f"{name}.{number}", pages) for number in range(WRITERS)]
-    first = [os.read(hear, 1) for _, hear in writers]  # each has begun
+    first = [os.read(receiver, 1) for _, receiver in writers]  # wait until each has begun
     moments = sorted((random_.uniform(0, LONGEST), process) for process, _ in writers)
     now = 0.0
     for moment, process in moments:
         time.sleep(moment - now)
         now = moment
         os.kill(process, signal.SIGKILL)
-    said = []
-    for (process, hear), begun in zip(writers, first, strict=True):
-        with os.fdopen(hear, "rb") as pipe:
-            said.append(begun + pipe.read())
+    acknowledgments = []
+    for (process, receiver), begun in zip(writers, first, strict=True):
+        with os.fdopen(receiver, "rb") as pipe:
+            acknowledgments.append(begun + pipe.read())
         _, status = os.waitpid(process, 0)
-        if not os.WIFSIGNALED(status) or b"!" in said[-1]:
-            raise AssertionError(said[-1].decode())
-    return list(map(len, said))
+        if not os.WIFSIGNALED(status) or b"!" in acknowledgments[-1]:
+            raise AssertionError(acknowledgments[-1].decode())
+    return list(map(len, acknowledgments))
 
 
 if __name__ == "__main__":

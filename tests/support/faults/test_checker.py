@@ -1,4 +1,4 @@
-"""The checker is neither blind nor seeing ghosts: histories written by hand, simulated, and against every order."""
+"""The checker: histories written by hand, simulated histories, and a comparison with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.support.faults.history import Crash, Journal, Operation, Outcome
 from tests.support.faults.simulation import ID, Simulation, Store
 from vibeforge_sessions import OutcomeUnknownError, SessionNotFoundError, StaleSessionError, StorageError
 
-# -- by hand
+# -- histories written by hand
 
 
 def call(
-    name: str, began: int, ended: int | None, answer: Any = None, outcome: Outcome = Outcome.DONE, **asked: Any
+    name: str, began: int, ended: int | None, answer: Any = None, outcome: Outcome = Outcome.DONE, **arguments: Any
 ) -> Operation:
     if ended is None:
         outcome = Outcome.UNKNOWN
-    return Operation("c", name, ID, began, ended, outcome, asked, answer)
+    return Operation("c", name, ID, began, ended, outcome, arguments, answer)
 
 
 def create(began: int, ended: int | None, token: str = "c", outcome: Outcome = Outcome.DONE) -> Operation:
@@ -45,8 +45,8 @@ def update(
 ) -> Operation:
     if outcome is Outcome.DONE and ended is not None:
         answer = {"version": answer, "positions": list(range(1, len(errors) + 1))}
-    asked = {"base": base, "hot": token, "documents": token, "errors": list(errors), "logs": []}
-    return call("update_session", began, ended, answer, outcome, **asked)
+    arguments = {"base": base, "hot": token, "documents": token, "errors": list(errors), "logs": []}
+    return call("update_session", began, ended, answer, outcome, **arguments)
 
 
 def append(began: int, ended: int | None, token: str, position: int | None = None) -> Operation:
@@ -79,14 +79,23 @@ SECOND = [2, "u", "u"]
 LINEARIZABLE = {
     "nothing": [],
     "one after another": [create(1, 2), append(3, 4, "a", 1), update(5, 6, "u", FIRST, 2), read(7, 8, SECOND, "a")],
-    "what overlaps comes in either order": [create(1, 2), append(3, 9, "a", 2), append(4, 8, "b", 1)],
-    "a read sees what is not acknowledged yet": [create(1, 2), append(3, 9, "a", 1), read(4, 5, FIRST, "a")],
-    "a read does not see what is not acknowledged yet": [create(1, 2), append(3, 9, "a", 1), read(4, 5, FIRST)],
-    "unknown, and done": [create(1, 2), append(3, None, "a"), read(4, 5, FIRST, "a")],
-    "unknown, and done later": [create(1, 2), append(3, None, "a"), read(4, 5, FIRST), read(6, 7, FIRST, "a")],
-    "unknown, and never done": [create(1, 2), append(3, None, "a"), append(4, 5, "b", 1), read(6, 7, FIRST, "b")],
-    "unknown, and seen by its position only": [create(1, 2), append(3, None, "a"), append(4, 5, "b", 2)],
-    "unknown, and deleted before anyone saw it": [create(1, 2), append(3, None, "a"), delete(4, 5), read(6, 7, None)],
+    "overlapping calls in either order": [create(1, 2), append(3, 9, "a", 2), append(4, 8, "b", 1)],
+    "a read sees an unacknowledged append": [create(1, 2), append(3, 9, "a", 1), read(4, 5, FIRST, "a")],
+    "a read does not see an unacknowledged append": [create(1, 2), append(3, 9, "a", 1), read(4, 5, FIRST)],
+    "an unknown append is done": [create(1, 2), append(3, None, "a"), read(4, 5, FIRST, "a")],
+    "an unknown append is done later": [create(1, 2), append(3, None, "a"), read(4, 5, FIRST), read(6, 7, FIRST, "a")],
+    "an unknown append is never done": [
+        create(1, 2),
+        append(3, None, "a"),
+        append(4, 5, "b", 1),
+        read(6, 7, FIRST, "b"),
+    ],
+    "an unknown append is visible by the next position only": [
+        create(1, 2),
+        append(3, None, "a"),
+        append(4, 5, "b", 2),
+    ],
+    "an unknown append is deleted before a read": [create(1, 2), append(3, None, "a"), delete(4, 5), read(6, 7, None)],
     "an unknown create": [create(1, None), append(2, 3, "a", 1), read(4, 5, FIRST, "a")],
     "an unknown delete": [create(1, 2), delete(3, None, None), read(4, 5, FIRST), create(6, 7, "d")],
     "an unknown update": [
@@ -95,24 +104,30 @@ LINEARIZABLE = {
         update(4, 5, "v", FIRST, 2, Outcome.STALE),
         read(6, 7, SECOND),
     ],
-    "refused": [
+    "rejected calls": [
         call("append_error", 0, 1, None, Outcome.NOT_FOUND, token="a"),
         create(1, 2),
         create(3, 4, "d", Outcome.EXISTS),
         update(3, 4, "u", [1, "x", "x"], 1, Outcome.STALE),
     ],
-    "not done": [
+    "a failed append": [
         create(1, 2),
         call("append_error", 3, 4, None, Outcome.NOT_DONE, token="a"),
         append(5, 6, "b", 1),
         read(7, 8, FIRST, "b"),
     ],
-    "two lives": [create(1, 2), append(3, 4, "a", 1), delete(5, 6), create(7, 8, "d"), read(9, 10, [1, "d", "d"])],
+    "two incarnations": [
+        create(1, 2),
+        append(3, 4, "a", 1),
+        delete(5, 6),
+        create(7, 8, "d"),
+        read(9, 10, [1, "d", "d"]),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", LINEARIZABLE)
-def test_nothing_is_wrong_with(name: str) -> None:
+def test_linearizable_history_has_no_violation(name: str) -> None:
     assert check(LINEARIZABLE[name]) == []
 
 
@@ -122,11 +137,11 @@ VIOLATIONS = {
     "an acknowledged update is lost": [create(1, 2), update(3, 4, "u", FIRST, 2), read(5, 6, FIRST)],
     "an acknowledged create is lost": [create(1, 2), read(3, 4, None)],
     "an acknowledged delete is undone": [create(1, 2), delete(3, 4), read(5, 6, FIRST)],
-    "an append is there twice": [create(1, 2), append(3, 4, "a", 1), read(5, 6, FIRST, "a", "a")],
-    "a log is there twice": [create(1, 2), log(3, 4, "a"), read(5, 6, FIRST, logs=["a", "a"])],
-    "an append comes twice, and is seen once": [create(1, 2), append(3, 4, "a", 1), append(5, 6, "b", 3)],
-    "a delete comes twice": [create(1, 2), delete(3, 4), create(5, 6, "d"), read(7, 8, None)],
-    "two deletes of one life": [create(1, 2), delete(3, 4), delete(5, 6)],
+    "an append is stored twice": [create(1, 2), append(3, 4, "a", 1), read(5, 6, FIRST, "a", "a")],
+    "a log is stored twice": [create(1, 2), log(3, 4, "a"), read(5, 6, FIRST, logs=["a", "a"])],
+    "an append is executed twice, and read once": [create(1, 2), append(3, 4, "a", 1), append(5, 6, "b", 3)],
+    "a delete is executed twice": [create(1, 2), delete(3, 4), create(5, 6, "d"), read(7, 8, None)],
+    "two deletes of one incarnation": [create(1, 2), delete(3, 4), delete(5, 6)],
     "two updates of one version": [create(1, 2), update(3, 9, "u", FIRST, 2), update(4, 8, "v", FIRST, 3)],
     "an update of an old version": [
         create(1, 2),
@@ -134,13 +149,18 @@ VIOLATIONS = {
         update(5, 6, "v", FIRST, 3),
         read(7, 8, [3, "v", "v"]),
     ],
-    "an update of another life": [create(1, 2), delete(3, 4), create(5, 6, "d"), update(7, 8, "u", FIRST, 2)],
+    "an update of another incarnation": [create(1, 2), delete(3, 4), create(5, 6, "d"), update(7, 8, "u", FIRST, 2)],
     "a version is left out": [create(1, 2), update(3, 4, "u", FIRST, 3)],
     "an old state is read": [create(1, 2), append(3, 4, "a", 1), read(5, 6, FIRST), read(7, 8, FIRST, "a")],
-    "what comes is read before it was asked for": [create(1, 2), read(3, 4, FIRST, "a"), append(5, 6, "a", 1)],
-    "what was read is gone": [create(1, 2), append(3, 9, "a", 1), read(4, 5, FIRST, "a"), read(6, 7, FIRST)],
-    "two moments in one read": [create(1, 2), update(3, 4, "u", FIRST, 2), read(5, 6, [2, "u", "c"])],
-    "the history of another moment": [
+    "an append is read before its call": [create(1, 2), read(3, 4, FIRST, "a"), append(5, 6, "a", 1)],
+    "an entry that was read disappears": [
+        create(1, 2),
+        append(3, 9, "a", 1),
+        read(4, 5, FIRST, "a"),
+        read(6, 7, FIRST),
+    ],
+    "two snapshots in one read": [create(1, 2), update(3, 4, "u", FIRST, 2), read(5, 6, [2, "u", "c"])],
+    "a history of another snapshot": [
         create(1, 2),
         update(3, 4, "u", FIRST, 2, errors=["a"]),
         read(5, 6, SECOND),
@@ -148,7 +168,7 @@ VIOLATIONS = {
     ],
     "a position twice": [create(1, 2), append(3, 4, "a", 1), append(5, 6, "b", 1)],
     "a position is left out": [create(1, 2), append(3, 4, "a", 2)],
-    "a position other than where it is": [
+    "a reported position differs from the stored one": [
         create(1, 2),
         append(3, 9, "a", 2),
         append(4, 8, "b", 1),
@@ -161,35 +181,38 @@ VIOLATIONS = {
         read(10, 11, FIRST, logs="ab"),
         read(12, 13, FIRST, logs="ba"),
     ],
-    "the history of an old life": [
+    "the history of an old incarnation": [
         create(1, 2),
         append(3, 4, "a", 1),
         delete(5, 6),
         create(7, 8, "d"),
         read(9, 10, [1, "d", "d"], "a"),
     ],
-    "said not to be done, and is": [
+    "reported as not done, but stored": [
         create(1, 2),
         call("append_error", 3, 4, None, Outcome.NOT_DONE, token="a"),
         read(5, 6, FIRST, "a"),
     ],
-    "said to be stale, and stored": [create(1, 2), update(3, 4, "u", FIRST, 2, Outcome.STALE), read(5, 6, SECOND)],
-    "said to be stale, and is not": [create(1, 2), update(3, 4, "u", FIRST, 1, Outcome.STALE)],
-    "said to exist, and does not": [create(1, 2, outcome=Outcome.EXISTS)],
-    "said not to be found, and is": [create(1, 2), call("append_error", 3, 4, None, Outcome.NOT_FOUND, token="a")],
-    "unknown, and there twice": [create(1, 2), append(3, None, "a"), read(4, 5, FIRST, "a", "a")],
-    "unknown, and before it was asked for": [create(1, 2), read(3, 4, FIRST, "a"), append(5, None, "a")],
+    "reported as stale, but stored": [create(1, 2), update(3, 4, "u", FIRST, 2, Outcome.STALE), read(5, 6, SECOND)],
+    "reported as stale, but current": [create(1, 2), update(3, 4, "u", FIRST, 1, Outcome.STALE)],
+    "reported as existing, but missing": [create(1, 2, outcome=Outcome.EXISTS)],
+    "reported as not found, but present": [
+        create(1, 2),
+        call("append_error", 3, 4, None, Outcome.NOT_FOUND, token="a"),
+    ],
+    "an unknown append is stored twice": [create(1, 2), append(3, None, "a"), read(4, 5, FIRST, "a", "a")],
+    "an unknown append is read before its call": [create(1, 2), read(3, 4, FIRST, "a"), append(5, None, "a")],
     "an unexpected error": [create(1, 2, outcome=Outcome.UNEXPECTED)],
 }
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
-def test_something_is_wrong_where(name: str) -> None:
+def test_violation_is_found(name: str) -> None:
     (violation,) = check(VIOLATIONS[name])
     assert violation.session_id == ID
 
 
-def test_what_a_crash_takes_back_may_have_been_read_but_not_acknowledged() -> None:
+def test_crash_may_revoke_data_that_was_read_but_not_acknowledged() -> None:
     crash = Crash(killed=10, restarted=20)
     before = [create(1, 2), append(3, 30, "a", 1)]
     glimpse, after = read(5, 6, FIRST, "a"), read(22, 23, FIRST)
@@ -202,73 +225,73 @@ def test_what_a_crash_takes_back_may_have_been_read_but_not_acknowledged() -> No
     assert check([create(1, 2), append(3, 4, "a", 1), append(7, 30, "b", 2), read(5, 6, FIRST)], glimpses=[crash])
 
 
-def test_it_says_where_it_ends() -> None:
-    (violation,) = check(VIOLATIONS["said not to be done, and is"])
+def test_violation_names_the_calls_that_do_not_fit() -> None:
+    (violation,) = check(VIOLATIONS["reported as not done, but stored"])
     assert "1 of 2 answered calls" in str(violation)
-    assert "said not to be done, and seen: [0.000, 0.000] c: append_error(token=a)" in str(violation)
-    (violation,) = check(VIOLATIONS["a log is there twice"])
+    assert "reported as not done, but read: [0.000, 0.000] c: append_error(token=a)" in str(violation)
+    (violation,) = check(VIOLATIONS["a log is stored twice"])
     assert "log a at [1, 2]" in str(violation)
 
 
-def test_a_search_without_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_beyond_the_limit_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker, "MOST_STEPS", 3)
-    (violation,) = check(LINEARIZABLE["two lives"])
+    (violation,) = check(LINEARIZABLE["two incarnations"])
     assert "no order was found in 3 steps" in str(violation)
 
 
-# -- simulated
+# -- simulated histories
 
 
 @pytest.mark.parametrize("failing", [0.0, 0.05, 0.1, 0.15])
 @pytest.mark.parametrize("seed", range(10))
-def test_what_is_done_one_after_another_is_linearizable(seed: int, failing: float) -> None:
+def test_simulated_history_is_linearizable(seed: int, failing: float) -> None:
     operations = Simulation(seed, Store(), failing=failing).run(300)
     assert "\n".join(map(str, check(operations))) == ""
 
 
-class LosesAWrite(Store):
-    def append_error(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+class LosesWrites(Store):
+    def append_error(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
         if len(session["errors"]) > 30 and not self.wrong:
             self.wrong += 1
             return Outcome.DONE, len(session["errors"]) + 1
-        return super().append_error(asked, session)
+        return super().append_error(arguments, session)
 
 
 class AppendsTwice(Store):
-    def append_log(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+    def append_log(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
         if len(session["logs"]) > 20 and not self.wrong:
             self.wrong += 1
-            super().append_log(asked, session)
-        return super().append_log(asked, session)
+            super().append_log(arguments, session)
+        return super().append_log(arguments, session)
 
 
-class LooksAtNoVersion(Store):
-    def update_session(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
-        self.wrong += session["base"] != asked["base"]
-        return self.store(asked, session)
+class IgnoresVersion(Store):
+    def update_session(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+        self.wrong += session["base"] != arguments["base"]
+        return self.store(arguments, session)
 
 
-class LooksAtTheVersionOnly(Store):
-    """Without the write id, another life's update is taken for the session's own."""
+class IgnoresWriteId(Store):
+    """A store that compares versions only, and accepts updates of another incarnation."""
 
-    def update_session(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
-        if session["base"][0] != asked["base"][0]:
-            return super().update_session(asked, session)
-        self.wrong += session["base"] != asked["base"]
-        return self.store(asked, session)
+    def update_session(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+        if session["base"][0] != arguments["base"][0]:
+            return super().update_session(arguments, session)
+        self.wrong += session["base"] != arguments["base"]
+        return self.store(arguments, session)
 
 
-class ReadsWhatWas(Store):
-    """Each tenth read is of the moment before the last six appends."""
+class ReturnsStaleReads(Store):
+    """A store whose every tenth read returns the state before the last six appends."""
 
     def __init__(self) -> None:
         super().__init__()
         self._reads = 0
         self._before: deque[Any] = deque(maxlen=6)
 
-    def append_error(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+    def append_error(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
         self._before.append(copy.deepcopy(session))
-        return super().append_error(asked, session)
+        return super().append_error(arguments, session)
 
     def get(self, recent: int | None) -> dict[str, Any] | None:
         self._reads += 1
@@ -281,23 +304,23 @@ class ReadsWhatWas(Store):
         return found
 
 
-class TakesPositionsFromARead(Store):
-    """Each append tells the position that was the next one some time before."""
+class ReportsPositionsFromARead(Store):
+    """A store that reports the position that was next at an earlier time."""
 
     def __init__(self) -> None:
         super().__init__()
         self._read = 0
 
-    def append_error(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
-        told, self._read = self._read + 1, len(session["errors"])
-        outcome, position = super().append_error(asked, session)
-        self.wrong += told != position
-        return outcome, told
+    def append_error(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+        reported, self._read = self._read + 1, len(session["errors"])
+        outcome, position = super().append_error(arguments, session)
+        self.wrong += reported != position
+        return outcome, reported
 
 
-class SaysNotDone(Store):
-    def append_log(self, asked: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
-        outcome, answer = super().append_log(asked, session)
+class ReportsWriteAsFailed(Store):
+    def append_log(self, arguments: dict[str, Any], session: dict[str, Any]) -> tuple[Outcome, Any]:
+        outcome, answer = super().append_log(arguments, session)
         if len(session["logs"]) > 20 and not self.wrong:
             self.wrong += 1
             return Outcome.NOT_DONE, None
@@ -305,20 +328,20 @@ class SaysNotDone(Store):
 
 
 @pytest.mark.parametrize("store", Store.__subclasses__())
-def test_it_sees_what_is_done_wrongly(store: type[Store]) -> None:
+def test_history_of_a_wrong_store_has_a_violation(store: type[Store]) -> None:
     for seed in range(10):
         wrong = store()
-        deleting = store is LooksAtTheVersionOnly
+        deleting = store is IgnoresWriteId
         operations = Simulation(seed, wrong, deleting=deleting).run(400)
         assert wrong.wrong
         assert check(operations), seed
 
 
-# -- against every order
+# -- comparison with an exhaustive search
 
 
-def can_be_put_in_order(operations: list[Operation]) -> bool:
-    """Try every order: no memory, no positions, nothing first because it fits."""
+def has_an_order(operations: list[Operation]) -> bool:
+    """Try every order, without a cache and without shortcuts."""
 
     def from_here(left: list[Operation], state: checker.Stored) -> bool:
         if all(each.outcome is Outcome.UNKNOWN for each in left):
@@ -339,26 +362,26 @@ def can_be_put_in_order(operations: list[Operation]) -> bool:
 
 
 @given(st.integers(0, 10**6), st.data())
-def test_it_agrees_with_trying_every_order(seed: int, data: st.DataObject) -> None:
+def test_checker_agrees_with_an_exhaustive_search(seed: int, data: st.DataObject) -> None:
     operations = Simulation(seed, Store(), clients=3, failing=0.2).run(6)
     changed = data.draw(st.integers(0, len(operations) - 1))
     other = data.draw(st.sampled_from(operations))
     operation = operations[changed]
     if operation.outcome is Outcome.DONE and other.outcome is Outcome.DONE and operation.call == other.call:
         operations[changed] = dataclasses.replace(operation, answer=other.answer)
-        if operation.call == "update_session" and len(other.asked["errors"]) != len(operation.asked["errors"]):
+        if operation.call == "update_session" and len(other.arguments["errors"]) != len(operation.arguments["errors"]):
             return
     elif operation.outcome is not Outcome.UNKNOWN and operation.call not in {"get_session", "delete_session"}:
-        refused = Outcome.EXISTS if operation.call == "create_session" else Outcome.NOT_FOUND
-        outcome = data.draw(st.sampled_from([Outcome.NOT_DONE, refused, operation.outcome]))
+        rejected = Outcome.EXISTS if operation.call == "create_session" else Outcome.NOT_FOUND
+        outcome = data.draw(st.sampled_from([Outcome.NOT_DONE, rejected, operation.outcome]))
         operations[changed] = dataclasses.replace(operation, outcome=outcome)
-    assert (not check(operations)) == can_be_put_in_order(operations)
+    assert (not check(operations)) == has_an_order(operations)
 
 
-# -- the journals
+# -- journals
 
 
-def test_a_journal_keeps_what_was_asked_and_told(tmp_path: Path) -> None:
+def test_journal_keeps_arguments_and_answers(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "c1")
 
     def fail(error: Exception) -> None:
@@ -376,7 +399,7 @@ def test_a_journal_keeps_what_was_asked_and_told(tmp_path: Path) -> None:
         journal.record("append_error", "s", {}, lambda error=error: fail(error), lambda _: None)  # type: ignore[misc]
     journal.close()
     first, *others = history.read(tmp_path)
-    assert (first.client, first.call, first.asked, first.outcome, first.answer) == (
+    assert (first.client, first.call, first.arguments, first.outcome, first.answer) == (
         "c1",
         "append_error",
         {"token": "a"},
@@ -389,7 +412,7 @@ def test_a_journal_keeps_what_was_asked_and_told(tmp_path: Path) -> None:
     assert others[0].answer == 2
 
 
-def test_of_a_client_that_was_killed_the_last_call_is_unknown(tmp_path: Path) -> None:
+def test_last_call_of_a_killed_client_is_unknown(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "c1")
     journal.record("append_error", "s", {"token": "a"}, lambda: 1, lambda position: position)
     journal.record("append_error", "s", {"token": "b"}, lambda: 2, lambda position: position)
@@ -403,7 +426,7 @@ def test_of_a_client_that_was_killed_the_last_call_is_unknown(tmp_path: Path) ->
     assert [each.outcome for each in history.read(tmp_path)] == [Outcome.DONE]
 
 
-def test_what_sees_all_sessions_is_an_operation_on_each(tmp_path: Path) -> None:
+def test_call_on_all_sessions_is_an_operation_on_each(tmp_path: Path) -> None:
     found = call("find_sessions", 1, 2, {"s1": [1, "c", 0, 0], "s3": [1, "c", 0, 0]}, ids=["s1", "s2"])
     separate = history.by_session([found])
     assert {name: [each.answer for each in own] for name, own in separate.items()} == {
@@ -412,7 +435,7 @@ def test_what_sees_all_sessions_is_an_operation_on_each(tmp_path: Path) -> None:
     }
 
 
-def test_the_longest_gap_is_between_acknowledgements() -> None:
+def test_longest_gap_is_between_acknowledgements() -> None:
     times = [(1, 2 * 10**9), (2, None), (3 * 10**9, 5 * 10**9), (4 * 10**9, 5 * 10**9 + 1)]
     assert history.longest_gap(append(began, ended, "a", 1) for began, ended in times) == 3.0
     assert history.longest_gap([]) == 0

@@ -1,7 +1,7 @@
-"""Process that writes sessions until it is stopped, with a journal: ``python -m tests.support.faults.writer FILE``.
+"""A process that writes sessions until it is stopped: run ``python -m tests.support.faults.writer FILE``.
 
-It tries nothing again itself: whatever goes wrong with the database is the repository's to put right, and what it
-answers in the end is written down. `ledger` compares the journals with what is stored.
+The process keeps a journal. It retries nothing itself: the repository must handle every failure of the database, and
+the journal records its final answer. `ledger` compares the journals with the database.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from vibeforge_sessions import (
 from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.testing import aio
 
-# the code of an older revision, with which this program runs as well, has the adapter under its former name
+# this program also runs with the code of an older revision, which has the adapter under its former name
 blocking_adapter: Any = getattr(aio, "BlockingRepositoryAdapter", None) or aio.FromOtherThreads  # type: ignore[attr-defined]
 
 OK: Final = "ok"
 FAILED: Final = "StorageError"
 UNKNOWN: Final = "OutcomeUnknownError"
-_MANY: Final = 100_000
-"""Attempts of `modify_session`: how often others come first says nothing about faults."""
+_MODIFY_ATTEMPTS: Final = 100_000
+"""Attempts of `modify_session`, so high that conflicts with other writers never exhaust them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a process is told."""
+    """Settings of a writer process."""
 
     name: str
     url: str
@@ -62,11 +62,11 @@ class Settings:
     """Seconds between two calls of a client, on average."""
     deadline: float = 30.0
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options for `create_engine`."""
+    """Options of `create_engine`."""
 
 
 class Journal:
-    """One line of JSON for each call that has ended, whole even where several threads write."""
+    """A file with one line of JSON for each ended call; lines of several threads do not mix."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -77,7 +77,7 @@ class Journal:
 
 
 class Client:
-    """Makes one call after the other, each of which bears a token of its own."""
+    """A client that makes calls one after another, each with a unique token."""
 
     def __init__(self, name: str, repository: SessionRepository, settings: Settings, journal: Journal) -> None:
         self.name = name
@@ -97,39 +97,39 @@ class Client:
         }
 
     def run(self, stop: threading.Event) -> None:
-        """Call until told to stop."""
+        """Make calls until the event is set."""
         while not stop.is_set():
             (call,) = self._random.choices(list(self._calls), list(self._calls.values()))
             call(f"{self.name}.{next(self._numbers)}")
             if self._settings.pause:
                 stop.wait(self._random.uniform(0, 2 * self._settings.pause))
 
-    # --- calls on what all share ---
+    # --- calls on shared sessions ---
 
     def append_error(self, token: str) -> None:
         session_id = self._random.choice(self._settings.histories)
-        with self._told("append_error", session_id, token) as told:
-            told["place"] = self._repository.append_error(session_id, "task", token).position
+        with self._recorded("append_error", session_id, token) as record:
+            record["place"] = self._repository.append_error(session_id, "task", token).position
 
     def append_log(self, token: str) -> None:
         session_id = self._random.choice(self._settings.histories)
-        with self._told("append_log", session_id, token):
+        with self._recorded("append_log", session_id, token):
             self._repository.append_log(session_id, token)
 
     def modify(self, token: str) -> None:
         session_id = self._random.choice(self._settings.states)
-        with self._told("modify", session_id, token) as told:
+        with self._recorded("modify", session_id, token) as record:
             change = functools.partial(_count, token=token)
-            told["place"] = self._repository.modify_session(session_id, change, attempts=_MANY).version
+            record["place"] = self._repository.modify_session(session_id, change, attempts=_MODIFY_ATTEMPTS).version
 
-    # --- calls on sessions that nobody else knows ---
+    # --- calls on sessions of this client alone ---
 
     def create(self, token: str) -> None:
         session = Session(session_id=token)
         session.add_answer("last", token)
-        with self._told("create", token, token) as told:
+        with self._recorded("create", token, token) as record:
             self._repository.create_session(session)
-            told["place"] = session.version
+            record["place"] = session.version
             self._own[token] = session
 
     def update(self, token: str) -> None:
@@ -138,11 +138,11 @@ class Client:
         session = self._random.choice(list(self._own.values()))
         session.add_answer("last", token)
         session.add_log(token)
-        with self._told("update", session.session_id, token) as told:
-            # One whose update has not come about stays as it is from then on, and so do the findings about it.
+        with self._recorded("update", session.session_id, token) as record:
+            # A session whose update was not acknowledged is never used again, so that the findings about it stay valid.
             del self._own[session.session_id]
             self._repository.update_session(session)
-            told["place"] = session.version
+            record["place"] = session.version
             self._own[session.session_id] = session
         return None
 
@@ -151,23 +151,23 @@ class Client:
             return self.create(token)
         session_id = self._random.choice(list(self._own))
         del self._own[session_id]
-        with self._told("delete", session_id, token) as told:
-            told["place"] = int(self._repository.delete_session(session_id))
+        with self._recorded("delete", session_id, token) as record:
+            record["place"] = int(self._repository.delete_session(session_id))
         return None
 
     @contextlib.contextmanager
-    def _told(self, call: str, session_id: str, token: str) -> Iterator[dict[str, Any]]:
-        told: dict[str, Any] = {"call": call, "session": session_id, "token": token, "outcome": OK, "place": None}
+    def _recorded(self, call: str, session_id: str, token: str) -> Iterator[dict[str, Any]]:
+        record: dict[str, Any] = {"call": call, "session": session_id, "token": token, "outcome": OK, "place": None}
         began = time.monotonic()
         try:
-            yield told
+            yield record
         except OutcomeUnknownError as error:
-            told |= {"outcome": UNKNOWN, "text": str(error)}
+            record |= {"outcome": UNKNOWN, "text": str(error)}
         except StorageError as error:
-            told |= {"outcome": FAILED, "text": str(error)}
+            record |= {"outcome": FAILED, "text": str(error)}
         except SessionRepositoryError as error:
-            told |= {"outcome": type(error).__name__, "text": str(error)}
-        self._journal.write(**told, began=began, ended=time.monotonic())
+            record |= {"outcome": type(error).__name__, "text": str(error)}
+        self._journal.write(**record, began=began, ended=time.monotonic())
 
 
 def _count(session: Session, token: str) -> None:
@@ -176,7 +176,7 @@ def _count(session: Session, token: str) -> None:
 
 
 class Retries(logging.Handler):
-    """Counts what the repository has tried again, by its reasons."""
+    """A handler that counts the retries of the repository by reason."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -190,7 +190,7 @@ class Retries(logging.Handler):
 
 @contextlib.contextmanager
 def repository_of(settings: Settings) -> Iterator[SessionRepository]:
-    """Give a repository on an engine of its own, to be called from any thread."""
+    """Provide a repository on its own engine, which may be called from any thread."""
     retry = RetryPolicy(deadline=settings.deadline)
     if settings.asynchronous:
         engine = create_async_engine(settings.url, **settings.engine)
@@ -204,7 +204,7 @@ def repository_of(settings: Settings) -> Iterator[SessionRepository]:
 
 
 def main() -> None:
-    """Write until a line comes on the standard input, or its end."""
+    """Write until a line or the end of the standard input arrives."""
     settings = Settings(**json.loads(Path(sys.argv[1]).read_text()))
     retries = Retries()
     logger = logging.getLogger("vibeforge_sessions")

@@ -1,4 +1,4 @@
-"""The writing calls, what each is to leave behind, and all that stands in our tables: for tests of calls that fail."""
+"""The writing calls, checks of their effects, and dumps of the tables, for tests of failing calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dump = dict[str, list[tuple[Any, ...]]]
 
 
 def dump(engine: Engine) -> Dump:
-    """Return every row of our tables, in the order of their keys."""
+    """Return every row of the package's tables, ordered by key."""
     with engine.connect() as connection:
         return {
             table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
@@ -53,8 +53,8 @@ def delete(repository: SessionRepository, session_id: str) -> None:
     assert repository.delete_session(session_id)
 
 
-def refused(call: Callable[[], object]) -> StorageError | OutcomeUnknownError | None:
-    """Make a call; return how the database has refused it, None where it was done."""
+def rejection_of(call: Callable[[], object]) -> StorageError | OutcomeUnknownError | None:
+    """Make a call; return the error with which the database rejected it, or None."""
     try:
         call()
     except (StorageError, OutcomeUnknownError) as error:
@@ -67,7 +67,7 @@ WRITES: list[Write] = [create, update, append_error, append_log, delete]
 
 
 def is_done(call: Write, repository: SessionRepository, session_id: str) -> bool:
-    """Tell whether the call has been done wholly, and once."""
+    """Return whether the call was applied completely and exactly once."""
     session = repository.get_session(session_id)
     if call is create:
         return stored(repository, f"{session_id}.new").answers == full(session_id).answers
@@ -81,7 +81,7 @@ def is_done(call: Write, repository: SessionRepository, session_id: str) -> bool
 
 
 def full(session_id: str) -> Session:
-    """Return a session of many pages."""
+    """Return a session that occupies many pages."""
     session = Session(session_id=session_id, answers={"text": LONG})
     for number in range(20):
         session.add_error(f"t{number}", "x" * 2000)
