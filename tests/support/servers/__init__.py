@@ -1,9 +1,10 @@
-"""Real database servers for the tests.
+"""Database servers for tests.
 
-`postgresql` and `mariadb` give a server for as long as a block runs: the one that an environment variable names, else a
-private one; ``fixtures.py`` makes pytest fixtures of them. `PostgresServer` and `MariaDBServer` are private servers
-with settings of their own, for tests that need those, or a crash; `PostgresPair` and `GaleraCluster` are several that
-hold the same data, `PgBouncer` stands before a PostgreSQL. Nothing is started by importing this.
+`postgresql` and `mariadb` provide a server during a block: the server that an environment variable names, or a private
+one. ``fixtures.py`` contains the pytest fixtures for them. `PostgresServer` and `MariaDBServer` are private servers
+with their own settings, for tests that need such settings or a crash. `PostgresPair` and `GaleraCluster` are groups of
+servers with the same data, and `PgBouncer` is a pooler in front of a PostgreSQL server. Importing this package starts
+nothing.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ __all__ = [
     "postgresql",
 ]
 
-#: URLs of servers, with the right to create databases there, that are used instead of private ones.
+#: Environment variables with URLs of servers that replace private ones; the user must be able to create databases.
 POSTGRESQL_URL = "VIBEFORGE_SESSIONS_TEST_POSTGRESQL_URL"
 MARIADB_URL = "VIBEFORGE_SESSIONS_TEST_MARIADB_URL"
 
 
 class AvailableServer(NamedTuple):
-    """A server that answers: its administrator's URL, and a factory of empty databases (see ``prepared_by``)."""
+    """A running server: its administrator's URL, and a factory of empty databases (see ``prepared_by``)."""
 
     url: sa.URL
     databases: DatabaseFactory
@@ -59,20 +60,20 @@ class AvailableServer(NamedTuple):
 
 @contextmanager
 def postgresql() -> Iterator[AvailableServer]:
-    """The PostgreSQL to test with, or `ServerUnavailable`."""
+    """Provide the PostgreSQL server of the tests, or raise `ServerUnavailable`."""
     given = os.environ.get(POSTGRESQL_URL)
     if given:
         with closing(PostgresDatabases(sa.make_url(given))) as databases:
             yield AvailableServer(databases.admin_url, databases)
     else:
-        # A private server takes its databases with it.
+        # The databases of a private server are removed with it.
         with PostgresServer() as server:
             yield AvailableServer(server.url, PostgresDatabases(server.url))
 
 
 @contextmanager
 def mariadb() -> Iterator[AvailableServer]:
-    """The MariaDB to test with, or `ServerUnavailable`."""
+    """Provide the MariaDB server of the tests, or raise `ServerUnavailable`."""
     given = os.environ.get(MARIADB_URL)
     if given:
         with closing(MariaDBDatabases(sa.make_url(given))) as databases:

@@ -1,4 +1,4 @@
-"""Fresh databases for tests, cheaply: one is prepared (migrated), the others are copies of it."""
+"""Databases for tests: one is prepared (migrated), and the others are copies of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Prepare = Callable[[sa.URL], None]
 
 
 class DatabaseFactory(ABC):
-    """Makes and drops databases on one server, through an administrator's URL.
+    """A factory that creates and drops databases on one server, through an administrator's URL.
 
-    ``prepare`` is given the URL of an empty database, once, before the first copy is asked for; what it makes there is
-    what each ``create()`` returns a copy of. It closes its connections before it returns. ``options`` are the end of
-    the template's CREATE DATABASE statement, as for `create`.
+    ``prepare`` receives the URL of an empty database once, before the first copy is created. Each ``create()`` returns
+    a copy of the prepared database. ``prepare`` must close its connections before it returns. ``options`` are appended
+    to the CREATE DATABASE statement of the template, as for `create`.
 
-    The factory holds no connection between two calls, so that tests may fork and crash servers around it.
+    The factory keeps no connection between two calls, so that tests may fork and crash servers.
     """
 
     drivername: ClassVar[str]
@@ -35,42 +35,45 @@ class DatabaseFactory(ABC):
         self._prefix = f"vfs_{secrets.token_hex(4)}_"
         self._numbers = count(1)
         self._template: str | None = None
-        self._made: list[str] = []
+        self._created: list[str] = []
         self._derived: list[DatabaseFactory] = []
 
     def prepared_by(self, prepare: Prepare, *, options: str = "") -> Self:
-        """A factory of copies of what ``prepare`` makes. Ask for it once, not once per test; it is closed with us."""
+        """Return a factory of copies of the database that ``prepare`` prepares.
+
+        Call this once, not once per test. The new factory is closed together with this one.
+        """
         factory = type(self)(self.admin_url, prepare, options=options)
         self._derived.append(factory)
         return factory
 
     def create(self, *, migrated: bool = True, options: str = "") -> sa.URL:
-        """A new database: a copy of the prepared one or, with ``migrated=False``, an empty one.
+        """Create a copy of the prepared database, or an empty database with ``migrated=False``.
 
-        An empty one may be given ``options``, in the server's SQL: ``LOCALE_PROVIDER icu ICU_LOCALE 'en-US'`` on
-        PostgreSQL, ``CHARACTER SET latin1`` on MariaDB.
+        ``options`` are SQL for an empty database: ``LOCALE_PROVIDER icu ICU_LOCALE 'en-US'`` on PostgreSQL, ``CHARACTER
+        SET latin1`` on MariaDB.
         """
         if not migrated:
             return self._create_empty(f"{self._prefix}{next(self._numbers)}", options)
-        assert not options, "a copy is like its template: give the options to prepared_by()"
+        assert not options, "a copy has the options of its template: pass options to prepared_by()"
         if self._template is None:
             self._template = self._create_template()
         name = f"{self._prefix}{next(self._numbers)}"
-        self._made.append(name)
+        self._created.append(name)
         self._copy(self._template, name)
         return self._url(name)
 
     def drop(self, url: sa.URL) -> None:
-        """Drop a database of this factory, whoever is still connected to it."""
+        """Drop a database of this factory, in spite of open connections."""
         name = url.database
-        # On a server that is not ours a slip must not cost anybody's data.
-        assert name in self._made, f"{name} was not made here"
+        # On a shared server a mistake must not delete other data.
+        assert name in self._created, f"{name} was not created by this factory"
         self._drop(name)
-        self._made.remove(name)
+        self._created.remove(name)
 
     @contextmanager
     def database(self, *, migrated: bool = True, options: str = "") -> Iterator[sa.URL]:
-        """A new database for as long as the block runs."""
+        """Provide a new database during the block."""
         url = self.create(migrated=migrated, options=options)
         try:
             yield url
@@ -78,36 +81,36 @@ class DatabaseFactory(ABC):
             self.drop(url)
 
     def close(self) -> None:
-        """Drop everything that was made and not yet dropped, the template too."""
+        """Drop all remaining databases of this factory, including the template."""
         for factory in self._derived:
             factory.close()
-        for name in self._made:
+        for name in self._created:
             self._drop(name)
-        self._made.clear()
+        self._created.clear()
         self._template = None
 
-    # -- what differs
+    # -- differences between servers
 
     @abstractmethod
     def _create_statement(self, name: str, options: str) -> str:
-        """CREATE DATABASE for an empty one."""
+        """Return the CREATE DATABASE statement of an empty database."""
 
     @abstractmethod
     def _freeze(self, template: str) -> None:
-        """Make ready for copying."""
+        """Prepare the template for copying."""
 
     @abstractmethod
     def _copy(self, template: str, name: str) -> None:
-        """Create the database ``name``, like the template."""
+        """Create the database ``name`` as a copy of the template."""
 
     @abstractmethod
     def _drop(self, name: str) -> None:
-        """Drop with force."""
+        """Drop a database with force."""
 
-    # -- inside
+    # -- helpers
 
     def _create_template(self) -> str:
-        assert self._prepare is not None, "without prepare there are only empty databases: create(migrated=False)"
+        assert self._prepare is not None, "the factory has no prepare function: use create(migrated=False)"
         url = self._create_empty(f"{self._prefix}template", self._options)
         name = cast(str, url.database)
         try:
@@ -121,7 +124,7 @@ class DatabaseFactory(ABC):
     def _create_empty(self, name: str, options: str) -> sa.URL:
         with self._admin() as connection:
             _execute(connection, self._create_statement(name, options))
-        self._made.append(name)
+        self._created.append(name)
         return self._url(name)
 
     def _url(self, name: str) -> sa.URL:
@@ -147,8 +150,7 @@ class PostgresDatabases(DatabaseFactory):
             # A database with a connection to it cannot be copied.
             _execute(connection, f"ALTER DATABASE {template} ALLOW_CONNECTIONS false")
             _execute(connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{template}'")
-            # Copying files needs checkpoints, which are cheap where nobody waits for a disk: 5 ms for the copy, and
-            # 8 for one by way of the log.
+            # Copying files needs checkpoints, which are cheap without fsync (5 ms per copy, 8 ms through the log).
             waits = connection.scalar(sa.text("SHOW fsync")) == "on"
             self._strategy = "wal_log" if waits else "file_copy"
 
@@ -162,7 +164,7 @@ class PostgresDatabases(DatabaseFactory):
 
 
 class MariaDBDatabases(DatabaseFactory):
-    """Copies table by table: MariaDB has no templates."""
+    """Copies table by table, because MariaDB has no templates."""
 
     drivername: ClassVar[str] = "mysql+pymysql"
     _like_template = ""
@@ -172,9 +174,9 @@ class MariaDBDatabases(DatabaseFactory):
         return f"CREATE DATABASE {name} {options}"
 
     def _freeze(self, template: str) -> None:
-        """Write down the statements that make a copy."""
+        """Collect the statements that create a copy."""
         with self._admin() as connection:
-            self._refuse_what_is_not_copied(connection, template)
+            self._reject_uncopied_objects(connection, template)
             charset, collation = connection.execute(
                 sa.text(
                     "SELECT default_character_set_name, default_collation_name"
@@ -204,7 +206,7 @@ class MariaDBDatabases(DatabaseFactory):
         listed = ", ".join(map(_quoted, columns))
         return f"INSERT INTO {_quoted(table)} ({listed}) SELECT {listed} FROM {template}.{_quoted(table)}"
 
-    def _refuse_what_is_not_copied(self, connection: sa.Connection, template: str) -> None:
+    def _reject_uncopied_objects(self, connection: sa.Connection, template: str) -> None:
         found = connection.scalars(
             sa.text(
                 "SELECT table_name FROM information_schema.tables"
@@ -216,7 +218,7 @@ class MariaDBDatabases(DatabaseFactory):
             {"name": template},
         ).all()
         if found:
-            raise NotImplementedError(f"only tables are copied, not views, triggers or routines: {', '.join(found)}")
+            raise NotImplementedError(f"only tables can be copied, not views, triggers or routines: {', '.join(found)}")
 
     def _copy(self, template: str, name: str) -> None:
         with self._admin() as connection:
@@ -236,14 +238,14 @@ class MariaDBDatabases(DatabaseFactory):
                 try:
                     _execute(connection, f"KILL {connection_id}")
                 except sa.exc.DBAPIError as error:
-                    if "Unknown thread id" not in str(error):  # it has just gone by itself
+                    if "Unknown thread id" not in str(error):  # the connection has just ended by itself
                         raise
             _execute(connection, "SET SESSION lock_wait_timeout = 20")
             _execute(connection, f"DROP DATABASE IF EXISTS {name}")
 
 
 def _prepare_session(connection: sa.Connection) -> None:
-    # As mysqldump does: tables in any order, rows exactly as they are, names quoted as we quote them.
+    # As mysqldump does: tables in any order, unchanged rows, names quoted with backticks.
     _execute(connection, "SET SESSION foreign_key_checks = 0, unique_checks = 0, sql_mode = 'NO_AUTO_VALUE_ON_ZERO'")
 
 
@@ -252,6 +254,6 @@ def _quoted(name: str) -> str:
 
 
 def _execute(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any, ...]]:
-    # As it stands: a default value or a comment may hold a percent sign or a colon.
+    # No parameter syntax: a default value or a comment may contain a percent sign or a colon.
     options = {"no_parameters": True}
     return connection.exec_driver_sql(statement, execution_options=options)

@@ -1,6 +1,6 @@
-"""Pytest fixtures: a plugin, listed in ``pytest_plugins`` of ``tests/conftest.py``.
+"""Pytest fixtures of servers: a plugin, listed in ``pytest_plugins`` of ``tests/conftest.py``.
 
-Each worker of pytest-xdist starts servers of its own: that takes half a second, less than agreeing on a common one.
+Each worker of pytest-xdist starts its own servers. That takes half a second, less than coordinating a shared server.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pytest
 
 from . import AvailableServer, ServerUnavailable, mariadb, postgresql
 
-#: Set in CI: there, a server that cannot be started is a failure.
+#: Set in CI, where a server that cannot be started is a failure.
 REQUIRE_SERVERS = "VIBEFORGE_SESSIONS_TEST_REQUIRE_SERVERS"
 
 
 @contextmanager
 def skipping() -> Iterator[None]:
-    """A test whose server is unavailable is skipped, or fails where servers are required."""
+    """Skip the test if a server is unavailable, or fail it where servers are required."""
     try:
         yield
     except ServerUnavailable as unavailable:
@@ -30,13 +30,13 @@ def skipping() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[AvailableServer]:
-    """A PostgreSQL, for the whole run."""
+    """Provide a PostgreSQL server for the whole run."""
     with skipping(), postgresql() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[AvailableServer]:
-    """A MariaDB, for the whole run."""
+    """Provide a MariaDB server for the whole run."""
     with skipping(), mariadb() as server:
         yield server

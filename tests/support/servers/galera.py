@@ -1,4 +1,4 @@
-"""A private Galera cluster: several MariaDB servers that hold the same data, each of which takes writes."""
+"""A private Galera cluster: several MariaDB servers with the same data, each of which accepts writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .process import ServerUnavailable, find_program, several_hosts
 
 _TIMEOUT = 60.0
 _ATTEMPTS = 5
-#: A silent node is given up after 2 s; Galera's own patience is 5, and the outage lasts a second longer.
+#: A silent node is excluded after 2 s; Galera's default is 5 s, and the outage lasts a second longer.
 QUICK = "evs.suspect_timeout=PT2S;evs.keepalive_period=PT0.5S"
 _OPTIONS = (
     "--binlog-format=ROW",
@@ -33,7 +33,7 @@ _OPTIONS = (
 
 
 class GaleraNode(MariaDBServer):
-    """One member of a `GaleraCluster`."""
+    """A node of a `GaleraCluster`."""
 
     prefix: ClassVar[str] = "vfs-ga-"
 
@@ -50,37 +50,39 @@ class GaleraNode(MariaDBServer):
 
     @property
     def group_address(self) -> str | None:
-        """Where the other nodes find it, once it has been started."""
+        """Address for the other nodes, once the node has been started."""
         return f"127.0.0.1:{self._group_port}" if self._group_port else None
 
     def status(self) -> Mapping[str, str]:
-        """What the node says of itself: ``ready``, ``cluster_status``, ``cluster_size``, ``local_state_comment`` …"""
+        """Return the node's status: ``ready``, ``cluster_status``, ``cluster_size``, ``local_state_comment`` …"""
         rows = self.query("SHOW STATUS LIKE 'wsrep%'")
         return {name.removeprefix("wsrep_"): value for name, value in rows}
 
     def isolate(self) -> None:
-        """Cut it off from the other nodes; clients still reach it. Returns when it has noticed."""
+        """Isolate the node from the others, but not from clients; return when it has noticed."""
         self._set_isolated(1)
-        wait_for(lambda: self.status()["ready"] == "OFF", _TIMEOUT, f"{self.name} to notice that it is alone")
+        wait_for(lambda: self.status()["ready"] == "OFF", _TIMEOUT, f"{self.name} to notice its isolation")
 
     def reunite(self) -> None:
-        """Let it find the others again; returns when it has what it missed."""
+        """End the isolation; return when the node has received the missing data."""
         self._set_isolated(0)
         self.wait_until_ready()
 
     def rejoin(self) -> None:
-        """Start again after `kill9` or `shut_down`, with what it missed from the others; returns when it has that."""
-        # A node that comes back before the others have missed it keeps them all busy for 20 s.
+        """Start the node after `kill9` or `shut_down`; return when it has received the missing data."""
+        # A node that returns before the others have noticed its absence blocks them all for 20 s.
         others = [node for node in self._cluster.nodes if node is not self and node.is_running()]
         wait_for(
-            lambda: all(node.status()["cluster_size"] == str(len(others)) for node in others), _TIMEOUT, "a farewell"
+            lambda: all(node.status()["cluster_size"] == str(len(others)) for node in others),
+            _TIMEOUT,
+            "the others to notice the end",
         )
         self._first = False
         self._position = self._recovered_position()
         self._launch()
 
     def bootstrap(self) -> None:
-        """Start as the first node of the cluster, when all have ended."""
+        """Start as the first node of the cluster, after all nodes have ended."""
         state = self._data / "grastate.dat"
         if state.exists():
             state.write_text(state.read_text().replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1"))
@@ -89,11 +91,11 @@ class GaleraNode(MariaDBServer):
         self._launch()
 
     def wait_until_ready(self) -> None:
-        """Return when it takes part with all the data there is."""
+        """Return when the node is synchronized with the cluster."""
         wait_for(self._is_ready, _TIMEOUT, f"{self.name} to be ready")
 
     def kill9(self) -> None:
-        # The programs that bring it the others' data are in its group, too, and not all of them its children.
+        # The programs that transfer data from other nodes are in its process group, but some are not its children.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._wait_until_ended()
@@ -102,7 +104,7 @@ class GaleraNode(MariaDBServer):
         if self._first:
             super()._install()
             return
-        # All else comes from the first node.
+        # All data comes from the first node.
         for folder in (self._data, self._temporary):
             folder.mkdir(mode=0o700)
             self._hand_over(folder)
@@ -117,7 +119,7 @@ class GaleraNode(MariaDBServer):
             try:
                 return super()._launch()
             except ServerUnavailable:
-                # On a busy machine Galera may look for a thread of its own that has not begun yet.
+                # On a busy machine Galera may look up one of its threads before that thread has begun.
                 if attempt == _ATTEMPTS or "thread schedparams" not in self.log[before:]:
                     raise
         raise AssertionError("unreachable")
@@ -132,11 +134,11 @@ class GaleraNode(MariaDBServer):
     def _command(self) -> list[str]:
         others = [node.group_address for node in self._cluster.nodes if node is not self]
         address = "" if self._first else ",".join(filter(None, others))
-        settings = self._write_secret("my.cnf", "")  # of the system's settings none would fit
+        settings = self._write_secret("my.cnf", "")  # replaces the system's settings
         command = [
             word
             for word in super()._command()
-            # Accounts come with the other nodes' data.
+            # Accounts are part of the data from the other nodes.
             if word != "--no-defaults" and (self._first or not word.startswith("--init-file="))
         ]
         options = [
@@ -161,7 +163,7 @@ class GaleraNode(MariaDBServer):
         ]
 
     def _recovered_position(self) -> str | None:
-        """How far its own data go, so that the others need send no more than what came after."""
+        """Return the position of the node's own data, so that the others send only what came after it."""
         before = len(self.log)
         self._run(*self._command(), "--wsrep-recover")
         found: list[str] = re.findall(r"Recovered position: (\S+)", self.log[before:])
@@ -171,8 +173,8 @@ class GaleraNode(MariaDBServer):
         self.query(f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={isolated}'")
 
     def query(self, *statements: str) -> Sequence[Sequence[Any]]:
-        """Run statements as the administrator, on this node, ready or not; return the last one's rows."""
-        # Not by SQLAlchemy, whose first ROLLBACK a node that is not ready refuses.
+        """Run statements as the administrator on this node, even if it is not ready; return the last one's rows."""
+        # Not through SQLAlchemy, whose first ROLLBACK a node rejects while it is not ready.
         connection = pymysql.connect(host="127.0.0.1", port=self.port, user=self.url.username, password=self.password)
         with contextlib.closing(connection), connection.cursor() as cursor:
             for statement in statements:
@@ -181,10 +183,11 @@ class GaleraNode(MariaDBServer):
 
 
 class GaleraCluster:
-    """``with GaleraCluster() as cluster: create_engine(cluster.url())``.
+    """A cluster: ``with GaleraCluster() as cluster: create_engine(cluster.url())``.
 
-    ``provider_options`` are Galera's own, `QUICK` for instance; ``args`` are further options of ``mariadbd``.
-    ``durable`` is as for `MariaDBServer`: without it, a node that was killed gets what it has lost from the others.
+    ``provider_options`` are options of Galera, such as `QUICK`. ``args`` are further options of ``mariadbd``.
+    ``durable`` has the meaning of `MariaDBServer`: without it, a killed node receives its lost data from the other
+    nodes.
     """
 
     def __init__(
@@ -218,13 +221,13 @@ class GaleraCluster:
         self.stop()
 
     def url(self, database: str | None = None, drivername: str = "mariadb+pymysql", *, first: int = 0) -> sa.URL:
-        """All nodes, beginning with one of them."""
+        """Return the URL of all nodes, beginning with one of them."""
         nodes = self.nodes[first:] + self.nodes[:first]
         url = nodes[0].url.set(drivername=drivername, database=database)
         return several_hosts(url, [f"127.0.0.1:{node.port}" for node in nodes])
 
     def wait_until_whole(self) -> None:
-        """Return when all nodes that run have found each other, and each has all the data."""
+        """Return when all running nodes have found each other and have all data."""
         running = [node for node in self.nodes if node.is_running()]
         size = str(len(running))
         for node in running:

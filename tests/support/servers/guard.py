@@ -1,7 +1,7 @@
-"""A small process between the tests and a private server: it runs the server and outlives the tests.
+"""A small process between the tests and a private server, which runs the server and outlives the tests.
 
-``python guard.py OWNER_PID DIRECTORY`` reads requests, one JSON object a line, on its standard input and answers
-each with one line on its standard output:
+``python guard.py OWNER_PID DIRECTORY`` reads requests from its standard input, one JSON object per line. It answers
+each request with one line on its standard output:
 
     {"op": "start", "argv": [...], "env": {...}, "log": PATH, "user": UID|null, "group": GID|null, "stop_signal": N}
         -> {"pid": N} or {"error": TEXT}
@@ -10,11 +10,11 @@ each with one line on its standard output:
     {"op": "stop"}
         -> the end, see below
 
-When it is told to stop, or when its owner is gone, however it went, it stops every process it has started and
-removes DIRECTORY. Everything a server needs is a child of this process from its first instant and lives in that
-directory, so there is no moment at which a killed test run leaves something behind.
+After a stop request, or after the end of its owner, it stops every process that it has started and removes DIRECTORY.
+Each server process is a child of this process from its start, and all its files are in that directory. A killed test
+run therefore never leaves anything behind.
 
-It is a script of its own, run without site-packages, so that it starts in some 20 ms and holds nothing of pytest's.
+It is a separate script without site-packages, so that it starts in about 20 ms and does not load pytest.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-_LOOK_EVERY = 0.2
+_CHECK_INTERVAL = 0.2
 _GRACE = 10.0
 
 
 class Guard:
-    """The children, and how each of them wants to be stopped."""
+    """The child processes and their stop signals."""
 
     def __init__(self, owner: int, directory: Path) -> None:
         self._owner = owner
@@ -43,14 +43,15 @@ class Guard:
         self._children: dict[int, tuple[subprocess.Popen[bytes], int]] = {}
 
     def serve(self) -> None:
-        """Answer requests until told to stop or until the owner is gone."""
+        """Answer requests until a stop request, or until the owner has ended."""
         buffered = b""
-        # The end of the pipe tells of the owner's death at once, unless a process it had forked still holds the other
-        # end; the parent's id tells of it in every case.
+        # The end of the pipe reveals the owner's death immediately, unless a process that it has forked still has the
+        # other end open. The parent's id reveals it in every case.
         while os.getppid() == self._owner:
-            readable, _, _ = select.select([0], [], [], _LOOK_EVERY)
+            readable, _, _ = select.select([0], [], [], _CHECK_INTERVAL)
             for process, _ in self._children.values():
-                process.poll()  # reaped promptly: PostgreSQL takes a zombie's id in its lock file for a running server
+                # Reaped promptly, because PostgreSQL treats a zombie's id in its lock file as a running server.
+                process.poll()
             if not readable:
                 continue
             received = os.read(0, 65536)
@@ -65,7 +66,7 @@ class Guard:
                 os.write(1, json.dumps(answer).encode() + b"\n")
 
     def _start(self, request: dict[str, Any]) -> dict[str, Any]:
-        # Groups are given up together with the user; None leaves both alone.
+        # Groups are dropped together with the user; None changes neither.
         as_user: dict[str, Any] = {}
         if request["user"] is not None:
             as_user = {"user": request["user"], "group": request["group"], "extra_groups": []}
@@ -90,15 +91,15 @@ class Guard:
         return {"code": self._children[pid][0].poll()}
 
     def clean_up(self) -> None:
-        """Stop what runs, remove the directory."""
+        """Stop the running processes and remove the directory."""
         running = [(process, how) for process, how in self._children.values() if process.poll() is None]
         for process, stop_signal in running:
-            # A tool such as initdb has children in its group; a server ends its own.
+            # A tool such as initdb has children in its process group; a server ends its own children.
             if stop_signal == signal.SIGKILL:
                 os.killpg(process.pid, stop_signal)
             else:
                 process.send_signal(stop_signal)
-                process.send_signal(signal.SIGCONT)  # one that is frozen would not hear of it
+                process.send_signal(signal.SIGCONT)  # a frozen process does not receive other signals
         end = time.monotonic() + _GRACE
         for process, _ in running:
             try:
@@ -106,14 +107,14 @@ class Guard:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        # A last straggler may still be writing a file into a folder while it is being removed.
+        # A process that is still ending may write a file into the folder during its removal.
         end = max(end, time.monotonic() + 1)
         while self._directory.exists() and time.monotonic() < end:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def main() -> None:
-    """Serve, and clean up whatever happens."""
+    """Serve requests, and clean up in every case."""
     guard = Guard(int(sys.argv[1]), Path(sys.argv[2]))
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)

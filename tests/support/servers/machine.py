@@ -1,4 +1,4 @@
-"""Small questions to the operating system."""
+"""Queries about the operating system: ports, folders and processes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHORT = 60
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses.
+    """Return a free port of 127.0.0.1.
 
-    Not from the ephemeral range (from 32768 on Linux): while a server there is down, a client's own end could be given
-    its port, and a client that knocks often enough even connects to itself.
+    The port is not in the ephemeral range (from 32768 on Linux). Otherwise a client could receive the port of a server
+    that is down, and a client that retries often could even connect to itself.
     """
     for port in random.SystemRandom().sample(range(20000, 32000), 200):
         with socket.socket() as probe:
@@ -35,19 +35,19 @@ def free_port() -> int:
     raise OSError("no free port was found on 127.0.0.1")
 
 
-def parent_for_a_server(*, in_memory: bool, for_programs_of_others: bool) -> str:
-    """Where to make a server's directory; in memory if that is wanted and there is enough.
+def parent_of_server_directory(*, in_memory: bool, with_programs_for_another_user: bool) -> str:
+    """Return the parent of a server's directory; in memory if requested and if there is enough memory.
 
-    New databases are hundreds of small files: 5 ms in memory, 30 to 80 on a disk.
+    New databases are hundreds of small files: 5 ms in memory, 30 to 80 ms on a disk.
     """
     if in_memory and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH_MEMORY:
-        # Containers often forbid to run programs from there.
+        # Containers often forbid running programs from memory folders.
         may_run_programs = not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
-        if may_run_programs or not for_programs_of_others:
+        if may_run_programs or not with_programs_for_another_user:
             return _MEMORY
-    # Short, since a Unix socket's path ends at about 100 bytes; and where another user can get to.
+    # A short path, because a Unix socket's path is limited to about 100 bytes; accessible to another user.
     usual = tempfile.gettempdir()
-    return "/tmp" if for_programs_of_others or len(usual) > _SHORT else usual
+    return "/tmp" if with_programs_for_another_user or len(usual) > _SHORT else usual
 
 
 def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
@@ -60,17 +60,17 @@ def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than a zombie that nobody has reaped yet."""
+    """Return whether this process exists and is not a zombie."""
     return any(found == pid for found, _ in _processes())
 
 
 def children_of(parent: int) -> list[int]:
-    """The processes that this one has started itself."""
+    """Return the processes that this process has started directly."""
     return [pid for pid, found in _processes() if found == parent]
 
 
 def _processes() -> list[tuple[int, int]]:
-    """Each living process with its parent."""
+    """Return the ids of each living process and of its parent."""
     if not Path("/proc/self/stat").exists():
         listing = subprocess.run(["ps", "-axo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
         rows = [line.split() for line in listing.splitlines()]
@@ -79,19 +79,19 @@ def _processes() -> list[tuple[int, int]]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                # The command's name, in parentheses, may itself hold spaces and parentheses.
+                # The command's name, in parentheses, may itself contain spaces and parentheses.
                 state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             except OSError:
-                continue  # it ended just now
+                continue  # the process has just ended
             if state not in "ZX":
                 found.append((int(folder.name), int(parent)))
     return found
 
 
 def processes_of(directory: Path) -> list[str]:
-    """Return the command lines of the processes that name a directory."""
+    """Return the command lines of the processes that contain the path of a directory."""
     found = []
     for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended just now
+        with contextlib.suppress(OSError):  # the process has just ended
             found.append(command.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return [line for line in found if str(directory) in line]

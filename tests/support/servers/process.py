@@ -1,4 +1,4 @@
-"""What the private servers have in common: a directory, a port, a user, a life."""
+"""The common base of private servers: directory, port, user, start and stop."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from typing import Any, ClassVar, Self
 
 import sqlalchemy as sa
 
-from .machine import children_of, free_port, is_running, parent_for_a_server, wait_for
+from .machine import children_of, free_port, is_running, parent_of_server_directory, wait_for
 
 _START_TIMEOUT = 60.0
 _POLL_EVERY = 0.01
-#: Another process may take the port between our look and the server's start.
+#: Another process may take the port between its selection and the server's start.
 _PORT_ATTEMPTS = 5
 
 
-class ServerUnavailable(Exception):  # noqa: N818 - a fact about this machine, seldom an error
-    """This machine cannot run such a server; the message says why."""
+class ServerUnavailable(Exception):  # noqa: N818 - a property of this machine, usually not an error
+    """This machine cannot run such a server; the message contains the reason."""
 
 
 class PrivateServer(ABC):
-    """A server of our own: on a free port of 127.0.0.1, in a directory of its own, gone without a trace afterwards.
+    """A private server on a free port of 127.0.0.1, in its own directory, which is removed completely afterwards.
 
-    Also when this process is killed: the server is a child of a guard (``guard.py``) that watches this process.
+    It is removed even if this process is killed: the server is a child of a guard (``guard.py``) that monitors this
+    process.
     """
 
     prefix: ClassVar[str]
-    #: Users to run as when we are root; the servers refuse to run as root.
+    #: Users to run as when this process is root, because the servers do not run as root.
     users: ClassVar[tuple[str, ...]]
-    #: Variables beginning with these would lead the server or its tools astray.
+    #: Prefixes of environment variables that would change the behavior of the server or its tools.
     foreign_variables: ClassVar[tuple[str, ...]]
-    #: How the server is told to end properly, and how to end with nothing but its shared memory cleaned up.
+    #: Signals for a proper shutdown, and for an immediate end that only releases shared memory.
     shutdown_signal: ClassVar[signal.Signals]
     stop_signal: ClassVar[signal.Signals]
 
@@ -58,12 +59,12 @@ class PrivateServer(ABC):
         self._user: pwd.struct_passwd | None = None
         self._frozen = False
 
-    # -- what a kind of server says about itself
+    # -- properties of a kind of server
 
     @property
     @abstractmethod
     def url(self) -> sa.URL:
-        """Where an administrator connects to. (``str(url)`` hides the password; the URL itself does not.)"""
+        """The administrator's URL. (``str(url)`` hides the password; the URL itself does not.)"""
 
     @property
     @abstractmethod
@@ -72,21 +73,21 @@ class PrivateServer(ABC):
 
     @abstractmethod
     def _install(self) -> None:
-        """Make the data directory."""
+        """Create the data directory."""
 
     @abstractmethod
     def _command(self) -> list[str]:
-        """The server's command line, for ``self.port``."""
+        """Return the server's command line for ``self.port``."""
 
     def _is_ready(self) -> bool:
-        """Whether it does its work by now; an `OperationalError` is a no."""
+        """Return whether the server is ready; an `OperationalError` means that it is not."""
         self._scalar("SELECT 1")
         return True
 
-    # -- its life
+    # -- start and stop
 
     def start(self) -> Self:
-        """Install and start; returns when connections are answered."""
+        """Install and start the server; return when it answers connections."""
         assert self._guard is None, "started already"
         self._user = self._unprivileged_user()
         self.directory = self._make_directory()
@@ -96,10 +97,10 @@ class PrivateServer(ABC):
                 [sys.executable, "-I", "-S", str(guard), str(os.getpid()), str(self.directory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # Whoever waits for the end of pytest's output is not to wait for the guard's end too.
+                # A reader of pytest's output must not have to wait for the guard's end.
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is for pytest, which then stops us
+                start_new_session=True,  # Ctrl-C must reach pytest only, which then stops the server
             )
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -113,9 +114,9 @@ class PrivateServer(ABC):
         return self
 
     def stop(self) -> None:
-        """End the server at once and remove all it had. May be called twice."""
+        """End the server immediately and remove its directory. May be called twice."""
         if self._frozen and self.is_running():
-            self.thaw()  # its children have to hear that it ends
+            self.thaw()  # its children must receive the signal
         guard, self._guard = self._guard, None
         if guard is None:
             return
@@ -127,9 +128,9 @@ class PrivateServer(ABC):
         guard.stdout.close()
 
     def kill9(self) -> None:
-        """The crash: SIGKILL to the server and to the processes it has started. The data stay; see `restart`."""
+        """Kill the server and its child processes with SIGKILL. The data remain; see `restart`."""
         self._frozen = False
-        os.kill(self.pid, signal.SIGSTOP)  # while its children are counted it shall start no more
+        os.kill(self.pid, signal.SIGSTOP)  # it must not start children while they are listed
         family = [self.pid, *children_of(self.pid)]
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
@@ -138,25 +139,25 @@ class PrivateServer(ABC):
         wait_for(lambda: not any(map(is_running, family)), 10.0, "killed processes to vanish")
 
     def freeze(self) -> None:
-        """Let it hang, as a machine does that has lost its disk: it answers nobody and closes nothing."""
+        """Stop the server's processes, as on a hanging machine: it answers no client and closes no connection."""
         self._frozen = True
         os.kill(self.pid, signal.SIGSTOP)
         for pid in children_of(self.pid):
             os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on after `freeze`."""
+        """Continue the server's processes after `freeze`."""
         self._frozen = False
         for pid in (*children_of(self.pid), self.pid):
             os.kill(pid, signal.SIGCONT)
 
     def shut_down(self) -> None:
-        """End properly and keep the data; see `restart`."""
+        """End the server properly and keep the data; see `restart`."""
         os.kill(self.pid, self.shutdown_signal)
         self._wait_until_ended()
 
     def restart(self) -> None:
-        """Start again on the same port with the same data; a running server is shut down properly first."""
+        """Start the server on the same port with the same data; a running server is shut down properly first."""
         if self.is_running():
             self.shut_down()
         self._launch()
@@ -168,25 +169,25 @@ class PrivateServer(ABC):
         self.stop()
 
     def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """Return whether the server has been started and has not ended."""
         return self._guard is not None and self._exit_code(self.pid) is None
 
-    # -- for the kinds of servers
+    # -- helpers for subclasses
 
     @property
     def log(self) -> str:
-        """What the server and its tools have said so far."""
+        """The output of the server and its tools so far."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
     def _run(self, *argv: str | Path, stop_signal: signal.Signals = signal.SIGKILL) -> None:
-        """Run one of the server's tools to its end, or until it has to be stopped."""
+        """Run one of the server's tools until it ends or must be stopped."""
         pid = self._spawn([str(word) for word in argv], stop_signal)
         wait_for(lambda: self._exit_code(pid) is not None, _START_TIMEOUT, f"{argv[0]} to end")
         if self._exit_code(pid) != 0:
             raise ServerUnavailable(f"{argv[0]} failed: {self.log[-2000:]}")
 
     def _write_secret(self, name: str, text: str) -> Path:
-        """Make a file that nobody but the server's user can read."""
+        """Create a file that only the server's user can read."""
         path = self.directory / name
         path.touch(mode=0o600)
         path.write_text(text)
@@ -201,7 +202,7 @@ class PrivateServer(ABC):
         with connected(self.url) as connection:
             return connection.scalar(sa.text(statement))
 
-    # -- inside
+    # -- private helpers
 
     @property
     def _log_path(self) -> Path:
@@ -213,11 +214,13 @@ class PrivateServer(ABC):
         for name in self.users:
             with contextlib.suppress(KeyError):
                 return pwd.getpwnam(name)
-        raise ServerUnavailable(f"running as root, and there is none of the users {', '.join(self.users)}")
+        raise ServerUnavailable(f"this process is root, and none of the users {', '.join(self.users)} exists")
 
     def _make_directory(self) -> Path:
-        # Root may have to copy the server's programs there, to where the other user can run them.
-        parent = parent_for_a_server(in_memory=not self.durable, for_programs_of_others=self._user is not None)
+        # Root may have to copy the server's programs there, so that the other user can run them.
+        parent = parent_of_server_directory(
+            in_memory=not self.durable, with_programs_for_another_user=self._user is not None
+        )
         directory = Path(tempfile.mkdtemp(prefix=self.prefix, dir=parent))
         self._hand_over(directory)
         return directory
@@ -237,14 +240,14 @@ class PrivateServer(ABC):
         self.pid = self._spawn(self._command(), self.stop_signal)
         end = time.monotonic() + _START_TIMEOUT
         while True:
-            answer: object = "it is not ready"
+            answer: object = "the server is not ready"
             try:
                 if self._is_ready():
                     return
             except sa.exc.OperationalError as error:
                 answer = error
             if self._exit_code(self.pid) is not None:
-                raise ServerUnavailable(f"the server ended at its start: {self.log[-2000:]}")
+                raise ServerUnavailable(f"the server ended during its start: {self.log[-2000:]}")
             if time.monotonic() > end:
                 raise ServerUnavailable(f"the server does not answer: {answer}; {self.log[-2000:]}")
             time.sleep(_POLL_EVERY)
@@ -256,7 +259,7 @@ class PrivateServer(ABC):
         answer = self._ask(
             op="start",
             argv=argv,
-            env=environment | {"LC_ALL": "C"},  # messages in English, no locale that is not installed
+            env=environment | {"LC_ALL": "C"},  # English messages, and no locale that may not be installed
             log=str(self._log_path),
             user=self._user.pw_uid if self._user else None,
             group=self._user.pw_gid if self._user else None,
@@ -287,7 +290,7 @@ class PrivateServer(ABC):
 
 
 def find_program(name: str, *, of: str, package: str) -> Path:
-    """Where a program of the system's is."""
+    """Return the path of a program of the system."""
     # An ordinary user's PATH often lacks the folders of servers.
     found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     if found is None:
@@ -296,11 +299,11 @@ def find_program(name: str, *, of: str, package: str) -> Path:
 
 
 def several_hosts(url: sa.URL, hosts: Sequence[str], **query: str) -> sa.URL:
-    """The same URL for several hosts, of which the driver takes one that will do."""
+    """Return the URL for several hosts, of which the driver uses a suitable one."""
     pairs = [*(("host", host) for host in hosts), *query.items()]
     return sa.URL.create(url.drivername, url.username, url.password, database=url.database).update_query_pairs(pairs)
 
 
 def connected(url: sa.URL, **options: Any) -> sa.Connection:
-    """A connection, to be closed, that no pool keeps open."""
+    """Return a connection without a pool, which the caller closes."""
     return sa.create_engine(url, poolclass=sa.NullPool, **options).connect()

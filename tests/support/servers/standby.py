@@ -1,4 +1,4 @@
-"""A PostgreSQL with a standby that takes over."""
+"""A PostgreSQL server with a standby that takes over."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .process import connected, several_hosts
 
 _TIMEOUT = 30.0
 _SETTINGS = (
-    "synchronous_commit=on",  # servers that are not durable have it off, which would make no standby synchronous
+    "synchronous_commit=on",  # off for servers that are not durable, which would prevent synchronous replication
     "wal_keep_size=64MB",
-    "wal_retrieve_retry_interval=100ms",  # how soon a standby that was cut off looks for its primary again
+    "wal_retrieve_retry_interval=100ms",  # interval after which a standby that was cut off tries to reach its primary
 )
 
 
 class PostgresStandby(PostgresServer):
-    """A copy of another server that receives what that one commits; read-only until it is promoted.
+    """A copy of another server that receives its commits, and is read-only until it is promoted.
 
-    ``port`` is that of a server which it replaces.
+    ``port`` is the port of a server that it replaces.
     """
 
     prefix: ClassVar[str] = "vfs-sb-"
@@ -36,16 +36,18 @@ class PostgresStandby(PostgresServer):
         self.password = primary.password
 
     def promote(self) -> None:
-        """Make it a primary; returns when it takes writes."""
-        assert self._scalar("SELECT pg_promote(true, 30)"), "not promoted"
+        """Make the standby a primary; return when it accepts writes."""
+        assert self._scalar("SELECT pg_promote(true, 30)"), "the standby was not promoted"
 
     def cut(self) -> None:
-        """Receive nothing any more, as if the network between the two were gone."""
+        """Stop receiving commits, as if the network to the primary were interrupted."""
         self._receive_from("")
-        wait_for(lambda: not self._scalar("SELECT count(*) FROM pg_stat_wal_receiver"), _TIMEOUT, "the cut")
+        wait_for(
+            lambda: not self._scalar("SELECT count(*) FROM pg_stat_wal_receiver"), _TIMEOUT, "the standby to disconnect"
+        )
 
     def mend(self) -> None:
-        """Receive again, and what was missed."""
+        """Receive commits again, including the missed ones."""
         self._receive_from(self._source)
 
     def _install(self) -> None:
@@ -57,7 +59,7 @@ class PostgresStandby(PostgresServer):
         )
         settings = self._data / "postgresql.auto.conf"
         with settings.open("a") as file:
-            # A promoted one that asked for a standby of its own would wait for it at every commit.
+            # A promoted server that required a synchronous standby would wait for it at every commit.
             file.write(f"primary_conninfo = '{self._source}'\nsynchronous_standby_names = ''\n")
         (self._data / "standby.signal").touch()
         self._hand_over(self._data / "standby.signal")
@@ -74,10 +76,10 @@ class PostgresStandby(PostgresServer):
 
 
 class PostgresPair:
-    """``with PostgresPair() as pair: create_engine(pair.url())``: a primary and its standby.
+    """A primary and its standby: ``with PostgresPair() as pair: create_engine(pair.url())``.
 
-    A ``synchronous`` standby has each commit before it is acknowledged. ``durable`` is as for `PostgresServer`; a
-    ``kill -9`` loses nothing of a server that is not, since no machine goes down with it.
+    A ``synchronous`` standby has each commit before it is acknowledged. ``durable`` has the meaning of
+    `PostgresServer`. A ``kill -9`` does not lose data of a server without it, because the machine does not crash.
     """
 
     def __init__(self, *, synchronous: bool = True, durable: bool = False, bindir: str | Path | None = None) -> None:
@@ -106,14 +108,14 @@ class PostgresPair:
         self.stop()
 
     def url(self, database: str | None = None, drivername: str = "postgresql+psycopg") -> sa.URL:
-        """Both of them, the present primary first; the driver takes the one that is primary then."""
+        """Return the URL of both servers, the current primary first; the driver uses the server that is the primary."""
         assert self.standby is not None
         hosts = [f"127.0.0.1:{server.port}" for server in (self.primary, self.standby)]
         url = self.primary.url.set(drivername=drivername, database=database or "postgres")
         return several_hosts(url, hosts, target_session_attrs="read-write")
 
     def fail_over(self) -> PostgresServer:
-        """Promote the standby, and return the former primary, which is no member any more."""
+        """Promote the standby and return the former primary, which no longer belongs to the pair."""
         assert self.standby is not None
         former = self.primary
         self.standby.promote()
@@ -121,16 +123,16 @@ class PostgresPair:
         return former
 
     def add_standby(self, port: int = 0) -> None:
-        """Make a standby, on a given port if need be; returns when it has everything, and gets each commit."""
+        """Create a standby, optionally on a given port; return when it has all data and receives each commit."""
         self.standby = PostgresStandby(self.primary, options=_SETTINGS, port=port).start()
         self.wait_for_standby()
         if self.synchronous:
-            # Only now: without a standby each commit would wait for one.
+            # Set only now, because without a standby each commit would wait for one.
             _configure(self.primary, "synchronous_standby_names = '*'")
             self.wait_for_standby()
 
     def wait_for_standby(self) -> None:
-        """Return when the standby receives each commit at once."""
+        """Return when the standby receives each commit immediately."""
         state = "sync" if self.replicates_synchronously() else "async"
         statement = sa.text(
             "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = :state"
@@ -140,10 +142,10 @@ class PostgresPair:
             with connected(self.primary.url) as connection:
                 return bool(connection.scalar(statement, {"state": state}))
 
-        wait_for(streams, _TIMEOUT, f"the standby to stream, {state}")
+        wait_for(streams, _TIMEOUT, f"the standby to stream ({state})")
 
     def replicates_synchronously(self) -> bool:
-        """Whether the primary waits for a standby."""
+        """Return whether the primary waits for a standby."""
         with connected(self.primary.url) as connection:
             return bool(connection.scalar(sa.text("SHOW synchronous_standby_names")))
 

@@ -1,6 +1,6 @@
-"""Servers that hold the same data as another, and one that stands before another, do what the tests of faults need.
+"""Standbys, poolers and clusters: the operations that fault tests need.
 
-(What becomes of the nodes of a Galera cluster is seen in ``tests/faults/test_galera.py``.)
+(``tests/faults/test_galera.py`` tests failures of Galera nodes.)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def has_table(url: sa.URL) -> bool:
         return sa.inspect(connection).has_table("numbers")
 
 
-# -- PostgreSQL and its standby
+# -- PostgreSQL with a standby
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def pair() -> Iterator[PostgresPair]:
         yield pair
 
 
-def test_a_standby_takes_over_and_is_replaced(pair: PostgresPair) -> None:
+def test_standby_takes_over_and_is_replaced(pair: PostgresPair) -> None:
     assert pair.standby is not None
     url, ports = pair.url(), {pair.primary.port, pair.standby.port}
     for number in (1, 2):
@@ -70,12 +70,12 @@ def test_a_standby_takes_over_and_is_replaced(pair: PostgresPair) -> None:
     assert numbers(url) == [1, 2, 3]
     assert pair.standby is not None
     standby = pair.standby.url
-    wait_for(lambda: numbers(standby) == [1, 2, 3], 10, "the standby to apply what it has")
+    wait_for(lambda: numbers(standby) == [1, 2, 3], 10, "the standby to apply the commits")
     with pytest.raises(sa.exc.InternalError, match="read-only"):
         run(standby, "INSERT INTO numbers VALUES (4)")
 
 
-def test_a_commit_waits_for_a_standby_that_was_cut_off(pair: PostgresPair) -> None:
+def test_commit_waits_for_a_standby_that_was_cut_off(pair: PostgresPair) -> None:
     assert pair.standby is not None
     pair.standby.cut()
     writer = threading.Thread(target=run, args=(pair.url(), "INSERT INTO numbers VALUES (1)"))
@@ -94,12 +94,12 @@ def test_a_commit_waits_for_a_standby_that_was_cut_off(pair: PostgresPair) -> No
     assert numbers(pair.primary.url) == [1]
 
 
-def test_an_asynchronous_standby_lacks_what_came_after_the_cut() -> None:
+def test_asynchronous_standby_lacks_commits_after_the_cut() -> None:
     with skipping(), PostgresPair(synchronous=False) as pair:
         assert pair.standby is not None
         standby = pair.standby.url
         run(pair.url(), "CREATE TABLE numbers (n int)", "INSERT INTO numbers VALUES (1)")
-        wait_for(lambda: has_table(standby) and numbers(standby) == [1], 10, "the standby to have it")
+        wait_for(lambda: has_table(standby) and numbers(standby) == [1], 10, "the standby to apply the insert")
         pair.standby.cut()
         run(pair.url(), "INSERT INTO numbers VALUES (2)")
         pair.primary.kill9()
@@ -110,7 +110,7 @@ def test_an_asynchronous_standby_lacks_what_came_after_the_cut() -> None:
 # -- PgBouncer
 
 
-def test_pgbouncer_gives_each_transaction_a_connection_and_comes_back(postgresql_server: AvailableServer) -> None:
+def test_pgbouncer_shares_a_connection_between_transactions_and_restarts(postgresql_server: AvailableServer) -> None:
     with (
         postgresql_server.databases.database(migrated=False) as direct,
         skipping(),
@@ -131,7 +131,7 @@ def test_pgbouncer_gives_each_transaction_a_connection_and_comes_back(postgresql
         assert numbers(url) == []
 
 
-# -- all of them
+# -- all kinds of servers
 
 OWNER = """
 import time
@@ -156,9 +156,9 @@ AVAILABLE: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_a_killed_owner_leaves_nothing(kind: str) -> None:
+def test_kill_of_the_owner_removes_all_servers(kind: str) -> None:
     with skipping():
-        AVAILABLE[kind]()  # looks for the programs, starts nothing
+        AVAILABLE[kind]()  # finds the programs without starting them
     script = OWNER.format(body=BODIES[kind])
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
@@ -167,6 +167,6 @@ def test_a_killed_owner_leaves_nothing(kind: str) -> None:
         assert is_running(int(second))
         owner.send_signal(signal.SIGKILL)
     for directory in map(Path, directories):
-        wait_for(lambda d=directory: not d.exists() and not processes_of(d), 15, "everything to be gone")  # type: ignore[misc]
+        wait_for(lambda d=directory: not d.exists() and not processes_of(d), 15, "the end of all processes")  # type: ignore[misc]
     assert not is_running(int(first))
     assert not is_running(int(second))

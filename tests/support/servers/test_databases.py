@@ -1,4 +1,4 @@
-"""Databases are made, copied and dropped; which server they are made on."""
+"""Creating, copying and dropping databases, and the choice of the server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def available(request: pytest.FixtureRequest) -> AvailableServer:
 
 
 def prepare(url: sa.URL) -> None:
-    """Parent and child in the wrong order of names, awkward texts, a version table with its row."""
+    """Create tables whose names do not follow their dependencies, unusual texts, and a version table with its row."""
     metadata = sa.MetaData()
     sa.Table("z_parent", metadata, sa.Column("id", sa.String(20), primary_key=True))
     sa.Table(
@@ -51,10 +51,10 @@ def prepare(url: sa.URL) -> None:
 
 def structure(url: sa.URL) -> object:
     with connected(url) as connection:
-        look = sa.inspect(connection)
+        inspector = sa.inspect(connection)
         return [
-            (table, str(look.get_columns(table)), look.get_indexes(table), look.get_foreign_keys(table))
-            for table in sorted(look.get_table_names())
+            (table, str(inspector.get_columns(table)), inspector.get_indexes(table), inspector.get_foreign_keys(table))
+            for table in sorted(inspector.get_table_names())
         ]
 
 
@@ -65,7 +65,7 @@ def names(databases: DatabaseFactory) -> set[str]:
         return set(connection.scalars(sa.text(listing)))
 
 
-def test_each_copy_has_the_tables_and_rows_of_the_template_and_is_its_own(available: AvailableServer) -> None:
+def test_each_copy_has_the_content_of_the_template_and_is_independent(available: AvailableServer) -> None:
     prepared: list[sa.URL] = []
 
     def prepare_once(url: sa.URL) -> None:
@@ -103,7 +103,7 @@ def test_drop_does_not_wait_for_a_transaction_left_open(available: AvailableServ
     databases.close()
 
 
-def test_a_failed_preparation_leaves_no_database(available: AvailableServer) -> None:
+def test_failed_preparation_leaves_no_database(available: AvailableServer) -> None:
     def fail(url: sa.URL) -> None:
         raise LookupError(url.database)
 
@@ -113,12 +113,12 @@ def test_a_failed_preparation_leaves_no_database(available: AvailableServer) -> 
     assert str(caught.value) not in names(databases)
 
 
-def test_only_databases_made_here_are_dropped(available: AvailableServer) -> None:
-    with pytest.raises(AssertionError, match="was not made here"):
-        available.databases.drop(available.url.set(database="vfs_of_somebody_else"))
+def test_drop_of_a_foreign_database_is_rejected(available: AvailableServer) -> None:
+    with pytest.raises(AssertionError, match="was not created by this factory"):
+        available.databases.drop(available.url.set(database="vfs_of_another_factory"))
 
 
-def test_mariadb_copies_only_tables_and_says_so(mariadb_server: AvailableServer) -> None:
+def test_mariadb_copy_of_a_template_with_a_view_is_rejected(mariadb_server: AvailableServer) -> None:
     def with_view(url: sa.URL) -> None:
         with connected(url) as connection:
             connection.execute(sa.text("CREATE VIEW a_view AS SELECT 1"))
@@ -128,7 +128,7 @@ def test_mariadb_copies_only_tables_and_says_so(mariadb_server: AvailableServer)
         databases.create()
 
 
-def test_mariadb_database_with_a_charset_of_its_own(mariadb_server: AvailableServer) -> None:
+def test_mariadb_database_has_the_requested_charset(mariadb_server: AvailableServer) -> None:
     options = "CHARACTER SET latin1 COLLATE latin1_german2_ci"
     databases = mariadb_server.databases.prepared_by(prepare, options=options)
     for url in (databases.create(migrated=False, options=options), databases.create()):
@@ -137,7 +137,7 @@ def test_mariadb_database_with_a_charset_of_its_own(mariadb_server: AvailableSer
     databases.close()
 
 
-def test_postgresql_database_with_a_locale_of_icu() -> None:
+def test_postgresql_database_has_the_requested_icu_locale() -> None:
     with skipping(), PostgresServer(bindir=find_bindir(icu=True)) as server:
         databases = PostgresDatabases(server.url)
         options = "LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
@@ -145,11 +145,11 @@ def test_postgresql_database_with_a_locale_of_icu() -> None:
             assert connection.scalar(sa.text("SELECT 'a' < 'B'"))
 
 
-# -- which server
+# -- choice of the server
 
 
 @pytest.mark.parametrize(("kind", "variable"), [("postgresql", POSTGRESQL_URL), ("mariadb", MARIADB_URL)])
-def test_a_given_server_wins_and_is_left_as_it_was(
+def test_server_of_the_environment_is_used_and_left_unchanged(
     kind: str, variable: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other: AvailableServer = request.getfixturevalue(f"{kind}_server")
@@ -160,11 +160,11 @@ def test_a_given_server_wins_and_is_left_as_it_was(
         copy = server.databases.prepared_by(prepare).create()
         empty = server.databases.create(migrated=False)
         assert {copy.database, empty.database} < names(other.databases)
-    ours = tuple(str(url.database).rpartition("_")[0] for url in (copy, empty))
-    assert not [name for name in names(other.databases) if name.startswith(ours)]
+    prefixes = tuple(str(url.database).rpartition("_")[0] for url in (copy, empty))
+    assert not [name for name in names(other.databases) if name.startswith(prefixes)]
 
 
-def test_without_a_server_tests_are_skipped_or_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_server_skips_or_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable() -> None:
         with skipping():
             raise ServerUnavailable("no such program")

@@ -1,4 +1,4 @@
-"""The servers start, crash, come back, and leave nothing behind."""
+"""Private servers: start, crash, restart, and complete removal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def port_is_closed(url: sa.URL) -> bool:
     return False
 
 
-def test_postgresql_with_options_and_a_locale() -> None:
+def test_postgresql_has_the_requested_options_and_locale() -> None:
     icu = ("--locale-provider=icu", "--icu-locale=en-US")
     with skipping(), PostgresServer(options=["timezone=Asia/Kathmandu"], initdb_args=icu) as server:
         with connected(server.url) as connection:
@@ -53,7 +53,7 @@ def test_postgresql_with_options_and_a_locale() -> None:
         assert server.version >= (13,)
 
 
-def test_mariadb_with_arguments_and_a_charset() -> None:
+def test_mariadb_has_the_requested_arguments_and_charset() -> None:
     args = ["--default-time-zone=+05:30", "--max-allowed-packet=1M"]
     with skipping(), MariaDBServer(charset="latin1", args=args) as server:
         with connected(server.url_for("mariadb+pymysql")) as connection:
@@ -65,13 +65,13 @@ def test_mariadb_with_arguments_and_a_charset() -> None:
         assert server.version >= (10, 6)
 
 
-def test_a_crashed_server_comes_back_with_what_was_committed(private: PrivateServer) -> None:
+def test_restarted_server_has_all_committed_data(private: PrivateServer) -> None:
     databases = PostgresDatabases if isinstance(private, PostgresServer) else MariaDBDatabases
     url = databases(private.url).create(migrated=False)
     with connected(url) as connection:
         connection.execute(sa.text("CREATE TABLE restarts (how VARCHAR(20))"))
         connection.commit()
-    for how in ("after a crash", "in good order"):
+    for how in ("after a crash", "after a shutdown"):
         with connected(url) as connection:
             connection.execute(sa.text("INSERT INTO restarts VALUES (:how)"), {"how": how})
             connection.commit()
@@ -81,11 +81,11 @@ def test_a_crashed_server_comes_back_with_what_was_committed(private: PrivateSer
             assert port_is_closed(private.url)
         private.restart()
     with connected(url) as connection:
-        assert connection.scalars(sa.text("SELECT how FROM restarts")).all() == ["after a crash", "in good order"]
+        assert connection.scalars(sa.text("SELECT how FROM restarts")).all() == ["after a crash", "after a shutdown"]
 
 
 @pytest.mark.parametrize("state", ["running", "killed", "frozen"])
-def test_a_stopped_server_leaves_nothing(private: PrivateServer, state: str) -> None:
+def test_stop_removes_the_server_completely(private: PrivateServer, state: str) -> None:
     segments = shared_memory_of(private)
     if isinstance(private, PostgresServer) and sys.platform == "linux":
         assert segments & shared_memory()
@@ -99,7 +99,7 @@ def test_a_stopped_server_leaves_nothing(private: PrivateServer, state: str) -> 
     assert not private.directory.exists()
     assert port_is_closed(private.url)
     assert not segments & shared_memory()
-    private.stop()  # once more does no harm
+    private.stop()  # a second call has no effect
 
 
 def shared_memory_of(server: PrivateServer) -> set[str]:
@@ -125,7 +125,7 @@ server = Server().start()
 if {freezes}:
     server.freeze()
 if {forks} and os.fork() == 0:
-    time.sleep(60)  # holds on to whatever the owner had open
+    time.sleep(60)  # keeps the owner's files open
     os._exit(0)
 print(server.pid, flush=True)
 time.sleep(60)
@@ -134,9 +134,9 @@ time.sleep(60)
 
 @pytest.mark.parametrize("when", ["installing", "running", "forked", "frozen"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_owner_leaves_nothing(kind: str, when: str) -> None:
+def test_kill_of_the_owner_removes_the_server_completely(kind: str, when: str) -> None:
     with skipping():
-        CLASSES[kind]()  # looks for the programs, starts nothing
+        CLASSES[kind]()  # finds the programs without starting them
     script = OWNER.format(server=CLASSES[kind].__name__, forks=when == "forked", freezes=when == "frozen")
     owner = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -154,14 +154,18 @@ def test_a_killed_owner_leaves_nothing(kind: str, when: str) -> None:
             family += [pid, *children_of(pid)]
         owner.kill()
         owner.wait()
-        # The guard is the last to go.
-        wait_for(lambda: not directory.exists() and not processes_of(directory), 20, "everything to be gone")
+        # The guard is the last process to end.
+        wait_for(
+            lambda: not directory.exists() and not processes_of(directory),
+            20,
+            "the processes and the directory to be removed",
+        )
     assert not any(map(is_running, family))
     if when == "forked":
         os.killpg(owner.pid, signal.SIGKILL)
 
 
-def test_a_server_that_cannot_start_says_why_and_leaves_nothing() -> None:
+def test_failed_start_reports_its_reason_and_leaves_nothing() -> None:
     with skipping():
         server = PostgresServer(options=["no_such_setting=1"])
     with pytest.raises(ServerUnavailable, match="no_such_setting"):
