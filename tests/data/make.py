@@ -1,8 +1,8 @@
-"""Makes the SQLite file of a revision, with data: ``python -m tests.data.make`` once a revision has been added.
+"""Creation of the SQLite test file of a revision: run ``python -m tests.data.make`` after adding a revision.
 
-A file is made by the code of its own time and never again: what later code makes of it is the test's question. The
-first two were made by the same code, for which the tables are the same in both. ``sessions.json`` says what is in all
-of them.
+A file is created by the code of its own revision and never created again: tests check what later code does with it. The
+first two files were created by the same code, because their tables are the same. ``sessions.json`` contains the
+sessions that are stored in every file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIME = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
 
 def sessions() -> list[Session]:
-    """Return a session in each phase, with values that a database could change on the way."""
+    """Return a session in each phase, with values that a database could change in storage."""
     made = []
     for number, phase in enumerate(SessionPhase):
         session = Session(
@@ -43,14 +43,14 @@ def sessions() -> list[Session]:
 
 
 def shape(session: Session) -> dict[str, Any]:
-    """Return a session as JSON, without what every write makes anew."""
+    """Return a session as JSON, without the fields that every write changes."""
     return {name: value for name, value in session.to_dict().items() if name not in {"write_id", "version"}}
 
 
 def make(revision: str) -> Path:
-    """Make the file of a revision; it must not be there yet."""
+    """Create the file of a revision, which must not exist yet."""
     path = FOLDER / f"{revision}.db"
-    assert not path.exists(), f"{path} is there already, and never made anew"
+    assert not path.exists(), f"{path} exists already; test files are never created again"
     engine = create_engine(f"sqlite:///{path}")
     migrate.upgrade(engine, revision)
     repository = SQLAlchemySessionRepository(engine)
@@ -61,10 +61,10 @@ def make(revision: str) -> Path:
 
 
 if __name__ == "__main__":
-    asked = sys.argv[1:] or [
+    requested = sys.argv[1:] or [
         each.revision for each in migrate.history() if not (FOLDER / f"{each.revision}.db").exists()
     ]
-    for name in asked:
+    for name in requested:
         sys.stdout.write(f"{make(name)}\n")
     if not EXPECTED.exists():
         EXPECTED.write_text(json.dumps([shape(session) for session in sessions()], indent=1) + "\n")

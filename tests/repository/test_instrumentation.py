@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.support.databases import SQL_DATABASES, Storage, refuse_inserts
+from tests.support.databases import SQL_DATABASES, Storage, reject_inserts
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
     InMemorySessionRepository,
@@ -133,7 +133,7 @@ def test_what_a_database_rolled_back_is_told_with_each_attempt(
     engine = create_engine(postgresql.new_url())
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
-    refuse_inserts(engine, "vibeforge_session_logs", 2)
+    reject_inserts(engine, "vibeforge_session_logs", 2)
     spans.clear()
     caplog.set_level(logging.DEBUG, logger="vibeforge_sessions")
     repository.append_log(SESSION_ID, SECRET)

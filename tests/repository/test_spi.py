@@ -87,23 +87,23 @@ def test_a_disk_that_fails(tmp_path: Path) -> None:
 
 
 NOTICED_BY = {
-    "HandsOutTheSameObject": {
+    "SharesSessionObjects": {
         "test_stored_data_is_independent_of_returned_objects",
         "test_stale_update_writes_nothing",
     },
-    "LooksAtNoVersion": {
+    "IgnoresVersion": {
         "test_stale_update_writes_nothing",
         "test_update_of_other_incarnation_raises_stale",
         "test_modify_retries_when_stale",
     },
     "ReadsOutsideTheLock": {"test_concurrent_appends_and_updates_are_all_stored"},
-    "KeepsDocumentsAlmost": {
+    "AltersDocuments": {
         "test_json_values_are_exact",
         "test_update_of_key_order_only_is_stored",
         "test_update_of_type_only_is_stored",
     },
-    "LeavesHistoryBehind": {"test_delete_removes_session_and_histories"},
-    "TurnsTheClockBack": {"test_stored_time_never_decreases"},
+    "KeepsHistoryOfDeletedSession": {"test_delete_removes_session_and_histories"},
+    "DecreasesStoredTime": {"test_stored_time_never_decreases"},
 }
 """What is broken, and tests of the contract that must fail of it."""
 

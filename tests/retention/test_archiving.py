@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.databases import SQL_DATABASES
-from tests.support.retention import COUNTED, TOUCHES, Busy, files_of_at_most, ids_of, imported, pruned, put, put_many
+from tests.support.retention import COUNTED, TOUCHES, Busy, ids_of, imported, limited_file_size, pruned, put, put_many
 from vibeforge_sessions import (
     ArchiveError,
     InMemorySessionRepository,
@@ -149,7 +149,7 @@ def test_a_full_disk_ends_it(repository: SessionRepository, tmp_path: Path) -> N
     assert pruned(others, archive=path).total == 1
     ids = put_many(repository, 9, errors=50)
     reached: list[int] = []
-    with files_of_at_most(path.stat().st_size + 30_000), pytest.raises(ArchiveError, match="File too large"):
+    with limited_file_size(path.stat().st_size + 30_000), pytest.raises(ArchiveError, match="File too large"):
         pruned(repository, archive=path, batch_size=2, on_batch=lambda report: reached.append(report.total))
     left = ids_of(repository)
     assert left == ids[reached[-1] :]  # what was deleted in whole batches, and nothing of the one that failed

@@ -25,9 +25,9 @@ from tests.support.retention import (
     MONTH,
     TOUCHES,
     Busy,
-    files_of_at_most,
     ids_of,
     imported,
+    limited_file_size,
     pruned,
     put,
     put_many,
@@ -379,7 +379,7 @@ def test_one_that_is_cancelled_in_a_pause_ends_at_once() -> None:
 def test_an_archive_that_is_full_ends_it_on_an_event_loop(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 5, errors=50)
-    with files_of_at_most(30_000), pytest.raises(ArchiveError, match="File too large"):
+    with limited_file_size(30_000), pytest.raises(ArchiveError, match="File too large"):
         asyncio.run(
             prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=tmp_path / "archive", batch_size=2)
         )

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
 from tests.support import cases
-from tests.support.databases import ASYNC_DRIVERS, SQL_DATABASES, Storage, refuse_inserts
+from tests.support.databases import ASYNC_DRIVERS, SQL_DATABASES, Storage, reject_inserts
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
     AsyncSQLAlchemySessionRepository,
@@ -198,7 +198,7 @@ def test_the_event_loop_goes_on_while_a_deadlock_is_waited_out(postgresql: Stora
     assert postgresql.new_url is not None
     url = postgresql.new_url()
     engine = create_engine(url)
-    refuse_inserts(engine, "vibeforge_session_logs", 5)
+    reject_inserts(engine, "vibeforge_session_logs", 5)
     engine.dispose()
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Helpers of the tests: databases, servers, processes, faults and sample data."""
+"""Helpers for tests: databases, servers, processes, faults and sample data."""
 
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -11,5 +11,5 @@ ROOT = Path(__file__).parents[2]
 
 
 def cases(values: Iterable[Any], quick: Container[Any]) -> list[Any]:
-    """Return parameters of a test. Those that are not `quick` are exhaustive: they run in `make test-all` only."""
+    """Return parameters of a test; values that are not in `quick` are marked as exhaustive (`make test-all`)."""
     return [value if value in quick else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]

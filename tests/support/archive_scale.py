@@ -1,8 +1,8 @@
-"""How fast sessions are moved, and in how much memory: ``python -m tests.support.archive_scale --sessions 100000``.
+"""Speed and memory of moving sessions: ``python -m tests.support.archive_scale --sessions 100000``.
 
-Each step is a process of its own, whose peak of memory (of Linux) is its own, too. It prints a line for each: what was
-done, sessions a second, the processor's time, and the peak. It fails if a step needs more than 200 MB, or if what comes
-out is not the same.
+Each step runs in its own process, whose peak memory is measured (on Linux). The output has one line per step: its name,
+sessions per second, CPU time and peak memory. The script fails if a step needs more than 200 MB, or if the exported
+archives differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MESSAGE: Final = "src/App.tsx(12,7): error TS2304: Cannot find name 'useState'. 
 
 
 class Errors:
-    """So many entries, as often as somebody asks for them."""
+    """An iterable of this many entries, which can be iterated more than once."""
 
     def __init__(self, count: int, message: int = len(MESSAGE)) -> None:
         self.count = count
@@ -43,7 +43,7 @@ class Errors:
 
 
 def fill(repository: SessionRepository, sessions: int, errors: Errors) -> Report:
-    """Store so many sessions of usual size, and one with these errors."""
+    """Store this many sessions of usual size, and one session with these errors."""
     sample = Session(
         session_id="sample",
         answers={f"question {number}": f"an answer of usual length, {number}" for number in range(12)},
@@ -76,7 +76,7 @@ def _as(record: Record, session_id: str, number: int, errors: int, logs: int = 5
 
 
 def archive(repository: SessionRepository, path: str) -> Report:
-    """Archive all sessions, a hundred at a time, as whoever deletes them would."""
+    """Archive all sessions in batches of a hundred, as a deletion with an archive does."""
     report = Report()
     with ArchiveWriter(path) as writer:
         for number, session_id in enumerate(repository.list_sessions(), 1):
@@ -90,22 +90,24 @@ def archive(repository: SessionRepository, path: str) -> Report:
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], Report]] = {
-    "fill": lambda asked: fill(open_repository(asked.source), asked.sessions, Errors(asked.errors, asked.message)),
-    "export": lambda asked: export_sessions(open_repository(asked.source), asked.file, overwrite=True),
-    "export, compressed": lambda asked: export_sessions(open_repository(asked.source), f"{asked.file}.gz"),
-    "import": lambda asked: import_sessions(open_repository(asked.target), asked.file),
-    "import again": lambda asked: import_sessions(open_repository(asked.target), f"{asked.file}.gz"),
-    "export again": lambda asked: export_sessions(open_repository(asked.target), f"{asked.file}.2"),
-    "copy": lambda asked: copy_sessions(open_repository(asked.source), open_repository(asked.copy)),
-    "copy again": lambda asked: copy_sessions(open_repository(asked.source), open_repository(asked.copy)),
-    "archive": lambda asked: archive(open_repository(asked.source), f"{asked.file}.archive.gz"),
+    "fill": lambda options: fill(
+        open_repository(options.source), options.sessions, Errors(options.errors, options.message)
+    ),
+    "export": lambda options: export_sessions(open_repository(options.source), options.file, overwrite=True),
+    "export, compressed": lambda options: export_sessions(open_repository(options.source), f"{options.file}.gz"),
+    "import": lambda options: import_sessions(open_repository(options.target), options.file),
+    "import again": lambda options: import_sessions(open_repository(options.target), f"{options.file}.gz"),
+    "export again": lambda options: export_sessions(open_repository(options.target), f"{options.file}.2"),
+    "copy": lambda options: copy_sessions(open_repository(options.source), open_repository(options.copy)),
+    "copy again": lambda options: copy_sessions(open_repository(options.source), open_repository(options.copy)),
+    "archive": lambda options: archive(open_repository(options.source), f"{options.file}.archive.gz"),
 }
 
 
-def step(asked: argparse.Namespace) -> dict[str, Any]:
+def step(options: argparse.Namespace) -> dict[str, Any]:
     """Run one step in this process."""
     began, used = time.perf_counter(), time.process_time()
-    report = STEPS[asked.step](asked)
+    report = STEPS[options.step](options)
     seconds, processor = time.perf_counter() - began, time.process_time() - used
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
@@ -119,56 +121,56 @@ def step(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(asked: argparse.Namespace, folder: Path) -> bool:
-    """Run all steps, each in a process of its own; tell whether all went well."""
+def run(options: argparse.Namespace, folder: Path) -> bool:
+    """Run each step in its own process; return whether all steps succeeded."""
     files = {"source": f"sqlite:///{folder}/source.db", "target": f"sqlite:///{folder}/target.db"}
     files |= {"copy": f"sqlite:///{folder}/copy.db", "file": f"{folder}/archive.jsonl"}
-    files |= {name: value for name in files if (value := getattr(asked, name))}
+    files |= {name: value for name in files if (value := getattr(options, name))}
     for name in ("source", "target", "copy"):
         upgrade(parse_url(files[name]))
-    options = [f"--{name}={value}" for name, value in files.items()]
-    options += [f"--sessions={asked.sessions}", f"--errors={asked.errors}", f"--message={asked.message}"]
-    fine = True
-    for name in ["fill", *asked.steps]:
-        command = [sys.executable, "-m", "tests.support.archive_scale", *options, "--step", name]
+    arguments = [f"--{name}={value}" for name, value in files.items()]
+    arguments += [f"--sessions={options.sessions}", f"--errors={options.errors}", f"--message={options.message}"]
+    succeeded = True
+    for name in ["fill", *options.steps]:
+        command = [sys.executable, "-m", "tests.support.archive_scale", *arguments, "--step", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.stdout.write(f"{name}: {done.stderr}\n")
             return False
-        told = json.loads(done.stdout)
-        rate = told["sessions"] / told["seconds"]
+        figures = json.loads(done.stdout)
+        rate = figures["sessions"] / figures["seconds"]
         sys.stdout.write(
-            f"{name:20} {told['sessions']:9,} sessions {told['seconds']:8.1f} s {rate:8,.0f}/s "
-            f"{told['processor']:8.1f} s of the processor {told['peak']:5} MB\n"
+            f"{name:20} {figures['sessions']:9,} sessions {figures['seconds']:8.1f} s {rate:8,.0f}/s "
+            f"{figures['processor']:8.1f} s CPU {figures['peak']:5} MB\n"
         )
         sys.stdout.flush()
-        fine = fine and not told["failed"] and (name == "fill" or told["peak"] <= asked.limit)
-    if "export again" not in asked.steps:
-        return fine
+        succeeded = succeeded and not figures["failed"] and (name == "fill" or figures["peak"] <= options.limit)
+    if "export again" not in options.steps:
+        return succeeded
     same = subprocess.run(["cmp", files["file"], f"{files['file']}.2"], check=False).returncode == 0
-    sys.stdout.write(f"the same bytes: {same}\n")
-    return fine and same
+    sys.stdout.write(f"identical archives: {same}\n")
+    return succeeded and same
 
 
 def main() -> None:
-    """Run it."""
+    """Parse the options and run the steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=100_000)
-    parser.add_argument("--errors", type=int, default=1_000_000, help="of one session more")
-    parser.add_argument("--message", type=int, default=len(MESSAGE), help="how long each of these is")
+    parser.add_argument("--errors", type=int, default=1_000_000, help="entries of one additional session")
+    parser.add_argument("--message", type=int, default=len(MESSAGE), help="length of their messages")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=[name for name in STEPS if name != "fill"])
-    parser.add_argument("--limit", type=int, default=200, help="how many MB a step may need")
+    parser.add_argument("--limit", type=int, default=200, help="maximum memory of a step in MB")
     for name in ("source", "target", "copy"):
-        parser.add_argument(f"--{name}", help="the URL of an empty database; a SQLite file by default")
-    parser.add_argument("--file", help="the archive's path")
-    parser.add_argument("--folder", help="where the files are made, instead of a temporary folder")
+        parser.add_argument(f"--{name}", help="URL of an empty database; a SQLite file by default")
+    parser.add_argument("--file", help="path of the archive")
+    parser.add_argument("--folder", help="folder of the files, instead of a temporary folder")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.step:
-        sys.stdout.write(json.dumps(step(asked)))
+    options = parser.parse_args()
+    if options.step:
+        sys.stdout.write(json.dumps(step(options)))
         return
-    with tempfile.TemporaryDirectory(prefix="vfs-scale-", dir=asked.folder) as folder:
-        sys.exit(not run(asked, Path(folder)))
+    with tempfile.TemporaryDirectory(prefix="vfs-scale-", dir=options.folder) as folder:
+        sys.exit(not run(options, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sessions to move, and archives of them as bytes and lines."""
+"""Sessions for exports and imports, and archives as bytes and lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECRET = "s3cret"
 
 
 def fill(repository: SessionRepository, count: int = 3, entries: int = 0) -> None:
-    """Store sessions as they are after long use: odd versions, times, documents, histories, and a hold."""
+    """Store sessions with unusual versions, times and documents, with histories, and with a hold."""
     for number in range(count):
         session = full_session(f"s{number}")
         session.answers = {"z": [1.0, -0.0, 2**70, 1e22, None], "a": "\x00 \ud800 Ünïcode ☃ 😀", "secret": SECRET}
@@ -36,7 +36,7 @@ def fill(repository: SessionRepository, count: int = 3, entries: int = 0) -> Non
 
 
 def change(repository: SessionRepository, session_id: str, phase: str | None = None, **fields: Any) -> None:
-    """Store a session with other fields, as only a restore can."""
+    """Store a session with other fields, which only a restore can do."""
     record = record_of(repository, session_id)
     content = record.content if phase is None else dataclasses.replace(record.content, phase=phase)
     changed = dataclasses.replace(record, content=content, **fields)
@@ -44,7 +44,7 @@ def change(repository: SessionRepository, session_id: str, phase: str | None = N
 
 
 def record_of(repository: SessionRepository[Any], session_id: str) -> Record:
-    """Return what is stored; it must be there."""
+    """Return the stored record, which must exist."""
     record = repository.get_record(session_id)
     assert record is not None
     return record
@@ -56,7 +56,7 @@ def histories(repository: SessionRepository, session_id: str) -> tuple[list[Erro
 
 
 def exported(repository: SessionRepository[Any], **options: Any) -> bytes:
-    """Return all sessions as an archive; each must have been exported."""
+    """Return all sessions as an archive; every session must have been exported."""
     file = io.BytesIO()
     report = export_sessions(repository, file, **options)
     assert (report.failed, report.gone) == (0, 0), report
@@ -77,14 +77,14 @@ def filled_archive(count: int = 3, entries: int = 0) -> list[bytes]:
 
 
 def edited(lines: list[bytes], index: int, edit: Callable[[dict[str, Any]], object]) -> list[bytes]:
-    """Return the lines with a line changed that can be read still."""
+    """Return the lines with one changed line that remains readable."""
     data = json.loads(lines[index])
     edit(data)
     return [*lines[:index], json.dumps(data, separators=(",", ":")).encode() + b"\n", *lines[index + 1 :]]
 
 
 def closed(record: Record, *lines: bytes) -> list[bytes]:
-    """Return lines with the closing line that agrees with them."""
+    """Return the lines of an archive, followed by the matching closing line."""
     import hashlib  # noqa: PLC0415
 
     return [*lines, end_line(record, hashlib.sha256(b"".join(lines)).hexdigest())]

@@ -1,4 +1,4 @@
-"""Broken variants of the worked example: `test_spi` shows that the contract detects each of them."""
+"""Broken variants of the worked example; `test_spi` checks that the contract detects each of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vibeforge_sessions.repository.spi import StoredSession
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 
 
-class HandsOutTheSameObject(FileSessionRepository):
-    """A cache without copies: whoever holds a session sees the changes of others, stored or not."""
+class SharesSessionObjects(FileSessionRepository):
+    """A cache without copies: the holder of a session sees changes of other callers, stored or not."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
@@ -31,41 +31,41 @@ class HandsOutTheSameObject(FileSessionRepository):
         session = super().get_session(session_id, recent=recent)
         if session is None or recent is not None:
             return session
-        held = self._handed_out.setdefault(session_id, session)
-        return held if held.version == session.version else session
+        shared = self._handed_out.setdefault(session_id, session)
+        return shared if shared.version == session.version else session
 
 
-class LooksAtNoVersion(FileSessionRepository):
-    """The last writer wins."""
+class IgnoresVersion(FileSessionRepository):
+    """A repository where the last writer wins."""
 
     def _current(self, session: Session) -> StoredSession:
         return self._load(session.session_id)
 
 
 class ReadsOutsideTheLock(FileSessionRepository):
-    """What two append at once, one of them loses."""
+    """A repository that loses one of two concurrent appends."""
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         yield
 
     def _save(self, stored: StoredSession) -> None:
-        time.sleep(0.001)  # the window, a little wider than that of a slow disk
+        time.sleep(0.001)  # widens the race window
         with super()._writing():
             super()._save(stored)
 
 
-class KeepsDocumentsAlmost(FileSessionRepository):
-    """JSON in its own way: keys are sorted, and whole numbers of float lose their point."""
+class AltersDocuments(FileSessionRepository):
+    """A repository that sorts the keys of documents, and converts whole floats to integers."""
 
     def _save(self, stored: StoredSession) -> None:
         content = stored.record.content
-        documents = {name: text and _almost(text) for name, text in content.documents.items()}
+        documents = {name: text and _altered(text) for name, text in content.documents.items()}
         record = dataclasses.replace(stored.record, content=dataclasses.replace(content, documents=documents))
         super()._save(dataclasses.replace(stored, record=record))
 
 
-def _almost(text: str) -> str:
+def _altered(text: str) -> str:
     def number(digits: str) -> float | int:
         value = float(digits)
         return int(value) if value.is_integer() else value
@@ -73,8 +73,8 @@ def _almost(text: str) -> str:
     return json.dumps(json.loads(text, parse_float=number), sort_keys=True)
 
 
-class LeavesHistoryBehind(FileSessionRepository):
-    """A new session under the id of a deleted one begins with the errors of the old."""
+class KeepsHistoryOfDeletedSession(FileSessionRepository):
+    """A repository whose new session has the errors of a deleted session with the same id."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
@@ -94,8 +94,8 @@ class LeavesHistoryBehind(FileSessionRepository):
         return created
 
 
-class TurnsTheClockBack(FileSessionRepository):
-    """The time of the last append is that of the appender's clock, even if it is behind."""
+class DecreasesStoredTime(FileSessionRepository):
+    """A repository that stores the appender's time, even if it is behind the stored time."""
 
     def append_log(self, session_id: str, message: str) -> str:
         line = super().append_log(session_id, message)
@@ -107,7 +107,7 @@ class TurnsTheClockBack(FileSessionRepository):
 
 
 class Broken(SessionRepositoryContract):
-    """The contract, of a class that does not keep it."""
+    """The contract for a repository that violates it."""
 
     repository_type: ClassVar[type[FileSessionRepository]]
 

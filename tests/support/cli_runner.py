@@ -1,4 +1,4 @@
-"""A command in this process: a new one takes a second."""
+"""Commands that run in the test process, because a new process takes a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -31,7 +31,7 @@ class Done:
 
 
 def run(url: str | None, *arguments: str, given: str | bytes = "", width: int = 200, **environment: str | None) -> Done:
-    """Run a command; whatever it does, it must not let an exception out."""
+    """Run a command; no exception except `SystemExit` may leave it."""
     variables = {URL: url, "COLUMNS": str(width), **environment}
     done = CliRunner().invoke(app, arguments, input=given, env=variables)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception

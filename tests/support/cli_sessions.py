@@ -1,4 +1,4 @@
-"""Sessions of known times and texts."""
+"""Sessions with fixed times and texts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HOSTILE = (
     "\x1b[2J\x1b]0;title\x07\x1b]8;;http://x\x1b\\ \x9b31m \u202egnp.exe \u2066x\u2069 \u200b\u00ad \x7f\r\b "
     "[bold red]markup[/] :smile: \U000e0041 \u2028 é漢😀\nsecond line\tof it"
 )
-"""What a terminal must not obey, and rich must not read as markup; and ordinary text."""
+"""Terminal escape sequences, markup of rich, invisible characters and ordinary text."""
 UNSAFE = (
     set(map(chr, range(0x20))) - {"\n"}
     | {chr(code) for code in range(0x7F, 0xA0)}
     | set("\u202e\u2066\u2069\u200b\u00ad\u2028\U000e0041")
 )
-"""What must never reach a terminal, apart from our own line ends."""
+"""Characters that must never reach a terminal, apart from line ends of the output itself."""
 
 
 def errors_of(count: int, first: int = 1, message: str = "it broke: {}") -> list[ErrorEntry]:
@@ -45,7 +45,7 @@ def restore(
     *,
     held: bool = False,
 ) -> None:
-    """Store a session as it is, with its times."""
+    """Store a session with its own times."""
     record = Record(
         session_id=session.session_id,
         created_at=session.created_at,
@@ -61,7 +61,7 @@ def restore(
 
 
 def fill(repository: SessionRepository, count: int = 12) -> None:
-    """Store sessions an hour apart, of which each third has errors, and each fifth is held."""
+    """Store sessions one hour apart: every third has errors, and every fifth is held."""
     for number in range(count):
         session = Session(
             session_id=f"s-{number:02}",

@@ -1,4 +1,4 @@
-"""The databases of the suite: whoever wants a test on each of them parametrises over `DATABASES`."""
+"""Databases of the test suite; a test that runs on each of them is parametrized over `DATABASES`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vibeforge_sessions.testing import NewRepository
 
 
 def fast_folder() -> Path | None:
-    """Return a folder in memory where the system has one, since each commit is synced."""
+    """Return a folder in memory if the system has one, because every commit is synced."""
     in_memory = Path("/dev/shm")
     return in_memory if in_memory.is_dir() and os.access(in_memory, os.W_OK) else None
 
@@ -43,7 +43,7 @@ def _memory() -> Iterator[NewRepository]:
 
 @dataclass(frozen=True)
 class Storage:
-    """A kind of storage; `new_url` makes a new database with our tables, and is None for memory."""
+    """A kind of storage; `new_url` creates a new migrated database, and is None for memory."""
 
     name: str
     new_url: Callable[[], str] | None
@@ -69,7 +69,7 @@ class Storage:
             yield databases
 
     def repositories(self, *, fast_path: bool = True) -> AbstractContextManager[NewRepository]:
-        """Give a maker of repositories, each over storage of its own."""
+        """Return a context that provides a function for repositories, each with its own storage."""
         return _memory() if self.new_url is None else sql_repositories(self.new_engine, self.drop, fast_path=fast_path)
 
 
@@ -86,33 +86,33 @@ ASYNC_DRIVERS = [
 
 @pytest.fixture(scope="session")
 def sqlite_files() -> Iterator[SQLiteFiles]:
-    """New SQLite files with our tables."""
+    """Provide new migrated SQLite files."""
     with TemporaryDirectory(prefix="vfs-sqlite-", dir=fast_folder()) as folder:
         yield SQLiteFiles(Path(folder))
 
 
 @pytest.fixture(scope="session")
 def memory() -> Storage:
-    """Our own in-memory implementation."""
+    """Return the storage of the in-memory repository."""
     return Storage("memory", None)
 
 
 @pytest.fixture(scope="session")
 def sqlite(sqlite_files: SQLiteFiles) -> Storage:
-    """SQLite files."""
+    """Return the storage of SQLite files."""
     return Storage("sqlite", sqlite_files.new_url)
 
 
 @pytest.fixture(scope="session")
 def postgresql(postgresql_server: AvailableServer) -> Storage:
-    """Databases on a PostgreSQL server."""
+    """Return databases on a PostgreSQL server."""
     databases = postgresql_server.databases.prepared_by(upgrade)
     return Storage("postgresql", lambda: text_of(databases.create()), drop=databases.drop)
 
 
 @pytest.fixture(scope="session")
 def pgbouncer(postgresql_server: AvailableServer) -> Iterator[Storage]:
-    """Databases on a PostgreSQL server, by way of a PgBouncer in transaction mode."""
+    """Provide databases on a PostgreSQL server through PgBouncer in transaction mode."""
     databases = postgresql_server.databases.prepared_by(upgrade)
     with skipping(), PgBouncer(postgresql_server.url) as bouncer:
         yield Storage(
@@ -125,14 +125,14 @@ def pgbouncer(postgresql_server: AvailableServer) -> Iterator[Storage]:
 
 @pytest.fixture(scope="session")
 def mariadb(mariadb_server: AvailableServer) -> Storage:
-    """Databases on a MariaDB server."""
+    """Return databases on a MariaDB server."""
     databases = mariadb_server.databases.prepared_by(upgrade)
     return Storage("mariadb", lambda: text_of(databases.create()), drop=databases.drop)
 
 
 @pytest.fixture(scope="session")
 def postgresql_elsewhere() -> Iterator[Storage]:
-    """A host's plain engine on the system's PostgreSQL, the oldest one supported, in an ICU locale and far from UTC."""
+    """Provide an application's plain engine on the oldest PostgreSQL, with an ICU locale and another time zone."""
     with (
         skipping(),
         PostgresServer(
@@ -149,7 +149,7 @@ def postgresql_elsewhere() -> Iterator[Storage]:
 
 @pytest.fixture(scope="session")
 def mariadb_elsewhere() -> Iterator[Storage]:
-    """A host's plain engine on a MariaDB of latin1, far from UTC, that cuts what does not fit in silence."""
+    """Provide an application's plain engine on a MariaDB with latin1, another time zone and silent truncation."""
     args = ["--default-time-zone=+05:45", "--sql-mode=", "--transaction-isolation=READ-COMMITTED"]
     with skipping(), MariaDBServer(charset="latin1", args=args) as server:
         databases = MariaDBDatabases(server.url, upgrade)
@@ -160,7 +160,7 @@ def mariadb_elsewhere() -> Iterator[Storage]:
 
 @pytest.fixture(params=DATABASES)
 def new_repository(request: pytest.FixtureRequest) -> Iterator[NewRepository]:
-    """A maker of repositories on each database, empty."""
+    """Provide a function that creates empty repositories, for each database."""
     storage: Storage = request.getfixturevalue(request.param)
     with storage.repositories() as new:
         yield new
@@ -168,19 +168,19 @@ def new_repository(request: pytest.FixtureRequest) -> Iterator[NewRepository]:
 
 @pytest.fixture
 def repository(new_repository: NewRepository) -> SessionRepository:
-    """An empty repository on each database."""
+    """Return an empty repository on each database."""
     return new_repository()
 
 
-def refuse_inserts(engine: Engine, table: str, times: int) -> None:
-    """Have PostgreSQL take so many inserts into a table for the victims of a deadlock."""
+def reject_inserts(engine: Engine, table: str, times: int) -> None:
+    """Let PostgreSQL reject this many inserts into a table with a deadlock error."""
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE SEQUENCE tries")  # it counts on in spite of a rollback
+        connection.exec_driver_sql("CREATE SEQUENCE tries")  # a rollback does not reset a sequence
         connection.exec_driver_sql(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             f"IF nextval('tries') <= {times} THEN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END IF; "
             "RETURN NEW; END $$"
         )
         connection.exec_driver_sql(
-            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()"
+            f"CREATE TRIGGER reject BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION reject()"
         )

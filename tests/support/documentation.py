@@ -8,6 +8,6 @@ from tests.support import ROOT
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Return the code blocks of a page that are marked as this language, in their order."""
+    """Return the code blocks of a page in this language, in order."""
     text = (ROOT / "docs" / page).read_text("utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""Forking processes of `test_fork_safety`: ``python -m tests.support.forking SCENARIO URL``."""
+"""Forking processes for `test_fork_safety`: ``python -m tests.support.forking SCENARIO URL``."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
 
 CHILDREN = 4
 CALLS = 1_000
-LONGEST = 240
-"""Seconds after which a child is taken for hanging."""
+TIMEOUT_SECONDS = 240
+"""Seconds after which a child counts as hanging."""
 
 
 def fork(body: Callable[[], object], end: Callable[[int], object] = sys.exit) -> int:
-    """Run a function in a child, which then ends as a program does; return the child's number.
+    """Run a function in a child process, which then exits normally; return its process id.
 
-    A program's normal end runs the finalizers, which must not touch the parent's connections either.
+    A normal exit runs the finalizers, which must not touch the parent's connections either.
     """
     child = os.fork()
     if child:
         return child
-    signal.alarm(LONGEST)
+    signal.alarm(TIMEOUT_SECONDS)
     try:
         body()
-    except SystemExit:  # a child of its own has come to its end
+    except SystemExit:  # a grandchild has exited
         raise
-    except BaseException:  # noqa: BLE001 (whatever it is: the child must not go on as its parent)
+    except BaseException:  # noqa: BLE001 (the child must never continue as its parent)
         traceback.print_exc()
         os._exit(1)
     end(0)
@@ -63,7 +63,7 @@ def wait(*children: int) -> None:
 
 
 def use(repository: SessionRepository, name: str, calls: int) -> None:
-    """Read a session and append to it by turns, under the process's own mark."""
+    """Read a session and append to it alternately, with the id of this process."""
     for number in range(calls // 2):
         got = repository.get_session(name, recent=1)
         assert got is not None
@@ -72,7 +72,7 @@ def use(repository: SessionRepository, name: str, calls: int) -> None:
 
 
 def check(repository: SessionRepository, name: str, calls: dict[int, int]) -> None:
-    """Check that each acknowledged line is stored once."""
+    """Check that each acknowledged line is stored exactly once."""
     session = repository.get_session(name)
     assert session is not None
     lines = [line.split("] ")[1] for line in session.logs]
@@ -82,21 +82,21 @@ def check(repository: SessionRepository, name: str, calls: dict[int, int]) -> No
 
 @contextmanager
 def writing(repository: SessionRepository) -> Iterator[None]:
-    """Write in another thread."""
+    """Write in another thread during the block."""
     repository.create_session(session_id="of-thread")
-    ends, raised = threading.Event(), list[BaseException]()
+    stopping, raised = threading.Event(), list[BaseException]()
 
     def write() -> None:
         try:
-            while not ends.is_set():
+            while not stopping.is_set():
                 use(repository, "of-thread", 2)
-        except BaseException as error:  # noqa: BLE001 (the other thread raises it)
+        except BaseException as error:  # noqa: BLE001 (the main thread checks it)
             raised.append(error)
 
     thread = threading.Thread(target=write)
     thread.start()
     yield
-    ends.set()
+    stopping.set()
     thread.join()
     assert raised == []
 
@@ -115,7 +115,7 @@ def four_children(url: str) -> None:
 
 
 def fork_with(engine: Engine) -> None:
-    """Fork with an idle parent, with one whose other thread writes, from a child, and within `modify_session`."""
+    """Fork with an idle parent, while another thread writes, in a child, and inside `modify_session`."""
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id="s")
     calls: dict[int, int] = {}
@@ -144,7 +144,7 @@ def fork_with(engine: Engine) -> None:
             fork_to_use()
     check_numbers()
     fork_to_use(fork_to_use)
-    calls[-1] = 40  # the grandchild's, and its parent's beside it
+    calls[-1] = 40  # 20 calls of the grandchild, and 20 of its parent
     check_numbers()
 
     def change(session: Session) -> None:
@@ -188,38 +188,43 @@ def rejected(call: Callable[[], object], text: str) -> None:
 
 
 def joined(url: str, make: Callable[[str], Engine] = create_engine, *, known: bool = True) -> None:
-    """Fork within a transaction."""
+    """Fork inside a transaction."""
     engine = make(url)
     repository = SQLAlchemySessionRepository(make(url) if not known else engine)
-    hosts: tuple[Callable[[Engine], Any], ...] = (Engine.connect, orm.Session)
-    for open_host in hosts:
-        name = open_host.__name__
+    owners: tuple[Callable[[Engine], Any], ...] = (Engine.connect, orm.Session)
+    for open_owner in owners:
+        name = open_owner.__name__
         with contextlib.ExitStack() as stack:
-            host: Connection | orm.Session = stack.enter_context(open_host(engine))
-            before = SQLAlchemySessionRepository(host)
+            owner: Connection | orm.Session = stack.enter_context(open_owner(engine))
+            before = SQLAlchemySessionRepository(owner)
             if known:
                 before.create_session(session_id=name)
             else:
-                host.execute(sqlalchemy.text("SELECT 1"))
+                owner.execute(sqlalchemy.text("SELECT 1"))
 
             def body(
-                host: Any = host, before: Any = before, name: str = name, stack: Any = stack, open_host: Any = open_host
+                owner: Any = owner,
+                before: Any = before,
+                name: str = name,
+                stack: Any = stack,
+                open_owner: Any = open_owner,
             ) -> None:
                 rejected(before.list_sessions, "opened by another process")
-                rejected(SQLAlchemySessionRepository(host).list_sessions, "opened by another process")
+                rejected(SQLAlchemySessionRepository(owner).list_sessions, "opened by another process")
                 if not known:
-                    os._exit(0)  # the engine has never met a repository: leaving the block would roll back
-                stack.close()  # the caller's ROLLBACK must not be the parent's
+                    # no repository uses this engine: leaving the block would roll the parent's transaction back
+                    os._exit(0)
+                stack.close()  # the ROLLBACK must not reach the parent's transaction
                 if engine.dialect.name == "sqlite":
                     rejected(repository.list_sessions, "end transactions before the fork")
                 else:
                     assert repository.get_session(name) is None
-                    with open_host(engine) as own:
+                    with open_owner(engine) as own:
                         assert SQLAlchemySessionRepository(own).get_session(name) is None
 
             wait(fork(body))
             before.create_session(session_id=f"{name}-later")
-            host.commit()
+            owner.commit()
         if known:
             assert repository.get_session(name) is not None
         assert repository.get_session(f"{name}-later") is not None
@@ -230,7 +235,7 @@ def joined_with_callers_engine(url: str) -> None:
 
 
 def first_connection(url: str) -> None:
-    """Fork while another thread makes the engine's very first connection."""
+    """Fork while another thread opens the first connection of an engine."""
     engine = sqlalchemy.create_engine(url)
     connecting = threading.Event()
 
@@ -259,11 +264,11 @@ def first_connection(url: str) -> None:
 def migrating(url: str) -> None:
     """Fork while another thread migrates."""
     engine = create_engine(url)
-    inside, ends = threading.Event(), threading.Event()
+    inside, stopping = threading.Event(), threading.Event()
 
     def report(_: str) -> None:
         inside.set()
-        ends.wait()
+        stopping.wait()
 
     def migrate_slowly() -> None:
         migrate.downgrade(engine, "base", report=report)
@@ -274,7 +279,7 @@ def migrating(url: str) -> None:
     inside.wait()
     child = fork(lambda: migrate.upgrade(create_engine("sqlite:///:memory:")))
     wait(child)
-    ends.set()
+    stopping.set()
     thread.join()
 
 
@@ -298,7 +303,7 @@ async def fork_on_loop(repository: AsyncSQLAlchemySessionRepository[Session], *,
         await use_async(f"child-{first}")
         await repository.close()
 
-    child = fork(lambda: asyncio.run(in_child()), os._exit)  # the way back leads through the parent's event loop
+    child = fork(lambda: asyncio.run(in_child()), os._exit)  # a normal exit would run through the parent's event loop
     await use_async(f"parent-{first}")
     wait(child)
     await check_async(f"child-{first}", child)
@@ -327,7 +332,7 @@ def asynchronous_in_threads(url: str) -> None:
 
 
 def memory(_url: str) -> None:
-    """Fork while another thread uses sessions in this process's memory, which a child gets a copy of."""
+    """Fork while another thread uses sessions in memory, of which a child gets a copy."""
     engine = create_engine("sqlite://")
     migrate.upgrade(engine)
     quick = RetryPolicy(deadline=5)
@@ -345,25 +350,25 @@ def memory(_url: str) -> None:
 
 
 def sqlite_after_parent(url: str) -> None:
-    """Fork, and close the parent's last connection: the child's file must stay its own."""
+    """Fork and close the parent's last connection: the child must keep its file."""
     engine = create_engine(url)
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id="s")
-    first, goes_on = os.pipe()
+    continue_reader, continue_writer = os.pipe()
 
     def body() -> None:
         use(repository, "s", 20)
-        os.read(first, 1)
+        os.read(continue_reader, 1)
         use(repository, "s", 20)
 
     child = fork(body)
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while len(repository.list_logs("s")) < 10:
         assert time.monotonic() < deadline
-    engine.dispose()  # the last connection of all would delete the write-ahead log
+    engine.dispose()  # SQLite would delete the write-ahead log with the last connection of all processes
     with open_repository(url) as other:
         other.list_sessions()
-    os.write(goes_on, b"x")
+    os.write(continue_writer, b"x")
     wait(child)
     assert len(repository.list_logs("s")) == 20
 

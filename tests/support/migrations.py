@@ -1,4 +1,4 @@
-"""Engines, host databases and comparisons for the tests of migrations."""
+"""Engines, databases of other applications, and comparisons for tests of migrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vibeforge_sessions.sql import create_engine, migrate
 
 MEMORY = "ours, in memory"
 FILES = ["ours", "plain", "plain with foreign keys", "recipe"]
-"""Engines on a file: of `create_engine`, and three as applications create them; see `opened`."""
+"""Engines on a file: one of `create_engine`, and three as applications create them; see `opened`."""
 
 HOST = """
     CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
@@ -30,18 +30,18 @@ HOST = """
     CREATE INDEX ix_sessions_data ON sessions (data);
     CREATE VIEW session_logs AS SELECT session_id FROM sessions;
 """
-"""Database of another application, with its own migration tool and sessions."""
+"""A database of another application, with its own migration tool and sessions."""
 
 OTHER_TYPE = """
     ALTER TABLE vibeforge_sessions DROP COLUMN active_task_id;
     ALTER TABLE vibeforge_sessions ADD COLUMN active_task_id VARCHAR(254)
 """
-"""A change of the type of one column."""
+"""A change of one column's type."""
 
 
 @contextmanager
 def opened(kind: str, path: Path) -> Iterator[Engine]:
-    """Provide an engine of the kind, and dispose it."""
+    """Provide an engine of this kind, and dispose it afterwards."""
     if kind == MEMORY:
         engine = create_engine("sqlite://")
     elif kind == "ours":
@@ -51,7 +51,7 @@ def opened(kind: str, path: Path) -> Iterator[Engine]:
         if kind != "plain":
             event.listen(engine, "connect", _switch_foreign_keys_on)
         if kind == "recipe":  # SQLAlchemy's documentation: "Serializable isolation / Savepoints / Transactional DDL"
-            event.listen(engine, "connect", _let_the_driver_begin_nothing)
+            event.listen(engine, "connect", _disable_implicit_begin)
             event.listen(engine, "begin", _begin)
     try:
         yield engine
@@ -63,7 +63,7 @@ def _switch_foreign_keys_on(connection: sqlite3.Connection, _record: object) -> 
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _let_the_driver_begin_nothing(connection: sqlite3.Connection, _record: object) -> None:
+def _disable_implicit_begin(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
 
 
@@ -72,7 +72,7 @@ def _begin(connection: Connection) -> None:
 
 
 def snapshot(run: Callable[[str], Iterable[Any]]) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the schema, under an empty name, and every row of every table."""
+    """Return the schema, under an empty name, and all rows of all tables."""
     found = {"": [tuple(row) for row in run("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2")]}
     for table in [name for kind, name, _, _ in found[""] if kind == "table"]:
         found[table] = sorted((tuple(row) for row in run(f'SELECT * FROM "{table}"')), key=repr)
@@ -89,13 +89,13 @@ def committed(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def without(found: dict[str, list[tuple[Any, ...]]], *tables: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Return a snapshot without some tables and their indexes."""
+    """Return a snapshot without these tables and their indexes."""
     kept: dict[str, list[tuple[Any, ...]]] = {name: rows for name, rows in found.items() if name not in tables}
     return kept | {"": [row for row in found[""] if row[2] not in tables]}
 
 
 def run_script(engine: Engine, script: str) -> None:
-    """Run several statements, and commit."""
+    """Run several statements and commit."""
     with engine.begin() as connection:
         for statement in script.split(";"):
             if statement.strip():
@@ -115,7 +115,7 @@ def fill(engine: Engine) -> None:
 
 
 def foreign_keys(engine: Engine) -> bool:
-    """Return whether the connection that the pool hands out has them on."""
+    """Return whether foreign keys are enforced on a connection of the pool."""
     with engine.connect() as connection:
         return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
 

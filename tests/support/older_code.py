@@ -1,4 +1,4 @@
-"""What code of any revision does with the tables, in the SQL that the first one knew."""
+"""A client of any revision, written in the SQL of the first revision, and the code of an older revision."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _APPEND = """
 
 
 def older_code(folder: Path) -> Path:
-    """Put the package there as it was at revision vibeforge_0002; return the folder, which goes into PYTHONPATH."""
+    """Extract the package as of revision vibeforge_0002 and return the folder, which belongs into PYTHONPATH."""
     with tarfile.open(ROOT / "tests" / "data" / "vibeforge_0002_code.tar.xz") as code:
         code.extractall(folder, filter="data")
     return folder
 
 
 class OlderClient:
-    """Writes and reads, whatever revision the database is at."""
+    """A client that writes and reads at any revision of the database."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -52,13 +52,13 @@ class OlderClient:
         self._run(_COUNT, _APPEND, session_id=session_id)
 
     def count_logs(self, session_id: str = SESSION_ID) -> int:
-        """Return how many log lines there are."""
-        asked = "SELECT count(*) FROM vibeforge_session_logs WHERE session_id = :id"
+        """Return the number of log lines."""
+        statement = "SELECT count(*) FROM vibeforge_session_logs WHERE session_id = :id"
         with self.engine.connect() as connection:
-            return int(connection.execute(text(asked), {"id": session_id}).scalar_one())
+            return int(connection.execute(text(statement), {"id": session_id}).scalar_one())
 
     def everything(self) -> dict[str, list[dict[str, Any]]]:
-        """Return every row of every table of ours, but for those that say the revision."""
+        """Return all rows of all tables of the package, except those that contain the revision."""
         found = {}
         with self.engine.connect() as connection:
             for table in sqlalchemy.inspect(connection).get_table_names():
@@ -69,7 +69,7 @@ class OlderClient:
         return found
 
     def fill(self) -> None:
-        """Put something into each column that may hold NULL, as later revisions bring them."""
+        """Fill each nullable time column, which a later revision may have added."""
         inspector = sqlalchemy.inspect(self.engine)
         for column in inspector.get_columns("vibeforge_sessions"):
             if column["nullable"] and column["name"].endswith("_at"):

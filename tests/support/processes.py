@@ -1,4 +1,4 @@
-"""A worker in a process of its own, and what is said to it: it waits for a line before it begins."""
+"""Worker processes of tests; a worker waits for a line before it begins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Give the process of a module, ``started("tests.support.worker", …)``; it does not outlive the block."""
+    """Provide the process of a module, ``started("tests.support.worker", …)``; it is killed at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-m", *arguments],
         stdin=subprocess.PIPE,
@@ -25,7 +25,7 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """Return the next line that it says; fail with what it has complained of where there is none."""
+    """Return the next line of the process's output; fail with its error output if there is none."""
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     assert line, process.stderr.read() if process.stderr else "no output"
@@ -33,7 +33,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
 
 
 def begin(process: subprocess.Popen[str]) -> None:
-    """Let it begin."""
+    """Let the process begin."""
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()

@@ -1,6 +1,7 @@
-"""A prune in a process of its own: ``python -m tests.support.prune_worker URL BATCH_SIZE ARCHIVE`` (``-`` for none).
+"""A prune in its own process: ``python -m tests.support.prune_worker URL BATCH_SIZE ARCHIVE`` (``-`` for no archive).
 
-It begins when it is given a line, tells after each batch how many it has deleted, and at the end what became of all.
+The process begins after it has read a line. It prints the number of deleted sessions after each batch, and the report
+at the end.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from vibeforge_sessions import SessionFilter, open_repository
 from vibeforge_sessions.retention import PruneReport, prune
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def batch(report: PruneReport) -> None:
-    say(f"{report.total}")
+    print_line(f"{report.total}")
 
 
 if __name__ == "__main__":
     url, batch_size, archive = sys.argv[1:]
     with open_repository(url) as repository:
-        say("ready")
+        print_line("ready")
         sys.stdin.readline()
         report = prune(
             repository,
@@ -37,4 +38,4 @@ if __name__ == "__main__":
             pause=0,
             on_batch=batch,
         )
-    say(json.dumps(asdict(report), default=str))
+    print_line(json.dumps(asdict(report), default=str))

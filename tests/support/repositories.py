@@ -1,4 +1,4 @@
-"""The implementations that every contract test runs on, and how each gets storage of its own."""
+"""Repositories of the contract tests, and the storage of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILLED_TABLES = [table for table in reversed(metadata.sorted_tables) if not tab
 
 
 def check_connections(engine: Engine | AsyncEngine) -> None:
-    """Fail if a connection was left checked out."""
+    """Fail if a connection is still checked out."""
     left = engine.pool.checkedout() if hasattr(engine.pool, "checkedout") else 0
     assert left == 0, "a connection was left checked out"
 
@@ -28,9 +28,9 @@ def check_connections(engine: Engine | AsyncEngine) -> None:
 def sql_repositories(
     new_engine: Callable[[], Engine], drop: Callable[[URL], None] | None = None, *, fast_path: bool = True
 ) -> Iterator[NewRepository]:
-    """Give a maker of repositories, each on an engine of its own; check that none keeps a connection.
+    """Provide a function that creates repositories, each on its own engine; check that none keeps a connection.
 
-    :param drop: is called with each database at the end: those of a server in memory take 8 MB, and a suite makes 340.
+    :param drop: drops each database at the end: a database in memory takes 8 MB, and a suite creates 340.
     """
     engines: list[Engine] = []
 
@@ -48,9 +48,9 @@ def sql_repositories(
 
 
 class ReusedDatabases:
-    """Databases that are used again once their rows were deleted: creating one takes longer than most tests.
+    """Databases that are reused after their rows were deleted, because creating them takes longer than most tests.
 
-    A test that changes tables or listens to an engine's events needs a new one.
+    A test that changes tables or listens to an engine's events needs a new database.
     """
 
     def __init__(self, new_engine: Callable[[], Engine], drop: Callable[[URL], None] | None = None) -> None:
@@ -92,7 +92,7 @@ class ReusedDatabases:
 
 
 class SQLiteFiles:
-    """New SQLite files with our tables, copied from one that was migrated."""
+    """New migrated SQLite files, copied from a template."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -111,19 +111,19 @@ class SQLiteFiles:
 
 
 def text_of(url: URL) -> str:
-    """Return a URL as text, with its password."""
+    """Return a URL as text, including its password."""
     return url.render_as_string(hide_password=False)
 
 
 def upgrade(url: URL) -> None:
-    """Make our tables in an empty database."""
+    """Create the tables of the package in an empty database."""
     engine = create_engine(url)
     migrate.upgrade(engine)
     engine.dispose()
 
 
 def memory_engine() -> Engine:
-    """Return an engine on a SQLite database in memory, with our tables."""
+    """Return an engine on a migrated SQLite database in memory."""
     engine = create_engine("sqlite://")
     migrate.upgrade(engine)
     return engine

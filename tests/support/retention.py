@@ -1,4 +1,4 @@
-"""Old sessions, archives, and repositories with concurrent callers, for the tests of retention."""
+"""Old sessions, archives, and repositories with concurrent callers, for tests of retention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Hook = Callable[[str], object]
 
 
 def template() -> tuple[Record, list[ErrorEntry], list[str]]:
-    """Return a session that has something of everything, as it is stored."""
+    """Return a session with a value in every field and both histories, as it is stored."""
     repository: SessionRepository = InMemorySessionRepository()
     session = repository.create_session(full_session())
     record = repository.get_record(session.session_id)
@@ -48,7 +48,7 @@ def put(
     errors: int = 1,
     message: str = "x" * 50,
 ) -> Record:
-    """Store a session that was last touched so long ago."""
+    """Store a session whose last update has this age."""
     record, [entry], logs = TEMPLATE
     now = utc_now()
     record = dataclasses.replace(
@@ -66,7 +66,7 @@ def put(
 
 
 def put_many(repository: SessionRepository[Any], count: int, **options: Any) -> list[str]:
-    """Store old sessions, the first of them the oldest."""
+    """Store old sessions, the oldest first."""
     ids = [f"s{number:05}" for number in range(count)]
     for number, session_id in enumerate(ids):
         put(repository, session_id, age=40 * DAY - timedelta(seconds=number), **options)
@@ -74,7 +74,7 @@ def put_many(repository: SessionRepository[Any], count: int, **options: Any) -> 
 
 
 def pruned(repository: SessionRepository[Any], asked: SessionFilter = DONE, **options: Any) -> PruneReport:
-    """Delete what nobody has touched for a month."""
+    """Prune sessions that were not updated for a month."""
     return prune(repository, asked, **{"older_than": MONTH, "pause": 0, **options})
 
 
@@ -90,13 +90,13 @@ def update(repository: SessionRepository[Any], session_id: str) -> None:
     repository.modify_session(session_id, change)
 
 
-def make_anew(repository: SessionRepository[Any], session_id: str) -> None:
+def recreate(repository: SessionRepository[Any], session_id: str) -> None:
     repository.delete_session(session_id)
     put(repository, session_id)
 
 
-def touch_with_a_clock_that_is_behind(repository: SessionRepository[Any], session_id: str) -> None:
-    """Store a next version of a session in another phase, at the time at which it was stored before."""
+def update_with_an_equal_time(repository: SessionRepository[Any], session_id: str) -> None:
+    """Store the next version of a session with its stored time, as a writer with a slow clock does."""
     record = repository.get_record(session_id)
     assert record is not None
     new = dataclasses.replace(record, version=record.version + 1)
@@ -109,21 +109,21 @@ TOUCHES: dict[str, Callable[[SessionRepository[Any], str], object]] = {
     "update": update,
     "error": lambda repository, session_id: repository.append_error(session_id, "t", "m"),
     "log": lambda repository, session_id: repository.append_log(session_id, "m"),
-    "anew": make_anew,
-    "behind": touch_with_a_clock_that_is_behind,
+    "recreated": recreate,
+    "equal time": update_with_an_equal_time,
     "hold": lambda repository, session_id: repository.hold_session(session_id),
     "gone": lambda repository, session_id: repository.delete_session(session_id),
 }
-"""What somebody else may do to a session."""
+"""Actions of another caller on a session."""
 COUNTED = {name: name if name == "gone" else "touched" for name in TOUCHES} | {"hold": "held"}
-"""As what a prune counts it then."""
+"""The field of the report that counts such a session."""
 
 
 class Busy(DelegatingSessionRepository[Session]):
-    """Somebody else is busy at the repository, at a certain moment of each session.
+    """A repository where another caller acts once at a given moment of each session.
 
-    :param moment: ``found``: after it was listed; ``read``: after its record was read; ``archive``: while its
-        histories are read for an archive; ``delete``: before it is deleted, when an archive has it already.
+    :param moment: ``found``: after it was listed; ``read``: after its record was read; ``archive``: while its histories
+        are read for an archive; ``delete``: after it was archived and before it is deleted.
     """
 
     def __init__(self, repository: SessionRepository[Session], moment: str, hook: Hook) -> None:
@@ -169,7 +169,7 @@ class Busy(DelegatingSessionRepository[Session]):
 
 
 def imported(path: Path) -> SessionRepository:
-    """Return what is in an archive, all of it."""
+    """Return the content of a complete archive."""
     repository: SessionRepository = InMemorySessionRepository()
     report = import_sessions(repository, path, on_conflict="newer")
     assert report.problems == []
@@ -177,8 +177,8 @@ def imported(path: Path) -> SessionRepository:
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size: what a full disk is to whoever writes."""
+def limited_file_size(size: int) -> Iterator[None]:
+    """Limit the size of the files of this process, which has the effect of a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""What hypothesis draws: JSON values, texts nobody would think of, and whole sessions."""
+"""Strategies of hypothesis: JSON values, unusual texts, and whole sessions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from vibeforge_sessions import ErrorEntry, Session, SessionPhase
 
-# every code point, surrogates and NUL among them; but no pair of surrogates, which JSON text cannot tell from the
-# one character that it stands for (the contract suite asks that it is refused)
+# every code point, including surrogates and NUL; but no pair of surrogates, because JSON cannot distinguish it from the
+# character that it encodes (the contract suite checks that it is rejected)
 texts = st.text(st.characters(), max_size=20).filter(
     lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 )

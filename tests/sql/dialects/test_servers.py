@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import URL, Engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
-from tests.support.databases import Storage, refuse_inserts
+from tests.support.databases import Storage, reject_inserts
 from tests.support.repositories import upgrade
 from tests.support.servers import AvailableServer, MariaDBDatabases, MariaDBServer
 from tests.support.servers.fixtures import skipping
@@ -656,7 +656,7 @@ def test_what_is_rolled_back_in_favour_of_another_is_tried_again(postgresql: Sto
     engine = postgresql.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
-    refuse_inserts(engine, "vibeforge_session_errors", 2)
+    reject_inserts(engine, "vibeforge_session_errors", 2)
     assert repository.append_error(SESSION_ID, "t", "m").position == 1
     with engine.connect() as connection:
         assert connection.execute(text("SELECT last_value FROM tries")).scalar_one() == 3
