@@ -1,4 +1,4 @@
-"""Fixtures of the tests of joined transactions; a module defines ``engine``."""
+"""Fixtures for tests of joined transactions. Each test module defines the ``engine`` fixture."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from sqlalchemy import Connection, Engine, orm
 
 from vibeforge_sessions import SQLAlchemySessionRepository
 
-Host = Connection | orm.Session
+ConnectionOrSession = Connection | orm.Session
 
 
 @pytest.fixture(params=["Connection", "Session"])
-def host(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Host]:
-    with engine.connect() if request.param == "Connection" else orm.Session(engine) as host:
-        yield host
+def caller(engine: Engine, request: pytest.FixtureRequest) -> Iterator[ConnectionOrSession]:
+    """Yield the caller's Connection or Session, whose transaction the repository joins."""
+    with engine.connect() if request.param == "Connection" else orm.Session(engine) as caller:
+        yield caller
 
 
 @pytest.fixture
-def joined(host: Host) -> SQLAlchemySessionRepository:
-    return SQLAlchemySessionRepository(host)
+def joined(caller: ConnectionOrSession) -> SQLAlchemySessionRepository:
+    """Return a repository in the caller's transaction."""
+    return SQLAlchemySessionRepository(caller)
 
 
 @pytest.fixture
 def outside(engine: Engine) -> SQLAlchemySessionRepository:
+    """Return a repository with transactions of its own."""
     return SQLAlchemySessionRepository(engine)

@@ -1,4 +1,4 @@
-"""Calls of several tasks on one AsyncSession or AsyncConnection: they run one after the other."""
+"""Concurrent calls of several tasks on one AsyncSession or AsyncConnection, which run one after the other."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def engine_on(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 @asynccontextmanager
-async def hosts_of(engine: AsyncEngine, kind: str) -> AsyncIterator[list[Any]]:
-    """Give the caller's objects that share one transaction."""
+async def binds_of(engine: AsyncEngine, kind: str) -> AsyncIterator[list[Any]]:
+    """Yield the caller's connections and sessions that share one transaction."""
     async with engine.connect() as connection:
         if kind == "connection":
             yield [connection]
@@ -50,33 +50,33 @@ async def hosts_of(engine: AsyncEngine, kind: str) -> AsyncIterator[list[Any]]:
                 yield [connection, session]
 
 
-async def commit(hosts: list[Any]) -> None:
-    for host in reversed(hosts):
-        if not (isinstance(host, AsyncConnection) and host.closed):  # the session's commit closes its own connection
-            await host.commit()
+async def commit(binds: list[Any]) -> None:
+    for bind in reversed(binds):
+        if not (isinstance(bind, AsyncConnection) and bind.closed):  # the session's commit closes its own connection
+            await bind.commit()
 
 
 KINDS = pytest.mark.parametrize("kind", ["connection", "session", "both", "session and its connection"])
 
 
 @KINDS
-@pytest.mark.parametrize("shared", [True, False], ids=["one repository", "a repository each"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one repository", "repository per call"])
 def test_gathered_calls_are_all_stored(url: str, kind: str, shared: bool) -> None:
     async def work() -> None:
         async with engine_on(url) as engine:
             outside = AsyncSQLAlchemySessionRepository(engine)
             await outside.create_session(session_id=SESSION_ID)
-            async with hosts_of(engine, kind) as hosts:
-                repositories = [AsyncSQLAlchemySessionRepository(host) for host in hosts]
+            async with binds_of(engine, kind) as binds:
+                repositories = [AsyncSQLAlchemySessionRepository(bind) for bind in binds]
                 calls: list[Coroutine[Any, Any, object]] = []
                 for number in range(20):
-                    host = hosts[number % len(hosts)]
-                    repository = repositories[number % len(hosts)] if shared else AsyncSQLAlchemySessionRepository(host)
+                    bind = binds[number % len(binds)]
+                    repository = repositories[number % len(binds)] if shared else AsyncSQLAlchemySessionRepository(bind)
                     calls.append(repository.append_log(SESSION_ID, f"line {number}"))
                     calls.append(repository.create_session(session_id=f"s{number}"))
                     calls.append(repository.get_session(SESSION_ID))
                 await asyncio.gather(*calls)
-                await commit(hosts)
+                await commit(binds)
             found = await outside.get_session(SESSION_ID)
             assert found is not None
             assert sorted(line.split(" ", 1)[1] for line in found.logs) == sorted(f"line {n}" for n in range(20))
@@ -86,15 +86,15 @@ def test_gathered_calls_are_all_stored(url: str, kind: str, shared: bool) -> Non
 
 
 @KINDS
-def test_a_gathered_call_that_fails_undoes_itself_only(url: str, kind: str) -> None:
+def test_gathered_call_that_raises_undoes_only_its_own_writes(url: str, kind: str) -> None:
     async def work() -> None:
         async with engine_on(url) as engine:
             outside = AsyncSQLAlchemySessionRepository(engine)
             stale = await outside.create_session(session_id=SESSION_ID)
             await outside.modify_session(SESSION_ID, lambda session: session.add_answer("q", 1))
             stale.add_answer("q", 2)
-            async with hosts_of(engine, kind) as hosts:
-                repository = AsyncSQLAlchemySessionRepository[Session](hosts[-1])
+            async with binds_of(engine, kind) as binds:
+                repository = AsyncSQLAlchemySessionRepository[Session](binds[-1])
                 results = await asyncio.gather(
                     repository.append_log(SESSION_ID, "one"),
                     repository.update_session(stale),
@@ -102,7 +102,7 @@ def test_a_gathered_call_that_fails_undoes_itself_only(url: str, kind: str) -> N
                     return_exceptions=True,
                 )
                 assert isinstance(results[1], StaleSessionError)
-                await commit(hosts)
+                await commit(binds)
             found = await outside.get_session(SESSION_ID)
             assert found is not None
             assert [line.split()[-1] for line in found.logs] == ["one", "two"]
@@ -112,19 +112,19 @@ def test_a_gathered_call_that_fails_undoes_itself_only(url: str, kind: str) -> N
 
 
 @KINDS
-def test_a_gathered_call_that_is_cancelled_while_it_waits(url: str, kind: str) -> None:
+def test_gathered_call_cancelled_while_waiting_is_not_stored(url: str, kind: str) -> None:
     async def work() -> None:
         async with engine_on(url) as engine:
             outside = AsyncSQLAlchemySessionRepository(engine)
             await outside.create_session(session_id=SESSION_ID)
-            async with hosts_of(engine, kind) as hosts:
-                repository = AsyncSQLAlchemySessionRepository[Session](hosts[-1])
+            async with binds_of(engine, kind) as binds:
+                repository = AsyncSQLAlchemySessionRepository[Session](binds[-1])
                 tasks = [asyncio.ensure_future(repository.append_log(SESSION_ID, f"{n}")) for n in range(4)]
-                await asyncio.sleep(0)  # the first has begun, the others wait for it
+                await asyncio.sleep(0)  # the first call has begun, and the others wait for it
                 tasks[2].cancel()
                 results = await asyncio.gather(*tasks, return_exceptions=True)
                 assert isinstance(results[2], asyncio.CancelledError)
-                await commit(hosts)
+                await commit(binds)
             found = await outside.get_session(SESSION_ID)
             assert found is not None
             assert [line.split()[-1] for line in found.logs] == ["0", "1", "3"]
@@ -132,7 +132,7 @@ def test_a_gathered_call_that_is_cancelled_while_it_waits(url: str, kind: str) -
     asyncio.run(work())
 
 
-def test_a_call_leaves_the_connection_to_the_caller(url: str) -> None:
+def test_caller_can_use_connection_after_call(url: str) -> None:
     async def work() -> None:
         async with engine_on(url) as engine, engine.connect() as connection:
             assert isinstance(connection, AsyncConnection)

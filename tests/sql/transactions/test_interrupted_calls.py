@@ -1,6 +1,7 @@
-"""Calls interrupted at each function entry, as by Ctrl-C: connections and stored sessions stay usable and whole.
+"""Calls interrupted at each function entry, as by Ctrl-C.
 
-CPython runs signal handlers at function entries, among other places. A trace function raises there in their stead.
+After an interruption, connections stay usable, and the stored session is the one before or after the whole call.
+CPython runs signal handlers at function entries, among other places. A trace function raises at the same places.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ orders = Table("orders", MetaData(), Column("name", String(50)))
 
 
 class Interruption:
-    """A block in which an exception is raised at one function entry of the package; the block swallows it."""
+    """Context manager that raises an exception at one function entry of the package, and suppresses it afterwards."""
 
     def __init__(self, number: int, kind: type[BaseException]) -> None:
         self.entries_left = number
         self.is_in_transaction = False
         self.kind = kind
         self.place = ""
-        """The function that was interrupted; none if there were not so many."""
+        """The interrupted function. It is empty if the call entered fewer functions than `number`."""
         self.error: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -64,10 +65,10 @@ class Interruption:
         return self
 
     def trace(self, frame: FrameType, _event: str, _argument: object) -> None:
-        # a coroutine is entered by the event loop, which an exception would leave in the middle of the call
+        # the event loop enters coroutines: an exception there would stop the loop in the middle of the call
         if frame.f_code.co_filename.startswith(PACKAGE) and not frame.f_code.co_flags & inspect.CO_COROUTINE:
             self.is_in_transaction |= frame.f_code.co_filename in TRANSACTIONS
-            self.entries_left -= self.is_in_transaction  # before that there is nothing to leave behind
+            self.entries_left -= self.is_in_transaction  # earlier entries hold no connection or transaction
             if self.entries_left == 0:
                 self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
                 raise self.kind
@@ -91,19 +92,19 @@ class Stage:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = create_engine(url)
-        """Not the one whose connection is interrupted."""
+        """Engine for preparation and checks. The interrupted calls use another one."""
         orders.create(self.engine)
-        # waits no longer for a lock that an interrupted call has left behind
+        # the deadline ends the wait for a lock that an interrupted call did not release
         self.repository = SQLAlchemySessionRepository(self.engine, retry=RetryPolicy(deadline=6.0))
 
     def prepare(self) -> None:
-        """Store the session anew, and no other."""
+        """Replace the stored session with a new one, and delete the session that calls create."""
         self.repository.delete_session(SESSION_ID)
         self.repository.delete_session(NEW_ID)
         self.repository.create_session(full_session())
 
     def state(self) -> tuple[State, State]:
-        """Return what calls change, without times."""
+        """Return the stored state that calls change, without timestamps."""
         return self._state_of(SESSION_ID), self._state_of(NEW_ID)
 
     def _state_of(self, session_id: str) -> State:
@@ -114,7 +115,7 @@ class Stage:
         return session.version, tuple(session.answers), errors, len(session.logs)
 
     def calls(self, repository: Any) -> dict[str, Callable[[], Any]]:
-        """Return each call, ready to be made once."""
+        """Return the calls by name. Each one can be made once."""
         changed = self.repository.get_session(SESSION_ID)
         record = self.repository.get_record(SESSION_ID)
         assert changed is not None
@@ -134,7 +135,7 @@ class Stage:
             "delete": lambda: repository.delete_session(SESSION_ID),
             "restore": lambda: repository.restore_record(new, (), lines),
             "replace": lambda: repository.restore_record(bare, (), lines, replacing=record),
-            "fail half-way": lambda: repository.restore_record(bare, (), unreadable_lines(), replacing=record),
+            "fail halfway": lambda: repository.restore_record(bare, (), unreadable_lines(), replacing=record),
         }
 
 
@@ -147,13 +148,13 @@ CALLS = (
     "delete",
     "restore",
     "replace",
-    "fail half-way",
+    "fail halfway",
 )
 
 
 @pytest.fixture(params=SQL_DATABASES)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """The stage; the garbage collector does not look at what was there before it, so that it can run often."""
+    """Yield a stage. Earlier objects are frozen, so that frequent garbage collections are fast."""
     storage: Storage = request.getfixturevalue(request.param)
     assert storage.new_url is not None
     stage = Stage(storage.new_url())
@@ -166,14 +167,14 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture
 def engine(stage: Stage) -> Iterator[Engine]:
-    """An engine whose pool has a single connection: a call that keeps it makes the next one fail."""
+    """Yield an engine whose pool has one connection. If a call does not return it, the next call fails."""
     engine = create_engine(stage.url, **ONE_CONNECTION)
     yield engine
     engine.dispose()
 
 
 def defaults_of(connection: Connection) -> object:
-    """Return what a transaction of the host is like on a pooled connection."""
+    """Return the transaction settings of a pooled connection."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "postgresql":
         return driver.autocommit, driver.isolation_level, driver.info.transaction_status
@@ -183,13 +184,13 @@ def defaults_of(connection: Connection) -> object:
 
 
 def expire_limits() -> None:
-    """Let the time pass by which each limit is over, while the host keeps the exception."""
+    """Expire all time limits while the application still holds the exception."""
     for limit in list(time_limits._watchdog._limits):
         limit.expire()
 
 
 class Interrupted:
-    """Makes a call again and again, interrupted at one entry after another."""
+    """Runner that repeats a call, and interrupts it at one function entry after another."""
 
     def __init__(self, stage: Stage, engine: Engine, call: str, kind: type[BaseException]) -> None:
         self.stage = stage
@@ -201,17 +202,17 @@ class Interrupted:
         self.count = 0
 
     def states(self) -> set[tuple[State, State]]:
-        """Return what may be stored after an interruption: what was, or what is after the whole call."""
+        """Return the states allowed after an interruption: before and after the whole call."""
         self.stage.prepare()
         before = self.stage.state()
-        with contextlib.suppress(InvalidSessionError):  # the later calls find the statements compiled, as most do
+        with contextlib.suppress(InvalidSessionError):  # also compiles the statements for the later calls
             self.stage.calls(self.repository)[self.call]()
         return {before, self.stage.state()}
 
     def run(self, *, cold: bool = False) -> None:
-        """Make the call once for each of its function entries.
+        """Make the call once for each of its function entries, and assert that none leaves a fault.
 
-        :param cold: each one connects, and compiles its statements.
+        :param cold: each call opens a connection and compiles its statements.
         """
         with self.engine.connect() as connection:
             self.defaults = defaults_of(connection)
@@ -238,17 +239,17 @@ class Interrupted:
         assert not self.faults, f"{len(self.faults)} of {self.count}: {self.faults[:20]}"
 
     def faults_after(self, allowed: set[tuple[State, State]]) -> Iterator[str]:
-        """Return what is wrong after an interruption."""
+        """Yield the faults after an interruption."""
         if fork_safety._calls:
             fork_safety._calls.clear()
-            yield "a call is left, for which every later fork would wait"
-        time_limits._watchdog.check()  # as its thread does: it forgets the limits that are over
+            yield "the call is still registered, so each later fork would wait for it"
+        time_limits._watchdog.check()  # removes ended limits, as the watchdog's thread does
         limits = time_limits._watchdog._limits
         if len(limits):
             limits.clear()
-            yield "a time limit is left"
+            yield "a time limit is still active"
         if self.engine.pool.checkedout():  # type: ignore[attr-defined]
-            yield "the connection is not in the pool"
+            yield "the connection was not returned to the pool"
             self.engine.dispose()
         try:
             with self.engine.connect() as connection:
@@ -257,27 +258,27 @@ class Interrupted:
                 connection.execute(orders.insert().values(name="rolled back"))
                 connection.rollback()
         except SQLAlchemyError as error:
-            yield f"the connection cannot be used: {error!r}"
+            yield f"the connection is unusable: {error!r}"
         else:
             if defaults != self.defaults:
-                yield f"the connection is {defaults}"
+                yield f"the connection's settings are {defaults}"
                 self.engine.dispose()
         with self.stage.engine.begin() as connection:
             if connection.execute(orders.delete()).rowcount:
-                yield "the row of the host was not rolled back"
+                yield "the application's row was not rolled back"
         state = self.stage.state()
         if state not in allowed:
-            yield f"stored is {state}"
+            yield f"the stored state is {state}"
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_interrupted_call_leaves_connection_and_session_whole(stage: Stage, engine: Engine, call: str) -> None:
+def test_interrupted_call_leaves_connection_and_session_intact(stage: Stage, engine: Engine, call: str) -> None:
     Interrupted(stage, engine, call, KeyboardInterrupt).run()
 
 
 @pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("call", CALLS)
-def test_interrupted_call_through_sqlalchemy_leaves_connection_and_session_whole(
+def test_interrupted_call_through_sqlalchemy_leaves_connection_and_session_intact(
     stage: Stage, engine: Engine, call: str
 ) -> None:
     interrupted = Interrupted(stage, engine, call, KeyboardInterrupt)
@@ -287,17 +288,19 @@ def test_interrupted_call_through_sqlalchemy_leaves_connection_and_session_whole
 
 @pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("call", ["get", "append_log", "replace"])
-def test_call_without_memory_leaves_connection_and_session_whole(stage: Stage, engine: Engine, call: str) -> None:
+def test_call_that_runs_out_of_memory_leaves_connection_and_session_intact(
+    stage: Stage, engine: Engine, call: str
+) -> None:
     Interrupted(stage, engine, call, MemoryError).run()
 
 
 @pytest.mark.parametrize("call", ["append_log"])
-def test_call_interrupted_while_it_connects_leaves_pool_whole(stage: Stage, engine: Engine, call: str) -> None:
+def test_call_interrupted_while_connecting_leaves_pool_intact(stage: Stage, engine: Engine, call: str) -> None:
     Interrupted(stage, engine, call, KeyboardInterrupt).run(cold=True)
 
 
-@pytest.mark.parametrize("call", ["get", "update", "append_error", "replace", "fail half-way"])
-def test_interrupted_call_in_joined_transaction_is_undone_or_whole(stage: Stage, engine: Engine, call: str) -> None:
+@pytest.mark.parametrize("call", ["get", "update", "append_error", "replace", "fail halfway"])
+def test_interrupted_call_in_joined_transaction_is_undone_or_complete(stage: Stage, engine: Engine, call: str) -> None:
     interrupted = Interrupted(stage, engine, call, KeyboardInterrupt)
     stage.prepare()
     before = stage.state()
@@ -307,7 +310,7 @@ def test_interrupted_call_in_joined_transaction_is_undone_or_whole(stage: Stage,
         if stage.state() != before:
             stage.prepare()
         with engine.connect() as connection:
-            connection.execute(orders.insert().values(name="host"))
+            connection.execute(orders.insert().values(name="application"))
             work: Any = stage.calls(SQLAlchemySessionRepository(connection))[call]
             with Interruption(number, KeyboardInterrupt) as interruption:
                 work()
@@ -315,24 +318,24 @@ def test_interrupted_call_in_joined_transaction_is_undone_or_whole(stage: Stage,
                 break
             expire_limits()
             try:
-                connection.commit()  # a host that goes on all the same
-            except SQLAlchemyError:  # the connection was interrupted while a statement was run, and is lost
+                connection.commit()  # the application continues in spite of the interruption
+            except SQLAlchemyError:  # the interruption during a statement made the connection unusable
                 expected: tuple[int, set[tuple[State, State]]] = 0, {before}
             else:
                 expected = 1, allowed
         interruption.error = work = None
-        gc.collect()  # SQLite's lock goes with the last cursor of a connection
+        gc.collect()  # SQLite releases its lock with the last cursor of a connection
         with stage.engine.begin() as connection:
             if connection.execute(orders.delete()).rowcount != expected[0]:
-                faults.append(f"{number} {interruption.place}: the row of the host is not as its transaction")
+                faults.append(f"{number} {interruption.place}: the application's row differs from its transaction")
         if stage.state() not in expected[1]:
-            faults.append(f"{number} {interruption.place}: stored is {stage.state()}")
+            faults.append(f"{number} {interruption.place}: the stored state is {stage.state()}")
     assert number > 20
     assert not faults, f"{len(faults)} of {number}: {faults[:20]}"
 
 
 class InterruptedOnLoop:
-    """Makes a call of the asynchronous repository again and again, interrupted at one entry after another."""
+    """Runner that repeats a call of the asynchronous repository, interrupted at one function entry after another."""
 
     def __init__(self, stage: Stage, driver: str, call: str, *, fast_path: bool) -> None:
         self.stage = stage
@@ -342,20 +345,22 @@ class InterruptedOnLoop:
         )
         self.repository = AsyncSQLAlchemySessionRepository(self.engine, fast_path=fast_path)
         self.timers: list[tuple[asyncio.TimerHandle, Callable[[], None]]] = []
-        """Those of time limits."""
+        """Timers of time limits."""
         self.faults: list[str] = []
 
-    def note_timers(self) -> None:
+    def record_timers(self) -> None:
         loop = asyncio.get_running_loop()
         call_later = loop.call_later
 
-        def noted(seconds: float, callback: Callable[..., Any], *arguments: Any, **given: Any) -> asyncio.TimerHandle:
+        def recording_call_later(
+            seconds: float, callback: Callable[..., Any], *arguments: Any, **given: Any
+        ) -> asyncio.TimerHandle:
             timer = call_later(seconds, callback, *arguments, **given)
             if getattr(callback, "__module__", "") == time_limits.__name__:
                 self.timers.append((timer, callback))
             return timer
 
-        loop.call_later = noted  # type: ignore[assignment,method-assign]
+        loop.call_later = recording_call_later  # type: ignore[assignment,method-assign]
 
     async def run(self) -> None:
         try:
@@ -364,7 +369,7 @@ class InterruptedOnLoop:
             await self.engine.dispose()
 
     async def run_on_engine(self) -> None:
-        self.note_timers()
+        self.record_timers()
         self.stage.prepare()
         before = self.stage.state()
         default = await self.use()
@@ -381,7 +386,7 @@ class InterruptedOnLoop:
             if not interruption.place:
                 break
             try:
-                await self.let_time_pass()
+                await self.run_timers()
                 interruption.error = call = None
                 await self.collect()
                 found: object = await self.use()
@@ -394,7 +399,7 @@ class InterruptedOnLoop:
         assert number > 20
         assert not self.faults, f"{len(self.faults)} of {number}: {self.faults[:20]}"
 
-    async def let_time_pass(self) -> None:
+    async def run_timers(self) -> None:
         for timer, callback in self.timers:
             if not timer.cancelled():
                 callback()
@@ -405,7 +410,7 @@ class InterruptedOnLoop:
         await asyncio.sleep(0)
 
     async def use(self) -> object:
-        """Return what a transaction is like on a pooled connection, and roll it back."""
+        """Return the transaction settings of a pooled connection, after a transaction that is rolled back."""
         async with self.engine.connect() as connection:
             pooled: Any = await connection.get_raw_connection()
             kept: Any = pooled.driver_connection if self.engine.driver == "psycopg" else pooled.dbapi_connection
@@ -416,33 +421,33 @@ class InterruptedOnLoop:
 
     def faults_of(self, found: object, default: object, allowed: set[tuple[State, State]]) -> Iterator[str]:
         if self.engine.pool.checkedout():  # type: ignore[attr-defined]
-            yield "the connection is not in the pool"
+            yield "the connection was not returned to the pool"
         if found != default:
-            yield f"the connection is {found}"
+            yield f"the connection's settings are {found}"
         with self.stage.engine.begin() as connection:
             if connection.execute(orders.delete()).rowcount:
-                yield "the row of the host was not rolled back"
+                yield "the application's row was not rolled back"
         if self.stage.state() not in allowed:
-            yield f"stored is {self.stage.state()}"
+            yield f"the stored state is {self.stage.state()}"
 
 
 @pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-@pytest.mark.parametrize("call", ["get", "append_log", "replace", "fail half-way"])
-def test_interrupted_call_on_event_loop_leaves_connection_and_session_whole(
+@pytest.mark.parametrize("call", ["get", "append_log", "replace", "fail halfway"])
+def test_interrupted_call_on_event_loop_leaves_connection_and_session_intact(
     stage: Stage, driver: str, call: str, fast_path: bool
 ) -> None:
     asyncio.run(InterruptedOnLoop(stage, driver, call, fast_path=fast_path).run())
 
 
 @pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
-def test_transaction_on_connection_left_in_autocommit_is_one(stage: Stage, engine: Engine) -> None:
+def test_call_on_pooled_connection_in_autocommit_is_rolled_back(stage: Stage, engine: Engine) -> None:
     pooled: Any = engine.raw_connection()
-    pooled.driver_connection.autocommit = True  # as an interruption within SQLAlchemy may leave it
+    pooled.driver_connection.autocommit = True  # an interruption within SQLAlchemy can leave this setting
     pooled.close()
     stage.prepare()
     before = stage.state()
     with pytest.raises(InvalidSessionError):
-        stage.calls(SQLAlchemySessionRepository(engine))["fail half-way"]()
+        stage.calls(SQLAlchemySessionRepository(engine))["fail halfway"]()
     assert stage.state() == before

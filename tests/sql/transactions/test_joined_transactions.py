@@ -1,4 +1,7 @@
-"""A repository in a host's transaction: a savepoint for each call, and nothing of the host's is ever decided."""
+"""Repositories in the caller's transaction.
+
+Each call runs in a savepoint. The repository never commits or rolls back the caller's transaction.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,9 @@ from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.sql.transactions import owned
 from vibeforge_sessions.testing.base import SESSION_ID, UNKNOWN_ID, full_session, stored
 
-Host = Connection | orm.Session
+ConnectionOrSession = Connection | orm.Session
 
-hosts = Table("orders", MetaData(), Column("name", String(50), primary_key=True))
+orders_table = Table("orders", MetaData(), Column("name", String(50), primary_key=True))
 
 
 class Base(orm.DeclarativeBase):
@@ -46,14 +49,14 @@ class Base(orm.DeclarativeBase):
 
 
 class Order(Base):
-    __table__ = hosts
+    __table__ = orders_table
 
 
 @pytest.fixture(params=SQL_DATABASES)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     storage: Storage = request.getfixturevalue(request.param)
     engine = storage.new_engine()
-    hosts.create(engine)
+    orders_table.create(engine)
     yield engine
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     engine.dispose()
@@ -61,15 +64,15 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def orders(engine: Engine) -> list[str]:
     with engine.connect() as connection:
-        return sorted(connection.scalars(select(hosts.c.name)))
+        return sorted(connection.scalars(select(orders_table.c.name)))
 
 
-def order(host: Host, name: str) -> None:
-    host.execute(hosts.insert().values(name=name))
+def order(caller: ConnectionOrSession, name: str) -> None:
+    caller.execute(orders_table.insert().values(name=name))
 
 
 def write_everything(repository: SQLAlchemySessionRepository) -> Session:
-    """Make every writing call."""
+    """Make each kind of write, and return the stored session."""
     session = repository.create_session(full_session())
     session.update_phase(SessionPhase.EXECUTION)
     session.add_answer("q", 1)
@@ -83,63 +86,63 @@ def write_everything(repository: SQLAlchemySessionRepository) -> Session:
     return stored(repository)
 
 
-def test_the_hosts_row_and_the_session_are_committed_together(
+def test_commit_stores_callers_row_and_session_together(
     engine: Engine,
-    host: Host,
+    caller: ConnectionOrSession,
     joined: SQLAlchemySessionRepository,
     outside: SQLAlchemySessionRepository,
 ) -> None:
-    order(host, "before")
+    order(caller, "before")
     session = write_everything(joined)
-    order(host, "after")
+    order(caller, "after")
     assert joined.list_sessions() == [SESSION_ID]
     assert joined.find_sessions().items[0].version == 3
     assert len(joined.list_errors(SESSION_ID)) == len(session.error_history) == 3
     assert len(joined.list_logs(SESSION_ID)) == len(session.logs) == 2
-    if engine.dialect.name != "sqlite":  # where whoever reads sees what was, too
+    if engine.dialect.name != "sqlite":  # the servers show other transactions the committed state
         assert outside.list_sessions() == []
-    host.commit()
+    caller.commit()
     assert stored(outside) == session
     assert orders(engine) == ["after", "before"]
 
 
-def test_the_hosts_row_and_the_session_are_rolled_back_together(
+def test_rollback_undoes_callers_row_and_session_together(
     engine: Engine,
-    host: Host,
+    caller: ConnectionOrSession,
     joined: SQLAlchemySessionRepository,
     outside: SQLAlchemySessionRepository,
 ) -> None:
-    order(host, "before")
+    order(caller, "before")
     write_everything(joined)
-    order(host, "after")
-    host.rollback()
+    order(caller, "after")
+    caller.rollback()
     assert (outside.list_sessions(), orders(engine)) == ([], [])
     assert joined.get_session(SESSION_ID) is None
-    joined.create_session(session_id=SESSION_ID)  # in the host's next transaction
-    host.commit()
+    joined.create_session(session_id=SESSION_ID)  # in the caller's next transaction
+    caller.commit()
     assert outside.list_sessions() == [SESSION_ID]
 
 
-def test_without_a_commit_nothing_stays(engine: Engine, outside: SQLAlchemySessionRepository) -> None:
-    for host in (engine.connect(), orm.Session(engine)):
-        with host:
-            write_everything(SQLAlchemySessionRepository(host))
-            SQLAlchemySessionRepository(host).close()
+def test_transaction_without_commit_stores_nothing(engine: Engine, outside: SQLAlchemySessionRepository) -> None:
+    for caller in (engine.connect(), orm.Session(engine)):
+        with caller:
+            write_everything(SQLAlchemySessionRepository(caller))
+            SQLAlchemySessionRepository(caller).close()
     assert outside.list_sessions() == []
 
 
-def test_an_error_in_the_middle_undoes_its_own_call_only(
+def test_call_that_raises_undoes_only_its_own_writes(
     engine: Engine,
-    host: Host,
+    caller: ConnectionOrSession,
     joined: SQLAlchemySessionRepository,
     outside: SQLAlchemySessionRepository,
 ) -> None:
-    outside.create_session(session_id="theirs")
-    old = joined.get_session("theirs")
+    outside.create_session(session_id="other")
+    old = joined.get_session("other")
     assert old is not None
-    host.rollback()
-    outside.modify_session("theirs", lambda session: session.add_answer("q", 1))
-    order(host, "one")
+    caller.rollback()
+    outside.modify_session("other", lambda session: session.add_answer("q", 1))
+    order(caller, "one")
     joined.create_session(session_id=SESSION_ID)
     with pytest.raises(SessionExistsError):
         joined.create_session(session_id=SESSION_ID)
@@ -152,41 +155,43 @@ def test_an_error_in_the_middle_undoes_its_own_call_only(
     with pytest.raises(InvalidSessionError):
         joined.create_session(Session(answers={"x": {1, 2}}))
     with pytest.raises(KeyError):
-        joined.modify_session(SESSION_ID, lambda session: session.answers["the caller's own"])
-    order(host, "two")
-    joined.append_log(SESSION_ID, "after all that")
-    host.commit()
+        joined.modify_session(SESSION_ID, lambda session: session.answers["missing"])
+    order(caller, "two")
+    joined.append_log(SESSION_ID, "after the errors")
+    caller.commit()
     assert orders(engine) == ["one", "two"]
-    assert outside.list_sessions() == ["theirs", SESSION_ID]
+    assert outside.list_sessions() == ["other", SESSION_ID]
     assert len(outside.list_logs(SESSION_ID)) == 1
-    assert outside.list_errors("theirs") == []
+    assert outside.list_errors("other") == []
 
 
-def test_a_statement_that_fails_undoes_its_own_call_only(
-    engine: Engine, host: Host, joined: SQLAlchemySessionRepository
+def test_call_whose_statement_fails_undoes_only_its_own_writes(
+    engine: Engine, caller: ConnectionOrSession, joined: SQLAlchemySessionRepository
 ) -> None:
     outside = SQLAlchemySessionRepository(engine)
     outside.create_session(session_id=SESSION_ID)
-    with engine.begin() as connection:  # so that the call fails when half of it is done
+    with engine.begin() as connection:  # makes the call fail after its first statements
         connection.execute(text("ALTER TABLE vibeforge_session_logs RENAME TO away"))
-    order(host, "one")
+    order(caller, "one")
     session = joined.create_session(session_id="kept")
     session.add_answer("q", 1)
-    session.add_log("nowhere to put it")
+    session.add_log("not stored")
     for call in (lambda: joined.update_session(session), lambda: joined.append_log(SESSION_ID, "m")):
         with pytest.raises(SchemaError, match="vibeforge_session_logs"):
             call()
     with pytest.raises(SchemaError):
         joined.list_logs(SESSION_ID)
-    order(host, "two")
-    host.commit()
+    order(caller, "two")
+    caller.commit()
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE away RENAME TO vibeforge_session_logs"))
     assert orders(engine) == ["one", "two"]
     assert stored(outside, "kept").version == 1
 
 
-def test_a_savepoint_of_the_hosts_own(engine: Engine, outside: SQLAlchemySessionRepository) -> None:
+def test_rollback_to_callers_savepoint_undoes_only_calls_within_it(
+    engine: Engine, outside: SQLAlchemySessionRepository
+) -> None:
     with engine.begin() as connection:
         joined = SQLAlchemySessionRepository(connection)
         joined.create_session(session_id="kept")
@@ -201,12 +206,12 @@ def test_a_savepoint_of_the_hosts_own(engine: Engine, outside: SQLAlchemySession
 
 
 def plain(url: str) -> Engine:
-    """An engine whose driver begins a transaction at the first INSERT, and none at a SAVEPOINT."""
+    """Return an engine whose driver begins a transaction at the first INSERT, but not at a SAVEPOINT."""
     return sqlalchemy.create_engine(url)
 
 
 def without_transactions(url: str) -> Engine:
-    """An engine whose driver begins nothing, and that has no listener to its begin event either."""
+    """Return an engine that sends no BEGIN: neither the driver nor an event listener does."""
     return sqlalchemy.create_engine(url, connect_args={"isolation_level": None})
 
 
@@ -217,29 +222,29 @@ def with_begin_event(url: str) -> Engine:
 
 
 @pytest.mark.parametrize("make", [plain, without_transactions])
-@pytest.mark.parametrize("kind", ["Connection", "Session", "Session that joins by a savepoint"])
-@pytest.mark.parametrize("after_insert", [False, True])
+@pytest.mark.parametrize("kind", ["Connection", "Session", "Session with a savepoint"])
+@pytest.mark.parametrize("after_insert", [False, True], ids=["first", "after insert"])
 def test_savepoint_without_begin_on_sqlite_is_rejected(
     sqlite_files: SQLiteFiles, make: Callable[[str], Engine], kind: str, after_insert: bool
 ) -> None:
     engine = make(sqlite_files.new_url())
-    hosts.create(engine)
+    orders_table.create(engine)
     other = create_engine(engine.url)
     outside = SQLAlchemySessionRepository(other)
     for call in (SQLAlchemySessionRepository.create_session, SQLAlchemySessionRepository.list_sessions):
         with engine.connect() as connection, contextlib.ExitStack() as stack:
             if after_insert:
                 order(connection, call.__name__)
-            host: Host = connection
+            caller: ConnectionOrSession = connection
             if kind == "Session":
-                host = stack.enter_context(orm.Session(connection))
+                caller = stack.enter_context(orm.Session(connection))
             elif kind != "Connection":
-                host = stack.enter_context(orm.Session(connection, join_transaction_mode="create_savepoint"))
+                caller = stack.enter_context(orm.Session(connection, join_transaction_mode="create_savepoint"))
             with (
-                host.begin_nested(),
+                caller.begin_nested(),
                 pytest.raises(ConfigurationError, match=r"RELEASE.*vibeforge_sessions\.sql\.create_engine"),
             ):
-                call(SQLAlchemySessionRepository(host))
+                call(SQLAlchemySessionRepository(caller))
         assert outside.list_sessions() == []
     for each in (engine, other):
         each.dispose()
@@ -252,10 +257,10 @@ def test_savepoint_after_begin_on_sqlite_is_joined(sqlite_files: SQLiteFiles, ma
         with connection.begin_nested():
             SQLAlchemySessionRepository(connection).create_session(session_id="undone")
         connection.rollback()
-    with orm.Session(engine) as host:
-        with host.begin_nested():
-            SQLAlchemySessionRepository(host).create_session(session_id="kept")
-        host.commit()
+    with orm.Session(engine) as caller:
+        with caller.begin_nested():
+            SQLAlchemySessionRepository(caller).create_session(session_id="kept")
+        caller.commit()
     assert SQLAlchemySessionRepository(engine).list_sessions() == ["kept"]
     engine.dispose()
 
@@ -268,29 +273,29 @@ def test_savepoint_without_begin_on_aiosqlite_is_rejected(
 
     async def work() -> None:
         engine = create_plain_async_engine(url)
-        async with engine.connect() if kind is AsyncConnection else AsyncSession(engine) as host:
-            async with host.begin_nested():
+        async with engine.connect() if kind is AsyncConnection else AsyncSession(engine) as caller:
+            async with caller.begin_nested():
                 with pytest.raises(ConfigurationError, match="RELEASE"):
-                    await AsyncSQLAlchemySessionRepository(host).create_session()
-            await host.rollback()
+                    await AsyncSQLAlchemySessionRepository(caller).create_session()
+            await caller.rollback()
         assert await AsyncSQLAlchemySessionRepository(engine).list_sessions() == []
         await engine.dispose()
 
     asyncio.run(work())
 
 
-def test_an_orm_session_with_its_own_objects(engine: Engine, outside: SQLAlchemySessionRepository) -> None:
-    with orm.Session(engine) as host:
-        host.add(Order(name="mine"))
-        SQLAlchemySessionRepository(host).create_session(session_id=SESSION_ID)
-        host.add(Order(name="mine, too"))
-        host.commit()
-    assert orders(engine) == ["mine", "mine, too"]
+def test_commit_of_orm_session_stores_its_objects_too(engine: Engine, outside: SQLAlchemySessionRepository) -> None:
+    with orm.Session(engine) as caller:
+        caller.add(Order(name="first"))
+        SQLAlchemySessionRepository(caller).create_session(session_id=SESSION_ID)
+        caller.add(Order(name="second"))
+        caller.commit()
+    assert orders(engine) == ["first", "second"]
     assert outside.list_sessions() == [SESSION_ID]
 
 
-def test_nothing_is_committed_or_tried_again(engine: Engine) -> None:
-    """Whoever listens to the engine sees a host's one COMMIT."""
+def test_joined_calls_neither_commit_nor_roll_back(engine: Engine) -> None:
+    """Compare the engine's events with the caller's only COMMIT."""
     seen: list[str] = []
     event.listen(engine, "commit", lambda _connection: seen.append("commit"))
     event.listen(engine, "rollback", lambda _connection: seen.append("rollback"))
@@ -301,16 +306,21 @@ def test_nothing_is_committed_or_tried_again(engine: Engine) -> None:
     assert seen == ["commit"]
 
 
-# --- what the server does ---
+# --- failures on the server ---
 
 
 @pytest.mark.parametrize("kind", ["Connection", "Session"])
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_deadlock_is_the_hosts(name: str, kind: str, request: pytest.FixtureRequest) -> None:
-    """PostgreSQL keeps the transaction up to the savepoint; MariaDB loses all of it, and the host hears so."""
+def test_deadlock_reports_whether_callers_transaction_is_lost(
+    name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Raise a deadlock.
+
+    PostgreSQL keeps the transaction up to the savepoint. MariaDB rolls all of it back, and the error reports that.
+    """
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
-    hosts.create(engine)
+    orders_table.create(engine)
     outside = SQLAlchemySessionRepository(engine)
     for session_id in ("a", "b"):
         outside.create_session(session_id=session_id)
@@ -318,25 +328,25 @@ def test_a_deadlock_is_the_hosts(name: str, kind: str, request: pytest.FixtureRe
     both = threading.Barrier(2)
 
     def work(first: str, second: str) -> None:
-        with engine.connect() if kind == "Connection" else orm.Session(engine) as host:
-            joined = SQLAlchemySessionRepository(host)
-            order(host, first)
-            joined.append_log(first, "mine")
+        with engine.connect() if kind == "Connection" else orm.Session(engine) as caller:
+            joined = SQLAlchemySessionRepository(caller)
+            order(caller, first)
+            joined.append_log(first, "own session")
             both.wait()
             try:
-                joined.append_log(second, "theirs")
+                joined.append_log(second, "session of the other thread")
             except StorageError as error:
                 lost.append(error.transaction_lost)
                 if error.transaction_lost:
                     with pytest.raises(InvalidRequestError):  # the other half must not be committed
-                        order(host, "half")
+                        order(caller, "half")
                     with pytest.raises(StorageError) as again:
-                        joined.append_log(first, "no use")
+                        joined.append_log(first, "rejected")
                     assert again.value.transaction_lost
-                    host.rollback()
-                    order(host, first)
+                    caller.rollback()
+                    order(caller, first)
                     joined.append_log(first, "again")
-            host.commit()
+            caller.commit()
 
     threads = [threading.Thread(target=work, args=pair) for pair in (("a", "b"), ("b", "a"))]
     for thread in threads:
@@ -349,7 +359,7 @@ def test_a_deadlock_is_the_hosts(name: str, kind: str, request: pytest.FixtureRe
     engine.dispose()
 
 
-KILLING = {
+KILL_QUERIES = {
     "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
     "mariadb": ("SELECT connection_id()", "KILL {}"),
 }
@@ -357,134 +367,136 @@ KILLING = {
 
 @pytest.mark.parametrize("kind", ["Connection", "Session"])
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_connection_that_is_lost_takes_the_transaction_along(
-    name: str, kind: str, request: pytest.FixtureRequest
-) -> None:
+def test_lost_connection_is_reported_as_lost_transaction(name: str, kind: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
-    asked, killing = KILLING[name]
-    with engine.connect() if kind == "Connection" else orm.Session(engine) as host, engine.connect() as other:
-        joined = SQLAlchemySessionRepository(host)
+    id_query, kill_statement = KILL_QUERIES[name]
+    with engine.connect() if kind == "Connection" else orm.Session(engine) as caller, engine.connect() as other:
+        joined = SQLAlchemySessionRepository(caller)
         joined.create_session(session_id=SESSION_ID)
-        other.execute(text(killing.format(host.execute(text(asked)).scalar())))
+        other.execute(text(kill_statement.format(caller.execute(text(id_query)).scalar())))
         for _ in range(2):
             with pytest.raises(StorageError) as caught:
                 joined.append_log(SESSION_ID, "m")
             assert caught.value.transaction_lost
-            assert type(caught.value) is StorageError  # nothing was being committed: nothing is unknown
-        host.rollback()
+            assert type(caught.value) is StorageError  # no COMMIT was sent, so the outcome is known
+        caller.rollback()
         assert joined.list_sessions() == []
     engine.dispose()
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_what_cannot_be_undone_is_told_whatever_the_call_had_to_say(name: str, request: pytest.FixtureRequest) -> None:
-    """Between its statement, which finds no session, and the savepoint's end the connection is lost."""
+def test_lost_connection_is_reported_instead_of_calls_own_error(name: str, request: pytest.FixtureRequest) -> None:
+    """Cut the connection after the statement that finds no session, before the savepoint is rolled back."""
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
-    asked, killing = KILLING[name]
-    with engine.connect() as host, engine.connect() as other:
-        joined = SQLAlchemySessionRepository(host)
+    id_query, kill_statement = KILL_QUERIES[name]
+    with engine.connect() as caller, engine.connect() as other:
+        joined = SQLAlchemySessionRepository(caller)
         joined.create_session(session_id=SESSION_ID)
-        number = host.execute(text(asked)).scalar()
+        number = caller.execute(text(id_query)).scalar()
 
-        @event.listens_for(host, "after_cursor_execute")
+        @event.listens_for(caller, "after_cursor_execute")
         def kill(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
             if "UPDATE vibeforge_sessions" in statement:
-                other.execute(text(killing.format(number)))
+                other.execute(text(kill_statement.format(number)))
 
         with pytest.raises(StorageError, match="roll back") as caught:
             joined.append_log(UNKNOWN_ID, "m")
         assert caught.value.transaction_lost
-        host.rollback()
+        caller.rollback()
         assert joined.list_sessions() == []
     engine.dispose()
 
 
-def test_what_a_snapshot_does_not_show(mariadb: Storage) -> None:
-    """A host's older snapshot shows what was read; the guard sees what is there."""
+def test_update_in_older_snapshot_raises_stale(mariadb: Storage) -> None:
+    """Read in a snapshot that is older than another writer's update. The version check reads the current row."""
     engine = mariadb.new_engine()
     outside = SQLAlchemySessionRepository(engine)
     outside.create_session(session_id=SESSION_ID)
-    with engine.connect() as host:
-        joined = SQLAlchemySessionRepository(host)
+    with engine.connect() as caller:
+        joined = SQLAlchemySessionRepository(caller)
         session = stored(joined)
         outside.modify_session(SESSION_ID, lambda session: session.add_answer("q", 1))
         session.add_answer("q", 2)
         with pytest.raises(StaleSessionError) as caught:
             joined.update_session(session)
         assert caught.value.stored_version == 2
-        host.rollback()
+        caller.rollback()
         assert stored(joined).answers == {"q": 1}
     engine.dispose()
 
 
 WRITES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
-    "append_error": lambda joined: joined.append_error(SESSION_ID, "mine", "m"),
-    "append_log": lambda joined: joined.append_log(SESSION_ID, "mine"),
+    "append_error": lambda joined: joined.append_error(SESSION_ID, "own", "m"),
+    "append_log": lambda joined: joined.append_log(SESSION_ID, "own"),
     "hold": lambda joined: joined.hold_session(SESSION_ID),
     "release": lambda joined: joined.release_session(SESSION_ID),
 }
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("recent", [None, 1])
-def test_what_a_snapshot_shows_of_a_session_that_the_host_has_written(
+@pytest.mark.parametrize("recent", [None, 1], ids=["whole histories", "recent entries"])
+def test_read_after_write_in_older_snapshot_returns_current_session(
     mariadb: Storage, write: str, recent: int | None
 ) -> None:
-    """InnoDB shows one's own row as it is, and others as of the snapshot: their documents with a newer version."""
+    """Read a session after a write in an older snapshot.
+
+    InnoDB shows the transaction's own row with its current values, and other rows as of the snapshot. A plain read
+    would combine old documents with a newer version.
+    """
     engine = mariadb.new_engine()
     outside = SQLAlchemySessionRepository(engine)
     outside.create_session(session_id=SESSION_ID)
     outside.append_error(SESSION_ID, "first", "m")
-    with engine.connect() as host:
-        joined = SQLAlchemySessionRepository(host)
+    with engine.connect() as caller:
+        joined = SQLAlchemySessionRepository(caller)
         stored(joined)
-        outside.modify_session(SESSION_ID, lambda session: session.add_answer("theirs", 1))
-        outside.append_error(SESSION_ID, "theirs", "m")
-        outside.append_log(SESSION_ID, "theirs")
+        outside.modify_session(SESSION_ID, lambda session: session.add_answer("other", 1))
+        outside.append_error(SESSION_ID, "other", "m")
+        outside.append_log(SESSION_ID, "other")
         WRITES[write](joined)
         session = joined.get_session(SESSION_ID, recent=recent)
         assert session is not None
-        assert session.answers == {"theirs": 1}
-        again = SQLAlchemySessionRepository(host)
-        tasks = ["first", "theirs", *(["mine"] if write == "append_error" else [])]
+        assert session.answers == {"other": 1}
+        again = SQLAlchemySessionRepository(caller)
+        tasks = ["first", "other", *(["own"] if write == "append_error" else [])]
         assert [error.task_id for error in again.list_errors(SESSION_ID)] == tasks
-        assert [error.position for error in again.list_errors(SESSION_ID, task_id="theirs")] == [2]
-        assert [error.task_id for error in again.list_errors(SESSION_ID, after=1, limit=1)] == ["theirs"]
+        assert [error.position for error in again.list_errors(SESSION_ID, task_id="other")] == [2]
+        assert [error.task_id for error in again.list_errors(SESSION_ID, after=1, limit=1)] == ["other"]
         assert again.list_errors(SESSION_ID, after=9) == []
-        assert [line.split()[-1] for line in again.list_logs(SESSION_ID)][:1] == ["theirs"]
+        assert [line.split()[-1] for line in again.list_logs(SESSION_ID)][:1] == ["other"]
         record = again.get_record(SESSION_ID)
         assert record is not None
-        assert "theirs" in str(record.content.documents["answers"])
-        session.add_answer("mine", 2)
+        assert "other" in str(record.content.documents["answers"])
+        session.add_answer("own", 2)
         again.update_session(session)
-        host.commit()
-        assert stored(again).answers == stored(outside).answers == {"theirs": 1, "mine": 2}
-        host.rollback()
-        # the next transaction has written nothing: it reads its snapshot, and waits for nobody
+        caller.commit()
+        assert stored(again).answers == stored(outside).answers == {"other": 1, "own": 2}
+        caller.rollback()
+        # the next transaction has written nothing, so it reads its snapshot and waits for no lock
         with engine.connect() as third:
             SQLAlchemySessionRepository(third).append_log(SESSION_ID, "later")
-            assert stored(again).answers == {"theirs": 1, "mine": 2}
+            assert stored(again).answers == {"other": 1, "own": 2}
     engine.dispose()
 
 
 @pytest.mark.parametrize("write", ["update", "create", "restore"])
-def test_what_a_snapshot_shows_of_a_session_that_the_host_has_stored(mariadb: Storage, write: str) -> None:
+def test_histories_after_storing_session_in_older_snapshot_are_current(mariadb: Storage, write: str) -> None:
     engine = mariadb.new_engine()
     outside = SQLAlchemySessionRepository(engine)
     outside.create_session(session_id=SESSION_ID)
     outside.append_error(SESSION_ID, "first", "m")
-    with engine.connect() as host:
-        joined = SQLAlchemySessionRepository(host)
+    with engine.connect() as caller:
+        joined = SQLAlchemySessionRepository(caller)
         session = stored(joined)
         record = joined.get_record(SESSION_ID)
         assert record is not None
         if write == "update":
-            outside.append_error(SESSION_ID, "theirs", "m")
-            session.add_answer("mine", 1)
+            outside.append_error(SESSION_ID, "other", "m")
+            session.add_answer("own", 1)
             joined.update_session(session)
-            expected = ["first", "theirs"]
+            expected = ["first", "other"]
         else:
             outside.delete_session(SESSION_ID)
             if write == "create":
@@ -494,14 +506,17 @@ def test_what_a_snapshot_shows_of_a_session_that_the_host_has_stored(mariadb: St
             expected = []
         assert [error.task_id for error in joined.list_errors(SESSION_ID)] == expected
         assert [error.task_id for error in stored(joined).error_history] == expected
-        host.commit()
+        caller.commit()
     assert [error.task_id for error in stored(outside).error_history] == expected
     engine.dispose()
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_session_is_read_as_of_one_moment_at_any_level(name: str, request: pytest.FixtureRequest) -> None:
-    """Under READ COMMITTED each statement sees another one: a session made anew between two is one or the other."""
+def test_read_under_read_committed_returns_one_incarnation(name: str, request: pytest.FixtureRequest) -> None:
+    """Replace the session with a new incarnation between two statements of a read.
+
+    Under READ COMMITTED each statement has a snapshot of its own, but the session must come from one incarnation.
+    """
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
     outside = SQLAlchemySessionRepository(engine)
@@ -510,10 +525,10 @@ def test_a_session_is_read_as_of_one_moment_at_any_level(name: str, request: pyt
         outside.append_error(SESSION_ID, "first", "m")
     swapped: list[bool] = []
 
-    with engine.connect().execution_options(isolation_level="READ COMMITTED") as host:
-        joined = SQLAlchemySessionRepository(host)
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as caller:
+        joined = SQLAlchemySessionRepository(caller)
 
-        @event.listens_for(host, "after_cursor_execute")
+        @event.listens_for(caller, "after_cursor_execute")
         def swap(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
             if "vibeforge_session_documents" in statement and not swapped:
                 swapped.append(True)
@@ -529,15 +544,15 @@ def test_a_session_is_read_as_of_one_moment_at_any_level(name: str, request: pyt
     engine.dispose()
 
 
-# --- what is refused ---
+# --- rejected binds ---
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_autocommit_is_no_transaction(name: str, request: pytest.FixtureRequest) -> None:
+def test_connection_in_autocommit_is_rejected(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as host:
-        joined = SQLAlchemySessionRepository(host)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as caller:
+        joined = SQLAlchemySessionRepository(caller)
         for call in (joined.create_session, joined.list_sessions):
             with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
                 call()
@@ -545,38 +560,38 @@ def test_autocommit_is_no_transaction(name: str, request: pytest.FixtureRequest)
     engine.dispose()
 
 
-def test_on_sqlite_a_transaction_that_has_not_really_begun_is_refused(sqlite_files: SQLiteFiles) -> None:
+def test_sqlite_transaction_that_driver_has_not_begun_is_rejected(sqlite_files: SQLiteFiles) -> None:
     url = sqlite_files.new_url()
     engine = sqlalchemy.create_engine(url)
-    hosts.create(engine)
-    with engine.connect() as host:
-        joined = SQLAlchemySessionRepository(host)
-        host.execute(select(hosts)).all()  # SQLAlchemy has begun, and the driver has not
+    orders_table.create(engine)
+    with engine.connect() as caller:
+        joined = SQLAlchemySessionRepository(caller)
+        caller.execute(select(orders_table)).all()  # begins a transaction in SQLAlchemy, but not in the driver
         for call in (joined.create_session, joined.list_sessions):
             with pytest.raises(ConfigurationError, match=r"vibeforge_sessions\.sql\.create_engine"):
                 call()
-        order(host, "really begun by this")
+        order(caller, "begins the driver's transaction")
         joined.create_session(session_id=SESSION_ID)
-        host.rollback()
+        caller.rollback()
     assert SQLAlchemySessionRepository(engine).list_sessions() == []
     assert orders(engine) == []
-    with create_engine(url).connect() as host:  # the fix that the error names
-        SQLAlchemySessionRepository(host).create_session(session_id=SESSION_ID)
-        host.rollback()
+    with create_engine(url).connect() as caller:  # the fix that the error names
+        SQLAlchemySessionRepository(caller).create_session(session_id=SESSION_ID)
+        caller.rollback()
     assert SQLAlchemySessionRepository(engine).list_sessions() == []
     engine.dispose()
 
 
-@pytest.mark.parametrize("bind", [None, "sqlite://", object()])
-def test_what_is_neither_is_refused(bind: Any) -> None:
+@pytest.mark.parametrize("bind", [None, "sqlite://", object()], ids=["none", "url", "object"])
+def test_bind_of_another_type_is_rejected(bind: Any) -> None:
     with pytest.raises(ConfigurationError, match="Connection"):
         SQLAlchemySessionRepository(bind)
 
 
-def test_a_closed_connection_is_told(sqlite: Storage) -> None:
+def test_call_on_closed_connection_raises_storage_error(sqlite: Storage) -> None:
     engine = sqlite.new_engine()
-    with engine.connect() as host:
-        joined = SQLAlchemySessionRepository(host)
+    with engine.connect() as caller:
+        joined = SQLAlchemySessionRepository(caller)
         assert repr(joined) == "SQLAlchemySessionRepository(Connection of the caller)"
     with pytest.raises(StorageError, match="ResourceClosedError"):
         joined.list_sessions()
@@ -586,24 +601,24 @@ def test_a_closed_connection_is_told(sqlite: Storage) -> None:
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mariadb+pymysql"])
-def test_a_session_whose_server_is_not_there(driver: str) -> None:
+def test_session_with_unreachable_server_raises_without_password(driver: str) -> None:
     engine = create_engine(f"{driver}://u:s3cret@127.0.0.1:1/d")
-    with orm.Session(engine) as host, pytest.raises(StorageError, match="could not reach") as caught:
-        SQLAlchemySessionRepository(host).list_sessions()
+    with orm.Session(engine) as caller, pytest.raises(StorageError, match="could not reach") as caught:
+        SQLAlchemySessionRepository(caller).list_sessions()
     assert "s3cret" not in str(caught.value)
-    assert not caught.value.transaction_lost  # there was none
+    assert not caught.value.transaction_lost  # no transaction had begun
 
 
-# --- on an event loop ---
+# --- event loop ---
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+asyncpg", "mariadb+asyncmy"])
-def test_an_asynchronous_session_whose_server_is_not_there(driver: str) -> None:
+def test_async_session_with_unreachable_server_raises(driver: str) -> None:
     async def work() -> None:
         engine = create_async_engine(f"{driver}://u:s3cret@127.0.0.1:1/d")
-        async with AsyncSession(engine) as host:
+        async with AsyncSession(engine) as caller:
             with pytest.raises(StorageError, match="could not reach"):
-                await AsyncSQLAlchemySessionRepository(host).list_sessions()
+                await AsyncSQLAlchemySessionRepository(caller).list_sessions()
         await engine.dispose()
 
     asyncio.run(work())
@@ -611,19 +626,21 @@ def test_an_asynchronous_session_whose_server_is_not_there(driver: str) -> None:
 
 @pytest.mark.parametrize("kind", ["AsyncConnection", "AsyncSession"])
 @pytest.mark.parametrize(("name", "driver"), [*ASYNC_DRIVERS, ("sqlite", "sqlite+aiosqlite")])
-def test_the_asynchronous_forms(name: str, driver: str, kind: str, request: pytest.FixtureRequest) -> None:
+def test_async_joined_calls_end_with_callers_transaction(
+    name: str, driver: str, kind: str, request: pytest.FixtureRequest
+) -> None:
     url = request.getfixturevalue(name).url_with(driver)
 
     async def work() -> None:
         engine = create_async_engine(url)
         outside = AsyncSQLAlchemySessionRepository(engine)
         async with engine.begin() as connection:
-            await connection.run_sync(hosts.create)
-        host: AsyncConnection | AsyncSession
-        async with engine.connect() if kind == "AsyncConnection" else AsyncSession(engine) as host:
-            joined = AsyncSQLAlchemySessionRepository(host)
-            for ending in (host.rollback, host.commit):
-                await host.execute(hosts.insert().values(name="one"))
+            await connection.run_sync(orders_table.create)
+        caller: AsyncConnection | AsyncSession
+        async with engine.connect() if kind == "AsyncConnection" else AsyncSession(engine) as caller:
+            joined = AsyncSQLAlchemySessionRepository(caller)
+            for ending in (caller.rollback, caller.commit):
+                await caller.execute(orders_table.insert().values(name="one"))
                 session = await joined.create_session(full_session())
                 with pytest.raises(SessionExistsError):
                     await joined.create_session(session_id=SESSION_ID)
@@ -633,10 +650,10 @@ def test_the_asynchronous_forms(name: str, driver: str, kind: str, request: pyte
                 await joined.modify_session(SESSION_ID, lambda session: session.add_answer("q", 1))
                 await ending()
                 found = await outside.get_session(SESSION_ID)
-                names = (await host.execute(select(hosts.c.name))).scalars().all()
-                if ending == host.rollback:
+                names = (await caller.execute(select(orders_table.c.name))).scalars().all()
+                if ending == caller.rollback:
                     assert (found, names) == (None, [])
-                    await host.rollback()
+                    await caller.rollback()
                 else:
                     assert found is not None
                     assert (found.version, len(found.error_history), len(found.logs)) == (3, 2, 2)
@@ -646,26 +663,26 @@ def test_the_asynchronous_forms(name: str, driver: str, kind: str, request: pyte
     asyncio.run(work())
 
 
-def test_a_joined_call_that_is_cancelled(postgresql: Storage) -> None:
+def test_cancelled_joined_call_loses_callers_transaction(postgresql: Storage) -> None:
     url = postgresql.url_with("postgresql+psycopg")
 
     async def work() -> None:
         engine = create_async_engine(url)
         outside = AsyncSQLAlchemySessionRepository(engine)
         await outside.create_session(session_id=SESSION_ID)
-        async with engine.connect() as blocker, engine.connect() as host:
-            await AsyncSQLAlchemySessionRepository(blocker).append_log(SESSION_ID, "holds the row")
-            joined = AsyncSQLAlchemySessionRepository(host)
-            await joined.create_session(session_id="mine")
-            waiting = asyncio.ensure_future(joined.append_log(SESSION_ID, "waits for it"))
+        async with engine.connect() as blocker, engine.connect() as caller:
+            await AsyncSQLAlchemySessionRepository(blocker).append_log(SESSION_ID, "locks the row")
+            joined = AsyncSQLAlchemySessionRepository(caller)
+            await joined.create_session(session_id="own")
+            waiting = asyncio.ensure_future(joined.append_log(SESSION_ID, "waits for the lock"))
             await asyncio.sleep(0.1)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            with pytest.raises(StorageError) as caught:  # the driver was stopped in the middle of its protocol
-                await joined.append_log("mine", "m")
+            with pytest.raises(StorageError) as caught:  # the cancellation interrupted the driver's protocol
+                await joined.append_log("own", "m")
             assert caught.value.transaction_lost
-            await host.rollback()
+            await caller.rollback()
             assert await joined.list_sessions() == [SESSION_ID]
         assert await outside.list_logs(SESSION_ID) == []
         await engine.dispose()
@@ -673,13 +690,13 @@ def test_a_joined_call_that_is_cancelled(postgresql: Storage) -> None:
     asyncio.run(work())
 
 
-# --- writes in doubt ---
+# --- in-doubt writes ---
 
 
 def test_in_doubt_write_stays_in_doubt_if_the_next_connection_is_rejected(
     sqlite: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise the error would say that nothing was written."""
+    """Raise the first error: the second one would claim that nothing was written."""
     engine = sqlite.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     cause = sqlalchemy.exc.OperationalError(None, None, Exception())

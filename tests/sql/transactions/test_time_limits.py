@@ -1,4 +1,4 @@
-"""Time limits that stay behind, as after an interruption: they cut no connection that others have."""
+"""Time limits that remain active after an interruption. They never cut a connection that has another user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_usable(engine: Engine) -> bool:
         return bool(connection.scalar(text("SELECT 1")))
 
 
-def test_limit_cuts_watched_connection(engine: Engine) -> None:
+def test_expired_limit_cuts_its_connection(engine: Engine) -> None:
     pooled = engine.raw_connection()
     with limits_of(engine.dialect)(0) as limit:
         limit.watch(pooled)
@@ -40,7 +40,7 @@ def test_limit_cuts_watched_connection(engine: Engine) -> None:
     pooled.invalidate()
 
 
-def test_limit_does_not_cut_connection_that_was_given_back(engine: Engine) -> None:
+def test_expired_limit_does_not_cut_connection_returned_to_pool(engine: Engine) -> None:
     pooled = engine.raw_connection()
     with limits_of(engine.dialect)(0) as limit:
         limit.watch(pooled)
@@ -50,14 +50,14 @@ def test_limit_does_not_cut_connection_that_was_given_back(engine: Engine) -> No
         assert is_usable(engine)
 
 
-def test_limit_does_not_keep_connection_from_pool(engine: Engine) -> None:
+def test_abandoned_connection_with_limit_returns_to_pool(engine: Engine) -> None:
     with limits_of(engine.dialect)(30) as limit:
         limit.watch(engine.raw_connection())
         gc.collect()
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-def test_limit_that_is_over_does_not_cut_connection(engine: Engine) -> None:
+def test_ended_limit_does_not_cut_connection(engine: Engine) -> None:
     pooled = engine.raw_connection()
     with limits_of(engine.dialect)(0) as limit:
         limit.is_over = True
@@ -68,15 +68,15 @@ def test_limit_that_is_over_does_not_cut_connection(engine: Engine) -> None:
     assert is_usable(engine)
 
 
-def test_abandoned_limit_is_forgotten(engine: Engine) -> None:
+def test_ended_limit_is_removed_from_watchdog(engine: Engine) -> None:
     limit = limits_of(engine.dialect)(30).__enter__()
-    limit.is_over = True  # what an interrupted attempt assigns in any case
+    limit.is_over = True  # an interrupted attempt sets this, too
     assert len(time_limits._watchdog._limits) == 1
-    time.sleep(0.3)  # the thread has looked at it
+    time.sleep(0.3)  # lets the watchdog's thread check the limit
     assert len(time_limits._watchdog._limits) == 0
 
 
-def test_connection_made_after_failed_attempt_is_not_limited(engine: Engine) -> None:
+def test_connection_opened_after_failed_attempt_is_not_limited(engine: Engine) -> None:
     def fail() -> NoReturn:
         assert time_limits._current.get() is limit
         raise KeyboardInterrupt
