@@ -1,4 +1,4 @@
-"""Fields of an application's own: added, unknown to older code, become invalid; all without a migration."""
+"""Fields that an application adds to sessions, removes or restricts without a migration."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("older", [Older, Session])
-@pytest.mark.parametrize("journey", [False, True])
-def test_fields_that_an_older_class_does_not_know_are_kept(engine: Engine, older: type[Session], journey: bool) -> None:
+@pytest.mark.parametrize("serialized", [False, True], ids=["object", "round trip"])
+def test_update_by_older_class_keeps_unknown_fields(engine: Engine, older: type[Session], serialized: bool) -> None:
     new = SQLAlchemySessionRepository(engine, session_type=Newer)
     old = SQLAlchemySessionRepository(engine, session_type=older)
     new.create_session(Newer(session_id=SESSION_ID, budget=7, owners=["ann", "bob"]))
-    session = round_tripped(stored(old)) if journey else stored(old)
+    session = round_tripped(stored(old)) if serialized else stored(old)
     session.add_answer("q", 1)
     if isinstance(session, Older):
         session.budget = 8
@@ -74,7 +74,7 @@ def test_fields_that_an_older_class_does_not_know_are_kept(engine: Engine, older
     assert_same(stored(old), session)
 
 
-def test_a_new_field_has_its_default_in_old_sessions(engine: Engine) -> None:
+def test_new_field_has_its_default_in_old_sessions(engine: Engine) -> None:
     SQLAlchemySessionRepository(engine).create_session(session_id=SESSION_ID)
     new = SQLAlchemySessionRepository(engine, session_type=Newer)
     session = new.modify_session(SESSION_ID, lambda session: session.owners.append("ann"))
@@ -82,7 +82,9 @@ def test_a_new_field_has_its_default_in_old_sessions(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("session_type", [Stricter, Validating])
-def test_a_field_that_became_invalid_spoils_its_own_session_only(engine: Engine, session_type: type[Session]) -> None:
+def test_field_that_became_invalid_makes_only_its_session_unreadable(
+    engine: Engine, session_type: type[Session]
+) -> None:
     old = SQLAlchemySessionRepository(engine, session_type=Newer)
     old.create_session(Newer(session_id="good", budget=100))
     old.create_session(Newer(session_id="bad", budget=100, mood=SECRET))
@@ -96,11 +98,11 @@ def test_a_field_that_became_invalid_spoils_its_own_session_only(engine: Engine,
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert new.append_error("bad", "t", "m").position == 1
     assert new.list_logs("bad") == []
-    assert stored(old, "bad").mood == SECRET  # nothing was touched
+    assert stored(old, "bad").mood == SECRET  # the failed read changed nothing
     assert new.delete_session("bad")
 
 
-def test_an_invalid_field_is_refused_with_its_name(engine: Engine) -> None:
+def test_update_with_invalid_field_raises_error_that_names_it(engine: Engine) -> None:
     repository = SQLAlchemySessionRepository(engine, session_type=Newer)
     session = repository.create_session(session_id=SESSION_ID)
     session.owners = {SECRET}  # type: ignore[assignment]
@@ -111,14 +113,14 @@ def test_an_invalid_field_is_refused_with_its_name(engine: Engine) -> None:
     assert stored(repository).owners == []
 
 
-def test_what_a_validator_says_of_a_value_is_not_shown() -> None:
+def test_error_does_not_show_message_of_validator() -> None:
     with pytest.raises(InvalidSessionError) as caught:
         Validating.from_dict({"session_id": SESSION_ID, "mood": SECRET})
     assert caught.value.path == "mood"
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_what_comes_back_is_of_the_class_on_an_event_loop_too(engine: Engine) -> None:
+def test_async_repository_returns_sessions_of_its_session_type(engine: Engine) -> None:
     async def work() -> Newer | None:
         async with AsyncSQLAlchemySessionRepository(engine, session_type=Newer) as repository:
             session = await repository.create_session(Newer(session_id=SESSION_ID, owners=["ann"]))

@@ -1,4 +1,4 @@
-"""Processes that fork: each uses connections of its own, and its parent goes on."""
+"""Forked processes: a child opens its own connections, and its parent's connections stay usable."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def url_of(storage: Storage) -> str:
 
 
 @pytest.mark.parametrize("name", SQL_DATABASES)
-def test_four_children_lose_and_confuse_nothing(name: str, request: pytest.FixtureRequest) -> None:
+def test_concurrent_children_store_all_their_entries(name: str, request: pytest.FixtureRequest) -> None:
     run("four_children", url_of(request.getfixturevalue(name)))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("name", SQL_DATABASES)
-def test_child_uses_connections_of_its_own(name: str, scenario: str, request: pytest.FixtureRequest) -> None:
+def test_child_opens_its_own_connections(name: str, scenario: str, request: pytest.FixtureRequest) -> None:
     if scenario == "joined_with_callers_engine" and name == "sqlite":
-        pytest.skip("SQLite's own driver begins no transaction that could be joined")
+        pytest.skip("SQLite's driver begins no transaction that a repository can join")
     run(scenario, url_of(request.getfixturevalue(name)))
 
 
 @pytest.mark.parametrize(("name", "driver"), ASYNC_DRIVERS)
-def test_child_uses_asynchronous_connections_of_its_own(name: str, driver: str, request: pytest.FixtureRequest) -> None:
+def test_child_opens_its_own_async_connections(name: str, driver: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     run("asynchronous", storage.url_with(driver))
 
@@ -70,5 +70,5 @@ def test_child_gets_a_copy_of_sessions_in_memory() -> None:
     run("memory", "")
 
 
-def test_sqlite_file_stays_when_parent_closes(sqlite: Storage) -> None:
+def test_child_can_use_sqlite_file_after_parent_closes(sqlite: Storage) -> None:
     run("sqlite_after_parent", url_of(sqlite))

@@ -1,4 +1,4 @@
-"""The contract under the application's role, with the least rights: everything works, and DDL does not."""
+"""Contract suite under the application's role with minimal privileges: all calls succeed, and DDL is rejected."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vibeforge_sessions.sql.dialects import failure_code
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 
-NUMBER = secrets.token_hex(4)  # of this run: on a server that is not ours they stay
+NUMBER = secrets.token_hex(4)  # of this run: roles stay on a server that the tests did not start
 APPLICATION, MIGRATOR = f"vfs_app'\"`{NUMBER}", f"vfs_migrator_{NUMBER}"
 PASSWORD = "s3cret"
 
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """A server with two users; each new database has tables that the migrator has made, and the least rights."""
+    """Server with two users. The migrator creates the tables of each new database, and grants minimal privileges."""
 
     admin: URL
     databases: DatabaseFactory
@@ -47,7 +47,9 @@ class Roles:
 
     def new_url(self, role: str = APPLICATION) -> URL:
         url = self.databases.create()
-        if url.get_backend_name() == "mysql":  # whose rights are of the database's name, and so not copied
+        if (
+            url.get_backend_name() == "mysql"
+        ):  # MariaDB's privileges belong to the database's name, so the copy has none
             self.run(url, maintenance.grants(url, APPLICATION, migrator=MIGRATOR))
         return url.set(username=role, password=PASSWORD)
 
@@ -139,18 +141,18 @@ DDL = [
 
 
 @pytest.mark.parametrize("statement", DDL)
-def test_the_application_cannot_change_what_is_not_its(engine: Engine, statement: str) -> None:
+def test_application_role_cannot_change_schema_or_history(engine: Engine, statement: str) -> None:
     with engine.connect() as connection, pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
         connection.execute(text(statement))
     assert failure_code(caught.value) in {"42501", 1142, 1044}
     migrate.check_schema(engine, exact=True)
 
 
-def test_the_application_finds_out_where_it_stands_and_cannot_migrate(engine: Engine) -> None:
+def test_application_role_reads_status_but_cannot_migrate(engine: Engine) -> None:
     url = text_of(engine.url)
     with open_repository(url) as repository:
         repository.create_session()
-    with open_repository(url, migrate=True) as repository:  # nothing to do
+    with open_repository(url, migrate=True) as repository:  # succeeds, because no migration is pending
         assert len(repository.list_sessions()) == 1
     assert migrate.status(engine).state == "current"
     assert list(maintenance.verify_data(engine)) == []
@@ -159,7 +161,7 @@ def test_the_application_finds_out_where_it_stands_and_cannot_migrate(engine: En
     assert len(SQLAlchemySessionRepository(engine).list_sessions()) == 1
 
 
-def test_the_migrator_goes_up_and_down(roles: Roles) -> None:
+def test_migrator_role_upgrades_and_downgrades(roles: Roles) -> None:
     url = roles.new_url(MIGRATOR)
     engine = create_engine(url)
     for revision in ("vibeforge_0001", "base"):
@@ -169,7 +171,7 @@ def test_the_migrator_goes_up_and_down(roles: Roles) -> None:
     engine.dispose()
 
 
-def test_what_a_later_migration_makes_is_readable_at_once(postgresql_roles: Roles) -> None:
+def test_application_role_can_read_tables_of_later_migration(postgresql_roles: Roles) -> None:
     url = postgresql_roles.new_url(MIGRATOR)
     postgresql_roles.run(url, maintenance.grants(url, APPLICATION, migrator=MIGRATOR))
     engine, application = create_engine(url), create_engine(url.set(username=APPLICATION))
@@ -180,7 +182,7 @@ def test_what_a_later_migration_makes_is_readable_at_once(postgresql_roles: Role
         each.dispose()
 
 
-def test_names_are_quoted() -> None:
+def test_grants_quote_names() -> None:
     for url, quoted in (
         ("postgresql://h/d", 'TO "a""b";'),
         ("mariadb://h/d", 'ON `d`.vibeforge_sessions TO `a"b`@`%`;'),

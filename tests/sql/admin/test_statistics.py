@@ -1,4 +1,4 @@
-"""Statistics equal what Python counts, on each database, and end in time."""
+"""Statistics on each database: equality with counts in Python, time limits, and query plans."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def filled(engine: Engine) -> tuple[list[Record], list[ErrorEntry]]:
     return records, all_errors
 
 
-def test_phases(engine: Engine) -> None:
+def test_phase_counts_equal_counts_in_python(engine: Engine) -> None:
     assert count_phases(engine) == []
     records, _ = filled(engine)
     counts = count_phases(engine)
@@ -87,8 +87,8 @@ def test_phases(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("every", ["day", "hour"])
-@pytest.mark.parametrize("top", [0, 2, 10, 1000])
-def test_errors(engine: Engine, every: str, top: int) -> None:
+@pytest.mark.parametrize("top", [0, 2, 10, 1000], ids=["none", "two", "ten", "all"])
+def test_error_counts_equal_counts_in_python(engine: Engine, every: str, top: int) -> None:
     _, errors = filled(engine)
     length = DAY if every == "day" else timedelta(hours=1)
     since, before = START + 5 * DAY, START + 15.5 * DAY
@@ -100,7 +100,7 @@ def test_errors(engine: Engine, every: str, top: int) -> None:
         ({"since": before + 10 * DAY}, []),
     ):
         pairs = Counter((each.task_id, each.phase) for each in window)
-        # equal totals are told apart by name, byte by byte
+        # equal totals are ordered by the bytes of their names
         first = sorted(pairs, key=lambda pair: (-pairs[pair], pair[0].encode(), pair[1].encode()))[:top]
         wanted: Counter[tuple[datetime, str | None, str | None]] = Counter()
         for each in window:
@@ -112,7 +112,7 @@ def test_errors(engine: Engine, every: str, top: int) -> None:
         assert [each.begins for each in counts] == sorted(each.begins for each in counts)
 
 
-def test_errors_of_the_first_and_last_years(engine: Engine) -> None:
+def test_error_counts_cover_first_and_last_years(engine: Engine) -> None:
     for number, year in enumerate((1, 9999)):
         time = datetime(year, 6, 15, 12, 30, tzinfo=UTC)
         restore(engine, number, "FAILED", time, [ErrorEntry(time, "task", "it broke", "FAILED", 1)])
@@ -120,7 +120,7 @@ def test_errors_of_the_first_and_last_years(engine: Engine) -> None:
     assert [each.begins.hour for each in count_errors(engine, every="hour")] == [12, 12]
 
 
-def test_ages(engine: Engine) -> None:
+def test_age_counts_equal_known_ages(engine: Engine) -> None:
     assert [each.sessions for each in count_ages(engine)] == [0] * (len(AGES) + 1)
     now = datetime.now(UTC)
     minute = timedelta(minutes=1)
@@ -138,10 +138,10 @@ def test_ages(engine: Engine) -> None:
     assert [each.sessions for each in count_ages(engine, edges=[timedelta(days=999_999)])] == [7, 0]
 
 
-def test_sizes(engine: Engine) -> None:
+def test_table_sizes_contain_stored_document(engine: Engine) -> None:
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(Session(session_id="large", answers={"text": "x" * 500_000}))
-    with engine.begin() as connection:  # MariaDB's figures are as of the last time that it looked
+    with engine.begin() as connection:  # MariaDB updates its figures at ANALYZE
         if engine.dialect.name not in {"sqlite", "postgresql"}:
             connection.exec_driver_sql("ANALYZE TABLE vibeforge_session_documents").close()
     sizes = {each.table: each for each in table_sizes(engine)}
@@ -152,16 +152,18 @@ def test_sizes(engine: Engine) -> None:
     assert all(each.indexes >= 0 for each in sizes.values())
     assert sizes["vibeforge_sessions"].indexes > 0
     documents = sizes["vibeforge_session_documents"].data
-    # PostgreSQL compresses it
+    # PostgreSQL compresses the document
     assert documents > (500_000 if engine.dialect.name != "postgresql" else 5_000)
 
 
-@pytest.mark.parametrize("kind", ["limited", "not told"])
-def test_a_file_whose_tables_cannot_be_told_apart(sqlite: Storage, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["limited", "without dbstat"])
+def test_sqlite_sizes_without_dbstat_are_total_of_file(
+    sqlite: Storage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vibeforge_sessions.sql.dialects import sqlite as sqlite_module  # noqa: PLC0415
 
     engine = sqlite.new_engine()
-    if kind == "not told":  # a library without dbstat
+    if kind == "without dbstat":
         monkeypatch.setattr(sqlite_module, "_HAS_DBSTAT", "SELECT 1 WHERE FALSE")
     else:
         monkeypatch.setattr(sqlite_module, "_STEPS_BETWEEN_CLOCK_CHECKS", 1)
@@ -171,8 +173,8 @@ def test_a_file_whose_tables_cannot_be_told_apart(sqlite: Storage, kind: str, mo
     engine.dispose()
 
 
-def test_a_statement_is_ended_in_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each database ends it itself: what is asked here would take minutes."""
+def test_query_beyond_timeout_is_cancelled_by_database(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a query that would take minutes. The database cancels it after the timeout."""
     from vibeforge_sessions.sql.admin import statistics  # noqa: PLC0415
 
     filled(engine)
@@ -181,7 +183,7 @@ def test_a_statement_is_ended_in_time(engine: Engine, monkeypatch: pytest.Monkey
     with pytest.raises(StorageError, match=r"exceeded the limit of 0\.2 s"):
         count_phases(engine, timeout=0.2)
     monkeypatch.undo()
-    with engine.connect() as connection:  # the limit is gone from the connection in the pool
+    with engine.connect() as connection:  # the pooled connection keeps no limit
         if engine.dialect.name == "postgresql":
             assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
         elif engine.dialect.name != "sqlite":
@@ -189,22 +191,24 @@ def test_a_statement_is_ended_in_time(engine: Engine, monkeypatch: pytest.Monkey
     assert sum(each.sessions for each in count_phases(engine)) == 40
 
 
-def test_each_is_one_query(engine: Engine) -> None:
+def test_each_statistic_is_one_query(engine: Engine) -> None:
     filled(engine)
     seen: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
-    for ask in (count_phases, count_errors, count_ages, table_sizes):
+    for statistic in (count_phases, count_errors, count_ages, table_sizes):
         seen.clear()
-        ask(engine)
-        asked = [each for each in seen if each.lstrip().startswith(("SELECT", "WITH")) and "vibeforge_session" in each]
-        asked += [each for each in seen if "dbstat AS" in each or "pg_table_size" in each or "data_length" in each]
-        assert len(asked) == 1, seen
+        statistic(engine)
+        queries = [
+            each for each in seen if each.lstrip().startswith(("SELECT", "WITH")) and "vibeforge_session" in each
+        ]
+        queries += [each for each in seen if "dbstat AS" in each or "pg_table_size" in each or "data_length" in each]
+        assert len(queries) == 1, seen
 
 
-def test_the_errors_of_a_window_are_read_by_their_sessions(sqlite: Storage) -> None:
-    """By the index on when sessions were touched: no plan reads all errors for the last hour's.
+def test_errors_of_time_window_are_found_by_index_on_sessions(sqlite: Storage) -> None:
+    """Explain the query on SQLite: it must not scan all errors to count the ones of a time window.
 
-    The servers' plans depend on how much is there: `benchmarks.scale` looks at them.
+    The servers' plans depend on the amount of data, so `benchmarks.scale` checks them.
     """
     engine = sqlite.new_engine()
     filled(engine)
@@ -225,7 +229,7 @@ def test_the_errors_of_a_window_are_read_by_their_sessions(sqlite: Storage) -> N
 
 
 @pytest.mark.parametrize(
-    ("ask", "given"),
+    ("statistic", "arguments"),
     [
         (count_errors, {"top": -1}),
         (count_errors, {"top": 1001}),
@@ -241,22 +245,22 @@ def test_the_errors_of_a_window_are_read_by_their_sessions(sqlite: Storage) -> N
         (table_sizes, {"timeout": -1}),
     ],
 )
-def test_what_cannot_be_asked(sqlite: Storage, ask, given) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_argument_of_statistic_is_rejected(sqlite: Storage, statistic, arguments) -> None:  # type: ignore[no-untyped-def]
     engine = sqlite.new_engine()
     with pytest.raises(InvalidArgumentError):
-        ask(engine, **given)
+        statistic(engine, **arguments)
     engine.dispose()
 
 
-def test_tables_in_a_schema(postgresql: Storage) -> None:
+def test_statistics_use_configured_schema(postgresql: Storage) -> None:
     from vibeforge_sessions.sql import migrate  # noqa: PLC0415
 
     assert postgresql.new_url is not None
     url = postgresql.new_url()
     with create_engine(url).begin() as connection:
-        connection.exec_driver_sql('CREATE SCHEMA "of ""the"" host"')
+        connection.exec_driver_sql('CREATE SCHEMA "of ""the"" application"')
     connection.engine.dispose()
-    engine = create_engine(url, schema='of "the" host')
+    engine = create_engine(url, schema='of "the" application')
     migrate.upgrade(engine)
     filled(engine)
     assert sum(each.sessions for each in count_phases(engine)) == 40

@@ -1,4 +1,4 @@
-"""A schema of its own through a real PgBouncer in transaction mode, where what a session sets would be anybody's."""
+"""Schemas through a real PgBouncer in transaction mode, where settings of a server connection reach other clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = "forge"
 
 @pytest.fixture
 def direct(postgresql_server: AvailableServer) -> URL:
-    """A database with two schemas, which hold our tables each."""
+    """Return the URL of a database with two schemas that each contain the package's tables."""
     url = postgresql_server.databases.create(migrated=False)
     for schema in (SCHEMA, None):
         engine = create_engine(url, schema=schema)
@@ -37,7 +37,7 @@ def bouncer(direct: URL) -> Iterator[URL]:
         yield server.url
 
 
-def test_two_schemas_through_the_same_two_connections(bouncer: URL) -> None:
+def test_engines_with_different_schemas_share_server_connections(bouncer: URL) -> None:
     engines = {schema: create_engine(bouncer, pgbouncer=True, schema=schema) for schema in (SCHEMA, None)}
     repositories = {schema: SQLAlchemySessionRepository(engine) for schema, engine in engines.items()}
 
@@ -46,7 +46,7 @@ def test_two_schemas_through_the_same_two_connections(bouncer: URL) -> None:
         repository = repositories[schema]
         session_id = f"{schema}-{number}"
         session = repository.create_session(full_session(session_id))
-        session.add_answer("of", str(schema))
+        session.add_answer("schema", str(schema))
         repository.update_session(session)
         for _ in range(10):
             repository.append_error(session_id, "t", "it broke")
@@ -63,12 +63,14 @@ def test_two_schemas_through_the_same_two_connections(bouncer: URL) -> None:
         engines[schema].dispose()
 
 
-def test_a_migration_through_it_leaves_no_setting_behind(bouncer: URL, direct: URL) -> None:
+def test_migration_through_pgbouncer_leaves_no_settings(bouncer: URL, direct: URL) -> None:
     engine = create_engine(bouncer, pgbouncer=True, schema=SCHEMA)
     migrate.downgrade(engine, "base")
     migrate.upgrade(engine)
     for _ in range(4):
         with engine.connect() as connection:
-            told = connection.exec_driver_sql("SELECT current_setting('lock_timeout'), current_setting('search_path')")
-            assert tuple(told.one()) == ("0", '"$user", public')
+            settings = connection.exec_driver_sql(
+                "SELECT current_setting('lock_timeout'), current_setting('search_path')"
+            )
+            assert tuple(settings.one()) == ("0", '"$user", public')
     engine.dispose()

@@ -1,4 +1,4 @@
-"""What our engines ask of a server, what a host's engine may be like, and what does not fit."""
+"""Engines on PostgreSQL and MariaDB: connection settings, supported application engines, and size limits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STRICT = {"STRICT_ALL_TABLES", "NO_ENGINE_SUBSTITUTION"}
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql"])
-def test_postgresql_engines(postgresql: Storage, driver: str) -> None:
+def test_postgresql_engine_sets_utc_and_read_committed(postgresql: Storage, driver: str) -> None:
     engine = create_engine(postgresql.url_with(driver))
     with engine.connect() as connection:
         assert connection.execute(text("SHOW TimeZone")).scalar() == "UTC"
@@ -49,7 +49,7 @@ def test_postgresql_engines(postgresql: Storage, driver: str) -> None:
 
 
 @pytest.mark.parametrize("driver", ["mysql+pymysql", "mariadb+pymysql", "mysql", "mariadb"])
-def test_mariadb_engines(mariadb: Storage, driver: str) -> None:
+def test_mariadb_engine_sets_utc_strict_mode_and_utf8mb4(mariadb: Storage, driver: str) -> None:
     engine = create_engine(mariadb.url_with(driver))
     with engine.connect() as connection:
         row = connection.execute(text("SELECT @@time_zone, @@sql_mode, @@character_set_client")).one()
@@ -63,14 +63,14 @@ def test_mariadb_engines(mariadb: Storage, driver: str) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("pgbouncer", [False, True])
-def test_asynchronous_postgresql_engines(postgresql: Storage, pgbouncer: bool) -> None:
+@pytest.mark.parametrize("pgbouncer", [False, True], ids=["direct", "pgbouncer"])
+def test_async_postgresql_engine_prepares_statements_unless_pgbouncer(postgresql: Storage, pgbouncer: bool) -> None:
     async def ask(url: str) -> tuple[object, object]:
         engine = create_async_engine(url, pgbouncer=pgbouncer)
         async with engine.connect() as connection:
             zone = (await connection.execute(text("SHOW TimeZone"))).scalar()
             level = (await connection.execute(text("SHOW transaction_isolation"))).scalar()
-            for _ in range(8):  # often enough for a driver that prepares what is repeated
+            for _ in range(8):  # drivers prepare a statement after several executions
                 await connection.execute(text("SELECT count(*) FROM vibeforge_sessions"))
             prepared = (await connection.execute(text("SELECT count(*) FROM pg_prepared_statements"))).scalar_one()
         await engine.dispose()
@@ -82,12 +82,12 @@ def test_asynchronous_postgresql_engines(postgresql: Storage, pgbouncer: bool) -
     assert pgbouncer or zone == "UTC"
 
 
-def test_nothing_is_prepared_or_set_for_pgbouncer(postgresql: Storage) -> None:
+def test_engine_for_pgbouncer_prepares_and_sets_nothing(postgresql: Storage) -> None:
     for pgbouncer in (False, True):
         engine = create_engine(postgresql.url_with("postgresql+psycopg"), pgbouncer=pgbouncer)
         repository = SQLAlchemySessionRepository(engine)
         repository.create_session(session_id=SESSION_ID)
-        for _ in range(8):  # psycopg prepares at the fifth time
+        for _ in range(8):  # psycopg prepares a statement at its fifth execution
             repository.append_log(SESSION_ID, "m")
         with engine.connect() as connection:
             prepared = connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
@@ -98,12 +98,12 @@ def test_nothing_is_prepared_or_set_for_pgbouncer(postgresql: Storage) -> None:
 
 
 @pytest.mark.parametrize("driver", ["mysql+asyncmy", "mariadb+asyncmy"])
-def test_asynchronous_mariadb_engines(mariadb: Storage, driver: str) -> None:
+def test_async_mariadb_engine_sets_utc_strict_mode_and_utf8mb4(mariadb: Storage, driver: str) -> None:
     async def ask(url: str) -> tuple[object, ...]:
         engine = create_async_engine(url)
         async with engine.connect() as connection:
-            asked = text("SELECT @@time_zone, @@sql_mode, @@character_set_client, @@tx_isolation")
-            row = (await connection.execute(asked)).one()
+            query = text("SELECT @@time_zone, @@sql_mode, @@character_set_client, @@tx_isolation")
+            row = (await connection.execute(query)).one()
         await engine.dispose()
         return tuple(row)
 
@@ -121,13 +121,13 @@ def test_asynchronous_mariadb_engines(mariadb: Storage, driver: str) -> None:
         ("sqlite://", create_async_engine, "create_engine"),
     ],
 )
-def test_the_other_kind_of_driver_is_named(url: str, make: type, hint: str) -> None:
+def test_driver_of_other_kind_is_rejected_with_function_to_use(url: str, make: type, hint: str) -> None:
     with pytest.raises(ConfigurationError, match=f"use {hint}") as caught:
         make(url)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_connection_that_cannot_write_most_texts_is_refused(mariadb: Storage) -> None:
+def test_latin1_connection_is_rejected(mariadb: Storage) -> None:
     engine = sqlalchemy.create_engine(mariadb.url_with("mysql+pymysql") + "?charset=latin1")
     repository = SQLAlchemySessionRepository(engine)
     for call in (repository.create_session, repository.list_sessions):
@@ -138,11 +138,11 @@ def test_a_connection_that_cannot_write_most_texts_is_refused(mariadb: Storage) 
 
 @pytest.fixture(scope="module", params=["skip-character-set-client-handshake", "init-connect=SET NAMES latin1"])
 def latin1_server(request: pytest.FixtureRequest) -> Iterator[URL]:
-    """A MariaDB that overrides the character set that a connection asks for; the user has no SUPER privilege."""
+    """Yield a URL of a MariaDB server that overrides the requested character set. The user has no SUPER privilege."""
     with skipping(), MariaDBServer(charset="latin1", args=[f"--{request.param}"]) as server:
         url = MariaDBDatabases(server.url, upgrade).create()
         engine = sqlalchemy.create_engine(server.url)
-        with engine.connect() as connection:  # init_connect is not run for administrators
+        with engine.connect() as connection:  # the server does not run init_connect for administrators
             connection.exec_driver_sql(f"CREATE USER app@127.0.0.1 IDENTIFIED BY '{SECRET}'")
             connection.exec_driver_sql(f"GRANT ALL ON {url.database}.* TO app@127.0.0.1")
         engine.dispose()
@@ -157,7 +157,7 @@ TEXT = "\u00e9\U0001f600"
 
 
 @pytest.mark.parametrize("driver", ["mariadb+pymysql", "mariadb+asyncmy"])
-def test_engine_sets_character_set_whatever_server_does(latin1_server: URL, driver: str) -> None:
+def test_engine_sets_character_set_that_server_overrides(latin1_server: URL, driver: str) -> None:
     url = latin1_server.set(drivername=driver)
     if driver == "mariadb+pymysql":
         engine = create_engine(url)
@@ -182,7 +182,7 @@ def test_engine_sets_character_set_whatever_server_does(latin1_server: URL, driv
 
 
 def executing(statement: str) -> Callable[[Any, object], None]:
-    """Return a listener to an engine's "connect" event that executes a statement."""
+    """Return a listener for an engine's "connect" event that executes a statement."""
 
     def connect(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
@@ -201,10 +201,10 @@ REJECTED = [
 ]
 
 
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("joined", [False, True], ids=["engine", "joined connection"])
 @pytest.mark.parametrize("driver", ["mariadb+pymysql", "mariadb+asyncmy"])
 @pytest.mark.parametrize(("statement", "problem"), REJECTED)
-def test_engine_whose_connections_change_texts_is_rejected(
+def test_engine_with_lossy_character_set_is_rejected(
     mariadb: Storage, driver: str, statement: str, problem: str, joined: bool
 ) -> None:
     url = make_url(mariadb.url_with(driver)).update_query_dict({"charset": "utf8mb4"})
@@ -212,17 +212,17 @@ def test_engine_whose_connections_change_texts_is_rejected(
     if driver == "mariadb+pymysql":
         engine = sqlalchemy.create_engine(url)
         event.listen(engine, "connect", executing(statement))
-        with engine.connect() as host, pytest.raises(ConfigurationError, match=fix):
-            SQLAlchemySessionRepository(host if joined else engine).create_session()
+        with engine.connect() as connection, pytest.raises(ConfigurationError, match=fix):
+            SQLAlchemySessionRepository(connection if joined else engine).create_session()
         engine.dispose()
     else:
 
         async def work() -> None:
             engine = create_plain_async_engine(url)
             event.listen(engine.sync_engine, "connect", executing(statement))
-            async with engine.connect() as host:
+            async with engine.connect() as connection:
                 with pytest.raises(ConfigurationError, match=fix):
-                    await AsyncSQLAlchemySessionRepository(host if joined else engine).create_session()
+                    await AsyncSQLAlchemySessionRepository(connection if joined else engine).create_session()
             await engine.dispose()
 
         asyncio.run(work())
@@ -232,7 +232,7 @@ def test_engine_whose_connections_change_texts_is_rejected(
 
 
 @pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
-def test_driver_that_encodes_otherwise_than_server_was_told_is_rejected(
+def test_driver_whose_character_set_differs_from_connection_is_rejected(
     mariadb: Storage, make: Callable[..., Engine]
 ) -> None:
     engine = make(mariadb.url_with("mariadb+pymysql"), connect_args={"charset": "latin1"})
@@ -241,12 +241,12 @@ def test_driver_that_encodes_otherwise_than_server_was_told_is_rejected(
     for fast_path in (False, True):
         with pytest.raises(ConfigurationError, match=problem):
             SQLAlchemySessionRepository(engine, fast_path=fast_path).create_session()
-    with engine.connect() as host, pytest.raises(ConfigurationError, match=problem):
-        SQLAlchemySessionRepository(host).create_session()
+    with engine.connect() as connection, pytest.raises(ConfigurationError, match=problem):
+        SQLAlchemySessionRepository(connection).create_session()
     engine.dispose()
 
 
-def test_asynchronous_driver_that_encodes_otherwise_is_rejected(mariadb: Storage) -> None:
+def test_async_driver_whose_character_set_differs_from_connection_is_rejected(mariadb: Storage) -> None:
     async def work() -> None:
         for make in (create_async_engine, create_plain_async_engine):
             engine = make(mariadb.url_with("mariadb+asyncmy"), connect_args={"charset": "latin1"})
@@ -267,7 +267,9 @@ def test_results_without_conversion_are_accepted(mariadb: Storage) -> None:
     engine.dispose()
 
 
-def test_a_server_that_is_not_there(postgresql_server: AvailableServer, mariadb_server: AvailableServer) -> None:
+def test_unreachable_server_raises_without_password(
+    postgresql_server: AvailableServer, mariadb_server: AvailableServer
+) -> None:
     for server in (postgresql_server, mariadb_server):
         engine = create_engine(server.url.set(port=1, password="s3cret"))
         with pytest.raises(StorageError, match="could not reach") as caught:
@@ -275,22 +277,26 @@ def test_a_server_that_is_not_there(postgresql_server: AvailableServer, mariadb_
         assert "s3cret" not in repr(caught.value) + str(caught.value.__cause__)
 
 
-# --- what does not fit ---
+# --- size limits ---
 
 
 @pytest.fixture(scope="module")
 def small_packets() -> Iterator[URL]:
-    """A MariaDB that takes a megabyte in a statement."""
+    """Yield the URL of a MariaDB server that accepts statements of up to one megabyte."""
     with skipping(), MariaDBServer(args=["--max-allowed-packet=1M"]) as server:
         yield MariaDBDatabases(server.url, upgrade).create()
 
 
-def test_what_the_server_could_not_take_is_refused_with_the_sizes(small_packets: URL) -> None:
+def test_value_above_max_allowed_packet_is_rejected_with_sizes(small_packets: URL) -> None:
     engine = create_engine(small_packets)
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
     session = stored(repository)
-    for text_ in ("x" * 1_100_000, '"' * 300_000, "☃" * 180_000):  # as they are; escaped by JSON and by the driver
+    for text_ in (
+        "x" * 1_100_000,
+        '"' * 300_000,
+        "☃" * 180_000,
+    ):  # plain, escaped by JSON and by the driver, and multibyte
         session.concept = {"c": text_}
         fresh = Session(concept={"c": text_})
         for call in (lambda: repository.update_session(session), lambda given=fresh: repository.create_session(given)):
@@ -308,21 +314,21 @@ def test_what_the_server_could_not_take_is_refused_with_the_sizes(small_packets:
     engine.dispose()
 
 
-def test_what_the_server_can_take_is_stored(small_packets: URL) -> None:
+def test_values_within_max_allowed_packet_are_stored(small_packets: URL) -> None:
     engine = create_engine(small_packets)
     repository = SQLAlchemySessionRepository(engine)
     given = Session(session_id="large", concept={"c": "x" * 1_000_000})
     repository.create_session(given)
-    given.build_spec = {"b": "x" * 1_000_000}  # the row is larger than a packet then, and is read all the same
+    given.build_spec = {"b": "x" * 1_000_000}  # the row exceeds a packet, but can be read
     repository.update_session(given)
     for _ in range(3):
-        given.add_error("t", "'" * 500_000)  # each of them fits; a statement for each
+        given.add_error("t", "'" * 500_000)  # each entry fits into a statement of its own
     repository.update_session(given)
     assert_same(stored(repository, "large"), given)
     engine.dispose()
 
 
-def test_sqlite_refuses_what_its_limit_does_not_let_in(sqlite: Storage) -> None:
+def test_value_above_sqlite_length_limit_is_rejected(sqlite: Storage) -> None:
     engine = sqlite.new_engine()
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -339,44 +345,44 @@ def test_sqlite_refuses_what_its_limit_does_not_let_in(sqlite: Storage) -> None:
     engine.dispose()
 
 
-# --- one moment ---
+# --- consistent reads ---
 
 
 @pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb", "postgresql_elsewhere", "mariadb_elsewhere"])
-def test_a_session_made_anew_while_it_is_read_is_one_or_the_other(name: str, request: pytest.FixtureRequest) -> None:
+def test_read_during_replacement_returns_one_incarnation(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
     other = SQLAlchemySessionRepository(create_engine(engine.url))
     repository = SQLAlchemySessionRepository(engine)
     first = full_session()
     other.create_session(first)
-    renewed: list[Session] = []
+    replacements: list[Session] = []
 
     @sqlalchemy.event.listens_for(engine, "after_cursor_execute")
-    def renew(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "FROM vibeforge_sessions" in statement and not renewed:  # between the session's row and its histories
-            renewed.append(Session(session_id=SESSION_ID))
+    def replace(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM vibeforge_sessions" in statement and not replacements:  # between the session's row and its histories
+            replacements.append(Session(session_id=SESSION_ID))
             other.delete_session(SESSION_ID)
-            renewed[0].add_error("another life", "m")
-            other.create_session(renewed[0])
+            replacements[0].add_error("second incarnation", "m")
+            other.create_session(replacements[0])
 
     try:
         found = stored(repository)
     except CorruptSessionError:
-        pytest.fail("a torn read")
-    assert_same(found, first if found.created_at == first.created_at else renewed[0])
-    assert [entry.task_id for entry in stored(repository).error_history] == ["another life"]
+        pytest.fail("the read mixed two incarnations")
+    assert_same(found, first if found.created_at == first.created_at else replacements[0])
+    assert [entry.task_id for entry in stored(repository).error_history] == ["second incarnation"]
     other._transactions.bind.engine.dispose()
     engine.dispose()
 
 
-@pytest.mark.parametrize("fast_path", [True, False])
-def test_entries_are_in_order_whatever_the_plan(postgresql: Storage, fast_path: bool) -> None:
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
+def test_entries_are_ordered_without_index_scan(postgresql: Storage, fast_path: bool) -> None:
     engine = postgresql.new_engine()
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connect(connection: Any, _record: object) -> None:
-        connection.execute("SET enable_indexscan = off; SET enable_bitmapscan = off")  # so rows come as they lie
+        connection.execute("SET enable_indexscan = off; SET enable_bitmapscan = off")  # returns rows in physical order
 
     repository = SQLAlchemySessionRepository(engine, fast_path=fast_path)
     session = full_session()
@@ -384,7 +390,7 @@ def test_entries_are_in_order_whatever_the_plan(postgresql: Storage, fast_path: 
         session.add_error("t", str(number))
         session.add_log(str(number))
     repository.create_session(session)
-    with engine.begin() as connection:  # the first ones go to the end
+    with engine.begin() as connection:  # moves the first entries to the end
         for table in ("errors", "logs"):
             connection.execute(text(f"UPDATE vibeforge_session_{table} SET write_id = 'moved' WHERE position < 3"))
     assert_same(stored(repository), session)
@@ -393,7 +399,9 @@ def test_entries_are_in_order_whatever_the_plan(postgresql: Storage, fast_path: 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "AUTOCOMMIT"])
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_an_engine_of_ours_with_another_isolation_level(name: str, level: Any, request: pytest.FixtureRequest) -> None:
+def test_engine_with_other_isolation_level_rolls_back_failed_update(
+    name: str, level: Any, request: pytest.FixtureRequest
+) -> None:
     storage: Storage = request.getfixturevalue(name)
     assert storage.new_url is not None
     url = storage.new_url()
@@ -417,15 +425,15 @@ def test_an_engine_of_ours_with_another_isolation_level(name: str, level: Any, r
         engine.dispose()
 
 
-@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
 @pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
-def test_what_a_hosts_listener_says_at_connect_is_kept(postgresql: Storage, make: Any, fast_path: bool) -> None:
+def test_settings_of_connect_listener_are_kept(postgresql: Storage, make: Any, fast_path: bool) -> None:
     assert postgresql.new_url is not None
     engine = make(postgresql.new_url())
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connect(connection: Any, _record: object) -> None:
-        connection.execute("SET application_name = 'forge'")  # begins a transaction, and leaves it open
+        connection.execute("SET application_name = 'forge'")  # leaves a transaction open
 
     repository = SQLAlchemySessionRepository(engine, fast_path=fast_path)
     for _ in range(2):
@@ -436,7 +444,7 @@ def test_what_a_hosts_listener_says_at_connect_is_kept(postgresql: Storage, make
     engine.dispose()
 
 
-def test_what_a_url_says_to_the_server_is_kept(postgresql: Storage) -> None:
+def test_server_options_of_url_are_kept(postgresql: Storage) -> None:
     url = postgresql.url_with("postgresql+psycopg")
     for engine in (
         create_engine(url + "?options=-csearch_path%3Dforge"),
@@ -448,23 +456,23 @@ def test_what_a_url_says_to_the_server_is_kept(postgresql: Storage) -> None:
         engine.dispose()
 
 
-def test_what_a_host_says_to_mariadb_at_connect_is_kept(mariadb: Storage) -> None:
-    engine = create_engine(mariadb.url_with("mysql+pymysql"), connect_args={"init_command": "SET @mine = 7"})
+def test_mariadb_init_command_is_kept(mariadb: Storage) -> None:
+    engine = create_engine(mariadb.url_with("mysql+pymysql"), connect_args={"init_command": "SET @value = 7"})
     with engine.connect() as connection:
-        mine, mode = connection.execute(text("SELECT @mine, @@sql_mode")).one()
-        assert mine == 7
+        value, mode = connection.execute(text("SELECT @value, @@sql_mode")).one()
+        assert value == 7
         assert "STRICT_ALL_TABLES" in mode
     engine.dispose()
 
 
 @pytest.mark.parametrize("query", ["?bogus=1", "?connect_timeout=abc"])
-def test_options_that_a_driver_does_not_know(mariadb: Storage, query: str) -> None:
+def test_unknown_or_malformed_driver_option_raises_configuration_error(mariadb: Storage, query: str) -> None:
     for call in (lambda engine: SQLAlchemySessionRepository(engine).list_sessions(), migrate.upgrade):
         with pytest.raises(ConfigurationError, match=r"could not reach|an option in the database URL"):
             call(create_engine(mariadb.url_with("mysql+pymysql") + query))
 
 
-def test_a_database_of_another_encoding_is_refused(postgresql_server: AvailableServer) -> None:
+def test_database_with_other_encoding_is_rejected(postgresql_server: AvailableServer) -> None:
     databases = postgresql_server.databases
     options = "ENCODING 'LATIN1'"
     engine = create_engine(databases.create(migrated=False, options=options))
@@ -473,7 +481,7 @@ def test_a_database_of_another_encoding_is_refused(postgresql_server: AvailableS
     engine.dispose()
 
 
-def test_a_constraint_of_the_dbas_own(postgresql: Storage) -> None:
+def test_violation_of_added_constraint_raises_storage_error(postgresql: Storage) -> None:
     engine = postgresql.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
@@ -486,12 +494,12 @@ def test_a_constraint_of_the_dbas_own(postgresql: Storage) -> None:
     shown = "".join(traceback.format_exception(caught.value))
     assert "violates check constraint" in shown
     assert SECRET not in shown
-    with pytest.raises(StorageError):  # and not: there is such a session already
+    with pytest.raises(StorageError):  # not SessionExistsError
         repository.create_session(Session(session_id="new", phase=SessionPhase.COMPLETE))
     engine.dispose()
 
 
-def test_many_entries_that_fit_one_by_one(small_packets: URL) -> None:
+def test_many_entries_that_fit_individually_are_stored(small_packets: URL) -> None:
     engine = create_engine(small_packets)
     repository = SQLAlchemySessionRepository(engine)
     session = Session(session_id="many")
@@ -503,30 +511,30 @@ def test_many_entries_that_fit_one_by_one(small_packets: URL) -> None:
     engine.dispose()
 
 
-# --- migrating on a host's connection ---
+# --- migrations on the caller's connection ---
 
 
-def test_the_lock_is_given_back_in_a_hosts_transaction(mariadb_server: AvailableServer) -> None:
+def test_migration_in_callers_transaction_releases_lock(mariadb_server: AvailableServer) -> None:
     url = mariadb_server.databases.create(migrated=False)
-    host, other = create_engine(url), create_engine(url)
-    with host.begin() as connection:
+    engine, other = create_engine(url), create_engine(url)
+    with engine.begin() as connection:
         migrate.upgrade(connection)
     migrate.downgrade(other, "base", lock_timeout=0)
-    host.dispose()
+    engine.dispose()
     other.dispose()
 
 
-def test_a_hosts_connection_is_left_as_it_was(postgresql_server: AvailableServer) -> None:
+def test_migration_leaves_callers_connection_in_autocommit(postgresql_server: AvailableServer) -> None:
     engine = sqlalchemy.create_engine(postgresql_server.databases.create(migrated=False))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         migrate.upgrade(connection)
-        connection.execute(text("CREATE TABLE hosts (id integer)"))
-    assert "hosts" in sqlalchemy.inspect(engine).get_table_names()
+        connection.execute(text("CREATE TABLE orders (id integer)"))
+    assert "orders" in sqlalchemy.inspect(engine).get_table_names()
     engine.dispose()
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_pool_without_a_second_connection_is_told(name: str, request: pytest.FixtureRequest) -> None:
+def test_migration_without_second_connection_raises_schema_error(name: str, request: pytest.FixtureRequest) -> None:
     server: AvailableServer = request.getfixturevalue(f"{name}_server")
     url = server.databases.create(migrated=False)
     engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.1)
@@ -535,19 +543,19 @@ def test_a_pool_without_a_second_connection_is_told(name: str, request: pytest.F
     engine.dispose()
 
 
-# --- commits that nobody can tell of ---
+# --- lost connections ---
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_connection_that_breaks_at_the_commit(name: str, request: pytest.FixtureRequest) -> None:
+def test_connection_lost_at_commit_raises_outcome_unknown(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
     other = create_engine(engine.url)
     repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(attempts=1))
     repository.create_session(session_id=SESSION_ID)
     own, kill = {
-        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:it)"),
-        "mariadb": ("SELECT CONNECTION_ID()", "KILL :it"),
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:id)"),
+        "mariadb": ("SELECT CONNECTION_ID()", "KILL :id"),
     }[name]
 
     def cut(connection: sqlalchemy.Connection, *executed: Any) -> None:
@@ -555,24 +563,24 @@ def test_a_connection_that_breaks_at_the_commit(name: str, request: pytest.Fixtu
             return
         cursor: Any = connection.connection.cursor()
         cursor.execute(own)
-        (it,) = cursor.fetchone()
-        with other.connect() as executioner:
-            executioner.execute(text(kill), {"it": it})
+        (connection_id,) = cursor.fetchone()
+        with other.connect() as killing:
+            killing.execute(text(kill), {"id": connection_id})
 
-    # an append is one statement that commits itself on PostgreSQL
+    # on PostgreSQL, an append is one statement in autocommit
     moment = {"postgresql": "before_cursor_execute", "mariadb": "commit"}[name]
     sqlalchemy.event.listen(engine, moment, cut)
     with pytest.raises(OutcomeUnknownError):
         repository.append_error(SESSION_ID, "t", "m")
     sqlalchemy.event.remove(engine, moment, cut)
-    assert repository.list_errors(SESSION_ID) == []  # here we know: the server had been told nothing
+    assert repository.list_errors(SESSION_ID) == []  # nothing was written, because no COMMIT was sent
     assert repository.append_error(SESSION_ID, "t", "m").position == 1
     engine.dispose()
     other.dispose()
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_connection_that_was_lost_on_the_fast_path(name: str, request: pytest.FixtureRequest) -> None:
+def test_precompiled_append_on_lost_connection_is_retried(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     assert storage.new_url is not None
     engine = create_engine(storage.new_url(), pool_size=1, max_overflow=0)
@@ -580,32 +588,33 @@ def test_a_connection_that_was_lost_on_the_fast_path(name: str, request: pytest.
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
     own, kill = {
-        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:it)"),
-        "mariadb": ("SELECT CONNECTION_ID()", "KILL :it"),
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:id)"),
+        "mariadb": ("SELECT CONNECTION_ID()", "KILL :id"),
     }[name]
     with engine.connect() as connection:
-        it = connection.execute(text(own)).scalar_one()
-    with other.connect() as executioner:
-        executioner.execute(text(kill), {"it": it})
+        connection_id = connection.execute(text(own)).scalar_one()
+    with other.connect() as killing:
+        killing.execute(text(kill), {"id": connection_id})
     assert repository.append_error(SESSION_ID, "t", "m").position == 1
     with engine.connect() as connection:
-        it = connection.execute(text(own)).scalar_one()
-    with other.connect() as executioner:
-        executioner.execute(text(kill), {"it": it})
-    without = SQLAlchemySessionRepository(engine, retry=RetryPolicy(attempts=1))
-    # a statement that commits itself may have done so; one within a transaction cannot
+        connection_id = connection.execute(text(own)).scalar_one()
+    with other.connect() as killing:
+        killing.execute(text(kill), {"id": connection_id})
+    without_retry = SQLAlchemySessionRepository(engine, retry=RetryPolicy(attempts=1))
+    # a statement in autocommit may be committed, but a statement in a transaction is rolled back
     with pytest.raises(OutcomeUnknownError if name == "postgresql" else StorageError):
-        without.append_error(SESSION_ID, "t", "m")
+        without_retry.append_error(SESSION_ID, "t", "m")
     assert repository.append_error(SESSION_ID, "t", "m").position == 2
     engine.dispose()
     other.dispose()
 
 
 @pytest.mark.parametrize("word", ["INSERT", "UPDATE", "SELECT"])
-def test_a_connection_that_psycopg_cannot_use_and_calls_neither_closed_nor_broken(
-    postgresql: Storage, word: str
-) -> None:
-    """As where it finds the socket closed before libpq does: there is no code, and the answer will never come."""
+def test_unusable_connection_that_psycopg_reports_as_open_is_replaced(postgresql: Storage, word: str) -> None:
+    """Make a connection unusable, as when psycopg finds the socket closed before libpq does.
+
+    The error has no code, and the server's answer never arrives.
+    """
     engine = postgresql.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
@@ -626,9 +635,11 @@ def test_a_connection_that_psycopg_cannot_use_and_calls_neither_closed_nor_broke
     engine.dispose()
 
 
-@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
 @pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb"])
-def test_a_host_finds_the_connection_as_it_was(name: str, request: pytest.FixtureRequest, fast_path: bool) -> None:
+def test_call_leaves_pooled_connection_in_default_state(
+    name: str, request: pytest.FixtureRequest, fast_path: bool
+) -> None:
     storage: Storage = request.getfixturevalue(name)
     assert storage.new_url is not None
     engine = create_engine(storage.new_url(), pool_size=1, max_overflow=0)
@@ -643,7 +654,7 @@ def test_a_host_finds_the_connection_as_it_was(name: str, request: pytest.Fixtur
     for call in calls:
         with contextlib.suppress(SessionExistsError):
             call()
-        with engine.connect() as connection:  # its own transaction, on the only connection there is
+        with engine.connect() as connection:  # a transaction on the pool's only connection
             if name != "sqlite":
                 assert connection.get_isolation_level() == connection.default_isolation_level
             connection.execute(text("UPDATE vibeforge_sessions SET phase = 'FAILED'"))
@@ -652,7 +663,7 @@ def test_a_host_finds_the_connection_as_it_was(name: str, request: pytest.Fixtur
     engine.dispose()
 
 
-def test_what_is_rolled_back_in_favour_of_another_is_tried_again(postgresql: Storage) -> None:
+def test_deadlock_victim_is_retried(postgresql: Storage) -> None:
     engine = postgresql.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)

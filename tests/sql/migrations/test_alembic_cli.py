@@ -1,4 +1,4 @@
-"""The command line that a DBA uses: plain ``alembic`` with the shipped ``alembic.ini``, and the SQL it prints."""
+"""The ``alembic`` command line with the shipped ``alembic.ini``, and the SQL that it prints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INI = migrate.script_folder() / "alembic.ini"
 VARIABLE = "VIBEFORGE_SESSIONS_DATABASE_URL"
 DEFAULT = "vibeforge_sessions.db"
 
-# Runs alembic where no driver of a server can be imported.
+# Runs alembic in a process that cannot import the servers' drivers.
 WITHOUT_DRIVERS = """
 import sys
 for driver in ("psycopg", "psycopg2", "asyncpg", "pymysql", "MySQLdb", "asyncmy"):
@@ -61,13 +61,14 @@ def alembic(
     )
 
 
-def done(process: subprocess.CompletedProcess[str]) -> str:
+def success_output(process: subprocess.CompletedProcess[str]) -> str:
+    """Return the output of a command that succeeded."""
     assert process.returncode == 0, process.stderr
     return process.stdout
 
 
-def said(process: subprocess.CompletedProcess[str]) -> str:
-    """Return what a command that failed has printed."""
+def failure_output(process: subprocess.CompletedProcess[str]) -> str:
+    """Return the output of a command that failed."""
     assert process.returncode != 0, process.stdout
     return process.stdout + process.stderr
 
@@ -78,11 +79,11 @@ def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def schema(path: Path) -> list[tuple[str, ...]]:
-    """Return the schema without its line breaks, which `--sql` makes differently."""
+    """Return the schema with normalized whitespace: the line breaks of `--sql` differ."""
     return [tuple(re.sub(r"\s+", " ", str(value)) for value in row) for row in contents(path)[""]]
 
 
-# ------------------------------------------------------------------------------------------------------------- the URL
+# ------------------------------------------------------------------------------------------------------------------ URL
 
 
 def from_environment(folder: Path, path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -90,7 +91,7 @@ def from_environment(folder: Path, path: Path) -> Callable[..., subprocess.Compl
 
 
 def from_argument(folder: Path, path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    other = f"sqlite:///{folder / 'not this one.db'}"
+    other = f"sqlite:///{folder / 'ignored.db'}"
     return lambda *arguments: alembic(folder, "-x", f"url=sqlite:///{path}", *arguments, url=other)
 
 
@@ -100,53 +101,53 @@ def from_neither(folder: Path, path: Path) -> Callable[..., subprocess.Completed
 
 
 @pytest.mark.parametrize("command", [from_environment, from_argument, from_neither])
-def test_every_command(
+def test_each_command_uses_configured_url(
     command: Callable[[Path, Path], Callable[..., subprocess.CompletedProcess[str]]], tmp_path: Path
 ) -> None:
     path = tmp_path / (DEFAULT if command is from_neither else "it's a 100% database.db")
     run = command(tmp_path, path)
-    assert done(run("current")).strip() == ""
-    assert "not up to date" in said(run("check"))
-    done(run("upgrade", "head"))
-    assert done(run("current")).strip() == f"{HEAD} (head)"
-    assert "No new upgrade operations" in done(run("check"))
-    history = done(run("history"))
+    assert success_output(run("current")).strip() == ""
+    assert "not up to date" in failure_output(run("check"))
+    success_output(run("upgrade", "head"))
+    assert success_output(run("current")).strip() == f"{HEAD} (head)"
+    assert "No new upgrade operations" in success_output(run("check"))
+    history = success_output(run("history"))
     assert all(f"{script.revision}" in history and script.doc in history for script in chain())
-    assert HEAD in done(run("heads"))
+    assert HEAD in success_output(run("heads"))
     with opened("ours", path) as engine:
         migrate.check(engine)
         fill(engine)
         before = committed(engine)
-    done(run("upgrade", "head"))
+    success_output(run("upgrade", "head"))
     assert contents(path) == before
-    done(run("downgrade", "base"))
-    assert done(run("current")).strip() == ""
+    success_output(run("downgrade", "base"))
+    assert success_output(run("current")).strip() == ""
     assert set(contents(path)) == {"", VERSION_TABLE}
-    done(run("upgrade", HEAD))
+    success_output(run("upgrade", HEAD))
     assert {file.name for file in tmp_path.iterdir()} == {path.name}
 
 
-def test_in_the_folder_of_the_ini_nothing_but_alembic_is_needed(tmp_path: Path) -> None:
+def test_alembic_in_folder_of_ini_needs_no_options(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'host.db'}"
-    done(alembic(INI.parent, "upgrade", "head", url=url))
-    assert done(alembic(INI.parent, "current", url=url)).strip() == f"{HEAD} (head)"
+    success_output(alembic(INI.parent, "upgrade", "head", url=url))
+    assert success_output(alembic(INI.parent, "current", url=url)).strip() == f"{HEAD} (head)"
 
 
-# ------------------------------------------------------------------------------------------------- another's database
+# ---------------------------------------------------------------------------------------- another application's tables
 
 
-def test_another_applications_tables_stay_as_they_are(tmp_path: Path) -> None:
+def test_migrations_leave_other_tables_unchanged(tmp_path: Path) -> None:
     path = tmp_path / DEFAULT
     with opened("plain", path) as engine:
         run_script(engine, HOST)
     host = contents(path)
-    said(alembic(tmp_path, "check"))
-    done(alembic(tmp_path, "current"))
+    failure_output(alembic(tmp_path, "check"))
+    success_output(alembic(tmp_path, "current"))
     assert contents(path) == host
-    done(alembic(tmp_path, "upgrade", "head"))
-    done(alembic(tmp_path, "check"))
+    success_output(alembic(tmp_path, "upgrade", "head"))
+    success_output(alembic(tmp_path, "check"))
     assert without(contents(path), VERSION_TABLE, *metadata.tables) == host
-    done(alembic(tmp_path, "downgrade", "base"))
+    success_output(alembic(tmp_path, "downgrade", "base"))
     assert without(contents(path), VERSION_TABLE) == host
 
 
@@ -159,13 +160,13 @@ def test_another_applications_tables_stay_as_they_are(tmp_path: Path) -> None:
         "DROP TABLE vibeforge_session_logs",
     ],
 )
-def test_check_finds_a_difference(change: str, tmp_path: Path) -> None:
+def test_check_reports_difference(change: str, tmp_path: Path) -> None:
     path = tmp_path / DEFAULT
-    done(alembic(tmp_path, "upgrade", "head"))
+    success_output(alembic(tmp_path, "upgrade", "head"))
     with opened("plain", path) as engine:
         run_script(engine, change)
     before = contents(path)
-    assert "New upgrade operations detected" in said(alembic(tmp_path, "check"))
+    assert "New upgrade operations detected" in failure_output(alembic(tmp_path, "check"))
     assert contents(path) == before
 
 
@@ -177,28 +178,28 @@ def test_check_finds_a_difference(change: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("arguments", [("upgrade", "head"), ("downgrade", "base")])
-def test_what_it_does_not_understand_stays_as_it_is(
+def test_unknown_or_damaged_schema_stays_unchanged(
     arguments: tuple[str, str], script: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / DEFAULT
-    done(alembic(tmp_path, "upgrade", "head"))
+    success_output(alembic(tmp_path, "upgrade", "head"))
     with opened("ours", path) as engine:
         fill(engine)
         run_script(engine, script)
     before = contents(path)
     process = alembic(tmp_path, *arguments)
     if arguments[0] == "downgrade" or message:
-        assert message in said(process)
+        assert message in failure_output(process)
     assert contents(path) == before
 
 
-# The command line must look where the database stands, too: "table exists already" says less, and half of it is hidden.
-def test_tables_of_our_names_that_are_not_ours(tmp_path: Path) -> None:
+# The command line must check the schema status, too: a "table exists already" error would not name the cause.
+def test_upgrade_with_foreign_tables_of_same_names_names_missing_version_table(tmp_path: Path) -> None:
     path = tmp_path / DEFAULT
     with opened("plain", path) as engine:
         run_script(engine, "CREATE TABLE vibeforge_sessions (x); INSERT INTO vibeforge_sessions VALUES (1)")
     before = contents(path)
-    output = said(alembic(tmp_path, "upgrade", "head"))
+    output = failure_output(alembic(tmp_path, "upgrade", "head"))
     assert contents(path) == before
     assert VERSION_TABLE in output.splitlines()[-1]
 
@@ -215,22 +216,22 @@ def test_tables_of_our_names_that_are_not_ours(tmp_path: Path) -> None:
         ("sqlite:////no/such/s3cret/folder/x.db", "SQLITE_CANTOPEN"),
     ],
 )
-@pytest.mark.parametrize("by_argument", [False, True])
-def test_a_url_that_does_not_work_is_not_shown(url: str, message: str, by_argument: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_argument", [False, True], ids=["variable", "argument"])
+def test_error_for_unusable_url_does_not_show_it(url: str, message: str, by_argument: bool, tmp_path: Path) -> None:
     arguments = ("-x", f"url={url}") if by_argument else ()
-    output = said(alembic(tmp_path, *arguments, "upgrade", "head", url=None if by_argument else url))
+    output = failure_output(alembic(tmp_path, *arguments, "upgrade", "head", url=None if by_argument else url))
     assert message in output.splitlines()[-1]
     assert "s3cret" not in output
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mariadb", "mysql+pymysql"])
-def test_a_server_out_of_reach_shows_no_password(scheme: str, tmp_path: Path) -> None:
+def test_error_for_unreachable_server_does_not_show_password(scheme: str, tmp_path: Path) -> None:
     pytest.importorskip({"postgresql": "psycopg"}.get(scheme, "pymysql"))
     with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen: whoever connects is refused
+        taken.bind(("127.0.0.1", 0))  # a bound port that does not listen rejects connections
         url = f"{scheme}://user:s3cret@127.0.0.1:{taken.getsockname()[1]}/db"
-        output = said(alembic(tmp_path, "upgrade", "head", url=url))
+        output = failure_output(alembic(tmp_path, "upgrade", "head", url=url))
     assert "OperationalError" in output.splitlines()[-1]
     assert "s3cret" not in output
 
@@ -252,12 +253,12 @@ def feed_by_program(path: Path, sql: str) -> None:
 
 
 @pytest.mark.parametrize("feed", [feed_by_python, feed_by_program])
-def test_printed_sql_does_what_a_run_does(feed: Callable[[Path, str], None], tmp_path: Path) -> None:
+def test_printed_sql_produces_same_schema_as_run(feed: Callable[[Path, str], None], tmp_path: Path) -> None:
     script = ("-x", "url=sqlite://")
     online, offline = tmp_path / "online.db", tmp_path / "offline.db"
     with opened("ours", online) as engine:
         migrate.upgrade(engine)
-    feed(offline, done(alembic(tmp_path, *script, "upgrade", "head", "--sql")))
+    feed(offline, success_output(alembic(tmp_path, *script, "upgrade", "head", "--sql")))
     assert schema(offline) == schema(online)
     assert contents(offline)[VERSION_TABLE] == [(HEAD,)]
     with opened("ours", offline) as engine:
@@ -265,7 +266,7 @@ def test_printed_sql_does_what_a_run_does(feed: Callable[[Path, str], None], tmp
         fill(engine)
     with opened("ours", online) as engine:
         migrate.downgrade(engine, "base")
-    feed(offline, done(alembic(tmp_path, *script, "downgrade", "head:base", "--sql")))
+    feed(offline, success_output(alembic(tmp_path, *script, "downgrade", "head:base", "--sql")))
     assert schema(offline) == schema(online)
     assert contents(offline)[VERSION_TABLE] == []
 
@@ -278,21 +279,23 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("dialect", EXPECTED)
-def test_sql_for_servers_is_printed_without_them(dialect: str, tmp_path: Path) -> None:
+def test_sql_for_server_is_printed_without_driver_or_connection(dialect: str, tmp_path: Path) -> None:
     program = ("-c", WITHOUT_DRIVERS)
     url = f"{dialect}://user:s3cret@no.such.host.invalid/db"
     up = alembic(tmp_path, "upgrade", "head", "--sql", url=url, program=program)
     down = alembic(tmp_path, "downgrade", "head:base", "--sql", url=url, program=program)
     tables = {VERSION_TABLE, *metadata.tables}
-    assert set(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", done(up), re.MULTILINE)) == tables
+    assert set(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", success_output(up), re.MULTILINE)) == tables
     assert set(
-        re.findall(r"^(?:CREATE|.* ADD) INDEX (?:CONCURRENTLY |IF NOT EXISTS )*(\w+)", done(up), re.MULTILINE)
+        re.findall(r"^(?:CREATE|.* ADD) INDEX (?:CONCURRENTLY |IF NOT EXISTS )*(\w+)", success_output(up), re.MULTILINE)
     ) == {index.name for table in metadata.tables.values() for index in table.indexes}
-    assert set(re.findall(r"^DROP TABLE (?:IF EXISTS )?(\w+)", done(down), re.MULTILINE)) == set(metadata.tables)
-    assert f"UPDATE {VERSION_TABLE} SET version_num='{HEAD}'" in done(up)
-    assert f"DELETE FROM {VERSION_TABLE}" in done(down)
+    assert set(re.findall(r"^DROP TABLE (?:IF EXISTS )?(\w+)", success_output(down), re.MULTILINE)) == set(
+        metadata.tables
+    )
+    assert f"UPDATE {VERSION_TABLE} SET version_num='{HEAD}'" in success_output(up)
+    assert f"DELETE FROM {VERSION_TABLE}" in success_output(down)
     for text in EXPECTED[dialect]:
-        assert text in done(up)
+        assert text in success_output(up)
     for process in (up, down):
         assert "s3cret" not in process.stdout + process.stderr
     assert list(tmp_path.iterdir()) == []
@@ -305,12 +308,12 @@ def test_sql_for_servers_is_printed_without_them(dialect: str, tmp_path: Path) -
         ({"VIBEFORGE_SESSIONS_MIGRATE": "s3cret"}, "must be true or false"),
     ],
 )
-def test_a_setting_that_is_no_help_is_one_line(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+def test_error_for_invalid_setting_has_no_traceback(tmp_path: Path, settings: dict[str, str], message: str) -> None:
     command = [sys.executable, "-m", "alembic", "-c", str(INI), "upgrade", "head"]
     process = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False
     )
-    assert message in said(process)
-    assert "Traceback" not in said(process)
-    assert "s3cret" not in said(process)
+    assert message in failure_output(process)
+    assert "Traceback" not in failure_output(process)
+    assert "s3cret" not in failure_output(process)
     assert list(tmp_path.iterdir()) == []

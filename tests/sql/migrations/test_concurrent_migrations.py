@@ -1,4 +1,4 @@
-"""Migrations that start at once: replicas of a service, and threads of one process."""
+"""Concurrent migrations by replicas of a service and by threads of one process."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ with opened(sys.argv[1], Path(sys.argv[2])) as engine:
             seen.add(len(names))
         if last:
             break
-        time.sleep(0.002)  # the others need the processor too
+        time.sleep(0.002)  # leaves processor time to the migrating processes
 print(sorted(seen), flush=True)
 """
-"""Reads in one transaction after the other, and tells how many tables it has seen."""
+"""Program that counts the tables in one transaction after another, and prints the different counts."""
 
 
 @contextmanager
 def running(program: str, *arguments: str, count: int = 1) -> Iterator[list[subprocess.Popen[str]]]:
-    """Give processes that are ready, and wait for a line; do not leave any behind."""
+    """Start processes, yield them when all are ready, and kill them at the end. Each one waits for a line of input."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with ExitStack() as stack:
         processes = [
@@ -102,10 +102,10 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-# "recipe" begins as a reader: with that alone all would read that there is nothing, one would write, and the others be
-# refused with SQLITE_BUSY, however long they wait.
+# "recipe" begins transactions as a reader. Without a lock all replicas would read an empty schema, one would write, and
+# the others would fail with SQLITE_BUSY, however long they wait.
 @pytest.mark.parametrize("kind", FILES)
-def test_replicas_that_start_at_once_all_succeed(kind: str, tmp_path: Path) -> None:
+def test_replicas_that_migrate_concurrently_all_succeed(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "host.db"
     with running(CHILD, kind, str(path), "upgrade", count=REPLICAS) as processes:
         go(processes)
@@ -116,7 +116,7 @@ def test_replicas_that_start_at_once_all_succeed(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["ours", "plain", "plain with foreign keys"])
-def test_replicas_start_at_once_while_others_read(kind: str, tmp_path: Path) -> None:
+def test_readers_during_concurrent_migrations_see_all_tables_or_none(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "host.db"
     with running(READER, kind, str(path), count=2) as readers:
         with running(CHILD, kind, str(path), "upgrade", count=REPLICAS) as processes:
@@ -125,12 +125,11 @@ def test_replicas_start_at_once_while_others_read(kind: str, tmp_path: Path) -> 
         go(readers)
         complete = len(metadata.tables) + 1
         for reader in readers:
-            # all tables or none: nobody sees half of a migration
             assert line_of(reader) in {f"[0, {complete}]", f"[{complete}]"}
 
 
 @pytest.mark.parametrize("kind", ["ours", "plain"])
-def test_replicas_of_a_database_with_data(kind: str, tmp_path: Path) -> None:
+def test_concurrent_migrations_of_current_database_leave_data_unchanged(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "host.db"
     with opened(kind, path) as engine:
         migrate.upgrade(engine)
@@ -143,7 +142,7 @@ def test_replicas_of_a_database_with_data(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [*FILES, MEMORY])
-def test_threads_upgrade_databases_of_their_own(kind: str, tmp_path: Path) -> None:
+def test_threads_upgrade_separate_databases(kind: str, tmp_path: Path) -> None:
     start = threading.Barrier(4)
 
     def migrate_and_fill(number: int) -> int:
@@ -163,7 +162,7 @@ def test_threads_upgrade_databases_of_their_own(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["ours", "plain", MEMORY])
-def test_threads_upgrade_the_same_database(kind: str, tmp_path: Path) -> None:
+def test_threads_upgrade_same_database(kind: str, tmp_path: Path) -> None:
     start = threading.Barrier(8)
     with opened(kind, tmp_path / "host.db") as engine:
 
@@ -178,24 +177,27 @@ def test_threads_upgrade_the_same_database(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_threads_look_while_another_migrates(kind: str, tmp_path: Path) -> None:
-    """Alembic's scripts find their context through a module: looking must not get into the way of migrating."""
+def test_status_checks_do_not_disturb_migration_in_another_thread(kind: str, tmp_path: Path) -> None:
+    """Check one database while another thread migrates another one.
+
+    Alembic's scripts use a context that is global to the process, so a check must not replace it.
+    """
     stop = threading.Event()
     with opened(kind, tmp_path / "other.db") as other, opened(kind, tmp_path / "host.db") as engine:
         migrate.upgrade(other)
 
-        def look(_: int) -> None:
+        def check(_: int) -> None:
             while not stop.is_set():
                 migrate.check(other)
                 assert migrate.current(other) == HEAD
 
         with ThreadPoolExecutor(3) as pool:
-            looking = [pool.submit(look, number) for number in range(3)]
+            checks = [pool.submit(check, number) for number in range(3)]
             try:
                 for _ in range(5):
                     migrate.upgrade(engine)
                     migrate.downgrade(engine, "base")
             finally:
                 stop.set()
-            for future in looking:
+            for future in checks:
                 future.result()

@@ -1,4 +1,4 @@
-"""In a host's database: a schema of its own on PostgreSQL, and beside or inside the host's own Alembic."""
+"""Tables in an application's database: in a PostgreSQL schema, and beside or in the application's Alembic."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_schema(url: sqlalchemy.URL) -> None:
     engine = sqlalchemy.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql('CREATE SCHEMA "Forge ""x"""')
-        connection.exec_driver_sql("CREATE TABLE vibeforge_sessions (of_somebody_else INTEGER)")
+        connection.exec_driver_sql("CREATE TABLE vibeforge_sessions (of_another_application INTEGER)")
     engine.dispose()
 
 
@@ -47,12 +47,12 @@ def prepare(url: sqlalchemy.URL) -> None:
     engine.dispose()
 
 
-# --- a schema of its own ---
+# --- separate schema ---
 
 
 @pytest.mark.variant
-class TestInASchema(SessionRepositoryContract):
-    """The contract in a schema of its own; a table of the same name in the default schema must stay unchanged."""
+class TestContractInSchema(SessionRepositoryContract):
+    """Contract suite in a separate schema. The default schema has a table of the same name, which stays unchanged."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -70,8 +70,8 @@ class TestInASchema(SessionRepositoryContract):
         return create_engine(url, schema=SCHEMA)
 
 
-class TestInASchemaByAPlainEngine(TestInASchema):
-    """With an engine that translates the schema without our help."""
+class TestContractInSchemaWithPlainEngine(TestContractInSchema):
+    """Contract suite on an engine that `sqlalchemy.create_engine` made, with a schema translation of its own."""
 
     @classmethod
     def make_engine(cls, url: URL) -> Engine:
@@ -110,7 +110,7 @@ def run(*command: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_up_and_down_in_a_schema(url: str) -> None:
+def test_migrations_in_schema_leave_default_schema_unchanged(url: str) -> None:
     engine = create_engine(url, schema=SCHEMA)
     assert migrate.status(engine).state == "empty"
     migrate.upgrade(engine, FIRST)
@@ -134,7 +134,7 @@ def test_up_and_down_in_a_schema(url: str) -> None:
         each.dispose()
 
 
-def test_a_difference_in_a_schema_is_found(url: str) -> None:
+def test_status_in_schema_reports_differences(url: str) -> None:
     engine = create_engine(url, schema=SCHEMA)
     migrate.upgrade(engine)
     with engine.begin() as connection:
@@ -148,18 +148,20 @@ def test_a_difference_in_a_schema_is_found(url: str) -> None:
     engine.dispose()
 
 
-def test_a_schema_that_is_not_there(url: str) -> None:
-    engine = create_engine(url, schema="nowhere")
+def test_error_for_missing_schema_names_create_statement(url: str) -> None:
+    engine = create_engine(url, schema="missing")
     found = migrate.status(engine)
-    assert (found.state, found.command) == ("empty", 'CREATE SCHEMA "nowhere"')
+    assert (found.state, found.command) == ("empty", 'CREATE SCHEMA "missing"')
     for call in (migrate.upgrade, migrate.check):
-        with pytest.raises(SchemaError, match='no schema nowhere; run: CREATE SCHEMA "nowhere"'):
+        with pytest.raises(SchemaError, match='no schema missing; run: CREATE SCHEMA "missing"'):
             call(engine)
     engine.dispose()
 
 
-@pytest.mark.parametrize("by_environment", [False, True])
-def test_open_repository_in_a_schema(url: str, by_environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_environment", [False, True], ids=["argument", "environment"])
+def test_open_repository_uses_configured_schema(
+    url: str, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if by_environment:
         monkeypatch.setenv("VIBEFORGE_SESSIONS_SCHEMA", SCHEMA)
     with open_repository(url, migrate=True, schema=None if by_environment else SCHEMA) as repository:
@@ -168,19 +170,19 @@ def test_open_repository_in_a_schema(url: str, by_environment: bool, monkeypatch
     assert VERSION_TABLE in tables_of(url, SCHEMA)
 
 
-def test_the_command_lines_in_a_schema(url: str, tmp_path: Path) -> None:
-    told = {"VIBEFORGE_SESSIONS_DATABASE_URL": url, "VIBEFORGE_SESSIONS_SCHEMA": SCHEMA}
-    run("vibeforge_sessions", "db", "upgrade", folder=tmp_path, **told)
-    run("vibeforge_sessions", "db", "check", folder=tmp_path, **told)
+def test_command_lines_use_configured_schema(url: str, tmp_path: Path) -> None:
+    environment = {"VIBEFORGE_SESSIONS_DATABASE_URL": url, "VIBEFORGE_SESSIONS_SCHEMA": SCHEMA}
+    run("vibeforge_sessions", "db", "upgrade", folder=tmp_path, **environment)
+    run("vibeforge_sessions", "db", "check", folder=tmp_path, **environment)
     ini = str(migrate.script_folder() / "alembic.ini")
-    run("alembic", "-c", ini, "check", folder=tmp_path, **told)
-    run("alembic", "-c", ini, "downgrade", "base", folder=tmp_path, **told)
-    run("alembic", "-c", ini, "upgrade", "head", folder=tmp_path, **told)
+    run("alembic", "-c", ini, "check", folder=tmp_path, **environment)
+    run("alembic", "-c", ini, "downgrade", "base", folder=tmp_path, **environment)
+    run("alembic", "-c", ini, "upgrade", "head", folder=tmp_path, **environment)
     assert tables_of(url, SCHEMA) == {*metadata.tables, VERSION_TABLE}
     assert tables_of(url, "public") == {"vibeforge_sessions"}
 
 
-def test_the_sql_of_a_schema(url: str) -> None:
+def test_rendered_sql_creates_tables_in_schema(url: str) -> None:
     script = migrate.render("postgresql://", schema="Forge")
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -195,12 +197,12 @@ def test_the_sql_of_a_schema(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "mariadb://h/d"])
-def test_other_databases_have_no_schemas(url: str) -> None:
+def test_schema_on_other_databases_is_rejected(url: str) -> None:
     with pytest.raises(ConfigurationError, match="no schemas"):
         create_engine(url, schema="forge")
 
 
-# --- a host with an Alembic of its own ---
+# --- application with its own Alembic ---
 
 ENV = """
 from alembic import context
@@ -210,14 +212,14 @@ from vibeforge_sessions.sql.migrations import host_alembic
 
 metadata = MetaData()
 Table("sessions", metadata, Column("id", Integer, primary_key=True), Column("data", Text))
-engine = create_engine(os.environ["HOST_URL"])
+engine = create_engine(os.environ["APPLICATION_URL"])
 with engine.connect() as connection:
     context.configure(connection=connection, target_metadata=metadata, {option})
     with context.begin_transaction():
         context.run_migrations()
 engine.dispose()
 """
-REVISION = '''"""The host's first tables."""
+REVISION = '''"""First tables of the application."""
 import sqlalchemy as sa
 from alembic import op
 
@@ -239,34 +241,36 @@ OPTIONS = {
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def host_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def application_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/host.db"
+        return f"sqlite:///{tmp_path}/application.db"
     server: AvailableServer = request.getfixturevalue(f"{request.param}_server")
     return text_of(server.databases.create(migrated=False))
 
 
-def make_host(folder: Path, *, option: str, locations: str | None = None) -> Path:
-    host = folder / "host"
-    (host / "migrations" / "versions").mkdir(parents=True)
-    (host / "migrations" / "env.py").write_text(ENV.replace("{option}", option))
-    (host / "migrations" / "script.py.mako").write_text("${upgrades if upgrades else 'pass'}\n")
-    (host / "migrations" / "versions" / "0001.py").write_text(REVISION)
+def make_application(folder: Path, *, option: str, locations: str | None = None) -> Path:
+    application = folder / "application"
+    (application / "migrations" / "versions").mkdir(parents=True)
+    (application / "migrations" / "env.py").write_text(ENV.replace("{option}", option))
+    (application / "migrations" / "script.py.mako").write_text("${upgrades if upgrades else 'pass'}\n")
+    (application / "migrations" / "versions" / "0001.py").write_text(REVISION)
     lines = ["[alembic]", "script_location = %(here)s/migrations", "path_separator = os"]
     if locations is not None:
         lines.append(f"version_locations = {locations}")
-    (host / "alembic.ini").write_text("\n".join(lines) + "\n")
-    return host
+    (application / "alembic.ini").write_text("\n".join(lines) + "\n")
+    return application
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_hosts_autogenerate_leaves_our_tables_alone(host_url: str, option: str, tmp_path: Path) -> None:
-    host = make_host(tmp_path, option=OPTIONS[option])
-    run("alembic", "upgrade", "head", folder=host, HOST_URL=host_url)
-    engine = create_engine(host_url)
+def test_autogenerate_of_application_ignores_tables_of_package(
+    application_url: str, option: str, tmp_path: Path
+) -> None:
+    application = make_application(tmp_path, option=OPTIONS[option])
+    run("alembic", "upgrade", "head", folder=application, APPLICATION_URL=application_url)
+    engine = create_engine(application_url)
     migrate.upgrade(engine)
     SQLAlchemySessionRepository(engine).create_session(full_session())
-    assert "No new upgrade operations" in run("alembic", "check", folder=host, HOST_URL=host_url)
+    assert "No new upgrade operations" in run("alembic", "check", folder=application, APPLICATION_URL=application_url)
     check_schema(engine, exact=True)
     migrate.downgrade(engine, "base")
     with engine.connect() as connection:
@@ -275,23 +279,23 @@ def test_a_hosts_autogenerate_leaves_our_tables_alone(host_url: str, option: str
     engine.dispose()
 
 
-def test_without_the_helper_it_would_not(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/host.db"
-    host = make_host(tmp_path, option="")
-    run("alembic", "upgrade", "head", folder=host, HOST_URL=url)
+def test_autogenerate_without_filter_removes_tables_of_package(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/application.db"
+    application = make_application(tmp_path, option="")
+    run("alembic", "upgrade", "head", folder=application, APPLICATION_URL=url)
     engine = create_engine(url)
     migrate.upgrade(engine)
     engine.dispose()
     with pytest.raises(AssertionError, match="remove_table"):
-        run("alembic", "check", folder=host, HOST_URL=url)
+        run("alembic", "check", folder=application, APPLICATION_URL=url)
 
 
-def test_our_migrations_as_a_branch_of_the_host(host_url: str, tmp_path: Path) -> None:
+def test_migrations_run_as_branch_of_application(application_url: str, tmp_path: Path) -> None:
     locations = host_alembic.version_locations("%(here)s/migrations/versions")
-    host = make_host(tmp_path, option=OPTIONS["include_name"], locations=locations)
-    engine = create_engine(host_url)
-    run("alembic", "upgrade", "0001", folder=host, HOST_URL=host_url)
-    run("alembic", "upgrade", FIRST, folder=host, HOST_URL=host_url)
+    application = make_application(tmp_path, option=OPTIONS["include_name"], locations=locations)
+    engine = create_engine(application_url)
+    run("alembic", "upgrade", "0001", folder=application, APPLICATION_URL=application_url)
+    run("alembic", "upgrade", FIRST, folder=application, APPLICATION_URL=application_url)
     behind = migrate.status(engine)
     assert (behind.state, behind.of_host, behind.pending) == ("behind", True, tuple(LATER))
     assert behind.command is not None
@@ -300,13 +304,13 @@ def test_our_migrations_as_a_branch_of_the_host(host_url: str, tmp_path: Path) -
         migrate.upgrade(engine)
     with pytest.raises(SchemaError, match="Alembic of the application"):
         migrate.downgrade(engine, "base")
-    run("alembic", "upgrade", "vibeforge_sessions@head", folder=host, HOST_URL=host_url)
+    run("alembic", "upgrade", "vibeforge_sessions@head", folder=application, APPLICATION_URL=application_url)
     found = check_schema(engine, exact=True)
     assert (found.state, found.revision, found.of_host) == ("current", HEAD, True)
-    with open_repository(host_url, migrate=True) as repository:
+    with open_repository(application_url, migrate=True) as repository:
         repository.create_session(full_session())
-    assert "No new upgrade operations" in run("alembic", "check", folder=host, HOST_URL=host_url)
-    run("alembic", "downgrade", "vibeforge_sessions@base", folder=host, HOST_URL=host_url)
+    assert "No new upgrade operations" in run("alembic", "check", folder=application, APPLICATION_URL=application_url)
+    run("alembic", "downgrade", "vibeforge_sessions@base", folder=application, APPLICATION_URL=application_url)
     assert migrate.status(engine).state == "empty"
     with engine.connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0001"]

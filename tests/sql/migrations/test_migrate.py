@@ -1,4 +1,4 @@
-"""Migrating from Python: the chain of revisions, what they make, and whose transaction they run in."""
+"""Migration API: the chain of revisions, and the schema that they produce."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engi
         yield engine
 
 
-# ------------------------------------------------------------------------------------------------------------ the chain
+# ---------------------------------------------------------------------------------------------------------------- chain
 
 
-def test_there_is_a_single_chain() -> None:
+def test_revisions_form_single_chain() -> None:
     assert scripts().get_heads() == [HEAD]
     assert scripts().get_bases() == [chain()[0].revision]
     assert [script.down_revision for script in chain()] == [None, *(script.revision for script in chain()[:-1])]
 
 
 @pytest.mark.parametrize("script", chain(), ids=lambda script: str(script.revision))
-def test_every_revision_says_what_it_does(script: Script) -> None:
+def test_each_revision_has_description(script: Script) -> None:
     assert script.doc.strip()
     assert script.module.__doc__
 
 
 @pytest.mark.parametrize("script", chain(), ids=lambda script: str(script.revision))
-def test_every_revision_is_undone_by_its_downgrade(script: Script, engine: Engine) -> None:
+def test_downgrade_undoes_each_revision(script: Script, engine: Engine) -> None:
     before = str(script.down_revision or "base")
     run_script(engine, HOST)
     migrate.upgrade(engine, before)
@@ -74,12 +74,12 @@ def test_every_revision_is_undone_by_its_downgrade(script: Script, engine: Engin
     assert committed(engine) == at_revision
 
 
-def test_there_and_back_with_data(engine: Engine) -> None:
+def test_downgrade_to_base_keeps_only_tables_of_application(engine: Engine) -> None:
     run_script(engine, HOST)
-    host = committed(engine)
+    tables_before = committed(engine)
     migrate.upgrade(engine)
     empty = committed(engine)
-    assert without(empty, VERSION_TABLE, *metadata.tables) == host
+    assert without(empty, VERSION_TABLE, *metadata.tables) == tables_before
     fill(engine)
     filled = committed(engine)
     assert {name: len(filled[name]) for name in metadata.tables} == {
@@ -93,8 +93,8 @@ def test_there_and_back_with_data(engine: Engine) -> None:
     assert committed(engine) == filled
     migrate.downgrade(engine, "base")
     assert migrate.current(engine) is None
-    assert without(committed(engine), VERSION_TABLE) == host
-    assert committed(engine)[VERSION_TABLE] == []  # Alembic keeps its table; it says that there is nothing of ours
+    assert without(committed(engine), VERSION_TABLE) == tables_before
+    assert committed(engine)[VERSION_TABLE] == []  # Alembic keeps its table without a row
     migrate.upgrade(engine)
     assert committed(engine) == empty
     fill(engine)
@@ -113,7 +113,7 @@ def differences(engine: Engine) -> list[Any]:
 
 
 def structure(engine: Engine) -> dict[str, Any]:
-    """Return what Alembic's comparison looks at, and what it leaves out: primary keys and ON DELETE."""
+    """Return columns, keys and indexes, with the primary keys and ON DELETE that Alembic does not compare."""
     found: dict[str, Any] = {}
     with engine.connect() as connection:
         for table in sorted(metadata.tables):
@@ -122,14 +122,14 @@ def structure(engine: Engine) -> dict[str, Any]:
             sql = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ?"
             indexes = connection.exec_driver_sql(sql, (table,)).fetchall()
             found[table] = [
-                sorted(tuple(row)[1:] for row in columns),  # without their order, which a later revision may change
+                sorted(tuple(row)[1:] for row in columns),  # a later revision may change the order of columns
                 sorted(map(tuple, keys)),
                 sorted(map(tuple, indexes)),
             ]
     return found
 
 
-def test_scripts_make_what_the_models_say(engine: Engine, tmp_path: Path) -> None:
+def test_scripts_create_schema_of_models(engine: Engine, tmp_path: Path) -> None:
     migrate.upgrade(engine)
     assert differences(engine) == []
     with opened("plain", tmp_path / "models.db") as models:
@@ -137,7 +137,7 @@ def test_scripts_make_what_the_models_say(engine: Engine, tmp_path: Path) -> Non
         assert structure(engine) == structure(models)
 
 
-def test_tables_of_a_host_are_no_difference(engine: Engine) -> None:
+def test_comparison_ignores_tables_of_application(engine: Engine) -> None:
     migrate.upgrade(engine)
     run_script(engine, HOST)
     assert differences(engine) == []
@@ -156,19 +156,19 @@ def test_tables_of_a_host_are_no_difference(engine: Engine) -> None:
         "DROP TABLE vibeforge_session_logs; CREATE TABLE vibeforge_session_logs (position TEXT NOT NULL)",
     ],
 )
-def test_a_difference_is_found(engine: Engine, change: str) -> None:
+def test_comparison_finds_difference(engine: Engine, change: str) -> None:
     migrate.upgrade(engine)
     run_script(engine, change)
     assert differences(engine) != []
 
 
-# ------------------------------------------------------------------------------------------------- somebody else's data
+# ----------------------------------------------------------------------------------------- tables of other applications
 
 
 @pytest.mark.parametrize("action", ["current", "check", "upgrade", "downgrade"])
-def test_another_applications_tables_stay_as_they_are(engine: Engine, action: str) -> None:
+def test_operations_leave_other_tables_unchanged(engine: Engine, action: str) -> None:
     run_script(engine, HOST)
-    host = committed(engine)
+    tables_before = committed(engine)
     if action == "check":
         with pytest.raises(SchemaError):
             migrate.check(engine)
@@ -176,14 +176,14 @@ def test_another_applications_tables_stay_as_they_are(engine: Engine, action: st
         migrate.downgrade(engine, "base")
     else:
         getattr(migrate, action)(engine)
-    assert without(committed(engine), VERSION_TABLE, *metadata.tables) == host
+    assert without(committed(engine), VERSION_TABLE, *metadata.tables) == tables_before
     if action in {"current", "check"}:
-        assert committed(engine) == host
+        assert committed(engine) == tables_before
 
 
-# Alembic would make our version table there.
-def test_a_downgrade_of_nothing_makes_nothing(engine: Engine) -> None:
+# Alembic alone would create the version table.
+def test_downgrade_of_empty_database_creates_no_table(engine: Engine) -> None:
     run_script(engine, HOST)
-    host = committed(engine)
+    tables_before = committed(engine)
     migrate.downgrade(engine, "base")
-    assert committed(engine) == host
+    assert committed(engine) == tables_before

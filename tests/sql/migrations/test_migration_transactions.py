@@ -1,4 +1,4 @@
-"""Whose transaction a migration runs in, and who commits it."""
+"""Transactions of migrations: their own, or the caller's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engi
         yield engine
 
 
-def test_with_an_engine_it_is_committed(engine: Engine) -> None:
+def test_migration_with_engine_is_committed(engine: Engine) -> None:
     migrate.upgrade(engine)
     assert migrate.current(engine) == HEAD
     migrate.check(engine)
@@ -48,7 +48,7 @@ def test_with_an_engine_it_is_committed(engine: Engine) -> None:
     assert not hasattr(engine.pool, "checkedout") or engine.pool.checkedout() == 0
 
 
-def test_with_a_connection_outside_a_transaction_it_is_committed(file_engine: Engine) -> None:
+def test_migration_with_connection_outside_transaction_is_committed(file_engine: Engine) -> None:
     were_on = foreign_keys(file_engine)
     with file_engine.connect() as connection:
         migrate.upgrade(connection)
@@ -61,17 +61,19 @@ def test_with_a_connection_outside_a_transaction_it_is_committed(file_engine: En
         assert set(metadata.tables).isdisjoint(committed(file_engine))
 
 
-# Left in the transaction that reading begins, the next upgrade would take that for the host's, and commit nothing.
-@pytest.mark.parametrize("look", [migrate.current, migrate.check])
-def test_looking_leaves_a_connection_as_it_was(file_engine: Engine, look: Callable[[Connection], object]) -> None:
+# Reading begins a transaction. If it stayed open, the next upgrade would run in it and not commit.
+@pytest.mark.parametrize("check", [migrate.current, migrate.check])
+def test_status_check_leaves_connection_outside_transaction(
+    file_engine: Engine, check: Callable[[Connection], object]
+) -> None:
     migrate.upgrade(file_engine)
     with file_engine.connect() as connection:
-        look(connection)
+        check(connection)
         assert not connection.in_transaction()
 
 
-# The same, as a host would meet it: the tables would be gone again, and nobody told.
-def test_a_connection_is_checked_and_then_upgraded(file_engine: Engine) -> None:
+# In a transaction that the check left open, the tables would be rolled back without an error.
+def test_upgrade_after_status_check_on_same_connection_is_committed(file_engine: Engine) -> None:
     with file_engine.connect() as connection:
         assert migrate.current(connection) is None
         migrate.upgrade(connection)
@@ -79,7 +81,7 @@ def test_a_connection_is_checked_and_then_upgraded(file_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_in_the_hosts_transaction_an_upgrade_is_the_hosts_to_commit(file_engine: Engine, end: str) -> None:
+def test_upgrade_in_callers_transaction_ends_with_it(file_engine: Engine, end: str) -> None:
     run_script(file_engine, HOST)
     before = committed(file_engine)
     with file_engine.connect() as connection:
@@ -100,8 +102,11 @@ def test_in_the_hosts_transaction_an_upgrade_is_the_hosts_to_commit(file_engine:
         assert len(after["sessions"]) == len(before["sessions"]) + 1
 
 
-def test_a_host_that_rolls_back_without_writing_anything_itself(engine: Engine) -> None:
-    """Python's driver begins nothing for DDL: without a BEGIN of ours, each statement would commit itself."""
+def test_rollback_of_callers_transaction_without_other_writes_undoes_upgrade(engine: Engine) -> None:
+    """Upgrade as the first action of the transaction.
+
+    Python's driver begins no transaction for DDL. Without an explicit BEGIN, each statement would commit itself.
+    """
     before = committed(engine)
     with engine.connect() as connection:
         connection.begin()
@@ -110,7 +115,7 @@ def test_a_host_that_rolls_back_without_writing_anything_itself(engine: Engine) 
     assert committed(engine) == before
 
 
-def test_a_downgrade_is_rolled_back_by_the_host(tmp_path: Path) -> None:
+def test_rollback_of_callers_transaction_undoes_downgrade(tmp_path: Path) -> None:
     with opened("plain", tmp_path / "host.db") as engine:
         migrate.upgrade(engine)
         fill(engine)
@@ -128,7 +133,7 @@ def test_a_downgrade_is_rolled_back_by_the_host(tmp_path: Path) -> None:
         assert set(metadata.tables).isdisjoint(committed(engine))
 
 
-def test_the_second_upgrade_does_nothing(engine: Engine) -> None:
+def test_second_upgrade_changes_nothing(engine: Engine) -> None:
     migrate.upgrade(engine)
     fill(engine)
     before = committed(engine)
@@ -139,8 +144,8 @@ def test_the_second_upgrade_does_nothing(engine: Engine) -> None:
     assert committed(engine) == before
 
 
-# As a host does that upgrades in its transaction at each start; with foreign keys on there is nothing to lose in it.
-def test_the_second_upgrade_does_nothing_in_the_hosts_transaction(engine: Engine) -> None:
+# An application may upgrade in its transaction at each start. This succeeds with foreign keys on if nothing is pending.
+def test_second_upgrade_in_callers_transaction_changes_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         migrate.upgrade(connection)
     fill(engine)
@@ -150,11 +155,11 @@ def test_the_second_upgrade_does_nothing_in_the_hosts_transaction(engine: Engine
     assert committed(engine) == before
 
 
-# ------------------------------------------------------------------------------- foreign keys in the host's transaction
+# ----------------------------------------------------------------------------- foreign keys in the caller's transaction
 
 
 @pytest.mark.parametrize("kind", ["ours", "plain with foreign keys", "recipe", MEMORY])
-def test_a_downgrade_with_foreign_keys_on_is_refused_in_the_hosts_transaction(kind: str, tmp_path: Path) -> None:
+def test_downgrade_with_foreign_keys_in_callers_transaction_is_rejected(kind: str, tmp_path: Path) -> None:
     with opened(kind, tmp_path / "host.db") as engine:
         migrate.upgrade(engine)
         fill(engine)
@@ -170,7 +175,7 @@ def test_a_downgrade_with_foreign_keys_on_is_refused_in_the_hosts_transaction(ki
         assert foreign_keys(engine)
 
 
-def test_foreign_keys_are_as_they_were_after_a_failure(file_engine: Engine) -> None:
+def test_failed_migration_restores_foreign_keys_setting(file_engine: Engine) -> None:
     migrate.upgrade(file_engine)
     were_on = foreign_keys(file_engine)
     for bind in (file_engine, file_engine.connect()):
@@ -183,29 +188,31 @@ def test_foreign_keys_are_as_they_were_after_a_failure(file_engine: Engine) -> N
     assert foreign_keys(file_engine) is were_on
 
 
-# --------------------------------------------------------------------------------------------------- a database in use
+# ----------------------------------------------------------------------------------------------------- locked databases
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a writer."""
+    """Hold a writer's lock on the file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         yield
 
 
-def impatient(connection: Connection) -> Connection:
-    """Let it wait for nobody."""
+def without_busy_timeout(connection: Connection) -> Connection:
+    """Set the busy timeout to zero, so that the connection does not wait for locks."""
     driver = connection.connection.driver_connection
     assert driver is not None
     driver.execute("PRAGMA busy_timeout = 0")
     return connection
 
 
-# "recipe" begins as a reader: the lock must be taken all the same; see test_migrate_races.py.
-@pytest.mark.parametrize("with_connection", [False, True])
-def test_a_lock_that_stays_is_told(file_engine: Engine, with_connection: bool, tmp_path: Path) -> None:
-    file_engine.connect().close()  # in the pool; a first connection of ours would wait to change the file to WAL
+# "recipe" begins transactions as a reader, but a migration must take the lock; see test_concurrent_migrations.py.
+@pytest.mark.parametrize("with_connection", [False, True], ids=["engine", "connection"])
+def test_lock_held_beyond_timeout_raises_schema_error(
+    file_engine: Engine, with_connection: bool, tmp_path: Path
+) -> None:
+    file_engine.connect().close()  # fills the pool: the first connection changes the file to WAL and would wait for it
     before = committed(file_engine)
     with file_engine.connect() if with_connection else nullcontext(file_engine) as bind:
         with locked(tmp_path / "host.db"), pytest.raises(SchemaError, match="writing to the file") as caught:
@@ -216,9 +223,9 @@ def test_a_lock_that_stays_is_told(file_engine: Engine, with_connection: bool, t
     migrate.check(file_engine)
 
 
-def test_a_lock_that_stays_is_told_in_the_hosts_transaction(file_engine: Engine, tmp_path: Path) -> None:
+def test_lock_during_callers_transaction_raises_storage_error(file_engine: Engine, tmp_path: Path) -> None:
     before = committed(file_engine)
-    with impatient(file_engine.connect()) as connection:
+    with without_busy_timeout(file_engine.connect()) as connection:
         connection.begin()
         with locked(tmp_path / "host.db"), pytest.raises(StorageError, match="SQLITE_BUSY"):
             migrate.upgrade(connection)
@@ -228,7 +235,7 @@ def test_a_lock_that_stays_is_told_in_the_hosts_transaction(file_engine: Engine,
     migrate.check(file_engine)
 
 
-def test_the_hosts_patience_is_given_back(file_engine: Engine) -> None:
-    with impatient(file_engine.connect()) as connection:
+def test_migration_restores_callers_busy_timeout(file_engine: Engine) -> None:
+    with without_busy_timeout(file_engine.connect()) as connection:
         migrate.upgrade(connection)
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 0

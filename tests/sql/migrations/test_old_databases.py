@@ -1,4 +1,4 @@
-"""A database of every past revision, with data: upgraded, and then used."""
+"""Databases of each past revision, with data, that are upgraded and then used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REVISIONS = [each.revision for each in migrate.history()]
 
 @pytest.fixture(params=REVISIONS)
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of the file."""
+    """Return a copy of the stored database."""
     path = tmp_path / "old.db"
     shutil.copyfile(FOLDER / f"{request.param}.db", path)
     return path
@@ -35,17 +35,17 @@ def engine(old: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_there_is_a_file_of_every_revision_and_no_other() -> None:
+def test_stored_databases_are_one_per_revision() -> None:
     assert {path.stem for path in FOLDER.glob("*.db")} == set(REVISIONS)
 
 
-def test_it_is_of_its_revision(engine: Engine, request: pytest.FixtureRequest) -> None:
+def test_stored_database_has_revision_of_its_name(engine: Engine, request: pytest.FixtureRequest) -> None:
     revision = request.node.callspec.params["old"]
     assert migrate.current(engine) == revision
     assert migrate.status(engine).state == ("current" if revision == HEAD else "behind")
 
 
-def test_it_is_upgraded_and_holds_what_it_held(engine: Engine) -> None:
+def test_upgrade_of_old_database_keeps_its_sessions(engine: Engine) -> None:
     migrate.upgrade(engine)
     check_schema(engine, exact=True)
     assert list(maintenance.verify_data(engine)) == []
@@ -56,7 +56,7 @@ def test_it_is_upgraded_and_holds_what_it_held(engine: Engine) -> None:
     ]
 
 
-def test_it_is_used(old: Path) -> None:
+def test_upgraded_old_database_accepts_all_operations(old: Path) -> None:
     with open_repository(f"sqlite:///{old}", migrate=True) as repository:
         session = stored(repository, "old-4")
         entry = repository.append_error("old-4", "t9", "it broke again")
@@ -78,11 +78,11 @@ def shape_of(repository: SQLAlchemySessionRepository, session_id: str) -> object
 
 
 def comparable(session: dict[str, object]) -> str:
-    """Return JSON text: in it, 1 and 1.0 differ, and so do orders of keys."""
-    return json.dumps({name: value for name, value in session.items() if name in _KEPT})
+    """Return JSON text, in which 1 and 1.0 differ, and also different orders of keys."""
+    return json.dumps({name: value for name, value in session.items() if name in _COMPARED_FIELDS})
 
 
-_KEPT = {
+_COMPARED_FIELDS = {
     "session_id",
     "phase",
     "created_at",

@@ -1,4 +1,4 @@
-"""What the revisions say of themselves, held against what the servers do: so it cannot rot."""
+"""Comparison of each revision's declared locks, rewrites and losses with the servers' behavior."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.dialects import MigrationTimeouts
 
 REVISIONS = migrate.history()
-AFTER_THE_FIRST = REVISIONS[1:]
-WEAK = {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}  # of those who read and write rows
+LATER_REVISIONS = REVISIONS[1:]
+WEAK = {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}  # locks of reading and writing rows
 STRENGTH = [
     "ShareUpdateExclusiveLock",
     "ShareLock",
@@ -34,7 +34,7 @@ STRENGTH = [
 ]
 
 each_revision = pytest.mark.parametrize("revision", REVISIONS, ids=lambda each: each.revision)
-each_later = pytest.mark.parametrize("revision", AFTER_THE_FIRST, ids=lambda each: each.revision)
+each_later = pytest.mark.parametrize("revision", LATER_REVISIONS, ids=lambda each: each.revision)
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
@@ -61,8 +61,8 @@ def new_engine(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Callab
         engine.dispose()
 
 
-def at_the_one_before(engine: Engine, revision: migrate.Revision) -> OlderClient:
-    """Bring the database to where the revision begins, with a session in it if there are tables."""
+def at_previous_revision(engine: Engine, revision: migrate.Revision) -> OlderClient:
+    """Upgrade the database to the previous revision, and create a session if there are tables."""
     older = OlderClient(engine)
     if revision.after is not None:
         migrate.upgrade(engine, revision.after)
@@ -71,28 +71,28 @@ def at_the_one_before(engine: Engine, revision: migrate.Revision) -> OlderClient
 
 
 @each_revision
-def test_every_revision_says_it_all(revision: migrate.Revision) -> None:
+def test_revision_declares_all_properties(revision: migrate.Revision) -> None:
     assert revision.revision.startswith("vibeforge_")
-    assert len(revision.revision) <= 32  # Alembic's column
+    assert len(revision.revision) <= 32  # the length of Alembic's column
     assert revision.locks.keys() == {"sqlite", "postgresql", "mariadb"}
     assert set(revision.online) <= {"postgresql", "mariadb"}  # SQLite has one writer
     assert revision.summary.endswith(".")
 
 
 @each_revision
-def test_the_locks_on_postgresql(revision: migrate.Revision, new_engine: Callable[[str], Engine]) -> None:
+def test_postgresql_locks_equal_declared_locks(revision: migrate.Revision, new_engine: Callable[[str], Engine]) -> None:
     engine = new_engine("postgresql")
-    at_the_one_before(engine, revision)
+    at_previous_revision(engine, revision)
     before = set(sqlalchemy.inspect(engine).get_table_names())
     seen: dict[str, str] = {}
 
-    def look(asking: Connection, pid: int) -> None:
-        for table, mode in asking.execute(_LOCKS, {"pid": pid}):
+    def inspect_locks(reader: Connection, pid: int) -> None:
+        for table, mode in reader.execute(_LOCKS, {"pid": pid}):
             stronger = table not in seen or STRENGTH.index(mode) > STRENGTH.index(seen[table])
             if table in before and mode in STRENGTH and stronger:
                 seen[table] = mode
 
-    with watched(engine, look):
+    with observed(engine, inspect_locks):
         migrate.upgrade(engine, revision.revision)
     assert seen == revision.locks["postgresql"]
 
@@ -104,27 +104,28 @@ _LOCKS = text(
 
 
 @contextmanager
-def watched(engine: Engine, look: Callable[[Connection, int], None]) -> Iterator[None]:
-    """Look at each migrating connection after each of its statements, and while an index is made CONCURRENTLY.
+def observed(engine: Engine, inspect_locks: Callable[[Connection, int], None]) -> Iterator[None]:
+    """Call a function after each statement of a migrating connection, and while CREATE INDEX CONCURRENTLY runs.
 
-    That one keeps its locks no longer than it runs: it is made to wait by a transaction that is older.
+    CREATE INDEX CONCURRENTLY releases its locks when it ends. An older transaction makes it wait, so that its locks
+    can be read.
     """
-    watching = sqlalchemy.create_engine(engine.url, isolation_level="AUTOCOMMIT")
+    observer = sqlalchemy.create_engine(engine.url, isolation_level="AUTOCOMMIT")
     done = threading.Event()
 
     def after(connection: Connection, *_: object) -> None:
-        with watching.connect() as asking:
-            look(asking, connection.connection.driver_connection.info.backend_pid)  # type: ignore[union-attr]
+        with observer.connect() as reader:
+            inspect_locks(reader, connection.connection.driver_connection.info.backend_pid)  # type: ignore[union-attr]
 
     def hold_up(waited: threading.Event) -> None:
-        with engine.connect() as older, watching.connect() as asking:
+        with engine.connect() as older, observer.connect() as reader:
             if "vibeforge_sessions" in sqlalchemy.inspect(engine).get_table_names():
                 older.execute(text("UPDATE vibeforge_sessions SET version = version"))
             waited.set()
             while not done.wait(0.005):
-                waiting = asking.execute(_WAITING).scalars().all()
+                waiting = reader.execute(_WAITING).scalars().all()
                 for pid in waiting:
-                    look(asking, pid)
+                    inspect_locks(reader, pid)
                 if waiting:
                     break
 
@@ -139,7 +140,7 @@ def watched(engine: Engine, look: Callable[[Connection, int], None]) -> Iterator
             done.set()
             event.remove(engine, "after_cursor_execute", after)
         held.result()
-    watching.dispose()
+    observer.dispose()
 
 
 _WAITING = text(
@@ -149,14 +150,16 @@ _WAITING = text(
 
 
 @each_revision
-def test_what_is_rewritten_on_postgresql(revision: migrate.Revision, new_engine: Callable[[str], Engine]) -> None:
+def test_postgresql_rewrites_only_declared_tables(
+    revision: migrate.Revision, new_engine: Callable[[str], Engine]
+) -> None:
     engine = new_engine("postgresql")
-    at_the_one_before(engine, revision)
+    at_previous_revision(engine, revision)
 
     def files() -> dict[str, int]:
-        asked = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relname LIKE 'vibeforge%'"
+        query = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relname LIKE 'vibeforge%'"
         with engine.connect() as connection:
-            return {row.relname: row.relfilenode for row in connection.execute(text(asked))}
+            return {row.relname: row.relfilenode for row in connection.execute(text(query))}
 
     before = files()
     migrate.upgrade(engine, revision.revision)
@@ -165,9 +168,11 @@ def test_what_is_rewritten_on_postgresql(revision: migrate.Revision, new_engine:
 
 
 @each_later
-def test_what_a_downgrade_loses(revision: migrate.Revision, kind: str, new_engine: Callable[[str], Engine]) -> None:
+def test_downgrade_loses_only_declared_data(
+    revision: migrate.Revision, kind: str, new_engine: Callable[[str], Engine]
+) -> None:
     engine = new_engine(kind)
-    older = at_the_one_before(engine, revision)
+    older = at_previous_revision(engine, revision)
     before = older.everything()
     migrate.upgrade(engine, revision.revision)
     older.fill()
@@ -179,11 +184,12 @@ def test_what_a_downgrade_loses(revision: migrate.Revision, kind: str, new_engin
 
 
 @each_later
-def test_others_write_meanwhile(revision: migrate.Revision, new_engine: Callable[[str], Engine]) -> None:
-    """While it waits for somebody's open transaction, too: there an ordinary lock would keep everybody out."""
+def test_online_migration_does_not_block_writers(
+    revision: migrate.Revision, new_engine: Callable[[str], Engine]
+) -> None:
     for kind in revision.online:
         engine = new_engine(kind)
-        older = at_the_one_before(engine, revision)
+        older = at_previous_revision(engine, revision)
         other = create_engine(engine.url)
         with ThreadPoolExecutor(1) as pool:
             migration = pool.submit(migrate.upgrade, other, revision.revision)
@@ -197,22 +203,22 @@ def test_others_write_meanwhile(revision: migrate.Revision, new_engine: Callable
 
 
 @each_later
-def test_an_open_transaction_of_a_writer_keeps_nobody_out_on_postgresql(
+def test_postgresql_migration_waiting_for_open_transaction_does_not_block_writers(
     revision: migrate.Revision, new_engine: Callable[[str], Engine]
 ) -> None:
     if "postgresql" not in revision.online:
-        pytest.skip("it says that it keeps others out")
+        pytest.skip("the revision is not declared online on PostgreSQL")
     engine = new_engine("postgresql")
-    older = at_the_one_before(engine, revision)
+    older = at_previous_revision(engine, revision)
     older.create("other")
     migrating = create_engine(engine.url)
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as writer:
             writer.execute(text("UPDATE vibeforge_sessions SET version = version WHERE session_id = 'session-1'"))
             migration = pool.submit(migrate.upgrade, migrating, revision.revision)
-            with engine.connect() as asking:
-                while not asking.execute(_WAITING).scalars().all() and not migration.done():
-                    asking.rollback()
+            with engine.connect() as reader:
+                while not reader.execute(_WAITING).scalars().all() and not migration.done():
+                    reader.rollback()
                     time.sleep(0.01)
             older.append_log("other")
         migration.result()
@@ -221,25 +227,25 @@ def test_an_open_transaction_of_a_writer_keeps_nobody_out_on_postgresql(
 
 
 @each_later
-def test_the_lock_on_mariadb(revision: migrate.Revision, new_engine: Callable[[str], Engine]) -> None:
-    """The server itself refuses LOCK=NONE where it cannot keep it, so what is asked for is what happens."""
+def test_mariadb_locks_equal_declared_locks(revision: migrate.Revision, new_engine: Callable[[str], Engine]) -> None:
+    """Compare the LOCK clauses. The server rejects LOCK=NONE if it needs a lock, so the clause is the actual lock."""
     engine = new_engine("mariadb")
-    at_the_one_before(engine, revision)
-    asked: dict[str, str] = {}
+    at_previous_revision(engine, revision)
+    requested: dict[str, str] = {}
 
     def before(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         words = statement.split()
         if words[:2] == ["ALTER", "TABLE"]:
-            asked[words[2]] = words[-1]
+            requested[words[2]] = words[-1]
 
     event.listen(engine, "before_cursor_execute", before)
     migrate.upgrade(engine, revision.revision)
-    assert asked == revision.locks["mariadb"]
+    assert requested == revision.locks["mariadb"]
 
 
-# Plain CREATE INDEX has hung a cluster, and nobody can write during any ALTER there.
+# Plain CREATE INDEX has blocked a cluster permanently. During any ALTER TABLE, no client can write on Galera.
 @each_later
-def test_on_galera_a_table_is_altered_alone(revision: migrate.Revision) -> None:
+def test_galera_migration_alters_tables_with_exclusive_lock(revision: migrate.Revision) -> None:
     provider = next(Path("/usr").glob("lib*/galera*/libgalera_smm.so"), None)
     with skipping():
         if provider is None:
@@ -260,7 +266,7 @@ def test_on_galera_a_table_is_altered_alone(revision: migrate.Revision) -> None:
 
     with MariaDBServer(args=[*args, "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2"]) as server:
         engine = create_engine(MariaDBDatabases(server.url).create(migrated=False))
-        older = at_the_one_before(engine, revision)
+        older = at_previous_revision(engine, revision)
         event.listen(engine, "before_cursor_execute", before)
         migrate.upgrade(engine)
         migrate.check_schema(engine, exact=True)
@@ -272,10 +278,13 @@ def test_on_galera_a_table_is_altered_alone(revision: migrate.Revision) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
-def test_a_tables_lock_is_not_waited_for_without_end(new_engine: Callable[[str], Engine], kind: str) -> None:
-    """An open transaction of a writer stops a migration there, even an online one; it gives up when it was told to."""
+def test_migration_waits_for_table_lock_until_timeout(new_engine: Callable[[str], Engine], kind: str) -> None:
+    """Migrate while another transaction has written.
+
+    On SQLite and MariaDB its lock blocks each migration, even an online one. The migration stops after `lock_timeout`.
+    """
     engine = new_engine(kind)
-    at_the_one_before(engine, AFTER_THE_FIRST[0])
+    at_previous_revision(engine, LATER_REVISIONS[0])
     migrating = create_engine(engine.url)
     with engine.begin() as writer:
         writer.execute(text("UPDATE vibeforge_sessions SET version = version"))

@@ -1,4 +1,4 @@
-"""The previous state's code on the next schema, as in a deployment that goes from replica to replica."""
+"""Older code on a newer schema, as in a deployment that upgrades one replica after another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vibeforge_sessions.sql import create_engine, migrate
 url, migrates = sys.argv[1], sys.argv[2] == "migrate"
 engine = create_engine(url)
 found = migrate.status(engine)
-answer = {"state": found.state, "usable": found.usable, "head": found.head, "used": None, "refused": None}
+answer = {"state": found.state, "usable": found.usable, "head": found.head, "used": None, "rejected": None}
 try:
     with open_repository(url, migrate=migrates) as repository:
         session = repository.create_session(session_id="older")
@@ -45,7 +45,7 @@ try:
         answer["read"] = len(repository.get_session("newer").error_history)
         repository.delete_session("older")
 except SchemaError as error:
-    answer["refused"] = error.state
+    answer["rejected"] = error.state
 engine.dispose()
 print(json.dumps(answer))
 """
@@ -69,13 +69,14 @@ def engine(url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """The code as it was at revision vibeforge_0002, which knows nothing even of that one: as that of the first."""
+    """Return a copy of the code at revision vibeforge_0002 without that revision, as code of the first revision."""
     folder = older_code(tmp_path / "older")
     (folder / "migrations" / "versions" / Path(chain()[1].path).name).unlink()
     return folder
 
 
-def ask(older: Path, url: str, how: str) -> dict[str, Any]:
+def run_older_code(older: Path, url: str, how: str) -> dict[str, Any]:
+    """Run the older code in another process, and return its report."""
     done = subprocess.run(
         [sys.executable, "-c", OLDER_CODE, url, how],
         cwd=older,
@@ -90,11 +91,11 @@ def ask(older: Path, url: str, how: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", ["check", "migrate"])
-def test_older_code_goes_on_where_the_floor_lets_it(engine: Engine, url: str, older: Path, how: str) -> None:
+def test_older_code_uses_newer_schema_if_compatible(engine: Engine, url: str, older: Path, how: str) -> None:
     migrate.upgrade(engine)
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(full_session("newer"))
-    answer = ask(older, url, how)
+    answer = run_older_code(older, url, how)
     assert (answer["state"], answer["usable"], answer["head"]) == ("ahead", True, FIRST)
     assert answer["used"] == [["older", 2, 1], ["newer", 1, 1]]
     assert answer["read"] == 1
@@ -106,21 +107,21 @@ def test_older_code_goes_on_where_the_floor_lets_it(engine: Engine, url: str, ol
     "change",
     [
         "UPDATE vibeforge_sessions_compatibility SET floor = 'vibeforge_0002'",
-        "UPDATE vibeforge_sessions_compatibility SET revision = 'vibeforge_0001'",  # a migration that forgot it
+        "UPDATE vibeforge_sessions_compatibility SET revision = 'vibeforge_0001'",  # not updated by a migration
         "DELETE FROM vibeforge_sessions_compatibility",
         "DROP TABLE vibeforge_sessions_compatibility",
     ],
 )
 @pytest.mark.parametrize("how", ["check", "migrate"])
-def test_older_code_is_refused_otherwise(engine: Engine, url: str, older: Path, how: str, change: str) -> None:
+def test_older_code_rejects_incompatible_schema(engine: Engine, url: str, older: Path, how: str, change: str) -> None:
     migrate.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(text(change))
-    answer = ask(older, url, how)
-    assert (answer["state"], answer["usable"], answer["refused"], answer["used"]) == ("ahead", False, "ahead", None)
+    answer = run_older_code(older, url, how)
+    assert (answer["state"], answer["usable"], answer["rejected"], answer["used"]) == ("ahead", False, "ahead", None)
 
 
-def test_each_revision_says_who_may_go_on(engine: Engine) -> None:
+def test_each_revision_stores_minimum_compatible_revision(engine: Engine) -> None:
     for script in chain()[1:]:
         migrate.upgrade(engine, str(script.revision))
         with engine.connect() as connection:
@@ -129,7 +130,7 @@ def test_each_revision_says_who_may_go_on(engine: Engine) -> None:
         assert rows[0].floor in [each.revision for each in chain()]
 
 
-def test_data_stay_as_they_are_on_the_way_up_and_down(engine: Engine) -> None:
+def test_data_are_unchanged_after_downgrade_and_upgrade(engine: Engine) -> None:
     migrate.upgrade(engine)
     repository = SQLAlchemySessionRepository(engine)
     session = repository.create_session(full_session())
@@ -145,8 +146,8 @@ def test_data_stay_as_they_are_on_the_way_up_and_down(engine: Engine) -> None:
         migrate.upgrade(engine)
 
 
-# As an interrupted CREATE INDEX CONCURRENTLY does: the index stays, every write pays for it, and no query uses it.
-def test_an_invalid_index_is_made_anew(postgresql_server: AvailableServer) -> None:
+# An interrupted CREATE INDEX CONCURRENTLY leaves an invalid index: each write updates it, and no query uses it.
+def test_upgrade_rebuilds_invalid_index(postgresql_server: AvailableServer) -> None:
     url = text_of(postgresql_server.databases.create(migrated=False))
     engine, other = create_engine(url), create_engine(url)
     migrate.upgrade(engine, FIRST)

@@ -1,6 +1,6 @@
-"""Where a database stands: empty, behind, current, ahead, foreign or drifted, and what is refused there.
+"""Schema status (empty, behind, current, ahead, foreign, drifted) and the operations that each status rejects.
 
-A database that is ahead of older code: see test_migrate_copies.py.
+test_second_revision.py tests databases that are ahead of older code.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 
 AHEAD = f"UPDATE {VERSION_TABLE} SET version_num = 'f00d'"
-SOMEBODY_ELSES = "CREATE TABLE vibeforge_sessions (id INTEGER, x TEXT); INSERT INTO vibeforge_sessions VALUES (1, 'x')"
+FOREIGN = "CREATE TABLE vibeforge_sessions (id INTEGER, x TEXT); INSERT INTO vibeforge_sessions VALUES (1, 'x')"
 STAMP = f"INSERT INTO {VERSION_TABLE} VALUES ('{HEAD}')"
-REFUSED = {
+REJECTED = {
     "ahead": ("upgrade", AHEAD),
-    "foreign, without a version": ("nothing", SOMEBODY_ELSES),
-    "foreign, with an empty version table": ("upgrade and back", SOMEBODY_ELSES),
+    "foreign, without a version": ("nothing", FOREIGN),
+    "foreign, with an empty version table": ("upgrade and back", FOREIGN),
     "drifted, with a table missing": ("upgrade", "DROP TABLE vibeforge_session_logs"),
     "drifted, with a column missing": ("upgrade", "ALTER TABLE vibeforge_sessions DROP COLUMN active_task_id"),
     "drifted, with all tables missing": ("upgrade and back", STAMP),
 }
-"""What is done before, and the statements that make a database one that `upgrade` must refuse."""
+"""For each rejected state: the preceding migration, and the SQL that produces the state."""
 
 
 @pytest.fixture(params=[*FILES, MEMORY])
@@ -48,10 +48,10 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(params=REFUSED)
-def refused(request: pytest.FixtureRequest, engine: Engine) -> str:
-    """Make the engine's database one that `upgrade` must refuse; return its state."""
-    before, script = REFUSED[request.param]
+@pytest.fixture(params=REJECTED)
+def rejected_state(request: pytest.FixtureRequest, engine: Engine) -> str:
+    """Bring the database into a state that `upgrade` must reject, and return the name of the state."""
+    before, script = REJECTED[request.param]
     if before != "nothing":
         migrate.upgrade(engine)
         fill(engine)
@@ -62,13 +62,14 @@ def refused(request: pytest.FixtureRequest, engine: Engine) -> str:
     return str(request.param).split(",", maxsplit=1)[0]
 
 
-def refusal(call: Callable[..., object], *arguments: object) -> SchemaError:
+def schema_error_of(call: Callable[..., object], *arguments: object) -> SchemaError:
+    """Make a call that must raise SchemaError, and return the error."""
     with pytest.raises(SchemaError) as caught:
         call(*arguments)
     return caught.value
 
 
-def test_current(engine: Engine) -> None:
+def test_status_after_upgrade_is_current(engine: Engine) -> None:
     migrate.upgrade(engine)
     migrate.check(engine)
     with engine.connect() as connection:
@@ -79,10 +80,10 @@ def test_current(engine: Engine) -> None:
     assert HEAD in found.reason
 
 
-def test_missing(engine: Engine) -> None:
+def test_check_of_database_without_tables_names_upgrade_command(engine: Engine) -> None:
     run_script(engine, HOST)
     before = committed(engine)
-    error = refusal(migrate.check, engine)
+    error = schema_error_of(migrate.check, engine)
     assert error.state == "empty"
     assert f'alembic -c "{migrate.script_folder() / "alembic.ini"}" upgrade head' in str(error)
     assert "VIBEFORGE_SESSIONS_MIGRATE=1" in str(error)
@@ -90,92 +91,92 @@ def test_missing(engine: Engine) -> None:
     assert committed(engine) == before
 
 
-def test_missing_again_after_the_way_down(engine: Engine) -> None:
+def test_status_after_downgrade_to_base_is_empty(engine: Engine) -> None:
     migrate.upgrade(engine)
     fill(engine)
     migrate.downgrade(engine, "base")
-    assert refusal(migrate.check, engine).state == "empty"
+    assert schema_error_of(migrate.check, engine).state == "empty"
     migrate.upgrade(engine)
     migrate.check(engine)
 
 
-def test_ahead_names_the_revision_and_the_package(engine: Engine) -> None:
+def test_error_for_database_ahead_names_revision_and_advice(engine: Engine) -> None:
     migrate.upgrade(engine)
     run_script(engine, AHEAD)
-    error = refusal(migrate.check, engine)
+    error = schema_error_of(migrate.check, engine)
     assert error.state == "ahead"
     assert "f00d" in str(error)
     assert "upgrade the package" in str(error)
     assert migrate.current(engine) == "f00d"
 
 
-def test_not_ours_names_the_tables(engine: Engine) -> None:
-    run_script(engine, SOMEBODY_ELSES)
-    assert VERSION_TABLE in str(refusal(migrate.check, engine))
-    assert ": vibeforge_sessions; use another" in str(refusal(migrate.check, engine))
+def test_error_for_foreign_or_drifted_database_names_tables(engine: Engine) -> None:
+    run_script(engine, FOREIGN)
+    assert VERSION_TABLE in str(schema_error_of(migrate.check, engine))
+    assert ": vibeforge_sessions; use another" in str(schema_error_of(migrate.check, engine))
     run_script(engine, "DROP TABLE vibeforge_sessions")
     migrate.upgrade(engine)
     run_script(engine, "DROP TABLE vibeforge_session_logs; DROP TABLE vibeforge_session_errors")
-    error = refusal(migrate.check, engine)
+    error = schema_error_of(migrate.check, engine)
     assert HEAD in str(error)
     assert "table vibeforge_session_errors is missing; table vibeforge_session_logs is missing; restore" in str(error)
 
 
-def test_a_refused_database_stays_as_it_is(engine: Engine, refused: str) -> None:
+def test_rejected_database_stays_unchanged(engine: Engine, rejected_state: str) -> None:
     before = committed(engine)
     were_on = foreign_keys(engine)
     for call in (migrate.check, migrate.upgrade):
-        error = refusal(call, engine)
-        assert error.state == refused
-        assert pickle.loads(pickle.dumps(error)).state == refused  # noqa: S301 (our own)
+        error = schema_error_of(call, engine)
+        assert error.state == rejected_state
+        assert pickle.loads(pickle.dumps(error)).state == rejected_state  # noqa: S301 (pickled above)
         with engine.connect() as connection:
-            assert refusal(call, connection).state == refused
+            assert schema_error_of(call, connection).state == rejected_state
         assert committed(engine) == before
     assert foreign_keys(engine) is were_on
 
 
-# With foreign keys on too: an error about those, and its advice, would not help.
-def test_a_refused_database_stays_as_it_is_in_the_hosts_transaction(engine: Engine, refused: str) -> None:
+# With foreign keys on, the error must name the state: an error about foreign keys would give the wrong advice.
+def test_rejected_database_stays_unchanged_in_callers_transaction(engine: Engine, rejected_state: str) -> None:
     before = committed(engine)
     with engine.begin() as connection:
-        assert refusal(migrate.check, connection).state == refused
-        assert refusal(migrate.upgrade, connection).state == refused
+        assert schema_error_of(migrate.check, connection).state == rejected_state
+        assert schema_error_of(migrate.upgrade, connection).state == rejected_state
         assert connection.in_transaction()
     assert committed(engine) == before
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_an_application_finds_out_at_its_start(tmp_path: Path, asked: bool) -> None:
+@pytest.mark.parametrize("migrates", [False, True], ids=["without migrate", "with migrate"])
+def test_open_repository_raises_for_empty_and_ahead_database(tmp_path: Path, migrates: bool) -> None:
     url = f"sqlite:///{tmp_path / 'host.db'}"
     with opened("ours", tmp_path / "host.db") as engine:
-        if not asked:
-            assert refusal(open_repository, url).state == "empty"
+        if not migrates:
+            assert schema_error_of(open_repository, url).state == "empty"
         open_repository(url, migrate=True).close()
-        open_repository(url, migrate=asked).close()
+        open_repository(url, migrate=migrates).close()
         run_script(engine, AHEAD)
         before = committed(engine)
         with pytest.raises(SchemaError) as caught:
-            open_repository(url, migrate=asked)
+            open_repository(url, migrate=migrates)
         assert caught.value.state == "ahead"
         assert committed(engine) == before
 
 
-# Alembic has a CommandError for it, which must not come out of `open_repository`.
+# Alembic raises CommandError here, which `open_repository` must not pass on.
 @pytest.mark.parametrize("call", [migrate.current, migrate.check, migrate.upgrade])
-def test_two_versions_at_once_are_a_schema_error(engine: Engine, call: Callable[[Engine], object]) -> None:
+def test_two_rows_in_version_table_raise_schema_error(engine: Engine, call: Callable[[Engine], object]) -> None:
     migrate.upgrade(engine)
     run_script(engine, f"INSERT INTO {VERSION_TABLE} VALUES ('f00d')")
     before = committed(engine)
-    refusal(call, engine)
+    schema_error_of(call, engine)
     assert committed(engine) == before
 
 
-# ------------------------------------------------------------------------------------------------------ what else fails
+# ------------------------------------------------------------------------------------------------------- other failures
 
 
 @pytest.mark.parametrize("revision", ["no such revision", f"{HEAD}:{HEAD}"])
 @pytest.mark.parametrize("action", ["upgrade", "downgrade"])
-def test_malformed_revision_is_an_invalid_argument(engine: Engine, action: str, revision: str) -> None:
+def test_malformed_revision_raises_invalid_argument(engine: Engine, action: str, revision: str) -> None:
     migrate.upgrade(engine)
     fill(engine)
     before = committed(engine)
@@ -187,25 +188,25 @@ def test_malformed_revision_is_an_invalid_argument(engine: Engine, action: str, 
 
 @pytest.mark.parametrize("revision", ["f00d", "-7", "+7"])
 @pytest.mark.parametrize("action", ["upgrade", "downgrade"])
-def test_an_unknown_revision_is_a_schema_error(engine: Engine, action: str, revision: str) -> None:
+def test_unknown_revision_raises_schema_error(engine: Engine, action: str, revision: str) -> None:
     migrate.upgrade(engine)
     fill(engine)
     before = committed(engine)
-    error = refusal(getattr(migrate, action), engine, revision)
+    error = schema_error_of(getattr(migrate, action), engine, revision)
     assert error.state is None
     assert committed(engine) == before
 
 
-def test_a_downgrade_from_ahead_is_refused(engine: Engine) -> None:
+def test_downgrade_of_database_ahead_is_rejected(engine: Engine) -> None:
     migrate.upgrade(engine)
     fill(engine)
     run_script(engine, AHEAD)
     before = committed(engine)
-    assert "f00d" in str(refusal(migrate.downgrade, engine, "base"))
+    assert "f00d" in str(schema_error_of(migrate.downgrade, engine, "base"))
     assert committed(engine) == before
 
 
-def test_a_downgrade_that_fails_leaves_everything(engine: Engine) -> None:
+def test_failed_downgrade_changes_nothing(engine: Engine) -> None:
     migrate.upgrade(engine)
     fill(engine)
     run_script(engine, "DROP TABLE vibeforge_session_errors")
@@ -225,7 +226,7 @@ CALLS = [
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", FILES)
-def test_a_database_out_of_reach_is_a_storage_error(
+def test_database_in_missing_folder_raises_storage_error(
     kind: str, call: Callable[[Engine], object], tmp_path: Path
 ) -> None:
     with opened(kind, tmp_path / "no s3cret folder" / "host.db") as engine:
@@ -237,7 +238,7 @@ def test_a_database_out_of_reach_is_a_storage_error(
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_is_no_database_is_a_storage_error(
+def test_file_that_is_no_database_raises_storage_error(
     kind: str, call: Callable[[Engine], object], tmp_path: Path
 ) -> None:
     path = tmp_path / "host.db"
@@ -247,8 +248,8 @@ def test_a_file_that_is_no_database_is_a_storage_error(
     assert path.read_bytes() == b"not a database " * 500
 
 
-# This engine reads the file at its first statement only.
-def test_a_file_that_is_no_database_is_a_storage_error_with_a_connection(tmp_path: Path) -> None:
+# The plain engine reads the file only at its first statement, so connecting succeeds.
+def test_connection_to_file_that_is_no_database_raises_storage_error(tmp_path: Path) -> None:
     (tmp_path / "host.db").write_bytes(b"not a database " * 500)
     with opened("plain", tmp_path / "host.db") as engine, engine.connect() as connection:
         with pytest.raises(StorageError, match="SQLITE_NOTADB"):
@@ -256,10 +257,14 @@ def test_a_file_that_is_no_database_is_a_storage_error_with_a_connection(tmp_pat
         assert not connection.in_transaction()
 
 
-@pytest.mark.parametrize("thing", ["CREATE VIEW vibeforge_sessions AS SELECT 1", "CREATE TABLE VibeForge_Sessions (x)"])
-def test_names_that_are_taken_otherwise_leave_nothing_behind(engine: Engine, thing: str) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE VIEW vibeforge_sessions AS SELECT 1", "CREATE TABLE VibeForge_Sessions (x)"],
+    ids=["view", "other case"],
+)
+def test_upgrade_with_conflicting_names_changes_nothing(engine: Engine, statement: str) -> None:
     run_script(engine, HOST)
-    run_script(engine, thing)
+    run_script(engine, statement)
     before = committed(engine)
     with pytest.raises((SchemaError, StorageError)):
         migrate.upgrade(engine)
@@ -267,7 +272,7 @@ def test_names_that_are_taken_otherwise_leave_nothing_behind(engine: Engine, thi
     assert set(metadata.tables).isdisjoint(set(before) - {"vibeforge_sessions"})
 
 
-def test_a_closed_connection_is_our_error(tmp_path: Path) -> None:
+def test_closed_connection_raises_storage_error(tmp_path: Path) -> None:
     with opened("ours", tmp_path / "host.db") as engine:
         connection: Connection = engine.connect()
         connection.close()

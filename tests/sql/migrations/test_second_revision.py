@@ -1,6 +1,7 @@
-"""A second revision: in copies of the checkout, each with a revision of its own, that other processes run from.
+"""Migrations between this checkout and a copy of it that has one more revision.
 
-To the copy a database of this checkout is behind; to this checkout one of the copy is ahead.
+Other processes run the copy's code. For the copy, a database of this checkout is behind. For this checkout, a database
+of the copy is ahead.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ for line in sys.stdin:
         answer["foreign_keys"] = foreign_keys(engine)
     print(json.dumps(answer), flush=True)
 """
-"""Does what it is asked for with `migrate`, and tells how it went."""
+"""Program that makes the requested calls of `migrate`, and prints their results."""
 
 GOOD = (
     """
@@ -69,7 +70,7 @@ GOOD = (
         batch.drop_column("colour")
     """,
 )
-"""Makes the parent of the other tables anew, which with foreign keys on empties them."""
+"""Upgrade and downgrade that recreate the parent table. With foreign keys on, this would empty the other tables."""
 
 HALF = """
     op.create_table("vibeforge_session_halves", sa.Column("id", sa.Integer(), primary_key=True))
@@ -81,7 +82,7 @@ HALF = """
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of the checkout with one more revision, and a database that this checkout has migrated and filled."""
+    """Copy of the checkout with one more revision, and a database that this checkout has migrated and filled."""
 
     folder: Path
     database: Path
@@ -136,7 +137,7 @@ def copy(tmp_path: Path) -> Iterator[MakeCopy]:
             if filled:
                 migrate.upgrade(engine)
                 fill(engine)
-        path = os.pathsep.join([str(folder), str(ROOT)])  # the package is the copy's, the tests are ours
+        path = os.pathsep.join([str(folder), str(ROOT)])  # the package of the copy, and the tests of this checkout
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD],
             cwd=folder,
@@ -150,22 +151,22 @@ def copy(tmp_path: Path) -> Iterator[MakeCopy]:
 
     yield make
     for process in processes:
-        with process:  # closes its pipes, at which it ends, and waits
+        with process:  # closes the pipes, so that the process ends, and waits for it
             pass
 
 
-def refusal(kind: str, database: Path, action: str, *arguments: str) -> SchemaError:
-    """Return what this checkout says."""
+def schema_error_of(kind: str, database: Path, action: str, *arguments: str) -> SchemaError:
+    """Make a call with this checkout's code that must raise SchemaError, and return the error."""
     with opened(kind, database) as engine, pytest.raises(SchemaError) as caught:
         getattr(migrate, action)(engine, *arguments)
     return caught.value
 
 
-# ------------------------------------------------------------------------------------------------- behind, and ahead
+# -------------------------------------------------------------------------------------------------- behind and ahead
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_up_and_down_with_the_parent_table_made_anew(copy: MakeCopy, kind: str) -> None:
+def test_recreating_parent_table_keeps_rows_of_other_tables(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, *GOOD)
     before = made.committed()
 
@@ -185,9 +186,9 @@ def test_up_and_down_with_the_parent_table_made_anew(copy: MakeCopy, kind: str) 
     assert made.ask("engine", "upgrade")["error"] is None
     assert made.committed() == after
 
-    assert refusal(kind, made.database, "check").state == "ahead"
-    assert refusal(kind, made.database, "upgrade").state == "ahead"
-    assert NEXT in str(refusal(kind, made.database, "downgrade", "base"))
+    assert schema_error_of(kind, made.database, "check").state == "ahead"
+    assert schema_error_of(kind, made.database, "upgrade").state == "ahead"
+    assert NEXT in str(schema_error_of(kind, made.database, "downgrade", "base"))
     assert made.committed() == after
 
     assert made.ask("connection", "downgrade", HEAD)["error"] is None
@@ -200,8 +201,8 @@ def test_up_and_down_with_the_parent_table_made_anew(copy: MakeCopy, kind: str) 
     assert len(session.error_history) == 2
 
 
-# Its table is missing before, which must not be taken for a database that is "not ours".
-def test_a_revision_that_brings_a_table(copy: MakeCopy) -> None:
+# The new table is missing before the upgrade. The database must be reported as behind, not as foreign.
+def test_database_without_table_of_new_revision_is_behind(copy: MakeCopy) -> None:
     made = copy(
         "ours",
         "op.create_table('vibeforge_session_notes', sa.Column('id', sa.Integer(), primary_key=True))",
@@ -220,7 +221,7 @@ notes = sqlalchemy.Table(
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_behind_in_the_hosts_transaction(copy: MakeCopy, kind: str) -> None:
+def test_upgrade_in_callers_transaction_is_rejected_with_foreign_keys(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, *GOOD)
     before = made.committed()
     answer = made.ask("transaction", "upgrade")
@@ -237,23 +238,23 @@ def test_behind_in_the_hosts_transaction(copy: MakeCopy, kind: str) -> None:
     assert after["vibeforge_session_errors"] == before["vibeforge_session_errors"]
 
 
-def test_an_empty_database_goes_all_the_way_in_the_hosts_transaction(copy: MakeCopy) -> None:
+def test_upgrade_of_empty_database_in_callers_transaction_runs_all_revisions(copy: MakeCopy) -> None:
     made = copy("ours", *GOOD, filled=False)
     assert made.ask("transaction", "upgrade")["error"] is None
     assert made.committed()[VERSION_TABLE] == [(NEXT,)]
     assert made.ask("engine", "check")["error"] is None
 
 
-# --------------------------------------------------------------------------------------------- half of a migration
+# ------------------------------------------------------------------------------------------------ failed migrations
 
 
 @pytest.mark.parametrize("how", ["engine", "connection"])
 @pytest.mark.parametrize("kind", FILES)
-def test_a_revision_that_fails_leaves_nothing(copy: MakeCopy, kind: str, how: str) -> None:
-    made = copy(kind, HALF + "\n    raise RuntimeError('half way')")
+def test_failed_revision_changes_nothing(copy: MakeCopy, kind: str, how: str) -> None:
+    made = copy(kind, HALF + "\n    raise RuntimeError('halfway')")
     before = made.committed()
     answer = made.ask(how, "upgrade")
-    assert (answer["error"], answer["text"]) == ("RuntimeError", "half way")
+    assert (answer["error"], answer["text"]) == ("RuntimeError", "halfway")
     assert not answer.get("in_transaction")
     assert made.committed() == before
     with opened(kind, made.database) as engine:
@@ -261,7 +262,7 @@ def test_a_revision_that_fails_leaves_nothing(copy: MakeCopy, kind: str, how: st
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_statement_that_fails_is_a_storage_error_and_leaves_nothing(copy: MakeCopy, kind: str) -> None:
+def test_failed_statement_raises_storage_error_and_changes_nothing(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, HALF + "\n    op.execute(\"INSERT INTO no_such_table VALUES ('s3cret')\")")
     before = made.committed()
     answer = made.ask("engine", "upgrade")
@@ -271,15 +272,15 @@ def test_a_statement_that_fails_is_a_storage_error_and_leaves_nothing(copy: Make
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_the_first_revision_does_not_stay_without_the_second(copy: MakeCopy, kind: str) -> None:
-    made = copy(kind, HALF + "\n    raise RuntimeError('half way')", filled=False)
+def test_failed_second_revision_undoes_first_revision(copy: MakeCopy, kind: str) -> None:
+    made = copy(kind, HALF + "\n    raise RuntimeError('halfway')", filled=False)
     before = made.committed()
     assert made.ask("engine", "upgrade")["error"] == "RuntimeError"
     assert made.committed() == before
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_process_that_is_killed_leaves_nothing(copy: MakeCopy, kind: str) -> None:
+def test_killed_process_changes_nothing(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, HALF + "\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")
     before = made.committed()
     assert made.send("engine", "upgrade") == ""
@@ -291,7 +292,7 @@ def test_a_process_that_is_killed_leaves_nothing(copy: MakeCopy, kind: str) -> N
 
 @pytest.mark.parametrize("how", ["engine", "connection"])
 @pytest.mark.parametrize("kind", FILES)
-def test_a_revision_that_breaks_foreign_keys_is_refused(copy: MakeCopy, kind: str, how: str) -> None:
+def test_revision_that_breaks_foreign_keys_is_rejected(copy: MakeCopy, kind: str, how: str) -> None:
     made = copy(kind, "op.execute(\"DELETE FROM vibeforge_sessions WHERE session_id = 's1'\")")
     before = made.committed()
     answer = made.ask(how, "upgrade")
@@ -303,7 +304,7 @@ def test_a_revision_that_breaks_foreign_keys_is_refused(copy: MakeCopy, kind: st
         migrate.check(engine)
 
 
-def test_rows_of_no_session_keep_nobody_from_starting_but_are_not_migrated(copy: MakeCopy) -> None:
+def test_orphaned_rows_prevent_migration_but_not_start(copy: MakeCopy) -> None:
     made = copy("plain", *GOOD)
     with opened("plain", made.database) as engine:
         run_script(engine, "DELETE FROM vibeforge_sessions WHERE session_id = 's1'")
@@ -315,8 +316,8 @@ def test_rows_of_no_session_keep_nobody_from_starting_but_are_not_migrated(copy:
     assert made.committed() == before
 
 
-def test_a_downgrade_that_fails_leaves_nothing_undone(copy: MakeCopy) -> None:
-    made = copy("ours", GOOD[0], GOOD[1] + "\n    raise RuntimeError('half way')")
+def test_failed_downgrade_changes_nothing(copy: MakeCopy) -> None:
+    made = copy("ours", GOOD[0], GOOD[1] + "\n    raise RuntimeError('halfway')")
     assert made.ask("engine", "upgrade")["error"] is None
     before = made.committed()
     for revision in (HEAD, "base"):

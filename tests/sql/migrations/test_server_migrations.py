@@ -1,4 +1,4 @@
-"""Migrations on every database: models equal scripts, both ways with data, offline equal to online, one at a time."""
+"""Migrations on each database: models, data, offline SQL, status and locks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = ["sqlite", "postgresql", "mariadb"]
 
 @pytest.fixture
 def new_empty(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Return a maker of empty databases of a kind."""
+    """Return a function that creates an empty database of a kind and returns its URL."""
     numbers = iter(range(100))
 
     def make(kind: str) -> str:
@@ -69,7 +69,7 @@ def opened(url: str) -> Iterator[Engine]:
 
 
 def alembic(*arguments: str, url: str) -> str:
-    """Run alembic as a person would; return what it prints."""
+    """Run the alembic command line, and return its output."""
     command = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "-x", f"url={url}", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -77,12 +77,12 @@ def alembic(*arguments: str, url: str) -> str:
 
 
 def feed(url: str, script: str) -> None:
-    """Give SQL to the database's own client."""
+    """Run SQL with the database's own client."""
     at: URL = make_url(url)
     environment = dict(os.environ)
     if at.get_backend_name() == "sqlite":
         command = ["sqlite3", "-bail", str(at.database)]
-        if shutil.which("sqlite3") is None:  # Python's own client, of the same library
+        if shutil.which("sqlite3") is None:  # Python's module uses the same library
             command = [sys.executable, "-c", _SQLITE3, str(at.database)]
     elif at.get_backend_name() == "postgresql":
         psql = shutil.which("psql") or str(find_bindir() / "psql")
@@ -121,7 +121,7 @@ _SQLITE3 = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.
 
 
 def schema(engine: Engine) -> dict[str, Any]:
-    """Return everything that the database says of the tables."""
+    """Return all that the database reports about its tables."""
     inspector = sqlalchemy.inspect(engine)
     found: dict[str, Any] = {}
     for table in sorted(inspector.get_table_names()):
@@ -133,17 +133,17 @@ def schema(engine: Engine) -> dict[str, Any]:
         }
         with engine.connect() as connection:
             if engine.dialect.name in {"mysql", "mariadb"}:
-                found[table]["own words"] = connection.execute(text(f"SHOW CREATE TABLE {table}")).one()[1]
+                found[table]["definition"] = connection.execute(text(f"SHOW CREATE TABLE {table}")).one()[1]
             elif engine.dialect.name == "sqlite":
                 own = "SELECT sql FROM sqlite_master WHERE tbl_name = :table AND sql IS NOT NULL ORDER BY name"
-                found[table]["own words"] = connection.execute(text(own), {"table": table}).scalars()
-                found[table]["own words"] = [" ".join(words.split()) for words in found[table]["own words"]]
+                found[table]["definition"] = connection.execute(text(own), {"table": table}).scalars()
+                found[table]["definition"] = [" ".join(line.split()) for line in found[table]["definition"]]
             else:
                 own = (
                     "SELECT attname, CAST(CAST(attcollation AS regcollation) AS text) FROM pg_attribute "
                     "WHERE attrelid = CAST(:table AS regclass)"
                 )
-                found[table]["own words"] = sorted(map(tuple, connection.execute(text(own), {"table": table})))
+                found[table]["definition"] = sorted(map(tuple, connection.execute(text(own), {"table": table})))
     return found
 
 
@@ -151,7 +151,7 @@ def ours(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "table" or name in metadata.tables
 
 
-def test_models_equal_scripts(url: str) -> None:
+def test_scripts_create_schema_of_models(url: str) -> None:
     with opened(url) as engine:
         migrate.upgrade(engine)
         with engine.connect() as connection:
@@ -161,11 +161,11 @@ def test_models_equal_scripts(url: str) -> None:
     assert "No new upgrade operations detected" in alembic("check", url=url)
 
 
-def test_ids_are_compared_byte_by_byte(kind: str, url: str) -> None:
+def test_text_keys_have_binary_collation(kind: str, url: str) -> None:
     with opened(url) as engine:
         migrate.upgrade(engine)
         if kind == "sqlite":
-            assert "COLLATE" not in str(schema(engine))  # BINARY is what it has without
+            assert "COLLATE" not in str(schema(engine))  # the default is BINARY
             return
         asked = text(
             "SELECT collation_name FROM information_schema.columns WHERE column_name IN "
@@ -176,11 +176,11 @@ def test_ids_are_compared_byte_by_byte(kind: str, url: str) -> None:
         )
         with engine.connect() as connection:
             collations = connection.execute(asked).scalars().all()
-        assert len(collations) == 11  # and the floor's, which is no id
+        assert len(collations) == 11  # without the column of the minimum compatible revision, which is no id
         assert set(collations) == {"C" if kind == "postgresql" else "utf8mb4_nopad_bin"}
 
 
-def test_a_difference_would_be_found(url: str) -> None:
+def test_check_reports_added_column(url: str) -> None:
     with opened(url) as engine:
         migrate.upgrade(engine)
         with engine.begin() as connection:
@@ -189,7 +189,7 @@ def test_a_difference_would_be_found(url: str) -> None:
         alembic("check", url=url)
 
 
-def test_there_and_back_with_data(url: str) -> None:
+def test_downgrade_removes_only_tables_of_package(url: str) -> None:
     with opened(url) as engine:
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE sessions (id INTEGER PRIMARY KEY)"))
@@ -210,7 +210,7 @@ def test_there_and_back_with_data(url: str) -> None:
             assert connection.execute(text("SELECT count(*) FROM sessions")).scalar() == 1
 
 
-def test_offline_makes_what_online_makes(kind: str, new_empty: Callable[[str], str]) -> None:
+def test_offline_sql_creates_same_schema_as_online_upgrade(kind: str, new_empty: Callable[[str], str]) -> None:
     online, offline = new_empty(kind), new_empty(kind)
     up, down = (alembic(*words, "--sql", url=offline) for words in (("upgrade", "head"), ("downgrade", "head:base")))
     with opened(online) as one, opened(offline) as other:
@@ -228,7 +228,7 @@ def test_offline_makes_what_online_makes(kind: str, new_empty: Callable[[str], s
         assert set(schema(other)) <= {VERSION_TABLE}
 
 
-def test_states(url: str) -> None:
+def test_check_reports_state(url: str) -> None:
     with opened(url) as engine:
 
         def state() -> str | None:
@@ -237,7 +237,7 @@ def test_states(url: str) -> None:
             return caught.value.state
 
         assert state() == "empty"
-        with pytest.raises(SchemaError):  # the repository, too, says what is missing, and not what SQL failed
+        with pytest.raises(SchemaError):  # the repository reports the missing schema, not the failed statement
             SQLAlchemySessionRepository(engine).list_sessions()
         migrate.upgrade(engine)
         with engine.begin() as connection:
@@ -250,13 +250,13 @@ def test_states(url: str) -> None:
         assert caught.value.state == "foreign"
 
 
-def test_in_the_hosts_transaction(url: str, kind: str) -> None:
+def test_rollback_of_callers_transaction_undoes_upgrade(url: str, kind: str) -> None:
     with opened(url) as engine:
         with engine.connect() as connection, connection.begin() as transaction:
             migrate.upgrade(connection)
             assert migrate.current(connection) == HEAD
             transaction.rollback()
-        # MariaDB commits with every CREATE TABLE, and nobody can help it
+        # MariaDB commits at each CREATE TABLE, and this cannot be changed
         assert bool(sqlalchemy.inspect(engine).get_table_names()) == (kind == "mariadb")
 
 
@@ -272,7 +272,7 @@ engine.dispose()
 """
 
 
-def test_eight_processes_upgrade_an_empty_database_at_once(url: str) -> None:
+def test_concurrent_upgrades_of_empty_database_all_succeed(url: str) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "error", "-c", UPGRADE, url],
@@ -296,12 +296,12 @@ def test_eight_processes_upgrade_an_empty_database_at_once(url: str) -> None:
         migrate.check(engine)
 
 
-def test_a_lock_that_is_held_is_told_and_nothing_is_migrated(url: str, kind: str) -> None:
-    named = {"postgresql": r"process \d+ of the server, application", "mariadb": r"connection \d+ of the server"}
+def test_upgrade_under_lock_of_another_migration_names_lock_owner(url: str, kind: str) -> None:
+    lock_owners = {"postgresql": r"process \d+ of the server, application", "mariadb": r"connection \d+ of the server"}
     with opened(url) as engine, opened(url) as other:
         with migrate.migrating(other):
-            with pytest.raises(SchemaError, match=named.get(kind, "another connection is writing")) as caught:
-                _elsewhere(lambda: migrate.upgrade(engine, lock_timeout=0.2))
+            with pytest.raises(SchemaError, match=lock_owners.get(kind, "another connection is writing")) as caught:
+                call_as_other_process(lambda: migrate.upgrade(engine, lock_timeout=0.2))
             assert "after 0.2 s" in str(caught.value)
             assert caught.value.state is None
         assert sqlalchemy.inspect(engine).get_table_names() == []
@@ -310,16 +310,16 @@ def test_a_lock_that_is_held_is_told_and_nothing_is_migrated(url: str, kind: str
 
 
 @pytest.mark.parametrize("act", [migrate.upgrade, functools.partial(migrate.downgrade, revision="base")])
-def test_the_callers_patience_counts_for_a_second_look_too(url: str, act: Callable[..., None]) -> None:
+def test_lock_timeout_limits_second_status_check_too(url: str, act: Callable[..., None]) -> None:
     with opened(url) as engine, opened(url) as other:
-        with other.begin() as connection:  # somebody else's, or half of ours: that takes a second look, under the lock
+        with other.begin() as connection:  # an incomplete or foreign schema is checked again under the lock
             connection.execute(text("CREATE TABLE vibeforge_session_logs (id INTEGER)"))
         with migrate.migrating(other), pytest.raises(SchemaError, match=r"after 0\.2 s"):
-            _elsewhere(lambda: act(engine, lock_timeout=0.2))
+            call_as_other_process(lambda: act(engine, lock_timeout=0.2))
 
 
-def _elsewhere(call: Callable[[], None]) -> None:
-    """Make a call in a process of its own: within one, migrations take turns."""
+def call_as_other_process(call: Callable[[], None]) -> None:
+    """Make a call without this process's lock, as another process would. Within a process, migrations take turns."""
     failure: list[BaseException] = []
     lock, migrate._process_lock = migrate._process_lock, threading.RLock()
 
@@ -339,7 +339,7 @@ def _elsewhere(call: Callable[[], None]) -> None:
         raise failure[0]
 
 
-def test_the_lock_is_the_databases_own(kind: str, new_empty: Callable[[str], str]) -> None:
+def test_lock_does_not_block_migration_of_another_database(kind: str, new_empty: Callable[[str], str]) -> None:
     one, other = new_empty(kind), new_empty(kind)
     with opened(one) as engine, opened(other) as another, migrate.migrating(engine):
         migrate.upgrade(another, lock_timeout=1)
@@ -347,7 +347,7 @@ def test_the_lock_is_the_databases_own(kind: str, new_empty: Callable[[str], str
 
 
 def copied_project(folder: Path, revision: str) -> Path:
-    """Copy the package with one revision more."""
+    """Copy the project, and add a revision."""
     for name in ("vibeforge_sessions", "migrations"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("alembic.ini", "pyproject.toml"):
@@ -356,7 +356,7 @@ def copied_project(folder: Path, revision: str) -> Path:
     return folder
 
 
-CONCURRENTLY = '''"""An index that PostgreSQL makes while others write."""
+CONCURRENTLY = '''"""Index that PostgreSQL builds without blocking writers."""
 from alembic import op
 
 revision = "vibeforge_9999"
@@ -375,7 +375,7 @@ def downgrade():
 '''.replace("HEAD", HEAD)
 
 
-HOSTS_ENGINE = (
+PLAIN_ENGINE = (
     "import sqlalchemy",
     "engine = sqlalchemy.create_engine(sys.argv[1], isolation_level='REPEATABLE READ')",
 )
@@ -383,9 +383,11 @@ HOSTS_ENGINE = (
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "program", [UPGRADE, UPGRADE.replace("engine = create_engine(sys.argv[1])", "\n".join(HOSTS_ENGINE))]
+    "program",
+    [UPGRADE, UPGRADE.replace("engine = create_engine(sys.argv[1])", "\n".join(PLAIN_ENGINE))],
+    ids=["engine of the package", "engine of SQLAlchemy"],
 )
-def test_an_index_made_concurrently_beside_replicas_that_wait(
+def test_concurrent_index_build_succeeds_while_replicas_wait(
     tmp_path: Path, postgresql_server: AvailableServer, program: str
 ) -> None:
     url = text_of(postgresql_server.databases.create(migrated=False))
@@ -414,7 +416,7 @@ def test_an_index_made_concurrently_beside_replicas_that_wait(
         assert [index["name"] for index in indexes] == ["ix_next"]
 
 
-def test_the_postgresql_migrations_pass_squawk(tmp_path: Path) -> None:
+def test_postgresql_migrations_pass_squawk(tmp_path: Path) -> None:
     script = tmp_path / "upgrade.sql"
     script.write_text(alembic("upgrade", "head", "--sql", url="postgresql://"))
     command = [
@@ -430,40 +432,43 @@ def test_the_postgresql_migrations_pass_squawk(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_every_rule_of_squawk_that_is_off_has_its_reason() -> None:
+def test_each_disabled_squawk_rule_has_reason() -> None:
     config = (ROOT / ".squawk.toml").read_text("utf-8")
     off = re.findall(r'^    "([a-z-]+)",(.*)$', config, re.MULTILINE)
     assert off
     assert all(re.fullmatch(r"  # .{20,}", reason) for _, reason in off)
 
 
-def test_whoever_looks_while_another_migrates_looks_again(
+def test_check_during_another_migration_checks_again_after_it(
     mariadb_server: AvailableServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MariaDB shows every table as soon as it is made: half of them is nobody else's database."""
+    """Check the schema while another connection has created some of the tables.
+
+    MariaDB shows each table as soon as it is created. Such an incomplete schema must not be reported as foreign.
+    """
     url = text_of(mariadb_server.databases.create(migrated=False))
     tables = metadata.sorted_tables
     seen: list[str | None] = []
-    looked, inspect = threading.Event(), migrate.inspect_schema
+    inspected, inspect = threading.Event(), migrate.inspect_schema
 
-    def looking(connection: sqlalchemy.Connection, *, exact: bool) -> migrate.SchemaStatus:
+    def recording_inspect(connection: sqlalchemy.Connection, *, exact: bool) -> migrate.SchemaStatus:
         found = inspect(connection, exact=exact)
         seen.append(found.state)
-        looked.set()
+        inspected.set()
         return found
 
     with opened(url) as engine, opened(url) as other:
-        looker = threading.Thread(target=lambda: migrate.check(engine))
+        checker = threading.Thread(target=lambda: migrate.check(engine))
         with migrate.migrating(other) as connection:
             tables[0].create(connection)
             connection.commit()
-            monkeypatch.setattr(migrate, "inspect_schema", looking)
-            looker.start()
-            assert looked.wait(60)
+            monkeypatch.setattr(migrate, "inspect_schema", recording_inspect)
+            checker.start()
+            assert inspected.wait(60)
             for table in tables[1:]:
                 table.create(connection)
             connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
             connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{HEAD}')"))
             connection.commit()
-        looker.join()
+        checker.join()
     assert seen == ["foreign", "current"]

@@ -1,4 +1,4 @@
-"""Rows of a history that somebody has deleted by hand: whoever would need them is told, and nobody else."""
+"""History rows deleted outside the package. Operations that read them raise, and all others succeed."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ def delete_row(engine: Engine, history: str, position: int) -> None:
         )
 
 
-def is_refused(call: Callable[[], Any]) -> bool:
-    """Tell whether the session is said to be corrupt, by its name."""
-    refused: CorruptSessionError | None = None
+def raises_corrupt(call: Callable[[], Any]) -> bool:
+    """Return whether the call reports the session as corrupt, and check that the error names it."""
+    found: CorruptSessionError | None = None
     try:
         call()
     except CorruptSessionError as error:
-        refused = error
-    assert refused is None or refused.session_id == ID
-    assert refused is None or "its row counts other numbers of history entries than are stored" in str(refused)
-    return refused is not None
+        found = error
+    assert found is None or found.session_id == ID
+    assert found is None or "its row counts other numbers of history entries than are stored" in str(found)
+    return found is not None
 
 
 @pytest.mark.parametrize("history", LISTS)
 @pytest.mark.parametrize("position", [1, 3, COUNT])
-def test_a_slice_with_a_gap_is_refused_and_others_are_not(engine: Engine, history: str, position: int) -> None:
+def test_only_slices_with_missing_row_raise_corrupt(engine: Engine, history: str, position: int) -> None:
     repository = filled(engine)
     whole = {name: getattr(repository, LISTS[name])(ID) for name in LISTS}
     delete_row(engine, history, position)
     with engine.connect() as connection:
-        of_host = SQLAlchemySessionRepository(connection)
-        for each in (repository, SQLAlchemySessionRepository(engine, fast_path=False), of_host):
+        joined = SQLAlchemySessionRepository(connection)
+        for each in (repository, SQLAlchemySessionRepository(engine, fast_path=False), joined):
             for after in range(COUNT + 2):
                 for limit in (1, 2, COUNT, 1_000):
                     sliced = getattr(each, LISTS[history])
                     missed = after < position <= after + limit
-                    assert is_refused(lambda: sliced(ID, after=after, limit=limit)) == missed  # noqa: B023
+                    assert raises_corrupt(lambda: sliced(ID, after=after, limit=limit)) == missed  # noqa: B023
                     if not missed:
                         assert sliced(ID, after=after, limit=limit) == whole[history][after : after + limit]
             (intact,) = LISTS.keys() - {history}
@@ -86,10 +86,10 @@ def test_a_slice_with_a_gap_is_refused_and_others_are_not(engine: Engine, histor
             assert len(getattr(each, LISTS[history])(OTHER)) == COUNT
             for recent in (None, 0, 1, 2, COUNT, 1_000):
                 missed = recent is None or position > COUNT - recent
-                assert is_refused(lambda: each.get_session(ID, recent=recent)) == missed  # noqa: B023
+                assert raises_corrupt(lambda: each.get_session(ID, recent=recent)) == missed  # noqa: B023
 
 
-def test_with_a_filter_the_entries_that_are_there_are_listed(engine: Engine) -> None:
+def test_filtered_list_returns_remaining_entries(engine: Engine) -> None:
     repository = filled(engine)
     delete_row(engine, "errors", 3)
     assert [entry.position for entry in repository.list_errors(ID, task_id="t0")] == [1, 5]
@@ -97,20 +97,20 @@ def test_with_a_filter_the_entries_that_are_there_are_listed(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("history", LISTS)
-def test_histories_of_another_length_than_the_row_says(engine: Engine, history: str) -> None:
+def test_history_whose_length_differs_from_stored_count_raises_corrupt(engine: Engine, history: str) -> None:
     repository = filled(engine)
-    for count, refused in ((COUNT + 1, True), (COUNT - 1, True), (COUNT, False)):
+    for count, corrupt in ((COUNT + 1, True), (COUNT - 1, True), (COUNT, False)):
         with engine.begin() as connection:
             column = {"errors": "error_count", "logs": "log_count"}[history]
             connection.execute(text(f"UPDATE vibeforge_sessions SET {column} = {count} WHERE session_id = '{ID}'"))
-        assert is_refused(lambda: getattr(repository, LISTS[history])(ID)) is refused
+        assert raises_corrupt(lambda: getattr(repository, LISTS[history])(ID)) is corrupt
     with engine.begin() as connection:
         connection.execute(text(f"DELETE FROM vibeforge_session_{history} WHERE session_id = '{ID}'"))
-    assert is_refused(lambda: getattr(repository, LISTS[history])(ID))
+    assert raises_corrupt(lambda: getattr(repository, LISTS[history])(ID))
 
 
 @pytest.mark.parametrize("history", LISTS)
-def test_the_asynchronous_one_tells_it_too(engine: Engine, history: str) -> None:
+def test_async_list_with_missing_row_raises_corrupt(engine: Engine, history: str) -> None:
     filled(engine)
     delete_row(engine, history, 3)
 
@@ -118,12 +118,12 @@ def test_the_asynchronous_one_tells_it_too(engine: Engine, history: str) -> None
         repository = AsyncSQLAlchemySessionRepository(engine)
         await getattr(repository, LISTS[history])(ID)
 
-    assert is_refused(lambda: asyncio.run(listed()))
+    assert raises_corrupt(lambda: asyncio.run(listed()))
 
 
 @pytest.mark.parametrize("history", LISTS)
 @pytest.mark.parametrize("position", [1, 3, COUNT])
-def test_what_is_moved_is_whole_and_the_rest_is_told(
+def test_transfers_skip_and_report_session_with_missing_row(
     engine: Engine, history: str, position: int, tmp_path: Path
 ) -> None:
     repository = filled(engine)
@@ -139,7 +139,7 @@ def test_what_is_moved_is_whole_and_the_rest_is_told(
         for session_id in (ID, OTHER):
             record = repository.get_record(session_id)
             assert record is not None
-            assert is_refused(lambda: writer.add(repository, record)) == (session_id == ID)  # noqa: B023
+            assert raises_corrupt(lambda: writer.add(repository, record)) == (session_id == ID)  # noqa: B023
         assert [record.session_id for record in writer.commit()] == [OTHER]
     for archive in (path, io.BytesIO(file.getvalue())):
         target = InMemorySessionRepository()
