@@ -1,4 +1,4 @@
-"""What an event loop adds: calls that are cancelled at every await, many tasks, and threads in their place."""
+"""Asynchronous repositories: cancellation at each await, many tasks, thread adapters, and opening by URL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Repository = AsyncSQLAlchemySessionRepository[Session]
 
 
 class CancelledAt:
-    """A coroutine whose task is cancelled while it waits for the n-th time, and perhaps again while it cleans up."""
+    """Awaitable that cancels its task at its n-th await, and optionally once more during the cleanup."""
 
     def __init__(self, awaited: Awaitable[Any], number: int, *, again: bool) -> None:
         self.awaited = awaited
@@ -92,7 +92,7 @@ CALLS: dict[str, Callable[[Repository], Awaitable[Any]]] = {
 
 
 async def contents(repository: Repository) -> list[Any]:
-    """Return all that can be told from a database without its times and random ids."""
+    """Return the stored sessions without timestamps and random ids."""
     found = [await repository.get_session(session_id) for session_id in await repository.list_sessions()]
     return [
         (s.session_id, s.phase, s.version, s.answers, [e.task_id for e in s.error_history], len(s.logs))
@@ -103,7 +103,7 @@ async def contents(repository: Repository) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def on_one_connection(url: str, *, fast_path: bool) -> AsyncIterator[tuple[Repository, AsyncEngine]]:
-    """Give a repository whose pool has a single connection: whoever keeps it makes the next call fail."""
+    """Yield a repository whose pool has one connection. If a call does not return it, the next call fails."""
     engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=5)
     try:
         yield AsyncSQLAlchemySessionRepository(engine, fast_path=fast_path), engine
@@ -113,7 +113,10 @@ async def on_one_connection(url: str, *, fast_path: bool) -> AsyncIterator[tuple
 
 @pytest.fixture(params=[*ASYNC_DRIVERS, ("postgresql", "in transactions")], ids="-".join)
 def url(request: pytest.FixtureRequest) -> str:
-    """Return a server's URL; of a database, too, on which each call is a transaction, as the server's default says."""
+    """Return the URL of a database.
+
+    The database of "in transactions" has another default isolation level, so each call needs a transaction.
+    """
     name, driver = request.param
     storage: Storage = request.getfixturevalue(name)
     if driver != "in transactions":
@@ -129,9 +132,9 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("again", cases([False, True], (False,)), ids=["once", "twice"])
-@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
 @pytest.mark.parametrize("call", CALLS)
-def test_cancelled_at_every_await(call: str, url: str, fast_path: bool, again: bool) -> None:
+def test_call_cancelled_at_any_await_is_complete_or_undone(call: str, url: str, fast_path: bool, again: bool) -> None:
 
     async def work() -> int:
         async with on_one_connection(url, fast_path=fast_path) as (repository, engine):
@@ -143,7 +146,7 @@ def test_cancelled_at_every_await(call: str, url: str, fast_path: bool, again: b
                 for session_id in (UNKNOWN_ID, SESSION_ID):
                     await repository.delete_session(session_id)
                 await repository.create_session(full_session())
-                if number % 2:  # from a connection that is still to be made, too
+                if number % 2:  # makes the call open a connection, too
                     await engine.dispose()
                 attempt = CancelledAt(CALLS[call](repository), number, again=again)
                 try:
@@ -155,7 +158,7 @@ def test_cancelled_at_every_await(call: str, url: str, fast_path: bool, again: b
                     assert await contents(repository) == after
                     if attempt.waited <= number:
                         return number
-            raise AssertionError("it never came to its end")
+            raise AssertionError("the call did not end within 1,000 awaits")
 
     assert asyncio.run(work()) >= 1
 
@@ -168,9 +171,7 @@ async def wrapped(awaitable: Awaitable[Any]) -> Any:
 
 
 @pytest.mark.parametrize(("name", "driver"), ASYNC_DRIVERS)
-def test_a_thousand_tasks_share_the_connections_of_the_pool(
-    name: str, driver: str, request: pytest.FixtureRequest
-) -> None:
+def test_thousand_tasks_share_connections_of_pool(name: str, driver: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue(name).url_with(driver)
 
     async def work() -> None:
@@ -193,8 +194,8 @@ def test_a_thousand_tasks_share_the_connections_of_the_pool(
     asyncio.run(work())
 
 
-def test_the_event_loop_goes_on_while_a_deadlock_is_waited_out(postgresql: Storage) -> None:
-    """A pause between two attempts is the loop's, not the thread's."""
+def test_pause_between_retries_does_not_block_event_loop(postgresql: Storage) -> None:
+    """Compare the pauses: the adapter must call `asyncio.sleep`, not `time.sleep`."""
     assert postgresql.new_url is not None
     url = postgresql.new_url()
     engine = create_engine(url)
@@ -208,14 +209,14 @@ def test_the_event_loop_goes_on_while_a_deadlock_is_waited_out(postgresql: Stora
         slept: list[float] = []
         sleep = asyncio.sleep
 
-        async def listening(seconds: float) -> None:
+        async def recording_sleep(seconds: float) -> None:
             slept.append(seconds)
             await sleep(seconds)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(asyncio, "sleep", listening)
-            patch.setattr("time.sleep", lambda _seconds: pytest.fail("the loop was kept waiting"))
-            await repository.append_log(SESSION_ID, "at last")
+            patch.setattr(asyncio, "sleep", recording_sleep)
+            patch.setattr("time.sleep", lambda _seconds: pytest.fail("time.sleep blocked the event loop"))
+            await repository.append_log(SESSION_ID, "after five retries")
         assert len(slept) == 5
         assert len(await repository.list_logs(SESSION_ID)) == 1
         await async_engine.dispose()
@@ -223,12 +224,12 @@ def test_the_event_loop_goes_on_while_a_deadlock_is_waited_out(postgresql: Stora
     asyncio.run(work())
 
 
-# --- in threads ---
+# --- threads ---
 
 
 @contextlib.contextmanager
 def locked(url: str) -> Any:
-    """Keep every writer of a SQLite file waiting."""
+    """Hold a writer's lock on a SQLite file."""
     connection = sqlite3.connect(str(make_url(url).database), isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -237,7 +238,7 @@ def locked(url: str) -> Any:
         connection.close()
 
 
-def test_a_cancelled_call_in_a_thread_is_over_when_it_says_so(sqlite: Storage) -> None:
+def test_cancelled_call_in_thread_ends_only_with_thread(sqlite: Storage) -> None:
     engine = sqlite.new_engine()
 
     async def work() -> None:
@@ -245,13 +246,13 @@ def test_a_cancelled_call_in_a_thread_is_over_when_it_says_so(sqlite: Storage) -
             await repository.create_session(session_id=SESSION_ID)
             with locked(str(engine.url)) as lock:
                 tasks = [asyncio.ensure_future(repository.append_log(SESSION_ID, f"{number}")) for number in range(50)]
-                while not engine.pool.checkedout():  # type: ignore[attr-defined] # noqa: ASYNC110 (a thread's doing)
+                while not engine.pool.checkedout():  # type: ignore[attr-defined] # noqa: ASYNC110 (a thread changes it)
                     await asyncio.sleep(0.001)
                 for task in tasks:
                     task.cancel()
                 await asyncio.sleep(0.05)
-                assert not all(task.done() for task in tasks)  # those in a thread cannot be stopped
-                for task in tasks:  # nor by being told again
+                assert not all(task.done() for task in tasks)  # a call in a thread cannot be stopped
+                for task in tasks:  # a second cancellation does not stop it either
                     task.cancel()
                 lock.execute("ROLLBACK")
                 done = await asyncio.gather(*tasks, return_exceptions=True)
@@ -266,7 +267,7 @@ def test_a_cancelled_call_in_a_thread_is_over_when_it_says_so(sqlite: Storage) -
     engine.dispose()
 
 
-def test_the_event_loop_goes_on_while_a_thread_waits(sqlite: Storage) -> None:
+def test_reads_succeed_while_write_waits_for_lock_in_thread(sqlite: Storage) -> None:
     engine = sqlite.new_engine()
 
     async def work() -> None:
@@ -274,7 +275,7 @@ def test_the_event_loop_goes_on_while_a_thread_waits(sqlite: Storage) -> None:
             await repository.create_session(session_id=SESSION_ID)
             with locked(str(engine.url)) as lock:
                 waiting = asyncio.ensure_future(repository.append_log(SESSION_ID, "m"))
-                assert await repository.get_session(SESSION_ID)  # readers wait for nobody
+                assert await repository.get_session(SESSION_ID)  # readers do not wait for a writer
                 assert not waiting.done()
                 lock.execute("ROLLBACK")
             await waiting
@@ -283,7 +284,7 @@ def test_the_event_loop_goes_on_while_a_thread_waits(sqlite: Storage) -> None:
     engine.dispose()
 
 
-def test_a_thread_sees_the_callers_context_and_none_is_left(sqlite: Storage) -> None:
+def test_thread_runs_in_callers_context_and_ends_with_repository(sqlite: Storage) -> None:
     seen: list[tuple[str, str]] = []
     request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
     engine = sqlite.new_engine()
@@ -320,7 +321,7 @@ def test_a_thread_sees_the_callers_context_and_none_is_left(sqlite: Storage) -> 
         ("mariadb", "mysql+asyncmy", AsyncEngine),
     ],
 )
-def test_a_url_opens_on_the_loop_or_in_threads(
+def test_opened_repository_uses_async_driver_or_threads(
     name: str, driver: str, kind: type, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue(name).url_with(driver)
@@ -339,7 +340,9 @@ def test_a_url_opens_on_the_loop_or_in_threads(
 
 
 @pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
-def test_the_schema_is_checked_and_migrated(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_async_repository_checks_or_migrates_schema(
+    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIBEFORGE_SESSIONS_DATABASE_URL", f"{driver}:///{tmp_path / 'x.db'}")
 
     async def work() -> None:
@@ -354,7 +357,7 @@ def test_the_schema_is_checked_and_migrated(driver: str, tmp_path: Path, monkeyp
     asyncio.run(work())
 
 
-def test_without_a_url_it_is_memory() -> None:
+def test_open_async_repository_without_url_uses_memory() -> None:
     async def work() -> None:
         for url in (None, "memory://"):
             async with await open_async_repository(url) as repository:
@@ -366,15 +369,15 @@ def test_without_a_url_it_is_memory() -> None:
 @pytest.mark.parametrize(
     "url", ["postgresql+asyncpg://u:s3cret@127.0.0.1:1/d", "mariadb+asyncmy://u:s3cret@127.0.0.1:1/d"]
 )
-def test_a_server_that_is_not_there(url: str) -> None:
+def test_open_async_repository_with_unreachable_server_raises_without_password(url: str) -> None:
     with pytest.raises(StorageError) as caught:
         asyncio.run(open_async_repository(url))
     assert "s3cret" not in repr(caught.value)
 
 
 @pytest.mark.parametrize(("name", "driver"), ASYNC_DRIVERS)
-def test_a_database_that_is_not_there(name: str, driver: str, request: pytest.FixtureRequest) -> None:
-    url = make_url(request.getfixturevalue(name).url_with(driver)).set(database="nowhere")
+def test_missing_database_raises_storage_error(name: str, driver: str, request: pytest.FixtureRequest) -> None:
+    url = make_url(request.getfixturevalue(name).url_with(driver)).set(database="missing")
 
     async def work() -> None:
         engine = create_async_engine(url)
@@ -388,7 +391,7 @@ def test_a_database_that_is_not_there(name: str, driver: str, request: pytest.Fi
     asyncio.run(work())
 
 
-def test_what_is_no_engine_is_refused(sqlite: Storage) -> None:
+def test_url_or_unstarted_connection_as_bind_is_rejected(sqlite: Storage) -> None:
     with pytest.raises(ConfigurationError, match="AsyncEngine"):
         AsyncSQLAlchemySessionRepository("sqlite://")  # type: ignore[arg-type]
 
@@ -401,7 +404,7 @@ def test_what_is_no_engine_is_refused(sqlite: Storage) -> None:
     asyncio.run(work())
 
 
-def test_without_greenlet_the_extra_is_named(tmp_path: Path) -> None:
+def test_error_without_greenlet_names_extra(tmp_path: Path) -> None:
     code = """
 import sys
 sys.modules["greenlet"] = None
@@ -415,14 +418,14 @@ for attempt in (lambda: v.AsyncSQLAlchemySessionRepository(engine), lambda: crea
         attempt()
     except (ImportError, v.ConfigurationError) as error:
         assert "vibeforge-sessions[async]" in str(error), error
-        print("told")
+        print("named")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("told\n" * 3, "")
+    assert (done.stdout, done.stderr) == ("named\n" * 3, "")
 
 
 @pytest.mark.parametrize("name", SQL_DATABASES)
-def test_what_one_way_stores_the_other_reads(name: str, request: pytest.FixtureRequest) -> None:
+def test_session_stored_through_thread_adapter_can_be_read(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
     given = full_session()
@@ -437,8 +440,8 @@ def test_what_one_way_stores_the_other_reads(name: str, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize(("name", "driver"), ASYNC_DRIVERS)
-@pytest.mark.parametrize("fast_path", [True, False])
-def test_what_a_driver_says_of_values_is_not_shown(
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
+def test_error_does_not_show_values_in_driver_message(
     name: str, driver: str, fast_path: bool, request: pytest.FixtureRequest
 ) -> None:
     hidden = "s3cret"

@@ -1,4 +1,4 @@
-"""Engines on SQLite: what `create_engine` prepares, and what a host's own may be like."""
+"""Engines on SQLite: settings of `create_engine`, and repositories on the application's engines."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER
 from vibeforge_sessions.testing.base import SESSION_ID, assert_same, full_session, stored
 
 TABLES = ("sessions", "session_documents", "session_errors", "session_logs")
-HOSTS: dict[str, Callable[[str], Engine]] = {
-    "ours": create_engine,
-    "ours with AUTOCOMMIT": lambda url: create_engine(url, isolation_level="AUTOCOMMIT"),
+ENGINES: dict[str, Callable[[str], Engine]] = {
+    "package": create_engine,
+    "package with AUTOCOMMIT": lambda url: create_engine(url, isolation_level="AUTOCOMMIT"),
     "plain": sqlalchemy.create_engine,
     "AUTOCOMMIT": lambda url: sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT"),
-    "the driver's autocommit": lambda url: sqlalchemy.create_engine(url, connect_args={"isolation_level": None}),
-    "the driver's EXCLUSIVE": lambda url: sqlalchemy.create_engine(url, connect_args={"isolation_level": "EXCLUSIVE"}),
+    "driver with autocommit": lambda url: sqlalchemy.create_engine(url, connect_args={"isolation_level": None}),
+    "driver with EXCLUSIVE": lambda url: sqlalchemy.create_engine(url, connect_args={"isolation_level": "EXCLUSIVE"}),
     "NullPool": lambda url: sqlalchemy.create_engine(url, poolclass=NullPool),
     "StaticPool": lambda url: sqlalchemy.create_engine(url, poolclass=StaticPool),
 }
@@ -46,14 +46,14 @@ HOSTS: dict[str, Callable[[str], Engine]] = {
 
 @pytest.fixture
 def path(sqlite_files: SQLiteFiles) -> Path:
-    """A new file with our tables."""
+    """Return the path of a new file with the package's tables."""
     return Path(sqlite_files.new_url().removeprefix("sqlite:///"))
 
 
-@pytest.fixture(params=HOSTS)
-def host(request: pytest.FixtureRequest, path: Path) -> Iterator[Engine]:
-    """One engine after the other, each on a file with our tables."""
-    engine = HOSTS[request.param](f"sqlite:///{path}")
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, path: Path) -> Iterator[Engine]:
+    """Yield an engine on a file with the package's tables."""
+    engine = ENGINES[request.param](f"sqlite:///{path}")
     yield engine
     checked_out = engine.pool.checkedout() if hasattr(engine.pool, "checkedout") else 0
     engine.dispose()
@@ -61,7 +61,7 @@ def host(request: pytest.FixtureRequest, path: Path) -> Iterator[Engine]:
 
 
 def traced(engine: Engine) -> list[str]:
-    """Return a list that every statement will be added to as SQLite gets it."""
+    """Return a list that receives each statement as SQLite executes it."""
     statements: list[str] = []
 
     @event.listens_for(engine, "connect")
@@ -85,11 +85,11 @@ def pragma(connection: sqlalchemy.Connection, name: str) -> object:
         ({"poolclass": NullPool}, 2, 30_000),
     ],
 )
-def test_every_connection_is_prepared(
+def test_create_engine_configures_each_connection(
     tmp_path: Path, options: dict[str, Any], synchronous: int, busy_timeout: int
 ) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'new.db'}", **options)
-    assert list(tmp_path.iterdir()) == []  # it does not connect by itself
+    assert list(tmp_path.iterdir()) == []  # create_engine does not connect
     with engine.connect() as one, engine.connect() as two:
         for connection in (one, two):
             assert pragma(connection, "journal_mode") == "wal"
@@ -99,27 +99,27 @@ def test_every_connection_is_prepared(
     engine.dispose()
 
 
-def test_it_takes_url_objects_and_hides_parameters() -> None:
+def test_create_engine_accepts_url_objects_and_hides_parameters() -> None:
     url = make_url("sqlite:///new.db")
     assert str(create_engine(url).url) == "sqlite+pysqlite:///new.db"
     assert create_engine(url).hide_parameters
     assert not create_engine(url, hide_parameters=False).hide_parameters
 
 
-def test_a_hosts_own_transaction_is_one(path: Path) -> None:
+def test_callers_transaction_is_atomic_snapshot(path: Path) -> None:
     engine = create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE host (id INTEGER)"))
-        connection.execute(text("INSERT INTO host VALUES (1)"))
+        connection.execute(text("CREATE TABLE orders (id INTEGER)"))
+        connection.execute(text("INSERT INTO orders VALUES (1)"))
         connection.rollback()
-    assert "host" not in sqlalchemy.inspect(engine).get_table_names()
+    assert "orders" not in sqlalchemy.inspect(engine).get_table_names()
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE host (id INTEGER)"))
-    with engine.connect() as reader:  # a snapshot: what is committed meanwhile is not seen
-        assert reader.execute(text("SELECT count(*) FROM host")).scalar() == 0
+        connection.execute(text("CREATE TABLE orders (id INTEGER)"))
+    with engine.connect() as reader:  # reads a snapshot, without later commits
+        assert reader.execute(text("SELECT count(*) FROM orders")).scalar() == 0
         with engine.begin() as writer:
-            writer.execute(text("INSERT INTO host VALUES (1)"))
-        assert reader.execute(text("SELECT count(*) FROM host")).scalar() == 0
+            writer.execute(text("INSERT INTO orders VALUES (1)"))
+        assert reader.execute(text("SELECT count(*) FROM orders")).scalar() == 0
     engine.dispose()
 
 
@@ -127,7 +127,7 @@ def test_a_hosts_own_transaction_is_one(path: Path) -> None:
     "url",
     ["sqlite://", "sqlite:///:memory:", "sqlite:///file:shared?mode=memory&cache=shared&uri=true"],
 )
-def test_a_database_in_memory_is_shared_by_threads(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_memory_database_is_shared_by_threads(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     engine = create_engine(url)
     migrate.upgrade(engine)
@@ -137,12 +137,12 @@ def test_a_database_in_memory_is_shared_by_threads(url: str, tmp_path: Path, mon
         listed = pool.submit(repository.list_sessions).result()
     assert set(listed) == ids
     engine.dispose()
-    assert list(tmp_path.iterdir()) == []  # in no file
-    assert sqlalchemy.inspect(engine).get_table_names() == []  # and gone with its connection
+    assert list(tmp_path.iterdir()) == []  # no file was created
+    assert sqlalchemy.inspect(engine).get_table_names() == []  # the database ended with its connection
     engine.dispose()
 
 
-def test_a_file_uri(path: Path) -> None:
+def test_read_only_file_uri_rejects_writes(path: Path) -> None:
     engine = create_engine(f"sqlite:///file:{path}?uri=true")
     created = SQLAlchemySessionRepository(engine).create_session(full_session())
     with engine.connect():
@@ -155,9 +155,9 @@ def test_a_file_uri(path: Path) -> None:
     engine.dispose()
 
 
-def test_writes_begin_immediate_and_reads_do_not(host: Engine) -> None:
-    statements = traced(host)
-    repository = SQLAlchemySessionRepository(host)
+def test_writes_begin_immediate_and_reads_do_not(engine: Engine) -> None:
+    statements = traced(engine)
+    repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
 
     def begins_of(call: Callable[[], object]) -> tuple[list[str], list[str]]:
@@ -188,11 +188,11 @@ def test_writes_begin_immediate_and_reads_do_not(host: Engine) -> None:
         assert len(ends) == 1
 
 
-def test_a_unit_that_fails_leaves_nothing(host: Engine, path: Path) -> None:
-    repository = SQLAlchemySessionRepository(host)
+def test_failed_call_changes_nothing(engine: Engine, path: Path) -> None:
+    repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id="before")
     before = stored(repository, "before")
-    with sqlite3.connect(path) as other:  # fails the last statement of each of these units
+    with sqlite3.connect(path) as other:  # makes the last statement of each call fail
         other.execute("CREATE TRIGGER f BEFORE INSERT ON vibeforge_session_logs BEGIN SELECT RAISE(ABORT, 'no'); END")
     changed = stored(repository, "before")
     changed.add_answer("q", 1)
@@ -205,7 +205,7 @@ def test_a_unit_that_fails_leaves_nothing(host: Engine, path: Path) -> None:
     ):
         with pytest.raises(StorageError, match="SQLITE_CONSTRAINT_TRIGGER"):
             call()
-        other.execute("BEGIN IMMEDIATE")  # no lock is left either
+        other.execute("BEGIN IMMEDIATE")  # the failed call released its lock
         rows = [other.execute(f"SELECT count(*) FROM vibeforge_{table}").fetchone()[0] for table in TABLES]
         other.rollback()
         assert rows == [1, 1, 0, 0]
@@ -214,11 +214,11 @@ def test_a_unit_that_fails_leaves_nothing(host: Engine, path: Path) -> None:
     other.close()
 
 
-def test_a_writer_that_holds_the_lock_too_long(path: Path) -> None:
+def test_writes_during_long_lock_raise_storage_error(path: Path) -> None:
     engine = create_engine(f"sqlite:///{path}", busy_timeout=0.05)
     repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(deadline=2.0))
     session = repository.create_session(full_session())
-    session.add_log("mine")
+    session.add_log("own")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     for call in (
@@ -239,17 +239,17 @@ def test_a_writer_that_holds_the_lock_too_long(path: Path) -> None:
     engine.dispose()
 
 
-def test_no_error_keeps_a_connection(path: Path) -> None:
+def test_failed_calls_return_connection_to_pool(path: Path) -> None:
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=1)
     repository = SQLAlchemySessionRepository(engine)
-    for call in (lambda: repository.append_log("nobody", "m"), lambda: repository.list_errors("nobody")):
+    for call in (lambda: repository.append_log("unknown", "m"), lambda: repository.list_errors("unknown")):
         with pytest.raises(SessionNotFoundError):
             call()
     with sqlite3.connect(path) as other:
         other.execute("DROP TABLE vibeforge_session_logs")
     other.close()
     with pytest.raises(SchemaError):
-        repository.list_logs("nobody")
+        repository.list_logs("unknown")
     assert repository.list_sessions() == []
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     engine.dispose()
@@ -268,7 +268,7 @@ NEVER_ROLLED_BACK = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback"
         pytest.param(sqlalchemy.create_engine, {"connect_args": {"autocommit": True}}, "autocommit", marks=NEW_DRIVER),
     ],
 )
-def test_an_engine_that_cannot_work_is_refused_with_the_reason(
+def test_unsupported_engine_is_rejected_with_reason(
     path: Path, make: Callable[..., Engine], options: dict[str, Any], reason: str
 ) -> None:
     engine = make(**{"url": f"sqlite:///{path}", **options})
@@ -307,7 +307,7 @@ def test_invalid_engine_option_is_rejected_by_name(url: str, name: str, value: A
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "unwritable"])
-def test_a_folder_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
+def test_unusable_folder_raises_storage_error_without_path(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "s3cr3t-folder"
     if kind == "file":
         folder.touch()
@@ -323,20 +323,20 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
         assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_file_that_is_being_written_becomes_wal_afterwards(path: Path) -> None:
+def test_connection_waits_for_writer_before_switching_to_wal(path: Path) -> None:
     writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    writer.execute("BEGIN IMMEDIATE")  # SQLite refuses to switch then, at once and whatever the timeout
-    impatient, patient = (create_engine(f"sqlite:///{path}", busy_timeout=timeout) for timeout in (0, 60))
+    writer.execute("BEGIN IMMEDIATE")  # SQLite then rejects the switch immediately, regardless of its timeout
+    without_timeout, with_timeout = (create_engine(f"sqlite:///{path}", busy_timeout=timeout) for timeout in (0, 60))
     with pytest.raises(StorageError, match="SQLITE_BUSY"):
-        SQLAlchemySessionRepository(impatient).list_sessions()
-    done = threading.Timer(0.2, writer.close)
-    done.start()
-    with patient.connect() as connection:
+        SQLAlchemySessionRepository(without_timeout).list_sessions()
+    release = threading.Timer(0.2, writer.close)
+    release.start()
+    with with_timeout.connect() as connection:
         assert pragma(connection, "journal_mode") == "wal"
-    done.join()
-    assert SQLAlchemySessionRepository(impatient).list_sessions() == []
-    patient.dispose()
-    impatient.dispose()
+    release.join()
+    assert SQLAlchemySessionRepository(without_timeout).list_sessions() == []
+    with_timeout.dispose()
+    without_timeout.dispose()
 
 
 OPENING = """
@@ -346,10 +346,10 @@ from vibeforge_sessions.sql import create_engine
 start, go = os.pipe()
 children = []
 for _ in range(20):
-    children.append(os.fork())  # before anything has been opened: quicker than to import it all twenty times
+    children.append(os.fork())  # forks before any file is open: faster than importing the package twenty times
     if not children[-1]:
         os.close(go)
-        os.read(start, 1)  # until the parent closes its end, for all at once
+        os.read(start, 1)  # waits until the parent closes its end, so that all children start together
         engine = create_engine("sqlite:///new.db")
         with engine.connect() as connection:
             mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
@@ -359,15 +359,19 @@ print([os.waitpid(child, 0)[1] for child in children])
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_processes_that_open_one_new_file_at_once(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_processes_that_open_new_file_concurrently_all_succeed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OPENING]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == f"{[0] * 20}\n", done.stderr
 
 
-def test_a_failed_commit_leaves_nothing(path: Path) -> None:
-    """SQLAlchemy takes the transaction for ended; the next call on that connection must not commit it."""
+def test_failed_commit_is_rolled_back(path: Path) -> None:
+    """Fail a COMMIT.
+
+    SQLAlchemy treats the transaction as ended, but SQLite keeps it open. The next call on the connection must not
+    commit it.
+    """
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("PRAGMA journal_mode = DELETE")
         engine = sqlalchemy.create_engine(
@@ -378,7 +382,7 @@ def test_a_failed_commit_leaves_nothing(path: Path) -> None:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM vibeforge_sessions").fetchall()
         with pytest.raises(StorageError, match=r"could not commit .* SQLITE_BUSY"):
-            repository.append_log(SESSION_ID, "refused")
+            repository.append_log(SESSION_ID, "rolled back")
         reader.execute("ROLLBACK")
         assert repository.list_logs(SESSION_ID) == []
         line = repository.append_log(SESSION_ID, "accepted")
@@ -386,7 +390,7 @@ def test_a_failed_commit_leaves_nothing(path: Path) -> None:
         engine.dispose()
 
 
-def test_an_interrupted_commit_leaves_nothing(path: Path) -> None:
+def test_interrupted_commit_is_rolled_back(path: Path) -> None:
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, busy_timeout=0.1)
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
@@ -396,7 +400,7 @@ def test_an_interrupted_commit_leaves_nothing(path: Path) -> None:
 
     sqlalchemy.event.listen(engine, "commit", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        repository.append_log(SESSION_ID, "refused")
+        repository.append_log(SESSION_ID, "rolled back")
     sqlalchemy.event.remove(engine, "commit", interrupt)
     other = create_engine(f"sqlite:///{path}", busy_timeout=0.1)
     line = SQLAlchemySessionRepository(other).append_log(SESSION_ID, "by another")
@@ -405,8 +409,8 @@ def test_an_interrupted_commit_leaves_nothing(path: Path) -> None:
     other.dispose()
 
 
-@pytest.mark.parametrize(("query", "milliseconds"), [("", 30_000), ("?timeout=0.05", 50)])
-def test_a_url_says_how_long_to_wait_for_another_writer(tmp_path: Path, query: str, milliseconds: int) -> None:
+@pytest.mark.parametrize(("query", "milliseconds"), [("", 30_000), ("?timeout=0.05", 50)], ids=["default", "query"])
+def test_url_sets_busy_timeout(tmp_path: Path, query: str, milliseconds: int) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}{query}")
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == milliseconds

@@ -1,4 +1,4 @@
-"""`SQLAlchemySessionRepository` on SQLite: what it asks of the database, and what it makes of a damaged one."""
+"""`SQLAlchemySessionRepository` on SQLite: its statements, and its errors for damaged databases."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ CALLS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
 }
 
 
-@pytest.fixture(params=[create_engine, sqlalchemy.create_engine], ids=["ours", "a host's"])
+@pytest.fixture(params=[create_engine, sqlalchemy.create_engine], ids=["engine of the package", "engine of SQLAlchemy"])
 def engine(request: pytest.FixtureRequest, sqlite_files: SQLiteFiles) -> Iterator[Engine]:
-    """An engine of ours, and a host's that is as plain as can be, on a file whose name is a secret."""
+    """Yield an engine on a file whose name is a secret, which errors must not show."""
     url = sqlite_files.new_url()
     path = Path(url.removeprefix("sqlite:///"))
     engine: Engine = request.param(f"sqlite:///{path.rename(path.with_name(f'{SECRET}-{path.name}'))}")
@@ -67,19 +67,19 @@ def repository(engine: Engine) -> SQLAlchemySessionRepository:
 
 @pytest.fixture
 def sql(engine: Engine) -> Iterator[RunSQL]:
-    """Run SQL as somebody with SQLite's shell does."""
+    """Yield a function that runs SQL on the file without the package, as SQLite's shell would."""
     connection = sqlite3.connect(str(engine.url.database), isolation_level=None)
     yield lambda statement, *values: connection.execute(statement, values).fetchall()
     connection.close()
 
 
 def shown(error: BaseException) -> str:
-    """Return all that a log would show of an error, its causes included."""
+    """Return the text of an error in a log, including its causes."""
     return f"{error} {error!r} {''.join(traceback.format_exception(error))}"
 
 
 @pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
-def test_the_constructor_does_not_connect(tmp_path: Path, make: Callable[[str], Engine]) -> None:
+def test_constructor_does_not_connect(tmp_path: Path, make: Callable[[str], Engine]) -> None:
     for url in (f"sqlite:///{tmp_path / 'missing' / 'x.db'}", f"sqlite:///{tmp_path / 'x.db'}"):
         repository = SQLAlchemySessionRepository(make(url))
         assert str(tmp_path) not in f"{repository} {repository!r}"
@@ -87,8 +87,12 @@ def test_the_constructor_does_not_connect(tmp_path: Path, make: Callable[[str], 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", [None, "sqlite://", f"sqlite:///{SECRET}", Engine, object()])
-def test_only_an_engine_will_do(engine: Any) -> None:
+@pytest.mark.parametrize(
+    "engine",
+    [None, "sqlite://", f"sqlite:///{SECRET}", Engine, object()],
+    ids=["none", "url", "secret url", "class", "object"],
+)
+def test_bind_of_another_type_is_rejected_without_showing_it(engine: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         SQLAlchemySessionRepository(engine)
     assert SECRET not in str(caught.value)
@@ -96,7 +100,7 @@ def test_only_an_engine_will_do(engine: Any) -> None:
 
 @pytest.fixture
 def statements(engine: Engine) -> list[str]:
-    """What the repository sends, apart from what begins and ends transactions."""
+    """Return a list that receives the repository's statements, except those that begin and end transactions."""
     sent: list[str] = []
 
     @event.listens_for(engine, "before_cursor_execute")
@@ -108,13 +112,13 @@ def statements(engine: Engine) -> list[str]:
 
 
 def kind(statement: str) -> str:
-    """Return which statement it is, and to which table it goes first."""
+    """Return the kind of a statement, and the first table that it names."""
     table = re.search(r"(?:FROM|INTO|UPDATE) vibeforge_(\w+)", statement)
     assert table is not None
     return f"{statement.partition(' ')[0]} {table[1]}"
 
 
-def test_the_budgets_of_writes(repository: SQLAlchemySessionRepository, statements: list[str]) -> None:
+def test_write_sends_minimal_statements(repository: SQLAlchemySessionRepository, statements: list[str]) -> None:
     def sent(call: Callable[[], object]) -> list[str]:
         statements.clear()
         call()
@@ -140,20 +144,20 @@ def test_the_budgets_of_writes(repository: SQLAlchemySessionRepository, statemen
     assert sent(lambda: repository.update_session(round_tripped(session))) == ["SELECT sessions"]
     everything = full_session("other")
     assert sent(lambda: repository.create_session(everything)) == [f"INSERT {table}" for table in TABLES]
-    assert sent(lambda: repository.delete_session("nobody")) == ["DELETE sessions"]
+    assert sent(lambda: repository.delete_session("unknown")) == ["DELETE sessions"]
 
 
-def test_the_budgets_of_reads(repository: SQLAlchemySessionRepository, statements: list[str]) -> None:
+def test_read_sends_at_most_budgeted_statements(repository: SQLAlchemySessionRepository, statements: list[str]) -> None:
     repository.create_session(full_session())
     repository.create_session(session_id="empty")
-    asked = SessionFilter(phases=["IDEA"], has_errors=True)
+    session_filter = SessionFilter(phases=["IDEA"], has_errors=True)
     for call, most in (
         (lambda: repository.get_session(SESSION_ID), 3),
         (lambda: repository.get_session(SESSION_ID, recent=1), 3),
         (lambda: repository.get_session(SESSION_ID, recent=0), 1),
         (lambda: repository.get_session("empty"), 1),
-        (lambda: repository.find_sessions(asked, order="updated_at"), 1),
-        (lambda: repository.list_sessions(asked), 1),
+        (lambda: repository.find_sessions(session_filter, order="updated_at"), 1),
+        (lambda: repository.list_sessions(session_filter), 1),
         (lambda: repository.list_errors(SESSION_ID, task_id="t", phase="IDEA"), 1),
         (lambda: repository.list_logs(SESSION_ID, after=1), 1),
     ):
@@ -173,7 +177,7 @@ def test_the_budgets_of_reads(repository: SQLAlchemySessionRepository, statement
         ({"failed_task_ids": [], "pending_clarification": {}}, {"failed_task_ids", "pending_clarification"}),
     ],
 )
-def test_an_update_writes_the_documents_that_changed(
+def test_update_writes_only_changed_documents(
     repository: SQLAlchemySessionRepository, statements: list[str], change: dict[str, Any], columns: set[str]
 ) -> None:
     session = repository.create_session(full_session())
@@ -187,15 +191,15 @@ def test_an_update_writes_the_documents_that_changed(
     assert_same(stored(repository), session)
 
 
-# Its reason, in figures, stands in revision vibeforge_0002.
-def test_an_append_writes_a_single_index_of_the_sessions(engine: Engine) -> None:
+# Revision vibeforge_0002 states the reason with measurements.
+def test_append_updates_only_one_index_of_sessions(engine: Engine) -> None:
     indexes = [set(index["column_names"]) for index in sqlalchemy.inspect(engine).get_indexes("vibeforge_sessions")]
     assert [columns for columns in indexes if not columns <= {"created_at", "phase", "session_id"}] == [
         {"updated_at", "session_id"}
     ]
 
 
-def test_write_ids(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
+def test_each_write_has_unique_write_id(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
     def row() -> tuple[int, str]:
         version, write_id = sql("SELECT version, write_id FROM vibeforge_sessions")[0]
         return version, write_id
@@ -225,7 +229,9 @@ def test_write_ids(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None
     assert row()[1] not in ids
 
 
-def test_children_are_deleted_without_the_cascade(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
+def test_delete_removes_rows_of_all_tables_without_cascade(
+    repository: SQLAlchemySessionRepository, sql: RunSQL
+) -> None:
     repository.create_session(full_session())
     other = repository.create_session(full_session("other"))
     repository.delete_session(SESSION_ID)
@@ -234,7 +240,9 @@ def test_children_are_deleted_without_the_cascade(repository: SQLAlchemySessionR
     assert_same(stored(repository, "other"), other)
 
 
-def test_a_phase_that_this_code_does_not_know(repository: SQLAlchemySessionRepository, sql: RunSQL) -> None:
+def test_session_with_unknown_phase_can_be_listed_but_not_read(
+    repository: SQLAlchemySessionRepository, sql: RunSQL
+) -> None:
     repository.create_session(full_session())
     sql("UPDATE vibeforge_sessions SET phase = 'DEPLOYMENT'")
     for call in (CALLS["get_session"], CALLS["modify_session"]):
@@ -252,8 +260,8 @@ def setting(table: str, columns: str, *values: str) -> list[str]:
     return [f"UPDATE vibeforge_{table} SET {column} = {value}" for column in columns.split() for value in values]
 
 
-REFUSED = "BEGIN SELECT RAISE(ABORT, 'no'); END"
-OF_SCHEMA = (SchemaError, StorageError)
+FAILING = "BEGIN SELECT RAISE(ABORT, 'no'); END"
+SCHEMA_ERRORS = (SchemaError, StorageError)
 DAMAGED = [
     *setting("session_documents", "answers", f"'{{\"{SECRET}'", f"'[\"{SECRET}\"]'", f"'{{\"{SECRET}\":NaN}}'"),
     *setting("session_documents", "answers", "''", "'null'", "7", "x'ff'", f"'{'[' * 100_000}'", f"'{'9' * 5_000}'"),
@@ -270,18 +278,18 @@ DAMAGED = [
 FAILURES: list[tuple[str, Any, str]] = [
     *((damage, CorruptSessionError, "get_session") for damage in DAMAGED),
     (DAMAGED[-2], CorruptSessionError, "append_error append_log find_sessions"),
-    ("ALTER TABLE vibeforge_sessions RENAME COLUMN session_id TO id", OF_SCHEMA, " ".join(CALLS)),
-    ("ALTER TABLE vibeforge_session_documents DROP COLUMN concept", OF_SCHEMA, "create_session get_session"),
+    ("ALTER TABLE vibeforge_sessions RENAME COLUMN session_id TO id", SCHEMA_ERRORS, " ".join(CALLS)),
+    ("ALTER TABLE vibeforge_session_documents DROP COLUMN concept", SCHEMA_ERRORS, "create_session get_session"),
     ("DROP TABLE vibeforge_session_errors", SchemaError, "get_session list_errors append_error delete_session"),
-    (f"CREATE TRIGGER t BEFORE INSERT ON vibeforge_session_logs {REFUSED}", StorageError, "create_session append_log"),
-    (f"CREATE TRIGGER t BEFORE UPDATE ON vibeforge_session_documents {REFUSED}", StorageError, "modify_session"),
+    (f"CREATE TRIGGER t BEFORE INSERT ON vibeforge_session_logs {FAILING}", StorageError, "create_session append_log"),
+    (f"CREATE TRIGGER t BEFORE UPDATE ON vibeforge_session_documents {FAILING}", StorageError, "modify_session"),
 ]
 
 
 @pytest.mark.parametrize(
     ("damage", "errors", "name"), [(*case[:2], name) for case in FAILURES for name in case[2].split()], ids=numbered
 )
-def test_errors_are_ours_and_show_nothing(
+def test_damaged_database_raises_package_error_without_values(
     repository: SQLAlchemySessionRepository, sql: RunSQL, damage: str, errors: Any, name: str
 ) -> None:
     repository.create_session(full_session())
@@ -295,7 +303,9 @@ def test_errors_are_ours_and_show_nothing(
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_missing_tables(repository: SQLAlchemySessionRepository, sql: RunSQL, name: str) -> None:
+def test_missing_tables_raise_schema_error_with_upgrade_command(
+    repository: SQLAlchemySessionRepository, sql: RunSQL, name: str
+) -> None:
     for table in (*reversed(TABLES), "sessions_compatibility", "sessions_alembic_version"):
         sql(f"DROP TABLE vibeforge_{table}")
     with pytest.raises(SchemaError, match=r'alembic -c ".+" upgrade head') as caught:
@@ -304,11 +314,11 @@ def test_missing_tables(repository: SQLAlchemySessionRepository, sql: RunSQL, na
     assert SECRET not in shown(caught.value)
 
 
-def test_no_thread_goes_on_before_a_new_engines_dialect_is_initialised(
+def test_threads_wait_until_dialect_of_new_engine_is_initialized(
     monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles
 ) -> None:
     class SlowLocks:
-        """SQLAlchemy's `threading`, as it is where a thread is put aside while it makes the lock."""
+        """Replacement for SQLAlchemy's `threading` in which creating a lock is slow enough for a thread switch."""
 
         @staticmethod
         def Lock() -> threading.Lock:  # noqa: N802 (threading's name)
@@ -317,30 +327,30 @@ def test_no_thread_goes_on_before_a_new_engines_dialect_is_initialised(
 
     monkeypatch.setattr("sqlalchemy.event.attr.threading", SlowLocks)
     engine = sqlalchemy.create_engine(sqlite_files.new_url())
-    initialised = threading.Event()
-    initialise = engine.dialect.initialize
+    initialized = threading.Event()
+    initialize = engine.dialect.initialize
 
-    def slowly(connection: Connection) -> None:
+    def slow_initialize(connection: Connection) -> None:
         time.sleep(0.05)
-        initialise(connection)
-        initialised.set()
+        initialize(connection)
+        initialized.set()
 
-    monkeypatch.setattr(engine.dialect, "initialize", slowly)
+    monkeypatch.setattr(engine.dialect, "initialize", slow_initialize)
     repository = SQLAlchemySessionRepository(engine)
     barrier = threading.Barrier(8)
 
-    def use_it() -> bool:
+    def list_after_start() -> bool:
         barrier.wait()
         repository.list_sessions()
-        return initialised.is_set()
+        return initialized.is_set()
 
     with ThreadPoolExecutor(8) as threads:
-        assert all(call.result() for call in [threads.submit(use_it) for _ in range(8)])
+        assert all(call.result() for call in [threads.submit(list_after_start) for _ in range(8)])
     engine.dispose()
 
 
 @pytest.mark.parametrize("column", ["version = 7", "write_id = 'another'"])
-def test_an_update_is_guarded_by_the_version_and_by_the_write_id(
+def test_update_with_other_version_or_write_id_raises_stale(
     repository: SQLAlchemySessionRepository, sql: RunSQL, column: str
 ) -> None:
     session = repository.create_session(full_session())
@@ -351,7 +361,7 @@ def test_an_update_is_guarded_by_the_version_and_by_the_write_id(
     assert stored(repository).phase == full_session().phase
 
 
-# --- the fast path steps around nobody ---
+# --- instrumented engines ---
 
 EVENTS = [
     *("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute"),
@@ -361,12 +371,12 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_whoever_listens_sees_every_statement(sqlite_files: SQLiteFiles, name: str) -> None:
+def test_event_listener_receives_events_of_all_statements(sqlite_files: SQLiteFiles, name: str) -> None:
     engine = create_engine(sqlite_files.new_url())
     repository = SQLAlchemySessionRepository(engine)
-    repository.create_session(session_id=SESSION_ID)  # compiled, and run on the driver's connection
-    told: list[str] = []
-    event.listen(engine, name, lambda *_: told.append(name))
+    repository.create_session(session_id=SESSION_ID)  # runs precompiled statements before the listener is added
+    received: list[str] = []
+    event.listen(engine, name, lambda *_: received.append(name))
     session = stored(repository)
     session.add_log("1")
     session.add_log("2")
@@ -376,11 +386,13 @@ def test_whoever_listens_sees_every_statement(sqlite_files: SQLiteFiles, name: s
             connection.exec_driver_sql("DROP TABLE vibeforge_session_errors")
         with pytest.raises(SchemaError):
             repository.append_error(SESSION_ID, "t", "m")
-    assert told
+    assert received
     engine.dispose()
 
 
-def test_whoever_logs_statements_gets_them(sqlite_files: SQLiteFiles, caplog: pytest.LogCaptureFixture) -> None:
+def test_engine_echo_logs_statements_without_values(
+    sqlite_files: SQLiteFiles, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = create_engine(sqlite_files.new_url())
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)

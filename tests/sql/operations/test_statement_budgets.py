@@ -1,4 +1,4 @@
-"""What a call may cost where no clock is needed to tell: statements, round trips, and the plans of the statements."""
+"""Statements and round trips of each call, and query plans of its statements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Calls = dict[str, Callable[[], object]]
 
 
 def calls_of(repository: SQLAlchemySessionRepository) -> Calls:
-    """Return calls that can be repeated, on a session whose histories are not empty."""
+    """Return repeatable calls on a session with entries in its histories."""
     session = repository.create_session(full_session())
     phases = [SessionPhase.EXECUTION, SessionPhase.VERIFICATION]
 
@@ -62,25 +62,25 @@ def calls_of(repository: SQLAlchemySessionRepository) -> Calls:
     }
 
 
-# --- what goes over the wire ---
+# --- statements and round trips ---
 
 
-@pytest.mark.parametrize("fast_path", [True, False])
-def test_round_trips_to_postgresql(postgresql: Storage, fast_path: bool) -> None:
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
+def test_postgresql_call_needs_one_round_trip_or_two(postgresql: Storage, fast_path: bool) -> None:
     assert postgresql.new_url is not None
     engine = create_engine(postgresql.new_url(), pool_size=1, max_overflow=0)
     calls = calls_of(SQLAlchemySessionRepository(engine, fast_path=fast_path))
     trips: dict[str, int] = {}
     for name, call in calls.items():
-        for _ in range(7):  # psycopg prepares what it meets the fifth time
+        for _ in range(7):  # psycopg prepares a statement at its fifth execution
             call()
-        trips[name] = traced(engine, call)
+        trips[name] = round_trips_of(engine, call)
     engine.dispose()
     assert trips == {name: 2 if name.startswith("get") else 1 for name in calls}
 
 
-def traced(engine: Engine, call: Callable[[], object]) -> int:
-    """Return how often libpq asked the server for an answer, BEGIN and COMMIT among it."""
+def round_trips_of(engine: Engine, call: Callable[[], object]) -> int:
+    """Return the number of libpq's requests to the server, including BEGIN and COMMIT."""
     with engine.connect() as connection:
         libpq: Any = connection.connection.dbapi_connection.pgconn  # type: ignore[union-attr]
     with tempfile.TemporaryFile() as file:
@@ -92,7 +92,7 @@ def traced(engine: Engine, call: Callable[[], object]) -> int:
     return sum(line[1] == "F" and line[3] in {"Sync", "Query"} for line in lines)
 
 
-def test_statements_to_sqlite_on_the_fast_path(sqlite: Storage) -> None:
+def test_sqlite_calls_send_budgeted_statements(sqlite: Storage) -> None:
     assert sqlite.new_url is not None
     engine = create_engine(sqlite.new_url(), pool_size=1, max_overflow=0)
     sent: list[str] = []
@@ -117,7 +117,7 @@ def test_statements_to_sqlite_on_the_fast_path(sqlite: Storage) -> None:
         "append_log": 2,
         "update phase": 1,
         "update artifact": 2,
-        "update with entries": 4,  # one of them a second entry of the same INSERT
+        "update with entries": 4,  # the INSERT of two entries is counted twice
         "get": 3,
         "get recent": 3,
         "find": 1,
@@ -127,7 +127,7 @@ def test_statements_to_sqlite_on_the_fast_path(sqlite: Storage) -> None:
     }
 
 
-def test_statements_to_mariadb_on_the_fast_path(mariadb: Storage) -> None:
+def test_mariadb_calls_send_budgeted_statements(mariadb: Storage) -> None:
     assert mariadb.new_url is not None
     engine = create_engine(mariadb.new_url(), pool_size=1, max_overflow=0)
 
@@ -142,7 +142,7 @@ def test_statements_to_mariadb_on_the_fast_path(mariadb: Storage) -> None:
         call()
         counts[name] = questions() - before - idle
     engine.dispose()
-    # the pool's ROLLBACK is one of each; an update of MariaDB's cannot tell what it has counted
+    # each count includes the pool's ROLLBACK; appends need one more query, because MariaDB has no UPDATE ... RETURNING
     assert counts == {
         "create": 4,
         "create whole": 6,
@@ -161,14 +161,17 @@ def test_statements_to_mariadb_on_the_fast_path(mariadb: Storage) -> None:
 
 
 @pytest.mark.parametrize("name", SQL_DATABASES)
-def test_no_document_is_written_with_the_phase(name: str, request: pytest.FixtureRequest) -> None:
+def test_update_of_phase_writes_no_document(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     engine = storage.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     session = repository.create_session(full_session())
     sent: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
-    for phase in (SessionPhase.EXECUTION, SessionPhase.FAILED):  # the second without any text to compare with
+    for phase in (
+        SessionPhase.EXECUTION,
+        SessionPhase.FAILED,
+    ):  # after the first update, no document text is known for comparison
         session.update_phase(phase)
         repository.update_session(session)
     assert any("UPDATE vibeforge_sessions" in statement for statement in sent)
@@ -182,15 +185,15 @@ SESSIONS = 100_000
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A statement that a call has sent, with its parameters, as the driver got them."""
+class Sent:
+    """Statement and parameters that a call has passed to the driver."""
 
     statement: str
     parameters: Any
 
 
 def fill(connection: Connection) -> None:
-    """Make 100,000 sessions, and 100,000 entries of each history for one of them."""
+    """Insert 100,000 sessions, and 100,000 entries into each history of one of them."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     phases = [phase.value for phase in SessionPhase]
     numbers = range(SESSIONS)
@@ -237,7 +240,7 @@ ANALYZE = {
 
 @pytest.fixture(scope="module", params=SQL_DATABASES)
 def large(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """A database with many sessions, and one session with many entries, that knows its own statistics."""
+    """Yield an engine on a database with many sessions, and one with many entries, after ANALYZE."""
     storage: Storage = request.getfixturevalue(request.param)
     engine = storage.new_engine()
     with engine.begin() as connection:
@@ -263,13 +266,13 @@ LISTS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
     "next page of a phase": lambda r: r.find_sessions(
         SessionFilter(phases=["EXECUTION"]), cursor=r.find_sessions(SessionFilter(phases=["EXECUTION"])).next_cursor
     ),
-    "of a time": lambda r: r.find_sessions(SessionFilter(created_from=CREATED)),
+    "since a time": lambda r: r.find_sessions(SessionFilter(created_from=CREATED)),
     "before a time": lambda r: r.find_sessions(SessionFilter(created_before=CREATED)),
     "of a phase since": lambda r: r.find_sessions(SessionFilter(phases=["EXECUTION"], created_from=CREATED)),
     "to be pruned": lambda r: r.find_sessions(
         SessionFilter(phases=["EXECUTION"], updated_before=CREATED), order="created_at"
     ),
-    # thousands, all of them: PostgreSQL takes what the index finds and sorts it, which is quicker then
+    # returns thousands of ids, so PostgreSQL prefers to sort the rows that the index finds
     IDS: lambda r: r.list_sessions(SessionFilter(phases=["EXECUTION"], created_before=CREATED)),
 }
 SLICES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
@@ -282,50 +285,50 @@ SLICES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
 
 
 @pytest.mark.parametrize("name", [*LISTS, *SLICES])
-def test_lists_and_slices_use_an_index(large: Engine, name: str) -> None:
+def test_lists_and_slices_use_index(large: Engine, name: str) -> None:
     forbidden = "Seq Scan" if (name, large.dialect.name) == (IDS, "postgresql") else FORBIDDEN[large.dialect.name]
     for plan in plans_of(large, {**LISTS, **SLICES}[name]):
         assert not re.search(forbidden, plan), plan
 
 
 @pytest.mark.parametrize("order", ["created_at", "-created_at"])
-@pytest.mark.parametrize("resumed", [False, True])
-def test_a_list_of_some_phases_takes_a_page_of_each(large: Engine, order: Any, resumed: bool) -> None:
-    """What is sorted is that, and not all sessions of these phases."""
-    some = SessionFilter(phases=["EXECUTION", "FAILED"])
-    page = SQLAlchemySessionRepository(large).find_sessions(some, order=order)
+@pytest.mark.parametrize("resumed", [False, True], ids=["first page", "next page"])
+def test_list_of_several_phases_reads_one_page_of_each(large: Engine, order: Any, resumed: bool) -> None:
+    """Check that the plan sorts one page of each phase, not all sessions of the phases."""
+    session_filter = SessionFilter(phases=["EXECUTION", "FAILED"])
+    page = SQLAlchemySessionRepository(large).find_sessions(session_filter, order=order)
     cursor = page.next_cursor if resumed else None
-    (plan,) = plans_of(large, lambda r: r.find_sessions(some, order=order, cursor=cursor))
+    (plan,) = plans_of(large, lambda r: r.find_sessions(session_filter, order=order, cursor=cursor))
     assert len(re.findall(r"ix_\w*_phase_created_at|phase_created_at_\w+", plan)) == 2, plan
     assert not re.search(r"Seq Scan on vibeforge|type=ALL table=vibeforge|SCAN vibeforge", plan), plan
 
 
 def plans_of(large: Engine, call: Callable[[SQLAlchemySessionRepository], object]) -> list[str]:
     """Return the database's plan for each statement of a call."""
-    asked: list[Asked] = []
+    sent: list[Sent] = []
 
     def keep(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
         if "SELECT" in statement and "vibeforge" in statement:
-            asked.append(Asked(statement, parameters))
+            sent.append(Sent(statement, parameters))
 
     event.listen(large, "before_cursor_execute", keep)
     call(SQLAlchemySessionRepository(large))
     event.remove(large, "before_cursor_execute", keep)
-    assert asked
+    assert sent
     with large.connect() as connection:
-        return ["\n".join(EXPLAIN[large.dialect.name](connection, each)) for each in asked]
+        return ["\n".join(EXPLAIN[large.dialect.name](connection, each)) for each in sent]
 
 
-def explain_sqlite(connection: Connection, asked: Asked) -> list[str]:
-    return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked.statement}", asked.parameters)]
+def explain_sqlite(connection: Connection, sent: Sent) -> list[str]:
+    return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sent.statement}", sent.parameters)]
 
 
-def explain_postgresql(connection: Connection, asked: Asked) -> list[str]:
-    return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {asked.statement}", asked.parameters)]
+def explain_postgresql(connection: Connection, sent: Sent) -> list[str]:
+    return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {sent.statement}", sent.parameters)]
 
 
-def explain_mariadb(connection: Connection, asked: Asked) -> list[str]:
-    rows = connection.exec_driver_sql(f"EXPLAIN {asked.statement}", asked.parameters).mappings()
+def explain_mariadb(connection: Connection, sent: Sent) -> list[str]:
+    rows = connection.exec_driver_sql(f"EXPLAIN {sent.statement}", sent.parameters).mappings()
     return [f"type={row['type']} table={row['table']} key={row['key']} extra={row['Extra']}" for row in rows]
 
 
@@ -336,7 +339,7 @@ EXPLAIN = {
     "mariadb": explain_mariadb,
 }
 FORBIDDEN = {
-    # "SCAN table USING INDEX" walks along the index, in its order and up to the limit
+    # "SCAN table USING INDEX" reads the index in its order up to the limit, so it is allowed
     "sqlite": r"SCAN \w+$|SCAN \w+\n|TEMP B-TREE",
     "postgresql": r"Seq Scan|Sort",
     "mysql": r"type=ALL table=vibeforge|filesort|temporary",
@@ -344,8 +347,8 @@ FORBIDDEN = {
 }
 
 
-def test_a_session_with_many_entries_is_whole(large: Engine) -> None:
-    """What the plans were asked of is what the repository reads."""
+def test_session_with_many_entries_is_read_completely(large: Engine) -> None:
+    """Read the session that the query plans use."""
     repository = SQLAlchemySessionRepository(large)
     session = stored(repository, LONG)
     assert [entry.position for entry in session.error_history] == list(range(1, SESSIONS + 1))
