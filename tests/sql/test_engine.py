@@ -84,6 +84,7 @@ def pragma(connection: sqlalchemy.Connection, name: str) -> object:
         ({"connect_args": {"timeout": 2}}, 2, 2_000),
         ({"poolclass": NullPool}, 2, 30_000),
     ],
+    ids=["default", "full", "normal", "driver timeout", "no pool"],
 )
 def test_create_engine_configures_each_connection(
     tmp_path: Path, options: dict[str, Any], synchronous: int, busy_timeout: int
@@ -267,6 +268,7 @@ NEVER_ROLLED_BACK = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback"
         (sqlalchemy.create_engine, {"url": "sqlite://"}, "an empty SQLite database of its own"),
         pytest.param(sqlalchemy.create_engine, {"connect_args": {"autocommit": True}}, "autocommit", marks=NEW_DRIVER),
     ],
+    ids=["package without rollback", "SQLAlchemy without rollback", "memory", "driver with autocommit"],
 )
 def test_unsupported_engine_is_rejected_with_reason(
     path: Path, make: Callable[..., Engine], options: dict[str, Any], reason: str

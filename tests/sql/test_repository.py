@@ -78,7 +78,7 @@ def shown(error: BaseException) -> str:
     return f"{error} {error!r} {''.join(traceback.format_exception(error))}"
 
 
-@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
+@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine], ids=["package", "SQLAlchemy"])
 def test_constructor_does_not_connect(tmp_path: Path, make: Callable[[str], Engine]) -> None:
     for url in (f"sqlite:///{tmp_path / 'missing' / 'x.db'}", f"sqlite:///{tmp_path / 'x.db'}"):
         repository = SQLAlchemySessionRepository(make(url))
@@ -176,6 +176,7 @@ def test_read_sends_at_most_budgeted_statements(repository: SQLAlchemySessionRep
         ({"clarification_answer": None, "build_spec": {"stack": "vite-react"}}, {"clarification_answer"}),
         ({"failed_task_ids": [], "pending_clarification": {}}, {"failed_task_ids", "pending_clarification"}),
     ],
+    ids=["one document", "removed document", "document and phase", "unchanged document", "empty documents"],
 )
 def test_update_writes_only_changed_documents(
     repository: SQLAlchemySessionRepository, statements: list[str], change: dict[str, Any], columns: set[str]

@@ -47,9 +47,8 @@ class Roles:
 
     def new_url(self, role: str = APPLICATION) -> URL:
         url = self.databases.create()
-        if (
-            url.get_backend_name() == "mysql"
-        ):  # MariaDB's privileges belong to the database's name, so the copy has none
+        # MariaDB's privileges belong to the database's name, so the copy has none
+        if url.get_backend_name() == "mysql":
             self.run(url, maintenance.grants(url, APPLICATION, migrator=MIGRATOR))
         return url.set(username=role, password=PASSWORD)
 

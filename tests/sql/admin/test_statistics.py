@@ -244,6 +244,20 @@ def test_errors_of_time_window_are_found_by_index_on_sessions(sqlite: Storage) -
         (count_phases, {"timeout": 1e9}),
         (table_sizes, {"timeout": -1}),
     ],
+    ids=[
+        "negative top",
+        "large top",
+        "unknown interval",
+        "naive time",
+        "unknown column",
+        "no edges",
+        "equal edges",
+        "descending edges",
+        "zero edge",
+        "zero timeout",
+        "large timeout",
+        "negative timeout",
+    ],
 )
 def test_invalid_argument_of_statistic_is_rejected(sqlite: Storage, statistic, arguments) -> None:  # type: ignore[no-untyped-def]
     engine = sqlite.new_engine()

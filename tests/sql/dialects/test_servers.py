@@ -231,7 +231,7 @@ def test_engine_with_lossy_character_set_is_rejected(
     other.dispose()
 
 
-@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
+@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine], ids=["package", "SQLAlchemy"])
 def test_driver_whose_character_set_differs_from_connection_is_rejected(
     mariadb: Storage, make: Callable[..., Engine]
 ) -> None:
@@ -292,11 +292,8 @@ def test_value_above_max_allowed_packet_is_rejected_with_sizes(small_packets: UR
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(session_id=SESSION_ID)
     session = stored(repository)
-    for text_ in (
-        "x" * 1_100_000,
-        '"' * 300_000,
-        "☃" * 180_000,
-    ):  # plain, escaped by JSON and by the driver, and multibyte
+    # plain, escaped by JSON and by the driver, and multibyte
+    for text_ in ("x" * 1_100_000, '"' * 300_000, "☃" * 180_000):
         session.concept = {"c": text_}
         fresh = Session(concept={"c": text_})
         for call in (lambda: repository.update_session(session), lambda given=fresh: repository.create_session(given)):
@@ -426,7 +423,7 @@ def test_engine_with_other_isolation_level_rolls_back_failed_update(
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
-@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine])
+@pytest.mark.parametrize("make", [create_engine, sqlalchemy.create_engine], ids=["package", "SQLAlchemy"])
 def test_settings_of_connect_listener_are_kept(postgresql: Storage, make: Any, fast_path: bool) -> None:
     assert postgresql.new_url is not None
     engine = make(postgresql.new_url())

@@ -140,15 +140,15 @@ def test_migrations_leave_other_tables_unchanged(tmp_path: Path) -> None:
     path = tmp_path / DEFAULT
     with opened("plain", path) as engine:
         run_script(engine, HOST)
-    host = contents(path)
+    tables_before = contents(path)
     failure_output(alembic(tmp_path, "check"))
     success_output(alembic(tmp_path, "current"))
-    assert contents(path) == host
+    assert contents(path) == tables_before
     success_output(alembic(tmp_path, "upgrade", "head"))
     success_output(alembic(tmp_path, "check"))
-    assert without(contents(path), VERSION_TABLE, *metadata.tables) == host
+    assert without(contents(path), VERSION_TABLE, *metadata.tables) == tables_before
     success_output(alembic(tmp_path, "downgrade", "base"))
-    assert without(contents(path), VERSION_TABLE) == host
+    assert without(contents(path), VERSION_TABLE) == tables_before
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,7 @@ def test_migrations_leave_other_tables_unchanged(tmp_path: Path) -> None:
         "DROP INDEX ix_vibeforge_sessions_created_at_session_id",
         "DROP TABLE vibeforge_session_logs",
     ],
+    ids=["added column", "type", "missing index", "missing table"],
 )
 def test_check_reports_difference(change: str, tmp_path: Path) -> None:
     path = tmp_path / DEFAULT
@@ -176,8 +177,9 @@ def test_check_reports_difference(change: str, tmp_path: Path) -> None:
         (f"UPDATE {VERSION_TABLE} SET version_num = 'f00d'", "f00d"),
         ("DROP TABLE vibeforge_session_logs", ""),
     ],
+    ids=["unknown revision", "missing table"],
 )
-@pytest.mark.parametrize("arguments", [("upgrade", "head"), ("downgrade", "base")])
+@pytest.mark.parametrize("arguments", [("upgrade", "head"), ("downgrade", "base")], ids=["upgrade", "downgrade"])
 def test_unknown_or_damaged_schema_stays_unchanged(
     arguments: tuple[str, str], script: str, message: str, tmp_path: Path
 ) -> None:
@@ -307,6 +309,7 @@ def test_sql_for_server_is_printed_without_driver_or_connection(dialect: str, tm
         ({VARIABLE: "memory://"}, "without tables"),
         ({"VIBEFORGE_SESSIONS_MIGRATE": "s3cret"}, "must be true or false"),
     ],
+    ids=["URL without tables", "malformed boolean"],
 )
 def test_error_for_invalid_setting_has_no_traceback(tmp_path: Path, settings: dict[str, str], message: str) -> None:
     command = [sys.executable, "-m", "alembic", "-c", str(INI), "upgrade", "head"]

@@ -191,9 +191,9 @@ def test_rendered_sql_creates_tables_in_schema(url: str) -> None:
             if statement.strip():
                 connection.exec_driver_sql(statement)
     engine.dispose()
-    ours = create_engine(url, schema="Forge")
-    check_schema(ours, exact=True)
-    ours.dispose()
+    engine_in_schema = create_engine(url, schema="Forge")
+    check_schema(engine_in_schema, exact=True)
+    engine_in_schema.dispose()
 
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "mariadb://h/d"])

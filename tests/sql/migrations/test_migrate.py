@@ -155,6 +155,15 @@ def test_comparison_ignores_tables_of_application(engine: Engine) -> None:
         "DROP TABLE vibeforge_session_logs",
         "DROP TABLE vibeforge_session_logs; CREATE TABLE vibeforge_session_logs (position TEXT NOT NULL)",
     ],
+    ids=[
+        "added column",
+        "type",
+        "missing column",
+        "missing index",
+        "added index",
+        "missing table",
+        "other table",
+    ],
 )
 def test_comparison_finds_difference(engine: Engine, change: str) -> None:
     migrate.upgrade(engine)

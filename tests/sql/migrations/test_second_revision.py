@@ -72,9 +72,9 @@ GOOD = (
 )
 """Upgrade and downgrade that recreate the parent table. With foreign keys on, this would empty the other tables."""
 
-HALF = """
+PARTIAL = """
     op.create_table("vibeforge_session_halves", sa.Column("id", sa.Integer(), primary_key=True))
-    op.execute("UPDATE vibeforge_sessions SET phase = 'HALF'")
+    op.execute("UPDATE vibeforge_sessions SET phase = 'PARTIAL'")
     with op.batch_alter_table("vibeforge_sessions", recreate="always") as batch:
         batch.add_column(sa.Column("colour", sa.Text(), nullable=True))
 """
@@ -221,7 +221,7 @@ notes = sqlalchemy.Table(
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_upgrade_in_callers_transaction_is_rejected_with_foreign_keys(copy: MakeCopy, kind: str) -> None:
+def test_upgrade_in_callers_transaction_is_rejected_only_with_foreign_keys(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, *GOOD)
     before = made.committed()
     answer = made.ask("transaction", "upgrade")
@@ -251,7 +251,7 @@ def test_upgrade_of_empty_database_in_callers_transaction_runs_all_revisions(cop
 @pytest.mark.parametrize("how", ["engine", "connection"])
 @pytest.mark.parametrize("kind", FILES)
 def test_failed_revision_changes_nothing(copy: MakeCopy, kind: str, how: str) -> None:
-    made = copy(kind, HALF + "\n    raise RuntimeError('halfway')")
+    made = copy(kind, PARTIAL + "\n    raise RuntimeError('halfway')")
     before = made.committed()
     answer = made.ask(how, "upgrade")
     assert (answer["error"], answer["text"]) == ("RuntimeError", "halfway")
@@ -263,7 +263,7 @@ def test_failed_revision_changes_nothing(copy: MakeCopy, kind: str, how: str) ->
 
 @pytest.mark.parametrize("kind", FILES)
 def test_failed_statement_raises_storage_error_and_changes_nothing(copy: MakeCopy, kind: str) -> None:
-    made = copy(kind, HALF + "\n    op.execute(\"INSERT INTO no_such_table VALUES ('s3cret')\")")
+    made = copy(kind, PARTIAL + "\n    op.execute(\"INSERT INTO no_such_table VALUES ('s3cret')\")")
     before = made.committed()
     answer = made.ask("engine", "upgrade")
     assert answer["error"] == "StorageError"
@@ -273,7 +273,7 @@ def test_failed_statement_raises_storage_error_and_changes_nothing(copy: MakeCop
 
 @pytest.mark.parametrize("kind", FILES)
 def test_failed_second_revision_undoes_first_revision(copy: MakeCopy, kind: str) -> None:
-    made = copy(kind, HALF + "\n    raise RuntimeError('halfway')", filled=False)
+    made = copy(kind, PARTIAL + "\n    raise RuntimeError('halfway')", filled=False)
     before = made.committed()
     assert made.ask("engine", "upgrade")["error"] == "RuntimeError"
     assert made.committed() == before
@@ -281,7 +281,7 @@ def test_failed_second_revision_undoes_first_revision(copy: MakeCopy, kind: str)
 
 @pytest.mark.parametrize("kind", FILES)
 def test_killed_process_changes_nothing(copy: MakeCopy, kind: str) -> None:
-    made = copy(kind, HALF + "\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")
+    made = copy(kind, PARTIAL + "\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")
     before = made.committed()
     assert made.send("engine", "upgrade") == ""
     assert made.process.wait() == -signal.SIGKILL

@@ -147,7 +147,7 @@ def schema(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def ours(name: str | None, kind: str, _parents: object) -> bool:
+def belongs_to_package(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "table" or name in metadata.tables
 
 
@@ -155,7 +155,7 @@ def test_scripts_create_schema_of_models(url: str) -> None:
     with opened(url) as engine:
         migrate.upgrade(engine)
         with engine.connect() as connection:
-            options = {"compare_type": True, "compare_server_default": True, "include_name": ours}
+            options = {"compare_type": True, "compare_server_default": True, "include_name": belongs_to_package}
             context = MigrationContext.configure(connection, opts={**options, "version_table": VERSION_TABLE})
             assert compare_metadata(context, metadata) == []
     assert "No new upgrade operations detected" in alembic("check", url=url)
@@ -309,7 +309,9 @@ def test_upgrade_under_lock_of_another_migration_names_lock_owner(url: str, kind
         migrate.check(engine)
 
 
-@pytest.mark.parametrize("act", [migrate.upgrade, functools.partial(migrate.downgrade, revision="base")])
+@pytest.mark.parametrize(
+    "act", [migrate.upgrade, functools.partial(migrate.downgrade, revision="base")], ids=["upgrade", "downgrade"]
+)
 def test_lock_timeout_limits_second_status_check_too(url: str, act: Callable[..., None]) -> None:
     with opened(url) as engine, opened(url) as other:
         with other.begin() as connection:  # an incomplete or foreign schema is checked again under the lock

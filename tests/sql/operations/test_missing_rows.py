@@ -66,7 +66,7 @@ def raises_corrupt(call: Callable[[], Any]) -> bool:
 
 
 @pytest.mark.parametrize("history", LISTS)
-@pytest.mark.parametrize("position", [1, 3, COUNT])
+@pytest.mark.parametrize("position", [1, 3, COUNT], ids=["first", "middle", "last"])
 def test_only_slices_with_missing_row_raise_corrupt(engine: Engine, history: str, position: int) -> None:
     repository = filled(engine)
     whole = {name: getattr(repository, LISTS[name])(ID) for name in LISTS}
@@ -122,7 +122,7 @@ def test_async_list_with_missing_row_raises_corrupt(engine: Engine, history: str
 
 
 @pytest.mark.parametrize("history", LISTS)
-@pytest.mark.parametrize("position", [1, 3, COUNT])
+@pytest.mark.parametrize("position", [1, 3, COUNT], ids=["first", "middle", "last"])
 def test_transfers_skip_and_report_session_with_missing_row(
     engine: Engine, history: str, position: int, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def calls_of(repository: SQLAlchemySessionRepository) -> Calls:
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
-def test_postgresql_call_needs_one_round_trip_or_two(postgresql: Storage, fast_path: bool) -> None:
+def test_postgresql_get_needs_two_round_trips_and_others_one(postgresql: Storage, fast_path: bool) -> None:
     assert postgresql.new_url is not None
     engine = create_engine(postgresql.new_url(), pool_size=1, max_overflow=0)
     calls = calls_of(SQLAlchemySessionRepository(engine, fast_path=fast_path))
@@ -168,10 +168,8 @@ def test_update_of_phase_writes_no_document(name: str, request: pytest.FixtureRe
     session = repository.create_session(full_session())
     sent: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
-    for phase in (
-        SessionPhase.EXECUTION,
-        SessionPhase.FAILED,
-    ):  # after the first update, no document text is known for comparison
+    # after the first update, no document text is known for comparison
+    for phase in (SessionPhase.EXECUTION, SessionPhase.FAILED):
         session.update_phase(phase)
         repository.update_session(session)
     assert any("UPDATE vibeforge_sessions" in statement for statement in sent)

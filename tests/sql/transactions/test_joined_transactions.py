@@ -314,7 +314,7 @@ def test_joined_calls_neither_commit_nor_roll_back(engine: Engine) -> None:
 def test_deadlock_reports_whether_callers_transaction_is_lost(
     name: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Raise a deadlock.
+    """Provoke a deadlock.
 
     PostgreSQL keeps the transaction up to the savepoint. MariaDB rolls all of it back, and the error reports that.
     """
@@ -338,8 +338,8 @@ def test_deadlock_reports_whether_callers_transaction_is_lost(
             except StorageError as error:
                 lost.append(error.transaction_lost)
                 if error.transaction_lost:
-                    with pytest.raises(InvalidRequestError):  # the other half must not be committed
-                        order(caller, "half")
+                    with pytest.raises(InvalidRequestError):  # a commit would store only a part of the transaction
+                        order(caller, "part")
                     with pytest.raises(StorageError) as again:
                         joined.append_log(first, "rejected")
                     assert again.value.transaction_lost

@@ -290,10 +290,8 @@ def test_update_after_failed_commit_is_stored_by_next_transaction(postgresql: St
         joined = SQLAlchemySessionRepository(caller)
         stored(joined, "other")
         joined.update_session(session)
-        with (
-            orm.Session(serializable) as rival,
-            rival.begin(),
-        ):  # each writes what the other has read
+        # each of the two transactions writes a session that the other one has read
+        with orm.Session(serializable) as rival, rival.begin():
             other = SQLAlchemySessionRepository(rival)
             stored(other)
             other.append_log("other", "by the other transaction")
