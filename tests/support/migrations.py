@@ -16,15 +16,15 @@ from sqlalchemy import Connection, Engine, event
 from vibeforge_sessions import Session, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
 
-MEMORY = "ours, in memory"
-FILES = ["ours", "plain", "plain with foreign keys", "recipe"]
+MEMORY = "package, in memory"
+FILES = ["package", "plain", "plain with foreign keys", "recipe"]
 """Engines on a file: one of `create_engine`, and three as applications create them; see `opened`."""
 
-HOST = """
+OTHER_APPLICATION = """
     CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
     INSERT INTO alembic_version VALUES ('1a2b3c4d');
     CREATE TABLE sessions (session_id TEXT PRIMARY KEY, data TEXT);
-    INSERT INTO sessions VALUES ('s0', 'of the host'), ('s1', NULL);
+    INSERT INTO sessions VALUES ('s0', 'of the application'), ('s1', NULL);
     CREATE TABLE errors (id INTEGER PRIMARY KEY, session_id TEXT REFERENCES sessions (session_id));
     INSERT INTO errors (session_id) VALUES ('s0');
     CREATE INDEX ix_sessions_data ON sessions (data);
@@ -44,7 +44,7 @@ def opened(kind: str, path: Path) -> Iterator[Engine]:
     """Provide an engine of this kind, and dispose it afterwards."""
     if kind == MEMORY:
         engine = create_engine("sqlite://")
-    elif kind == "ours":
+    elif kind == "package":
         engine = create_engine(f"sqlite:///{path}")
     else:
         engine = sqlalchemy.create_engine(f"sqlite:///{path}")

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.migrations import (
     HEAD,
-    HOST,
+    OTHER_APPLICATION,
     OTHER_TYPE,
     chain,
     committed,
@@ -114,7 +114,7 @@ def test_each_command_uses_configured_url(
     history = success_output(run("history"))
     assert all(f"{script.revision}" in history and script.doc in history for script in chain())
     assert HEAD in success_output(run("heads"))
-    with opened("ours", path) as engine:
+    with opened("package", path) as engine:
         migrate.check(engine)
         fill(engine)
         before = committed(engine)
@@ -128,7 +128,7 @@ def test_each_command_uses_configured_url(
 
 
 def test_alembic_in_folder_of_ini_needs_no_options(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'host.db'}"
+    url = f"sqlite:///{tmp_path / 'application.db'}"
     success_output(alembic(INI.parent, "upgrade", "head", url=url))
     assert success_output(alembic(INI.parent, "current", url=url)).strip() == f"{HEAD} (head)"
 
@@ -139,7 +139,7 @@ def test_alembic_in_folder_of_ini_needs_no_options(tmp_path: Path) -> None:
 def test_migrations_leave_other_tables_unchanged(tmp_path: Path) -> None:
     path = tmp_path / DEFAULT
     with opened("plain", path) as engine:
-        run_script(engine, HOST)
+        run_script(engine, OTHER_APPLICATION)
     tables_before = contents(path)
     failure_output(alembic(tmp_path, "check"))
     success_output(alembic(tmp_path, "current"))
@@ -185,7 +185,7 @@ def test_unknown_or_damaged_schema_stays_unchanged(
 ) -> None:
     path = tmp_path / DEFAULT
     success_output(alembic(tmp_path, "upgrade", "head"))
-    with opened("ours", path) as engine:
+    with opened("package", path) as engine:
         fill(engine)
         run_script(engine, script)
     before = contents(path)
@@ -258,15 +258,15 @@ def feed_by_program(path: Path, sql: str) -> None:
 def test_printed_sql_produces_same_schema_as_run(feed: Callable[[Path, str], None], tmp_path: Path) -> None:
     script = ("-x", "url=sqlite://")
     online, offline = tmp_path / "online.db", tmp_path / "offline.db"
-    with opened("ours", online) as engine:
+    with opened("package", online) as engine:
         migrate.upgrade(engine)
     feed(offline, success_output(alembic(tmp_path, *script, "upgrade", "head", "--sql")))
     assert schema(offline) == schema(online)
     assert contents(offline)[VERSION_TABLE] == [(HEAD,)]
-    with opened("ours", offline) as engine:
+    with opened("package", offline) as engine:
         migrate.check(engine)
         fill(engine)
-    with opened("ours", online) as engine:
+    with opened("package", online) as engine:
         migrate.downgrade(engine, "base")
     feed(offline, success_output(alembic(tmp_path, *script, "downgrade", "head:base", "--sql")))
     assert schema(offline) == schema(online)

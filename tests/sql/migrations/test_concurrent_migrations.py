@@ -106,7 +106,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 # the others would fail with SQLITE_BUSY, however long they wait.
 @pytest.mark.parametrize("kind", FILES)
 def test_replicas_that_migrate_concurrently_all_succeed(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "host.db"
+    path = tmp_path / "application.db"
     with running(CHILD, kind, str(path), "upgrade", count=REPLICAS) as processes:
         go(processes)
         assert [line_of(process) for process in processes] == ["done"] * REPLICAS
@@ -115,9 +115,9 @@ def test_replicas_that_migrate_concurrently_all_succeed(kind: str, tmp_path: Pat
         fill(engine)
 
 
-@pytest.mark.parametrize("kind", ["ours", "plain", "plain with foreign keys"])
+@pytest.mark.parametrize("kind", ["package", "plain", "plain with foreign keys"])
 def test_readers_during_concurrent_migrations_see_all_tables_or_none(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "host.db"
+    path = tmp_path / "application.db"
     with running(READER, kind, str(path), count=2) as readers:
         with running(CHILD, kind, str(path), "upgrade", count=REPLICAS) as processes:
             go(processes)
@@ -128,9 +128,9 @@ def test_readers_during_concurrent_migrations_see_all_tables_or_none(kind: str, 
             assert line_of(reader) in {f"[0, {complete}]", f"[{complete}]"}
 
 
-@pytest.mark.parametrize("kind", ["ours", "plain"])
+@pytest.mark.parametrize("kind", ["package", "plain"])
 def test_concurrent_migrations_of_current_database_leave_data_unchanged(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "host.db"
+    path = tmp_path / "application.db"
     with opened(kind, path) as engine:
         migrate.upgrade(engine)
         fill(engine)
@@ -161,10 +161,10 @@ def test_threads_upgrade_separate_databases(kind: str, tmp_path: Path) -> None:
         assert list(pool.map(migrate_and_fill, range(4))) == [3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("kind", ["ours", "plain", MEMORY])
+@pytest.mark.parametrize("kind", ["package", "plain", MEMORY])
 def test_threads_upgrade_same_database(kind: str, tmp_path: Path) -> None:
     start = threading.Barrier(8)
-    with opened(kind, tmp_path / "host.db") as engine:
+    with opened(kind, tmp_path / "application.db") as engine:
 
         def upgrade(_: int) -> str | None:
             start.wait()
@@ -183,7 +183,7 @@ def test_status_checks_do_not_disturb_migration_in_another_thread(kind: str, tmp
     Alembic's scripts use a context that is global to the process, so a check must not replace it.
     """
     stop = threading.Event()
-    with opened(kind, tmp_path / "other.db") as other, opened(kind, tmp_path / "host.db") as engine:
+    with opened(kind, tmp_path / "other.db") as other, opened(kind, tmp_path / "application.db") as engine:
         migrate.upgrade(other)
 
         def check(_: int) -> None:

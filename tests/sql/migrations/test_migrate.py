@@ -15,8 +15,8 @@ from sqlalchemy import Engine
 from tests.support.migrations import (
     FILES,
     HEAD,
-    HOST,
     MEMORY,
+    OTHER_APPLICATION,
     OTHER_TYPE,
     chain,
     committed,
@@ -34,13 +34,13 @@ from vibeforge_sessions.sql.tables import VERSION_TABLE
 
 @pytest.fixture(params=[*FILES, MEMORY])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "host.db") as engine:
+    with opened(request.param, tmp_path / "application.db") as engine:
         yield engine
 
 
 @pytest.fixture(params=FILES)
 def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "host.db") as engine:
+    with opened(request.param, tmp_path / "application.db") as engine:
         yield engine
 
 
@@ -62,7 +62,7 @@ def test_each_revision_has_description(script: Script) -> None:
 @pytest.mark.parametrize("script", chain(), ids=lambda script: str(script.revision))
 def test_downgrade_undoes_each_revision(script: Script, engine: Engine) -> None:
     before = str(script.down_revision or "base")
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     migrate.upgrade(engine, before)
     expected = without(committed(engine), VERSION_TABLE)
     migrate.upgrade(engine, script.revision)
@@ -75,7 +75,7 @@ def test_downgrade_undoes_each_revision(script: Script, engine: Engine) -> None:
 
 
 def test_downgrade_to_base_keeps_only_tables_of_application(engine: Engine) -> None:
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     tables_before = committed(engine)
     migrate.upgrade(engine)
     empty = committed(engine)
@@ -139,7 +139,7 @@ def test_scripts_create_schema_of_models(engine: Engine, tmp_path: Path) -> None
 
 def test_comparison_ignores_tables_of_application(engine: Engine) -> None:
     migrate.upgrade(engine)
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     assert differences(engine) == []
     migrate.check(engine)
 
@@ -176,7 +176,7 @@ def test_comparison_finds_difference(engine: Engine, change: str) -> None:
 
 @pytest.mark.parametrize("action", ["current", "check", "upgrade", "downgrade"])
 def test_operations_leave_other_tables_unchanged(engine: Engine, action: str) -> None:
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     tables_before = committed(engine)
     if action == "check":
         with pytest.raises(SchemaError):
@@ -192,7 +192,7 @@ def test_operations_leave_other_tables_unchanged(engine: Engine, action: str) ->
 
 # Alembic alone would create the version table.
 def test_downgrade_of_empty_database_creates_no_table(engine: Engine) -> None:
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     tables_before = committed(engine)
     migrate.downgrade(engine, "base")
     assert committed(engine) == tables_before

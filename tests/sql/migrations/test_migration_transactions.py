@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Engine
 from tests.support.migrations import (
     FILES,
     HEAD,
-    HOST,
     MEMORY,
+    OTHER_APPLICATION,
     committed,
     fill,
     foreign_keys,
@@ -28,13 +28,13 @@ from vibeforge_sessions.sql.tables import VERSION_TABLE
 
 @pytest.fixture(params=[*FILES, MEMORY])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "host.db") as engine:
+    with opened(request.param, tmp_path / "application.db") as engine:
         yield engine
 
 
 @pytest.fixture(params=FILES)
 def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "host.db") as engine:
+    with opened(request.param, tmp_path / "application.db") as engine:
         yield engine
 
 
@@ -82,7 +82,7 @@ def test_upgrade_after_status_check_on_same_connection_is_committed(file_engine:
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_upgrade_in_callers_transaction_ends_with_it(file_engine: Engine, end: str) -> None:
-    run_script(file_engine, HOST)
+    run_script(file_engine, OTHER_APPLICATION)
     before = committed(file_engine)
     with file_engine.connect() as connection:
         connection.begin()
@@ -116,7 +116,7 @@ def test_rollback_of_callers_transaction_without_other_writes_undoes_upgrade(eng
 
 
 def test_rollback_of_callers_transaction_undoes_downgrade(tmp_path: Path) -> None:
-    with opened("plain", tmp_path / "host.db") as engine:
+    with opened("plain", tmp_path / "application.db") as engine:
         migrate.upgrade(engine)
         fill(engine)
         before = committed(engine)
@@ -158,9 +158,9 @@ def test_second_upgrade_in_callers_transaction_changes_nothing(engine: Engine) -
 # ----------------------------------------------------------------------------- foreign keys in the caller's transaction
 
 
-@pytest.mark.parametrize("kind", ["ours", "plain with foreign keys", "recipe", MEMORY])
+@pytest.mark.parametrize("kind", ["package", "plain with foreign keys", "recipe", MEMORY])
 def test_downgrade_with_foreign_keys_in_callers_transaction_is_rejected(kind: str, tmp_path: Path) -> None:
-    with opened(kind, tmp_path / "host.db") as engine:
+    with opened(kind, tmp_path / "application.db") as engine:
         migrate.upgrade(engine)
         fill(engine)
         before = committed(engine)
@@ -215,7 +215,7 @@ def test_lock_held_beyond_timeout_raises_schema_error(
     file_engine.connect().close()  # fills the pool: the first connection changes the file to WAL and would wait for it
     before = committed(file_engine)
     with file_engine.connect() if with_connection else nullcontext(file_engine) as bind:
-        with locked(tmp_path / "host.db"), pytest.raises(SchemaError, match="writing to the file") as caught:
+        with locked(tmp_path / "application.db"), pytest.raises(SchemaError, match="writing to the file") as caught:
             migrate.upgrade(bind, lock_timeout=0)
         assert caught.value.state is None
         assert committed(file_engine) == before
@@ -227,7 +227,7 @@ def test_lock_during_callers_transaction_raises_storage_error(file_engine: Engin
     before = committed(file_engine)
     with without_busy_timeout(file_engine.connect()) as connection:
         connection.begin()
-        with locked(tmp_path / "host.db"), pytest.raises(StorageError, match="SQLITE_BUSY"):
+        with locked(tmp_path / "application.db"), pytest.raises(StorageError, match="SQLITE_BUSY"):
             migrate.upgrade(connection)
         connection.rollback()
         assert committed(file_engine) == before

@@ -49,7 +49,7 @@ def new_engine(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Callab
 
     def make(kind: str) -> Engine:
         if kind == "sqlite":
-            url = f"sqlite:///{tmp_path}/host.db"
+            url = f"sqlite:///{tmp_path}/application.db"
         else:
             server: AvailableServer = request.getfixturevalue(f"{kind}_server")
             url = text_of(server.databases.create(migrated=False))

@@ -55,7 +55,7 @@ print(json.dumps(answer))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/host.db"
+        return f"sqlite:///{tmp_path}/application.db"
     server: AvailableServer = request.getfixturevalue(f"{request.param}_server")
     return text_of(server.databases.create(migrated=False))
 

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine
 from tests.support.migrations import (
     FILES,
     HEAD,
-    HOST,
     MEMORY,
+    OTHER_APPLICATION,
     committed,
     fill,
     foreign_keys,
@@ -44,7 +44,7 @@ REJECTED = {
 
 @pytest.fixture(params=[*FILES, MEMORY])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "host.db") as engine:
+    with opened(request.param, tmp_path / "application.db") as engine:
         yield engine
 
 
@@ -57,7 +57,7 @@ def rejected_state(request: pytest.FixtureRequest, engine: Engine) -> str:
         fill(engine)
     if before == "upgrade and back":
         migrate.downgrade(engine, "base")
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     run_script(engine, script)
     return str(request.param).split(",", maxsplit=1)[0]
 
@@ -81,7 +81,7 @@ def test_status_after_upgrade_is_current(engine: Engine) -> None:
 
 
 def test_check_of_database_without_tables_names_upgrade_command(engine: Engine) -> None:
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     before = committed(engine)
     error = schema_error_of(migrate.check, engine)
     assert error.state == "empty"
@@ -147,8 +147,8 @@ def test_rejected_database_stays_unchanged_in_callers_transaction(engine: Engine
 
 @pytest.mark.parametrize("migrates", [False, True], ids=["without migrate", "with migrate"])
 def test_open_repository_raises_for_empty_and_ahead_database(tmp_path: Path, migrates: bool) -> None:
-    url = f"sqlite:///{tmp_path / 'host.db'}"
-    with opened("ours", tmp_path / "host.db") as engine:
+    url = f"sqlite:///{tmp_path / 'application.db'}"
+    with opened("package", tmp_path / "application.db") as engine:
         if not migrates:
             assert schema_error_of(open_repository, url).state == "empty"
         open_repository(url, migrate=True).close()
@@ -229,7 +229,7 @@ CALLS = [
 def test_database_in_missing_folder_raises_storage_error(
     kind: str, call: Callable[[Engine], object], tmp_path: Path
 ) -> None:
-    with opened(kind, tmp_path / "no s3cret folder" / "host.db") as engine:
+    with opened(kind, tmp_path / "no s3cret folder" / "application.db") as engine:
         with pytest.raises(StorageError, match="SQLITE_CANTOPEN") as caught:
             call(engine)
         assert "s3cret" not in str(caught.value)
@@ -241,7 +241,7 @@ def test_database_in_missing_folder_raises_storage_error(
 def test_file_that_is_no_database_raises_storage_error(
     kind: str, call: Callable[[Engine], object], tmp_path: Path
 ) -> None:
-    path = tmp_path / "host.db"
+    path = tmp_path / "application.db"
     path.write_bytes(b"not a database " * 500)
     with opened(kind, path) as engine, pytest.raises(StorageError, match="SQLITE_NOTADB"):
         call(engine)
@@ -250,8 +250,8 @@ def test_file_that_is_no_database_raises_storage_error(
 
 # The plain engine reads the file only at its first statement, so connecting succeeds.
 def test_connection_to_file_that_is_no_database_raises_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "host.db").write_bytes(b"not a database " * 500)
-    with opened("plain", tmp_path / "host.db") as engine, engine.connect() as connection:
+    (tmp_path / "application.db").write_bytes(b"not a database " * 500)
+    with opened("plain", tmp_path / "application.db") as engine, engine.connect() as connection:
         with pytest.raises(StorageError, match="SQLITE_NOTADB"):
             migrate.upgrade(connection)
         assert not connection.in_transaction()
@@ -263,7 +263,7 @@ def test_connection_to_file_that_is_no_database_raises_storage_error(tmp_path: P
     ids=["view", "other case"],
 )
 def test_upgrade_with_conflicting_names_changes_nothing(engine: Engine, statement: str) -> None:
-    run_script(engine, HOST)
+    run_script(engine, OTHER_APPLICATION)
     run_script(engine, statement)
     before = committed(engine)
     with pytest.raises((SchemaError, StorageError)):
@@ -273,7 +273,7 @@ def test_upgrade_with_conflicting_names_changes_nothing(engine: Engine, statemen
 
 
 def test_closed_connection_raises_storage_error(tmp_path: Path) -> None:
-    with opened("ours", tmp_path / "host.db") as engine:
+    with opened("package", tmp_path / "application.db") as engine:
         connection: Connection = engine.connect()
         connection.close()
         with pytest.raises(StorageError):

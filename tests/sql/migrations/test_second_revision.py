@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.support.migrations import FILES, HEAD, HOST, committed, fill, opened, run_script, without
+from tests.support.migrations import FILES, HEAD, OTHER_APPLICATION, committed, fill, opened, run_script, without
 from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
@@ -131,9 +131,9 @@ def copy(tmp_path: Path) -> Iterator[MakeCopy]:
         (folder / "migrations" / "versions" / "next.py").write_text("\n".join(lines))
         with (folder / "vibeforge_sessions" / "sql" / "tables.py").open("a") as tables:
             tables.write(models)
-        database = tmp_path / "host.db"
+        database = tmp_path / "application.db"
         with opened(kind, database) as engine:
-            run_script(engine, HOST)
+            run_script(engine, OTHER_APPLICATION)
             if filled:
                 migrate.upgrade(engine)
                 fill(engine)
@@ -204,7 +204,7 @@ def test_recreating_parent_table_keeps_rows_of_other_tables(copy: MakeCopy, kind
 # The new table is missing before the upgrade. The database must be reported as behind, not as foreign.
 def test_database_without_table_of_new_revision_is_behind(copy: MakeCopy) -> None:
     made = copy(
-        "ours",
+        "package",
         "op.create_table('vibeforge_session_notes', sa.Column('id', sa.Integer(), primary_key=True))",
         "op.drop_table('vibeforge_session_notes')",
         models="""
@@ -239,7 +239,7 @@ def test_upgrade_in_callers_transaction_is_rejected_only_with_foreign_keys(copy:
 
 
 def test_upgrade_of_empty_database_in_callers_transaction_runs_all_revisions(copy: MakeCopy) -> None:
-    made = copy("ours", *GOOD, filled=False)
+    made = copy("package", *GOOD, filled=False)
     assert made.ask("transaction", "upgrade")["error"] is None
     assert made.committed()[VERSION_TABLE] == [(NEXT,)]
     assert made.ask("engine", "check")["error"] is None
@@ -317,7 +317,7 @@ def test_orphaned_rows_prevent_migration_but_not_start(copy: MakeCopy) -> None:
 
 
 def test_failed_downgrade_changes_nothing(copy: MakeCopy) -> None:
-    made = copy("ours", GOOD[0], GOOD[1] + "\n    raise RuntimeError('halfway')")
+    made = copy("package", GOOD[0], GOOD[1] + "\n    raise RuntimeError('halfway')")
     assert made.ask("engine", "upgrade")["error"] is None
     before = made.committed()
     for revision in (HEAD, "base"):
