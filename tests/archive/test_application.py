@@ -1,4 +1,4 @@
-"""Files of the application's own: ``session_state.json``, as its different versions have written it."""
+"""Import of the application's ``session_state.json`` files, in the shapes that its versions have written."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ STATE: dict[str, Any] = {
     "fix_loop_count": 2,
     "max_fix_loops": 3,
 }
-"""What the application writes, with its indentation."""
+"""The fields of a session in the application's file."""
 
 
 def text(value: Any) -> bytes:
+    """Return the value as the application writes it: JSON with an indentation of 2."""
     return json.dumps(value, indent=2).encode()
 
 
-def test_a_file_of_the_application(repository: SessionRepository) -> None:
+def test_import_of_application_file_creates_complete_session(repository: SessionRepository) -> None:
     report = imported(text(STATE), repository)
     assert (report.created, report.failed, report.errors, report.logs) == (1, 0, 1, 1)
     session = repository.get_session("7f9c")
@@ -64,14 +65,14 @@ def test_a_file_of_the_application(repository: SessionRepository) -> None:
     repository.update_session(session)
 
 
-def test_its_own_fields_are_kept(repository: SessionRepository) -> None:
+def test_import_stores_unknown_fields_in_extension_document(repository: SessionRepository) -> None:
     imported(text(STATE), repository)
     extension = json.loads(str(record_of(repository, "7f9c").content.documents["extension"]))
-    own = ["clarification_context", "failure_reason", "failure_artifact", "is_aborted", "abort_reason"]
-    assert extension == {name: STATE[name] for name in [*own, "fix_loop_count", "max_fix_loops"]}
+    unknown = ["clarification_context", "failure_reason", "failure_artifact", "is_aborted", "abort_reason"]
+    assert extension == {name: STATE[name] for name in [*unknown, "fix_loop_count", "max_fix_loops"]}
 
 
-def test_a_class_of_the_applications_own_reads_them() -> None:
+def test_session_subclass_reads_imported_unknown_fields() -> None:
     class ForgeSession(Session):
         clarification_context: Any = None
         failure_reason: str | None = None
@@ -95,14 +96,14 @@ def test_a_class_of_the_applications_own_reads_them() -> None:
         {"7f9c": STATE, "8f9c": {**STATE, "session_id": "8f9c"}},
         {"7f9c": STATE, "8f9c": {name: value for name, value in STATE.items() if name != "session_id"}},
     ],
-    ids=["list", "by id", "by id alone"],
+    ids=["list", "keyed_by_id", "keyed_by_id_without_session_id"],
 )
-def test_several_in_one_file(value: Any) -> None:
+def test_file_with_several_sessions_imports_all(value: Any) -> None:
     repository = InMemorySessionRepository()
     report = imported(text(value), repository)
     assert (report.created, report.failed) == (2, 0)
     assert repository.list_sessions() == ["7f9c", "8f9c"]
-    imported(json.dumps(value).encode("utf-8-sig"), other := InMemorySessionRepository())  # as some editors save it
+    imported(json.dumps(value).encode("utf-8-sig"), other := InMemorySessionRepository())  # with a byte order mark
     assert exported(other) == exported(repository)
 
 
@@ -114,8 +115,9 @@ def test_several_in_one_file(value: Any) -> None:
         ({"created_at": TIME, "answers": None, "logs": None, "error_history": None, "phase": None}, {}),
         ({"created_at": TIME, "error_history": [{"error_message": "old"}]}, {}),
     ],
+    ids=["only_created_at", "only_updated_at", "null_fields", "short_error_entry"],
 )
-def test_older_shapes(tmp_path: Path, fields: dict[str, Any], expected: dict[str, str]) -> None:
+def test_import_completes_missing_fields(tmp_path: Path, fields: dict[str, Any], expected: dict[str, str]) -> None:
     repository = InMemorySessionRepository()
     assert imported(text({"session_id": "s", **fields}), repository).failed == 0
     record = record_of(repository, "s")
@@ -124,7 +126,7 @@ def test_older_shapes(tmp_path: Path, fields: dict[str, Any], expected: dict[str
     assert imported(text({"session_id": "s", **fields}), repository).unchanged == 1
 
 
-def test_a_session_without_a_time_is_as_old_as_its_file(tmp_path: Path) -> None:
+def test_session_without_times_takes_modification_time_of_file(tmp_path: Path) -> None:
     path = tmp_path / "session_state.json"
     path.write_bytes(text({"session_id": "s", "phase": "IDEA"}))
     repository = InMemorySessionRepository()
@@ -134,13 +136,13 @@ def test_a_session_without_a_time_is_as_old_as_its_file(tmp_path: Path) -> None:
     assert record_of(repository, "s").created_at == record_of(repository, "s").updated_at == written
 
 
-def test_a_phase_that_this_code_does_not_know() -> None:
+def test_import_keeps_unknown_phase() -> None:
     repository = InMemorySessionRepository()
     assert imported(text({**STATE, "phase": "DEPLOYMENT"}), repository).created == 1
     assert record_of(repository, "7f9c").content.phase == "DEPLOYMENT"
 
 
-def test_a_session_that_travelled(repository: SessionRepository) -> None:
+def test_import_of_session_dict_restores_session(repository: SessionRepository) -> None:
     source = InMemorySessionRepository()
     source.create_session(full_session())
     source.modify_session("session-1", lambda session: session.add_answer("more", 1))
@@ -148,9 +150,9 @@ def test_a_session_that_travelled(repository: SessionRepository) -> None:
     assert session is not None
     assert imported(text(session.to_dict()), repository).created == 1
     assert exported(repository) == exported(source)
-    part = source.get_session("session-1", recent=0)
-    assert part is not None
-    report = imported(text({**part.to_dict(), "session_id": "part"}), repository)
+    partial = source.get_session("session-1", recent=0)
+    assert partial is not None
+    report = imported(text({**partial.to_dict(), "session_id": "partial"}), repository)
     assert "older entries" in str(report.problems[0].reason)
 
 
@@ -170,11 +172,28 @@ def test_a_session_that_travelled(repository: SessionRepository) -> None:
         ({"version": SECRET}, "version"),
         ({"failed_task_ids": [7]}, "failed_task_ids[0]"),
         ({"stored": {SECRET: 1}}, "stored"),
-        ({"own": "\ud83d\ude00"[:1] + "\ude00"}, ""),
+        ({"unknown": "\ud83d\ude00"[:1] + "\ude00"}, ""),
         ({"updated_at": "2999-01-01T00:00:00Z"}, "ahead of this machine's clock"),
     ],
+    ids=[
+        "missing_id",
+        "invalid_id",
+        "naive_time",
+        "text_as_time",
+        "list_as_answers",
+        "text_as_history",
+        "text_as_error_entry",
+        "number_as_logs",
+        "invalid_phase",
+        "number_as_phase",
+        "text_as_version",
+        "number_as_task_id",
+        "baseline",
+        "surrogate",
+        "future_time",
+    ],
 )
-def test_one_that_is_refused_is_told_with_its_number(fields: dict[str, Any], reason: str) -> None:
+def test_rejected_session_is_reported_with_its_number(fields: dict[str, Any], reason: str) -> None:
     repository = InMemorySessionRepository()
     good = {**STATE, "session_id": "good"}
     report = imported(text([good, {**STATE, **fields}, {**good, "session_id": "better"}]), repository)
@@ -185,14 +204,14 @@ def test_one_that_is_refused_is_told_with_its_number(fields: dict[str, Any], rea
     assert SECRET not in str(report)
 
 
-def test_ids_that_do_not_agree() -> None:
+def test_session_id_that_differs_from_key_is_reported() -> None:
     report = imported(text({"other": STATE, f"{SECRET}!": {**STATE, "session_id": None}}))
     assert [problem.session_id for problem in report.problems] == ["other", None]
     assert "must be equal to the key of this session" in str(report.problems[0].reason)
     assert SECRET not in str(report)
 
 
-def test_too_long_a_file(tmp_path: Path) -> None:
+def test_file_over_length_limit_is_not_imported(tmp_path: Path) -> None:
     whole = text([STATE] * 100)
     report = imported(whole, longest_line=len(whole) - 1)
     assert (report.created, report.failed > 0) == (0, True)

@@ -1,4 +1,4 @@
-"""A session whose id was changed by hand: it is reported, and the other sessions are transferred or deleted."""
+"""Transfer and pruning of sessions, one of which has an id that was edited by hand to an invalid one."""
 
 from __future__ import annotations
 

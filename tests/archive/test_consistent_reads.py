@@ -1,4 +1,4 @@
-"""While sessions are read somebody writes to them: each is moved as of one moment, or left out and told."""
+"""Consistent reads of sessions that another writer changes during an export or a copy."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from vibeforge_sessions.archive import Result, copy_sessions, export_sessions
 from vibeforge_sessions.archive.bundle import _ATTEMPTS
 from vibeforge_sessions.testing import NewRepository
 
-Touch = Callable[[SessionRepository], object]
+Write = Callable[[SessionRepository], object]
 
 
 def old() -> Session:
-    return Session(session_id="s", created_at=LONG_AGO, answers={"life": "old"}, logs=["old"] * 100)
+    return Session(session_id="s", created_at=LONG_AGO, answers={"incarnation": "old"}, logs=["old"] * 100)
 
 
 def new() -> Session:
-    return Session(session_id="s", created_at=LONG_AGO, answers={"life": "new"}, logs=["new"] * 150)
+    return Session(session_id="s", created_at=LONG_AGO, answers={"incarnation": "new"}, logs=["new"] * 150)
 
 
-def anew(repository: SessionRepository) -> None:
+def recreate(repository: SessionRepository) -> None:
     repository.delete_session("s")
     repository.create_session(new())
 
 
-def anew_as_a_copy(repository: SessionRepository) -> None:
-    """Another life of the same version, times and length: only the write id is another."""
+def recreate_with_same_version(repository: SessionRepository) -> None:
+    """Replace the session by another incarnation of the same version, times and length: only the write id differs."""
     other = InMemorySessionRepository()
     session = new()
     session.logs = session.logs[:100]
@@ -50,89 +50,95 @@ def anew_as_a_copy(repository: SessionRepository) -> None:
     assert record.counts == before.counts
 
 
-def while_reading(repository: SessionRepository, touch: Touch, *, times: int, after: int = 1) -> SessionRepository:
-    """Have the session touched when its logs are read, each time anew."""
-    honest = repository.list_logs
+def writing_during_reads(
+    repository: SessionRepository, write: Write, *, times: int, after: int = 1
+) -> SessionRepository:
+    """Return the repository with a `write` before each of the given number of log reads."""
+    original = repository.list_logs
     calls = 0
 
-    def list_logs(session_id: str, **asked: Any) -> list[str]:
+    def list_logs(session_id: str, **options: Any) -> list[str]:
         nonlocal calls
         calls += 1
         if after <= calls < after + times:
-            touch(repository)
-        return honest(session_id, **asked)
+            write(repository)
+        return original(session_id, **options)
 
     repository.list_logs = list_logs  # type: ignore[method-assign]
     return repository
 
 
-def life_of(archive: bytes) -> tuple[str, set[str], int]:
-    """Return what an archive's only session says it is: in its answers, in its logs, and their number."""
+def incarnation_in(archive: bytes) -> tuple[str, set[str], int]:
+    """Return the incarnation of an archive's only session by its answers and by its logs, and the number of logs."""
     lines = [json.loads(line) for line in archive.splitlines()]
     (header,) = [line for line in lines if line["kind"] == "session"]
     logs = [entry for line in lines if line["kind"] == "logs" for entry in line["entries"]]
     assert header["logs"] == len(logs)
-    return header["documents"]["answers"]["life"], {log.rsplit(" ", 1)[-1] for log in logs}, len(logs)
+    return header["documents"]["answers"]["incarnation"], {log.rsplit(" ", 1)[-1] for log in logs}, len(logs)
 
 
 @pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize(
-    ("touch", "expected"),
+    ("write", "expected"),
     [
         (lambda repository: repository.append_log("s", "more"), ("old", {"old"}, 100)),
         (lambda repository: repository.hold_session("s"), ("old", {"old"}, 100)),
-        (anew, ("new", {"new"}, 150)),
-        (anew_as_a_copy, ("new", {"new"}, 100)),
+        (recreate, ("new", {"new"}, 150)),
+        (recreate_with_same_version, ("new", {"new"}, 100)),
     ],
-    ids=["append", "hold", "anew", "anew_as_a_copy"],
+    ids=["append", "hold", "recreate", "recreate_with_same_version"],
 )
-def test_it_is_of_one_moment(
-    repository: SessionRepository, touch: Touch, expected: tuple[str, set[str], int], after: int
+def test_export_during_writes_contains_one_state(
+    repository: SessionRepository, write: Write, expected: tuple[str, set[str], int], after: int
 ) -> None:
     repository.create_session(old())
-    archive = exported(while_reading(repository, touch, times=1, after=after))
-    assert life_of(archive) == expected
+    archive = exported(writing_during_reads(repository, write, times=1, after=after))
+    assert incarnation_in(archive) == expected
     assert imported(archive).created == 1
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_an_update_is_there_whole(repository: SessionRepository, after: int) -> None:
+def test_export_during_update_contains_complete_update(repository: SessionRepository, after: int) -> None:
     def update(repository: SessionRepository) -> None:
-        repository.modify_session("s", change_life)
+        repository.modify_session("s", change_answers_and_logs)
 
-    def change_life(session: Session) -> None:
-        session.answers = {"life": "changed"}
+    def change_answers_and_logs(session: Session) -> None:
+        session.answers = {"incarnation": "changed"}
         session.logs += ["old"] * 7
 
     repository.create_session(old())
-    assert life_of(exported(while_reading(repository, update, times=1, after=after))) == ("changed", {"old"}, 107)
+    assert incarnation_in(exported(writing_during_reads(repository, update, times=1, after=after))) == (
+        "changed",
+        {"old"},
+        107,
+    )
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_one_that_disappears_is_left_out_and_told(repository: SessionRepository, after: int) -> None:
+def test_session_deleted_during_export_is_reported_as_gone(repository: SessionRepository, after: int) -> None:
     repository.create_session(old())
     repository.create_session(session_id="other")
-    told: list[Result] = []
+    results: list[Result] = []
     file = io.BytesIO()
-    while_reading(repository, lambda repository: repository.delete_session("s"), times=1, after=after)
-    report = export_sessions(repository, file, on_session=told.append)
+    writing_during_reads(repository, lambda repository: repository.delete_session("s"), times=1, after=after)
+    report = export_sessions(repository, file, on_session=results.append)
     assert (report.exported, report.gone, report.failed) == (1, 1, 0)
-    assert [(each.outcome, each.session_id) for each in told] == [("gone", "s"), ("exported", "other")]
+    assert [(each.outcome, each.session_id) for each in results] == [("gone", "s"), ("exported", "other")]
     assert imported(file.getvalue()).created == 1
 
 
-def test_one_that_never_stands_still_is_left_out_and_told(repository: SessionRepository) -> None:
+def test_session_changed_at_every_read_is_reported_as_failed(repository: SessionRepository) -> None:
     repository.create_session(old())
     repository.create_session(session_id="other")
     file = io.BytesIO()
     count = 0
 
-    def touch(repository: SessionRepository) -> None:
+    def write(repository: SessionRepository) -> None:
         nonlocal count
         count += 1
         repository.modify_session("s", lambda session: session.add_answer("n", count))
 
-    report = export_sessions(while_reading(repository, touch, times=1_000_000), file)
+    report = export_sessions(writing_during_reads(repository, write, times=1_000_000), file)
     assert (report.exported, report.gone, report.failed) == (1, 0, 1)
     assert _ATTEMPTS <= count <= 3 * _ATTEMPTS
     (problem,) = report.problems
@@ -141,24 +147,24 @@ def test_one_that_never_stands_still_is_left_out_and_told(repository: SessionRep
     assert imported(file.getvalue()).created == 1
 
 
-@pytest.mark.parametrize("touch", [anew, anew_as_a_copy])
-def test_a_copy_is_of_one_moment(new_repository: NewRepository, touch: Touch) -> None:
+@pytest.mark.parametrize("write", [recreate, recreate_with_same_version])
+def test_copy_during_writes_contains_one_state(new_repository: NewRepository, write: Write) -> None:
     source, target = new_repository(), new_repository()
     source.create_session(old())
-    assert copy_sessions(while_reading(source, touch, times=1), target).created == 1
+    assert copy_sessions(writing_during_reads(source, write, times=1), target).created == 1
     session = target.get_session("s")
     assert session is not None
-    assert session.answers == {"life": "new"}
+    assert session.answers == {"incarnation": "new"}
     assert set(session.logs) == {"new"}
     assert exported(target) == exported(source)
 
 
-# --- rows that somebody has deleted by hand ---
+# --- rows deleted by hand ---
 
 
 @pytest.mark.parametrize("position", [1, 5, 64, 65, 70, 150])
 @pytest.mark.parametrize("history", ["errors", "logs"])
-def test_a_history_with_a_gap_is_left_out_and_told(sqlite: Storage, history: str, position: int) -> None:
+def test_session_with_gap_in_history_is_reported_as_failed(sqlite: Storage, history: str, position: int) -> None:
     engine = sqlite.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     errors = [ErrorEntry(LONG_AGO, "t", f"{number}", "IDEA") for number in range(150)]

@@ -1,4 +1,4 @@
-"""From one repository to another: verified, resumable, again and again while the source is in use."""
+"""Copies from one repository to another: conflicts, repeated passes, interruptions and verification."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vibeforge_sessions.testing import NewRepository
 
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.product(DATABASES, DATABASES)))
-def test_between_any_two(request: pytest.FixtureRequest, one: str, other: str) -> None:
+def test_copy_between_two_databases_is_exact(request: pytest.FixtureRequest, one: str, other: str) -> None:
     with ExitStack() as stack:
         storages: list[Storage] = [request.getfixturevalue(name) for name in (one, other)]
         source, target = [stack.enter_context(storage.repositories())() for storage in storages]
@@ -37,7 +37,7 @@ def test_between_any_two(request: pytest.FixtureRequest, one: str, other: str) -
         assert record_of(target, "s1").write_id != record_of(source, "s1").write_id
 
 
-def test_a_second_pass_takes_what_has_changed(new_repository: NewRepository) -> None:
+def test_second_copy_transfers_only_changed_sessions(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
     fill(source, 4, entries=3)
     copy_sessions(source, target)
@@ -54,71 +54,79 @@ def test_a_second_pass_takes_what_has_changed(new_repository: NewRepository) -> 
     assert copy_sessions(source, target).unchanged == 6
     source.delete_session("s1")
     assert copy_sessions(source, target).unchanged == 5
-    assert "s1" in target.list_sessions()  # nothing is deleted there
+    assert "s1" in target.list_sessions()  # a copy never deletes in the target
 
 
-def diverged(touch: Callable[[SessionRepository], object]) -> Callable[[SessionRepository, SessionRepository], None]:
-    """Return what has the target touched, and then the source in more than that."""
+def in_both(write: Callable[[SessionRepository], object]) -> Callable[[SessionRepository, SessionRepository], None]:
+    """Return a change that applies `write` to both repositories and then appends a log to the source."""
 
     def both(source: SessionRepository, target: SessionRepository) -> None:
-        touch(target)
-        touch(source)
+        write(target)
+        write(source)
         source.append_log("s", "later")
 
     return both
 
 
-def made_anew(source: SessionRepository, target: SessionRepository) -> None:
+def source_recreated(source: SessionRepository, target: SessionRepository) -> None:
     source.delete_session("s")
     source.create_session(Session(session_id="s", logs=["1", "2", "3", "4"]))
 
 
-def ahead(source: SessionRepository, target: SessionRepository) -> None:
+def target_has_more_logs(source: SessionRepository, target: SessionRepository) -> None:
     target.append_log("s", "there")
 
 
-def ahead_by_an_update(source: SessionRepository, target: SessionRepository) -> None:
+def target_updated(source: SessionRepository, target: SessionRepository) -> None:
     target.modify_session("s", lambda session: session.add_answer("there", 1))
 
 
-def of_one_version(source: SessionRepository, target: SessionRepository) -> None:
+def updated_to_same_version(source: SessionRepository, target: SessionRepository) -> None:
     target.modify_session("s", lambda session: session.add_answer("there", 1))
     source.modify_session("s", lambda session: session.add_answer("here", 1))
 
 
-def later_in_the_target(source: SessionRepository, target: SessionRepository) -> None:
+def target_updated_last(source: SessionRepository, target: SessionRepository) -> None:
     for number in range(2):
         source.modify_session("s", lambda session, number=number: session.add_answer("here", number))  # type: ignore[misc]
     target.modify_session("s", lambda session: session.add_answer("there", 1))
 
 
 @pytest.mark.parametrize(
-    "touch",
+    "write",
     [
-        diverged(lambda repository: repository.append_log("s", "x")),
-        diverged(lambda repository: repository.append_error("s", "t", "x")),
-        made_anew,
-        ahead,
-        ahead_by_an_update,
-        of_one_version,
-        later_in_the_target,
+        in_both(lambda repository: repository.append_log("s", "x")),
+        in_both(lambda repository: repository.append_error("s", "t", "x")),
+        source_recreated,
+        target_has_more_logs,
+        target_updated,
+        updated_to_same_version,
+        target_updated_last,
     ],
-    ids=["another log", "another error", "made anew", "ahead", "ahead by an update", "of one version", "later"],
+    ids=[
+        "different_log",
+        "different_error",
+        "source_recreated",
+        "target_has_more_logs",
+        "target_updated",
+        "updated_to_same_version",
+        "target_updated_last",
+    ],
 )
 @pytest.mark.parametrize("on_conflict", ["fail", "skip", "replace"])
-def test_what_was_written_in_the_target_is_not_lost_unasked(
-    touch: Callable[[SessionRepository, SessionRepository], None], on_conflict: OnConflict
+def test_writes_to_target_are_lost_only_with_replace(
+    write: Callable[[SessionRepository, SessionRepository], None], on_conflict: OnConflict
 ) -> None:
     source, target = InMemorySessionRepository(), InMemorySessionRepository()
     source.create_session(Session(session_id="s", created_at=LONG_AGO, logs=["1", "2"]))
     source.create_session(session_id="other")
     copy_sessions(source, target)
-    touch(source, target)
+    write(source, target)
     before = exported(target)
-    told: list[Result] = []
-    report = copy_sessions(source, target, on_conflict=on_conflict, on_session=told.append)
+    results: list[Result] = []
+    report = copy_sessions(source, target, on_conflict=on_conflict, on_session=results.append)
     outcome = {"fail": "failed", "skip": "skipped", "replace": "replaced"}[on_conflict]
-    assert [result.outcome for result in told if result.session_id == "s"] == [outcome]
+    assert [result.outcome for result in results if result.session_id == "s"] == [outcome]
     assert report.unchanged == 1
     assert exported(target) == (exported(source) if on_conflict == "replace" else before)
     if on_conflict == "fail":
@@ -127,7 +135,7 @@ def test_what_was_written_in_the_target_is_not_lost_unasked(
             copy_sessions(source, target, stop_on_error=True)
 
 
-def test_the_newer_of_two() -> None:
+def test_copy_with_newer_keeps_session_with_later_update() -> None:
     source, target = InMemorySessionRepository(), InMemorySessionRepository()
     for repository in (source, target):
         repository.create_session(session_id="newer-there" if repository is target else "newer-here")
@@ -139,7 +147,7 @@ def test_the_newer_of_two() -> None:
     assert (report.replaced, report.skipped) == (1, 1)
 
 
-def test_a_target_on_a_conflict_on_each_database(repository: SessionRepository) -> None:
+def test_conflicting_session_is_replaced_only_on_request(repository: SessionRepository) -> None:
     source = InMemorySessionRepository()
     fill(source, 2)
     repository.create_session(session_id="s1")
@@ -149,7 +157,7 @@ def test_a_target_on_a_conflict_on_each_database(repository: SessionRepository) 
     assert exported(repository) == exported(source)
 
 
-def test_it_is_resumed(new_repository: NewRepository) -> None:
+def test_interrupted_copy_is_resumed(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
     fill(source, 5)
 
@@ -166,29 +174,29 @@ def test_it_is_resumed(new_repository: NewRepository) -> None:
     assert exported(target) == exported(source)
 
 
-def test_what_the_target_changes_is_noticed() -> None:
-    class Forgetful(InMemorySessionRepository):
+def test_copy_reports_target_that_stores_other_logs() -> None:
+    class AlteringRepository(InMemorySessionRepository):
         def restore_record(self, record: Any, errors: Any = (), logs: Any = (), **options: Any) -> None:
             logs = [line.replace("started", "ended") for line in logs]
             super().restore_record(record, errors, logs, **options)
 
-    source, target = InMemorySessionRepository(), Forgetful()
+    source, target = InMemorySessionRepository(), AlteringRepository()
     fill(source, 1)
     report = copy_sessions(source, target)
     assert (report.created, report.failed) == (1, 1)
     assert report.problems[0].session_id == "s0"
     assert "differs from what was copied" in str(report.problems[0].reason)
     with pytest.raises(CorruptSessionError):
-        copy_sessions(source, Forgetful(), stop_on_error=True)
+        copy_sessions(source, AlteringRepository(), stop_on_error=True)
 
 
-def test_a_thorough_one_compares_histories(new_repository: NewRepository) -> None:
+def test_thorough_copy_compares_histories(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
     fill(source, 1)
     copy_sessions(source, target)
     record = record_of(target, "s0")
     errors, logs = histories(target, "s0")
-    target.restore_record(record, errors, [line.upper() for line in logs], replacing=record)  # as by hand
+    target.restore_record(record, errors, [line.upper() for line in logs], replacing=record)  # only histories differ
     assert copy_sessions(source, target).unchanged == 2
     report = copy_sessions(source, target, thorough=True)
     assert (report.unchanged, report.failed) == (1, 1)
@@ -196,29 +204,29 @@ def test_a_thorough_one_compares_histories(new_repository: NewRepository) -> Non
     assert copy_sessions(source, target, thorough=True).unchanged == 2
 
 
-def test_one_that_cannot_be_read_does_not_stop_the_others() -> None:
+def test_unreadable_session_does_not_stop_the_copy() -> None:
     source = InMemorySessionRepository()
     fill(source, 2)
-    honest = source.get_record
+    original = source.get_record
 
     def get_record(session_id: str) -> Any:
         if session_id == "s1":
             raise CorruptSessionError(session_id, "its documents are missing")
-        return honest(session_id)
+        return original(session_id)
 
     source.get_record = get_record  # type: ignore[method-assign]
     report = copy_sessions(source, InMemorySessionRepository())
     assert (report.created, report.failed) == (2, 1)
 
 
-def test_only_what_matches(new_repository: NewRepository) -> None:
+def test_copy_transfers_only_sessions_that_match_the_filter(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
     fill(source, 1)
     assert copy_sessions(source, target, SessionFilter(has_errors=True)).created == 1
     assert target.list_sessions() == ["s0"]
 
 
-def test_what_makes_no_sense() -> None:
+def test_copy_rejects_invalid_arguments() -> None:
     repository = InMemorySessionRepository()
     with pytest.raises(InvalidArgumentError, match="another repository"):
         copy_sessions(repository, repository)

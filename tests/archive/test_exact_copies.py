@@ -1,4 +1,4 @@
-"""What is exported, imported and exported again is the same, byte for byte, on each database and between any two."""
+"""Exactness of exports: imported sessions export to the same bytes, on each database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vibeforge_sessions.archive.serialization import CHUNK, CHUNK_SIZE
 from vibeforge_sessions.testing import NewRepository
 
 
-def test_out_and_in_and_out_again(new_repository: NewRepository) -> None:
+def test_export_import_export_is_exact(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
     fill(source, 2, entries=1_100)
     archive = exported(source)
@@ -41,7 +41,7 @@ def test_out_and_in_and_out_again(new_repository: NewRepository) -> None:
     assert record_of(target, "s1").counts == (1102, 1101)
 
 
-def test_every_database_gives_the_same_bytes(repository: SessionRepository) -> None:
+def test_export_is_identical_on_every_database(repository: SessionRepository) -> None:
     source = InMemorySessionRepository()
     fill(source, entries=10)
     archive = exported(source)
@@ -49,40 +49,40 @@ def test_every_database_gives_the_same_bytes(repository: SessionRepository) -> N
     assert exported(repository) == archive
 
 
-def test_a_gzip_is_the_same_at_every_time(tmp_path: Path) -> None:
+def test_gzip_export_is_deterministic(tmp_path: Path) -> None:
     repository = InMemorySessionRepository()
     fill(repository)
     export_sessions(repository, tmp_path / "one.jsonl.gz")
     imported(exported(repository), other := InMemorySessionRepository())
     export_sessions(other, tmp_path / "two", compress=True)
     assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two").read_bytes()
-    assert (tmp_path / "two").read_bytes()[3:8] == bytes(5)  # neither a name nor a time
+    assert (tmp_path / "two").read_bytes()[3:8] == bytes(5)  # the gzip header has neither file name nor time
     assert gzip.decompress((tmp_path / "two").read_bytes()) == exported(repository)
-    assert import_sessions(InMemorySessionRepository(), tmp_path / "two").created == 4  # whatever its name is
+    assert import_sessions(InMemorySessionRepository(), tmp_path / "two").created == 4  # recognized without the suffix
     export_sessions(repository, tmp_path / "plain.gz", compress=False)
     assert (tmp_path / "plain.gz").read_bytes() == exported(repository)
 
 
-def test_the_oldest_come_first(repository: SessionRepository) -> None:
+def test_export_is_ordered_by_creation_time_and_id(repository: SessionRepository) -> None:
     for session_id, minutes in (("b", 5), ("c", 1), ("a", 5)):
         repository.create_session(Session(session_id=session_id, created_at=LONG_AGO + timedelta(minutes=minutes)))
     lines = map(json.loads, exported(repository).splitlines())
     assert [line["session_id"] for line in lines if line["kind"] == "session"] == ["c", "a", "b"]
 
 
-def test_only_what_matches(repository: SessionRepository) -> None:
+def test_export_contains_only_sessions_that_match_the_filter(repository: SessionRepository) -> None:
     fill(repository)
     lines = map(json.loads, exported(repository, filter=SessionFilter(has_errors=False)).splitlines())
     assert [line["session_id"] for line in lines if line["kind"] == "session"] == ["empty"]
 
 
-def test_nothing_is_an_archive_too(repository: SessionRepository) -> None:
+def test_export_of_empty_repository_is_an_archive(repository: SessionRepository) -> None:
     archive = exported(repository)
     assert [json.loads(line)["kind"] for line in archive.splitlines()] == ["archive", "archive_end"]
     assert imported(archive) == imported(b"")
 
 
-def test_the_lines() -> None:
+def test_exported_lines_follow_the_format() -> None:
     repository = InMemorySessionRepository()
     repository.create_session(
         Session(
@@ -120,8 +120,9 @@ def test_the_lines() -> None:
         (CHUNK_SIZE // 4, 7, [4, 3]),
         (3 * CHUNK_SIZE, 2, [1, 1]),
     ],
+    ids=["many_entries", "long_entries", "oversized_entries"],
 )
-def test_chunks_are_short(length: int, count: int, expected: list[int]) -> None:
+def test_chunks_are_limited_in_entries_and_size(length: int, count: int, expected: list[int]) -> None:
     repository = InMemorySessionRepository()
     repository.create_session(Session(session_id="s", logs=["x" * length] * count))
     archive = exported(repository)
@@ -132,26 +133,26 @@ def test_chunks_are_short(length: int, count: int, expected: list[int]) -> None:
     assert exported(other) == archive
 
 
-def test_long_entries_are_read_a_few_at_a_time() -> None:
-    asked = []
+def test_export_reads_few_long_entries_per_query() -> None:
+    limits = []
 
-    class Watched(InMemorySessionRepository):
+    class RecordingRepository(InMemorySessionRepository):
         def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
-            asked.append(limit)
+            limits.append(limit)
             return super().list_logs(session_id, after=after, limit=limit)
 
-    repository = Watched()
+    repository = RecordingRepository()
     repository.create_session(Session(session_id="long", logs=["x" * 1_000_000] * 100))
     exported(repository)
-    assert max(asked[1:]) <= 5  # of which one is read again
-    asked.clear()
+    assert max(limits[1:]) <= 5  # including one entry that is read twice
+    limits.clear()
     repository.delete_session("long")
     repository.create_session(Session(session_id="short", logs=["x"] * 5_000))
     exported(repository)
-    assert len(asked) <= 6
+    assert len(limits) <= 6
 
 
-def test_a_session_that_this_code_cannot_read_is_moved(new_repository: NewRepository) -> None:
+def test_session_with_unknown_phase_is_transferred(new_repository: NewRepository) -> None:
     source, target = new_repository(), new_repository()
     fill(source)
     change(source, "s1", phase="DEPLOYMENT")
@@ -161,7 +162,7 @@ def test_a_session_that_this_code_cannot_read_is_moved(new_repository: NewReposi
     assert record_of(target, "s1").content.phase == "DEPLOYMENT"
 
 
-def test_fields_of_a_subclass_are_moved(new_repository: NewRepository) -> None:
+def test_subclass_fields_are_transferred(new_repository: NewRepository) -> None:
     class Extended(Session):
         is_aborted: bool = False
         deep: object = None
@@ -177,7 +178,7 @@ def test_fields_of_a_subclass_are_moved(new_repository: NewRepository) -> None:
     assert exported(target) == archive
 
 
-def test_a_file_of_ones_own_is_left_open() -> None:
+def test_file_object_of_caller_is_not_closed() -> None:
     repository = InMemorySessionRepository()
     fill(repository)
     for compress in (False, True):

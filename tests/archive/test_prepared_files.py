@@ -1,4 +1,4 @@
-"""Files that another user has prepared where an export or an archive is written."""
+"""Files that another user has prepared at the path of an export or an archive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def writable_by_others(path: Path, victim: Path) -> None:
     path.chmod(0o602)
 
 
-def of_another_user(path: Path, victim: Path) -> None:
+def owned_by_another_user(path: Path, victim: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a file to another user")
     path.touch(mode=0o600)
@@ -58,7 +58,7 @@ PREPARED: dict[Callable[[Path, Path], None], str] = {
     hard_link: "hard link",
     writable_by_group: "other users may write",
     writable_by_others: "other users may write",
-    of_another_user: "another user",
+    owned_by_another_user: "another user",
     named_pipe: "regular file",
 }
 prepared_files = pytest.mark.parametrize(("prepare", "reason"), PREPARED.items(), ids=[f.__name__ for f in PREPARED])
@@ -73,7 +73,7 @@ def repository() -> SessionRepository:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """Return a file that stays as it is."""
+    """Return a file, and check afterwards that it was not changed."""
     path = tmp_path / "victim"
     path.write_bytes(PRECIOUS)
     path.chmod(0o600)
@@ -114,9 +114,7 @@ def test_new_files_are_readable_by_their_owner_only(repository: SessionRepositor
     assert [os.lstat(tmp_path / name).st_mode & 0o777 for name in ("x", "archive")] == [0o600, 0o600]
 
 
-def test_an_archive_that_its_owner_lets_others_read_is_appended_to(
-    repository: SessionRepository, tmp_path: Path
-) -> None:
+def test_archive_readable_by_others_is_appended_to(repository: SessionRepository, tmp_path: Path) -> None:
     path = tmp_path / "archive"
     for session_id in ("s0", "s1"):
         with ArchiveWriter(path) as archive:
@@ -127,8 +125,8 @@ def test_an_archive_that_its_owner_lets_others_read_is_appended_to(
     assert import_sessions(InMemorySessionRepository(), path).created == 2
 
 
-@pytest.mark.parametrize("dangling", [False, True])
-def test_export_replaces_a_link_of_its_own_name(
+@pytest.mark.parametrize("dangling", [False, True], ids=["existing_target", "dangling"])
+def test_export_replaces_symbolic_link_at_its_path(
     dangling: bool, repository: SessionRepository, victim: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "x"
@@ -153,7 +151,7 @@ for number in range(100):
 """
 
 
-def test_processes_that_export_to_one_file_leave_a_whole_one(tmp_path: Path) -> None:
+def test_concurrent_exports_to_one_file_leave_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     command = [sys.executable, "-c", EXPORT, str(path)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]

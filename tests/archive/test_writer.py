@@ -1,4 +1,4 @@
-"""`ArchiveWriter`: what `commit` returns is on the disk, whatever happens before, meanwhile and afterwards."""
+"""Durability of `ArchiveWriter`: sessions that `commit` has returned survive interruptions and failures."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
-def archived(path: Path, source: SessionRepository, *ids: str) -> None:
-    """Add some sessions in one commit."""
+def archive_sessions(path: Path, source: SessionRepository, *ids: str) -> None:
+    """Append the sessions to the archive in one commit."""
     with ArchiveWriter(path) as archive:
         for session_id in ids:
             archive.add(source, record_of(source, session_id))
         assert [record.session_id for record in archive.commit()] == list(ids)
 
 
-def held(path: Path) -> tuple[list[str], Report]:
+def contents(path: Path) -> tuple[list[str], Report]:
     """Return the ids of an archive's sessions, and the report of their import."""
     repository = InMemorySessionRepository()
     report = import_sessions(repository, path)
     return sorted(repository.list_sessions()), report
 
 
-# --- archive, then delete ---
+# --- appending and committing ---
 
 
-def test_sessions_are_archived_and_deleted(repository: SessionRepository, path: Path) -> None:
+def test_archived_sessions_can_be_deleted_and_restored(repository: SessionRepository, path: Path) -> None:
     fill(repository, 4, entries=3)
     repository.release_session("s0")
     before = exported(repository)
@@ -70,7 +70,7 @@ def test_sessions_are_archived_and_deleted(repository: SessionRepository, path: 
     with ArchiveWriter(path) as archive:
         for record in records:
             archive.add(repository, record)
-        repository.append_log("s1", "touched")
+        repository.append_log("s1", "after archiving")
         assert archive.commit() == records
         deleted = [repository.delete_session(record.session_id, unchanged_since=record) for record in records]
         assert deleted == [record.session_id != "s1" for record in records]
@@ -80,35 +80,35 @@ def test_sessions_are_archived_and_deleted(repository: SessionRepository, path: 
     assert exported(other) == before
 
 
-def test_batches_and_runs_follow_each_other(source: SessionRepository, path: Path) -> None:
+def test_commits_and_writers_append_to_one_archive(source: SessionRepository, path: Path) -> None:
     with ArchiveWriter(path) as archive:
         for session_id in ("s0", "s1"):
             archive.add(source, record_of(source, session_id))
             assert len(archive.commit()) == 1
-    archived(path, source, "s2", "s3")
-    assert held(path) == (["s0", "s1", "s2", "s3"], Report(created=4, errors=16, logs=16))
+    archive_sessions(path, source, "s2", "s3")
+    assert contents(path) == (["s0", "s1", "s2", "s3"], Report(created=4, errors=16, logs=16))
     assert path.read_bytes().startswith(b"\x1f\x8b") == (path.suffix == ".gz")
 
 
-def test_an_archive_stays_what_it_is(source: SessionRepository, path: Path) -> None:
-    archived(path, source, "s0")
+def test_existing_archive_keeps_its_compression(source: SessionRepository, path: Path) -> None:
+    archive_sessions(path, source, "s0")
     with ArchiveWriter(path, compress=path.suffix != ".gz") as archive:
         archive.add(source, record_of(source, "s1"))
         archive.commit()
     assert path.read_bytes().startswith(b"\x1f\x8b") == (path.suffix == ".gz")
-    assert held(path)[0] == ["s0", "s1"]
+    assert contents(path)[0] == ["s0", "s1"]
 
 
-def test_an_export_can_be_appended_to(source: SessionRepository, path: Path) -> None:
+def test_archive_writer_appends_to_export(source: SessionRepository, path: Path) -> None:
     export_sessions(source, path)
     source.create_session(session_id="late")
-    archived(path, source, "late")
-    ids, report = held(path)
+    archive_sessions(path, source, "late")
+    ids, report = contents(path)
     assert (len(ids), report.failed) == (8, 0)
 
 
-def test_what_is_not_committed_is_not_there(source: SessionRepository, path: Path) -> None:
-    archived(path, source, "s0")
+def test_uncommitted_sessions_are_not_written(source: SessionRepository, path: Path) -> None:
+    archive_sessions(path, source, "s0")
     before = path.read_bytes()
     with ArchiveWriter(path) as archive:
         archive.add(source, record_of(source, "s1"))
@@ -117,23 +117,23 @@ def test_what_is_not_committed_is_not_there(source: SessionRepository, path: Pat
     assert path.read_bytes() == before
 
 
-def test_one_that_cannot_be_added_leaves_the_others(source: SessionRepository, path: Path) -> None:
-    touched, gone, long = (record_of(source, session_id) for session_id in ("s1", "s2", "s3"))
+def test_failed_add_keeps_other_sessions(source: SessionRepository, path: Path) -> None:
+    stale, deleted, long = (record_of(source, session_id) for session_id in ("s1", "s2", "s3"))
     source.modify_session("s1", lambda session: session.add_answer("more", 1))
     source.delete_session("s2")
     source.modify_session("s3", lambda session: session.add_answer("long", "x" * 10_000))
     long = record_of(source, "s3")
     with ArchiveWriter(path, longest_line=10_000) as archive:
         archive.add(source, record_of(source, "s0"))
-        for record, error in ((touched, StaleSessionError), (gone, SessionNotFoundError), (long, InvalidSessionError)):
+        for record, error in ((stale, StaleSessionError), (deleted, SessionNotFoundError), (long, InvalidSessionError)):
             with pytest.raises(error):
                 archive.add(source, record)
         archive.add(source, record_of(source, "s4"))
         assert [record.session_id for record in archive.commit()] == ["s0", "s4"]
-    assert held(path)[0] == ["s0", "s4"]
+    assert contents(path)[0] == ["s0", "s4"]
 
 
-def test_a_record_of_entries_that_came_later(source: SessionRepository, path: Path) -> None:
+def test_entries_appended_after_record_was_read_are_left_out(source: SessionRepository, path: Path) -> None:
     record = record_of(source, "s0")
     source.append_log("s0", "later")
     with ArchiveWriter(path) as archive:
@@ -144,52 +144,54 @@ def test_a_record_of_entries_that_came_later(source: SessionRepository, path: Pa
     assert record_of(other, "s0").counts == record.counts
 
 
-# --- what an interrupted run leaves behind ---
+# --- truncation recovery ---
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_wherever_it_was_cut_off(source: SessionRepository, tmp_path: Path, name: str) -> None:
+def test_archive_truncated_at_any_byte_keeps_committed_sessions(
+    source: SessionRepository, tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     ends = [0]
     for ids in (("s0",), ("s1", "s2")):
-        archived(path, source, *ids)
+        archive_sessions(path, source, *ids)
         ends.append(path.stat().st_size)
     whole = path.read_bytes()
     for length in range(0, len(whole) + 1, 29):
         path.write_bytes(whole[:length])
         ArchiveWriter(path).close()
         size = path.stat().st_size
-        assert size <= length or path.read_bytes() == whole[:length] + b"\n"  # a closing line that lacks its end only
+        assert size <= length or path.read_bytes() == whole[:length] + b"\n"  # only the final line break was missing
         assert size >= max(end for end in ends if end <= length)
-        assert held(path)[1].failed == 0, length
+        assert contents(path)[1].failed == 0, length
         if path.suffix == ".gz":
             assert size in ends
 
 
-def test_a_last_line_without_its_end_is_a_line(source: SessionRepository, tmp_path: Path) -> None:
+def test_last_line_without_line_break_is_kept(source: SessionRepository, tmp_path: Path) -> None:
     path = tmp_path / "x"
-    archived(path, source, "s0")
-    archived(path, source, "s1")
+    archive_sessions(path, source, "s0")
+    archive_sessions(path, source, "s1")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    archived(path, source, "s2")
+    archive_sessions(path, source, "s2")
     assert path.read_bytes().startswith(whole)
-    assert held(path)[0] == ["s0", "s1", "s2"]
+    assert contents(path)[0] == ["s0", "s1", "s2"]
 
 
 @pytest.mark.parametrize("more", ["s2", "empty"])
-def test_it_goes_on_after_it_was_cut_off(source: SessionRepository, path: Path, more: str) -> None:
-    archived(path, source, "s0")
+def test_truncated_archive_is_appended_to(source: SessionRepository, path: Path, more: str) -> None:
+    archive_sessions(path, source, "s0")
     whole = path.read_bytes()
-    archived(path, source, "s1")
-    path.write_bytes(path.read_bytes()[:-5])  # longer than what comes next, or not
-    archived(path, source, more)
+    archive_sessions(path, source, "s1")
+    path.write_bytes(path.read_bytes()[:-5])  # the next session is shorter or longer than the rest
+    archive_sessions(path, source, more)
     assert path.read_bytes().startswith(whole)
-    ids, report = held(path)
+    ids, report = contents(path)
     assert (ids, report.created, report.failed) == (sorted(["s0", more]), 2, 0)
 
 
-KILLED = """
+COMMITS = """
 import sys
 from pathlib import Path
 from tests.support.archives import fill, record_of
@@ -205,42 +207,42 @@ with ArchiveWriter(Path(sys.argv[1])) as archive:
 """
 
 
-def test_a_process_that_is_killed(path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(path)]
+def test_committed_sessions_survive_sigkill(path: Path) -> None:
+    command = [sys.executable, "-c", COMMITS, str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = [process.stdout.readline() for _ in range(5)]
+        lines = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGKILL)
-        told += process.stdout.readlines()
-    committed = [session_id for line in told if line.endswith("\n") for session_id in line.split()]
+        lines += process.stdout.readlines()
+    committed = [session_id for line in lines if line.endswith("\n") for session_id in line.split()]
     assert 15 <= len(committed) <= 198
     ArchiveWriter(path).close()
-    ids, report = held(path)
+    ids, report = contents(path)
     assert report.failed == 0
     assert set(committed) <= set(ids)
 
 
-# --- what is refused, and stays as it is ---
+# --- rejected files ---
 
 
-def flipped(data: bytes, place: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+def with_inverted_byte(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
 
 
 FOREIGN = {
-    "a text": b"precious",
-    "one byte": b"x",
-    "JSON": b'{"a":1}\n',
-    "a gzip": gzip.compress(b"precious" * 1000),
-    "the beginning of a gzip": gzip.compress(b"precious" * 1000)[:-4],
+    "text": b"precious",
+    "one_byte": b"x",
+    "json": b'{"a":1}\n',
+    "foreign_gzip": gzip.compress(b"precious" * 1000),
+    "truncated_foreign_gzip": gzip.compress(b"precious" * 1000)[:-4],
     "zeros": bytes(5000),
-    "lines of ours and others": b'{"kind":"session"}\nprecious\n',
-    "a long line": b'{"kind":"session",' + b"x" * 100_000,
+    "archive_line_and_foreign_line": b'{"kind":"session"}\nprecious\n',
+    "line_over_length_limit": b'{"kind":"session",' + b"x" * 100_000,
 }
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_that_is_no_archive(tmp_path: Path, name: str) -> None:
+def test_foreign_file_is_rejected_and_not_changed(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x"
     path.write_bytes(FOREIGN[name])
     with pytest.raises(ArchiveError, match="nothing can be appended") as caught:
@@ -249,20 +251,22 @@ def test_a_file_that_is_no_archive(tmp_path: Path, name: str) -> None:
     assert "precious" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["before", "checksum", "middle", "behind", "zeros behind"])
+@pytest.mark.parametrize("damage", ["first_session", "checksum", "middle", "foreign_line_appended", "zeros_appended"])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_archive_that_is_damaged(source: SessionRepository, tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_archive_is_rejected_and_not_changed(
+    source: SessionRepository, tmp_path: Path, name: str, damage: str
+) -> None:
     path = tmp_path / name
-    archived(path, source, "s0")
+    archive_sessions(path, source, "s0")
     start = path.stat().st_size
-    archived(path, source, "s1")
+    archive_sessions(path, source, "s1")
     whole = path.read_bytes()
     damaged = {
-        "before": flipped(whole, start // 2),
-        "checksum": flipped(whole, len(whole) - 6),
-        "middle": flipped(whole, (start + len(whole)) // 2),
-        "behind": whole + b"precious\n",
-        "zeros behind": whole + bytes(4096),
+        "first_session": with_inverted_byte(whole, start // 2),
+        "checksum": with_inverted_byte(whole, len(whole) - 6),
+        "middle": with_inverted_byte(whole, (start + len(whole)) // 2),
+        "foreign_line_appended": whole + b"precious\n",
+        "zeros_appended": whole + bytes(4096),
     }[damage]
     path.write_bytes(damaged)
     with pytest.raises(ArchiveError, match="nothing can be appended"):
@@ -270,46 +274,46 @@ def test_an_archive_that_is_damaged(source: SessionRepository, tmp_path: Path, n
     assert path.read_bytes() == damaged
 
 
-def test_a_gzip_of_another_tool_can_be_appended_to(source: SessionRepository, tmp_path: Path) -> None:
+def test_gzip_of_another_tool_is_appended_to(source: SessionRepository, tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     file = io.BytesIO()
     with gzip.GzipFile(filename="a name", mode="wb", fileobj=file, mtime=1) as other:
         other.write(exported(source))
     path.write_bytes(file.getvalue())
     source.create_session(session_id="late")
-    archived(path, source, "late")
-    assert len(held(path)[0]) == 8
+    archive_sessions(path, source, "late")
+    assert len(contents(path)[0]) == 8
 
 
-def test_one_writer_at_a_time(source: SessionRepository, path: Path) -> None:
+def test_second_writer_of_one_archive_raises(source: SessionRepository, path: Path) -> None:
     with ArchiveWriter(path) as archive:
         archive.add(source, record_of(source, "s0"))
         with pytest.raises(ArchiveError, match="another process"):
             ArchiveWriter(path)
         archive.commit()
-    archived(path, source, "s1")
-    assert held(path)[0] == ["s0", "s1"]
+    archive_sessions(path, source, "s1")
+    assert contents(path)[0] == ["s0", "s1"]
 
 
-def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_path_raises(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing" / "x"):
         with pytest.raises(ArchiveError, match="cannot be read or written"):
             ArchiveWriter(path)
 
 
-# --- the disk does not keep what it was given ---
+# --- storage faults ---
 
 
-def test_what_the_disk_gives_back_is_compared(
+def test_commit_rejects_data_that_reads_back_differently(
     source: SessionRepository, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archived(path, source, "s0")
+    archive_sessions(path, source, "s0")
     before = path.read_bytes()
-    honest = files.drop_page_cache
+    original = files.drop_page_cache
 
     def damaging(file: io.FileIO) -> None:
-        path.write_bytes(flipped(path.read_bytes(), len(before) + 100))
-        honest(file)
+        path.write_bytes(with_inverted_byte(path.read_bytes(), len(before) + 100))
+        original(file)
 
     with ArchiveWriter(path) as archive:
         monkeypatch.setattr(files, "drop_page_cache", damaging)
@@ -321,10 +325,10 @@ def test_what_the_disk_gives_back_is_compared(
         assert archive.commit() == []
         archive.add(source, record_of(source, "s2"))
         assert [record.session_id for record in archive.commit()] == ["s2"]
-    assert held(path)[0] == ["s0", "s2"]
+    assert contents(path)[0] == ["s0", "s2"]
 
 
-def test_a_file_that_is_moved_away(source: SessionRepository, path: Path) -> None:
+def test_commit_to_renamed_file_raises(source: SessionRepository, path: Path) -> None:
     with ArchiveWriter(path) as archive:
         archive.add(source, record_of(source, "s0"))
         path.rename(path.with_name("rotated"))
@@ -345,7 +349,7 @@ async def add_all(path: Path, repository: AsyncInMemorySessionRepository, ids: l
         return archive.commit()
 
 
-def test_repositories_of_asyncio(source: SessionRepository, path: Path, sqlite_files: SQLiteFiles) -> None:
+def test_async_repository_is_archived(source: SessionRepository, path: Path, sqlite_files: SQLiteFiles) -> None:
     async def run() -> None:
         async with await open_async_repository(sqlite_files.new_url()) as repository:
             for session_id in source.list_sessions():
@@ -357,10 +361,10 @@ def test_repositories_of_asyncio(source: SessionRepository, path: Path, sqlite_f
                 await repository.restore_record(record, errors, logs)
             records = await add_all(path, repository, source.list_sessions())  # type: ignore[arg-type]
             assert len(records) == 7
-            gone = records[0]
-            await repository.delete_session(gone.session_id)
+            deleted = records[0]
+            await repository.delete_session(deleted.session_id)
             with pytest.raises(SessionNotFoundError), ArchiveWriter(path) as archive:
-                await archive.add_async(repository, gone)
+                await archive.add_async(repository, deleted)
 
     asyncio.run(run())
     other = InMemorySessionRepository()
@@ -368,10 +372,10 @@ def test_repositories_of_asyncio(source: SessionRepository, path: Path, sqlite_f
     assert exported(other) == exported(source)
 
 
-# --- full ---
+# --- full disk ---
 
-SMALL = 'mount -t tmpfs -o size=200k tmpfs "$0" && exec "$@"'
-FULL = """
+MOUNT_SMALL_DISK = 'mount -t tmpfs -o size=200k tmpfs "$0" && exec "$@"'
+FILL_DISK = """
 import secrets
 import sys
 from pathlib import Path
@@ -380,7 +384,7 @@ from vibeforge_sessions import ArchiveError, InMemorySessionRepository
 from vibeforge_sessions.archive import ArchiveWriter, export_sessions, import_sessions
 
 path, source = Path(sys.argv[1]), InMemorySessionRepository()
-fill(source, 100, entries=50)  # more than there is room for, compressed too
+fill(source, 100, entries=50)  # more than fits on the disk, even compressed
 for number in range(100):
     for entry in range(50):
         source.append_log(f"s{number}", secrets.token_hex(60))
@@ -415,13 +419,13 @@ print("full")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_is_full(tmp_path: Path, name: str) -> None:
+def test_full_disk_raises_and_keeps_committed_sessions(tmp_path: Path, name: str) -> None:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *user, "--mount", "sh", "-c", SMALL, str(tmp_path)]
+    command = ["unshare", *user, "--mount", "sh", "-c", MOUNT_SMALL_DISK, str(tmp_path)]
     try:
         subprocess.run([*command, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("a small file system cannot be mounted here (unshare, mount)")
-    program = [sys.executable, "-c", FULL, str(tmp_path / name)]
+    program = [sys.executable, "-c", FILL_DISK, str(tmp_path / name)]
     done = subprocess.run([*command, *program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "full\n"), done.stderr
