@@ -1,4 +1,4 @@
-"""A database for the commands, and a way to run them in this process: a new one takes a second."""
+"""Fixtures that run the commands in this process, because starting a new process takes a second."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vibeforge_sessions.sql import create_engine
 
 
 @dataclass(frozen=True)
-class Place:
-    """A database with our tables, and the commands on it."""
+class Cli:
+    """A migrated database, its repository, and the `sessions` commands."""
 
     url: str
     repository: SQLAlchemySessionRepository
@@ -26,7 +26,7 @@ class Place:
         return run(self.url, "sessions", command, *arguments, **more)
 
     def change(self, *statements: str, **values: Any) -> None:
-        """Do by hand what no repository does."""
+        """Execute SQL statements, for states that no repository creates."""
         engine = create_engine(self.url)
         with engine.begin() as connection:
             for statement in statements:
@@ -35,32 +35,32 @@ class Place:
 
 
 @pytest.fixture(params=SQL_DATABASES)
-def place(request: pytest.FixtureRequest, new_place: Callable[[str], Place]) -> Place:
-    """A place on each database."""
-    return new_place(request.param)
+def cli(request: pytest.FixtureRequest, new_cli: Callable[[str], Cli]) -> Cli:
+    """Return the commands on each kind of database."""
+    return new_cli(request.param)
 
 
 @pytest.fixture
-def on_sqlite(new_place: Callable[[str], Place]) -> Place:
-    """A place where databases make no difference."""
-    return new_place("sqlite")
+def sqlite_cli(new_cli: Callable[[str], Cli]) -> Cli:
+    """Return the commands on SQLite, for tests that do not depend on the kind of database."""
+    return new_cli("sqlite")
 
 
 @pytest.fixture
-def new_place(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Place]]:
-    """Give a maker of places."""
-    made: list[tuple[Storage, Any]] = []
+def new_cli(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Cli]]:
+    """Return a function that creates a database for the commands."""
+    created: list[tuple[Storage, Any]] = []
 
-    def make(name: str) -> Place:
+    def make(name: str) -> Cli:
         storage: Storage = request.getfixturevalue(name)
         assert storage.new_url is not None
         url = storage.new_url()
         engine = create_engine(url)
-        made.append((storage, engine))
-        return Place(url, SQLAlchemySessionRepository(engine))
+        created.append((storage, engine))
+        return Cli(url, SQLAlchemySessionRepository(engine))
 
     yield make
-    for storage, engine in made:
+    for storage, engine in created:
         engine.dispose()
         if storage.drop is not None:
             storage.drop(make_url(engine.url))

@@ -1,4 +1,4 @@
-"""`vibeforge-sessions sessions export`, `import` and `copy`, as a DBA runs them."""
+"""The commands `vibeforge-sessions sessions export`, `import` and `copy`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vibeforge_sessions.sql import create_engine, migrate
 COMMANDS = ["export", "import", "copy"]
 
 
-def stored(url: str) -> bytes:
-    """Return what a database holds."""
+def export_of(url: str) -> bytes:
+    """Return all sessions of a database as an archive."""
     engine = create_engine(url)
     try:
         return exported(SQLAlchemySessionRepository(engine))
@@ -29,8 +29,8 @@ def stored(url: str) -> bytes:
         engine.dispose()
 
 
-def make(url: str, count: int = 0) -> str:
-    """Make the tables, and sessions in them."""
+def migrated(url: str, count: int = 0) -> str:
+    """Create the tables and the given number of sessions, and return the URL."""
     engine = create_engine(url)
     migrate.upgrade(engine)
     if count:
@@ -39,7 +39,7 @@ def make(url: str, count: int = 0) -> str:
     return url
 
 
-def touch(url: str, session_id: str) -> None:
+def append_log(url: str, session_id: str) -> None:
     engine = create_engine(url)
     SQLAlchemySessionRepository(engine).append_log(session_id, "more")
     engine.dispose()
@@ -52,7 +52,7 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def url(request: pytest.FixtureRequest) -> str:
-    """Return the URL of an empty database with our tables."""
+    """Return the URL of a migrated database without sessions."""
     new_url: str = request.getfixturevalue(request.param).new_url()
     return new_url
 
@@ -63,20 +63,20 @@ def in_memory(archive: bytes) -> SessionRepository:
     return repository
 
 
-def test_out_of_one_database_and_into_another(url: str, tmp_path: Path) -> None:
-    make(url, 3)
-    archive, other = tmp_path / "sessions.jsonl.gz", make(f"sqlite:///{tmp_path}/other.db")
+def test_exported_file_is_imported_into_other_database(url: str, tmp_path: Path) -> None:
+    migrated(url, 3)
+    archive, other = tmp_path / "sessions.jsonl.gz", migrated(f"sqlite:///{tmp_path}/other.db")
     done = run(url, "sessions", "export", str(archive))
     assert (done.code, done.out) == (0, "sessions: 4 exported; with 3 errors and 3 log lines\n")
-    assert gzip.decompress(archive.read_bytes()) == stored(url)
+    assert gzip.decompress(archive.read_bytes()) == export_of(url)
     done = run(other, "sessions", "import", str(archive), "--json")
     assert (done.code, done.json[0]["file"], done.json[0]["created"]) == (0, str(archive), 4)
-    assert stored(other) == stored(url)
+    assert export_of(other) == export_of(url)
 
 
-def test_what_is_there_already(tmp_path: Path) -> None:
-    url, archive = make(f"sqlite:///{tmp_path}/a.db", 3), tmp_path / "sessions.jsonl.gz"
-    archive.write_bytes(gzip.compress(stored(url)))
+def test_existing_sessions_and_files_are_not_replaced_by_default(tmp_path: Path) -> None:
+    url, archive = migrated(f"sqlite:///{tmp_path}/a.db", 3), tmp_path / "sessions.jsonl.gz"
+    archive.write_bytes(gzip.compress(export_of(url)))
     done = run(url, "sessions", "import", str(archive))
     assert (done.code, done.out) == (0, "sessions: 4 unchanged; with 0 errors and 0 log lines\n")
     done = run(url, "sessions", "export", str(archive))
@@ -88,12 +88,12 @@ def test_what_is_there_already(tmp_path: Path) -> None:
     assert in_memory(archive.read_bytes()).list_sessions() == ["empty"]
 
 
-def test_a_copy_and_another(url: str, tmp_path: Path) -> None:
-    source = make(f"sqlite:///{tmp_path}/source.db", 3)
+def test_second_copy_reports_conflict(url: str, tmp_path: Path) -> None:
+    source = migrated(f"sqlite:///{tmp_path}/source.db", 3)
     done = run("", "sessions", "copy", "--from", source, "--to", url)
     assert (done.code, done.out) == (0, "sessions: 4 created; with 3 errors and 3 log lines\n")
-    touch(source, "s1")
-    touch(url, "s2")
+    append_log(source, "s1")
+    append_log(url, "s2")
     done = run("", "sessions", "copy", "--from", source, "--to", url, "--json", "--thorough")
     assert (done.code, done.json["replaced"], done.json["unchanged"], done.json["failed"]) == (8, 1, 2, 1)
     assert "failed: session 's2': the target has another session of this id" in done.errors
@@ -101,11 +101,11 @@ def test_a_copy_and_another(url: str, tmp_path: Path) -> None:
     SQLAlchemySessionRepository(engine).delete_session("s2")
     engine.dispose()
     done = run("", "sessions", "copy", "--from", source, "--to", url, "--on-conflict", "replace")
-    assert (done.code, stored(url)) == (0, stored(source))
+    assert (done.code, export_of(url)) == (0, export_of(source))
 
 
-def test_files_of_the_application(tmp_path: Path) -> None:
-    url = make(f"sqlite:///{tmp_path}/a.db")
+def test_application_files_are_imported(tmp_path: Path) -> None:
+    url = migrated(f"sqlite:///{tmp_path}/a.db")
     for number in range(3):
         (tmp_path / f"{number}.json").write_text(json.dumps({**STATE, "session_id": str(number)}, indent=2))
     (tmp_path / "3.json").write_text('{"precious": 1}')
@@ -118,20 +118,20 @@ def test_files_of_the_application(tmp_path: Path) -> None:
     assert (stopped.code, stopped.out) == (1, "")
 
 
-def test_the_standard_streams(tmp_path: Path) -> None:
-    source, target = (make(f"sqlite:///{tmp_path}/{name}.db", count) for name, count in (("a", 2), ("b", 0)))
+def test_export_and_import_use_standard_streams(tmp_path: Path) -> None:
+    source, target = (migrated(f"sqlite:///{tmp_path}/{name}.db", count) for name, count in (("a", 2), ("b", 0)))
     done = run(source, "sessions", "export", "-", "--json")
-    assert done.out.encode() == stored(source)
+    assert done.out.encode() == export_of(source)
     assert '"exported": 3' in done.errors
-    taken = run(target, "sessions", "import", "-", given=done.out.encode())
-    assert (taken.code, stored(target)) == (0, stored(source))
+    done = run(target, "sessions", "import", "-", given=done.out.encode())
+    assert (done.code, export_of(target)) == (0, export_of(source))
 
 
-def test_what_is_damaged_is_told_and_not_shown(tmp_path: Path) -> None:
+def test_damaged_file_is_reported_without_its_content(tmp_path: Path) -> None:
     lines = filled_archive()
     lines[5] = lines[5].replace(b'"phase":"', b'"phase":"\\u001b[31m')
     (tmp_path / "a\x1b[31m").write_bytes(b"".join(lines))
-    url = make(f"sqlite:///{tmp_path}/a.db")
+    url = migrated(f"sqlite:///{tmp_path}/a.db")
     done = run(url, "sessions", "import", "a\x1b[31m")
     assert done.code == 8
     assert "failed: a␛[31m: line 6: session 's1': is not a header" in done.errors
@@ -139,9 +139,9 @@ def test_what_is_damaged_is_told_and_not_shown(tmp_path: Path) -> None:
     assert "s3cret" not in done.errors
 
 
-def test_a_database_without_tables(tmp_path: Path) -> None:
+def test_database_without_tables_is_rejected(tmp_path: Path) -> None:
     empty = f"sqlite:///{tmp_path}/empty.db"
-    full = make(f"sqlite:///{tmp_path}/full.db", 1)
+    full = migrated(f"sqlite:///{tmp_path}/full.db", 1)
     for arguments in (("export", "x"), ("import", "x"), ("copy", "--from", full, "--to", empty)):
         done = run(empty, "sessions", *arguments)
         assert (done.code, done.out) == (3, "")
@@ -159,7 +159,7 @@ def test_every_option_is_an_environment_variable_and_help_shows_no_value(command
     assert shown.out.count("env var: VIBEFORGE_SESSIONS_") >= len(options)
 
 
-def test_a_password_is_not_shown(tmp_path: Path) -> None:
+def test_password_is_not_printed(tmp_path: Path) -> None:
     url = "postgresql://user:s3cret@127.0.0.1:1/db"
     for arguments in (("import", "x"), ("copy", "--from", url, "--to", f"{url}2")):
         done = run(url, "sessions", *arguments)
@@ -168,8 +168,8 @@ def test_a_password_is_not_shown(tmp_path: Path) -> None:
         assert "Traceback" not in done.errors
 
 
-def test_an_export_is_interrupted(tmp_path: Path) -> None:
-    make(f"sqlite:///{tmp_path}/a.db", 20)
+def test_interrupted_export_leaves_no_file(tmp_path: Path) -> None:
+    migrated(f"sqlite:///{tmp_path}/a.db", 20)
     program = (
         "import os, signal, sys\n"
         "from vibeforge_sessions.archive import exporting\n"

@@ -1,4 +1,4 @@
-"""The command line, as a DBA runs it: what it prints, where, and what it exits with."""
+"""The `vibeforge-sessions db` commands: their effects, output and exit codes."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from vibeforge_session
 def run(
     folder: Path, *arguments: str, url: str | None = None, program: tuple[str, ...] = ("-m", "vibeforge_sessions")
 ) -> Done:
-    """Run a command as a process."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+    """Run a command in a new process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     done = subprocess.run(
         [sys.executable, *program, *arguments],
         cwd=folder,
-        env={**kept, "COLUMNS": "200", **({URL: url} if url else {})},
+        env={**environment, "COLUMNS": "200", **({URL: url} if url else {})},
         input="",
         capture_output=True,
         text=True,
@@ -64,14 +64,14 @@ Db = Callable[..., Done]
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/host.db"
+        return f"sqlite:///{tmp_path}/application.db"
     server: AvailableServer = request.getfixturevalue(f"{request.param}_server")
     return text_of(server.databases.create(migrated=False))
 
 
 @pytest.fixture
 def db(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Db:
-    """The commands in this process: a new one takes a second."""
+    """Return a function that runs a command in this process, because a new one takes a second."""
     monkeypatch.chdir(tmp_path)
     return lambda *arguments, given="": running.run(url, "db", *arguments, given=given)
 
@@ -84,10 +84,10 @@ def change(url: str, *statements: str) -> None:
     engine.dispose()
 
 
-# --- where it stands ---
+# --- status ---
 
 
-def test_each_state_has_its_code_and_the_command_that_comes_next(db: Db, url: str) -> None:
+def test_status_reports_exit_code_and_next_command_of_each_state(db: Db, url: str) -> None:
     def state() -> tuple[int, str, str | None]:
         found = db("status", "--json")
         assert found.errors == ""
@@ -104,11 +104,11 @@ def test_each_state_has_its_code_and_the_command_that_comes_next(db: Db, url: st
     assert state() == (0, "current", None)
     change(
         url,
-        "CREATE INDEX of_the_dba ON vibeforge_session_errors (task_id)",
+        "CREATE INDEX index_of_dba ON vibeforge_session_errors (task_id)",
     )
     found = db("status", "--json").json
     assert (found["state"], found["usable"]) == ("drifted", True)
-    assert found["differences"] == ["index of_the_dba of vibeforge_session_errors is not in the models"]
+    assert found["differences"] == ["index index_of_dba of vibeforge_session_errors is not in the models"]
     assert state() == (7, "drifted", None)
     change(url, "ALTER TABLE vibeforge_sessions DROP COLUMN active_task_id")
     found = db("status", "--json").json
@@ -120,7 +120,7 @@ def test_each_state_has_its_code_and_the_command_that_comes_next(db: Db, url: st
     assert state()[:2] == (6, "foreign")
 
 
-def test_tables_of_ours_without_their_version_are_stamped(db: Db, url: str) -> None:
+def test_tables_without_version_table_are_stamped(db: Db, url: str) -> None:
     assert db("upgrade").code == 0
     change(url, f"DROP TABLE {VERSION_TABLE}")
     found = db("status", "--json")
@@ -130,22 +130,22 @@ def test_tables_of_ours_without_their_version_are_stamped(db: Db, url: str) -> N
     assert db("stamp", "no-such").code == 1
 
 
-# --- up, down and their SQL ---
+# --- upgrade, downgrade and their SQL ---
 
 
-def test_a_downgrade_says_what_is_lost_and_asks(db: Db, url: str) -> None:
+def test_downgrade_names_lost_data_and_asks_for_confirmation(db: Db, url: str) -> None:
     db("upgrade")
     engine = create_engine(url)
     repository = SQLAlchemySessionRepository(engine)
     repository.create_session(full_session())
     for given in ("", "n\n"):
-        refused = db("downgrade", "base", given=given)
-        assert (refused.code, refused.out) == (1, "")
-        assert "every session" in refused.errors
-    stored(repository)  # it is there
+        declined = db("downgrade", "base", given=given)
+        assert (declined.code, declined.out) == (1, "")
+        assert "every session" in declined.errors
+    stored(repository)  # raises if the session is missing
     assert db("downgrade", "--yes", "--", "-1").out == f"undone {HEAD}\n"
     assert db("upgrade").out == f"upgraded to {HEAD}\n"
-    stored(repository)  # it is there
+    stored(repository)  # raises if the session is missing
     undone = db("downgrade", "base", "--json", given="y\n")
     assert undone.json == {"undone": [*reversed(LATER), FIRST], "revision": None}
     assert db("status").code == 3
@@ -154,7 +154,7 @@ def test_a_downgrade_says_what_is_lost_and_asks(db: Db, url: str) -> None:
     engine.dispose()
 
 
-def test_a_plan_is_what_is_pending(db: Db) -> None:
+def test_plan_lists_pending_migrations(db: Db) -> None:
     assert [each["revision"] for each in db("plan", "--json").json] == [script.revision for script in chain()]
     db("upgrade", FIRST)
     planned = db("plan", "--json").json
@@ -167,18 +167,18 @@ def test_a_plan_is_what_is_pending(db: Db) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb", "mysql"])
-def test_sql_takes_neither_a_driver_nor_a_connection(kind: str, tmp_path: Path) -> None:
+def test_sql_option_needs_neither_driver_nor_connection(kind: str, tmp_path: Path) -> None:
     url = "sqlite:///no.db" if kind == "sqlite" else f"{kind}://user:s3cret@no.such.host.invalid/db"
     options = ("--sql", "--lock-timeout", "2") + (() if kind == "sqlite" else ("--statement-timeout", "30"))
     up = run(tmp_path, "db", "upgrade", *options, url=url, program=("-c", WITHOUT_DRIVERS))
     down = run(tmp_path, "db", "downgrade", "base", *options, url=url, program=("-c", WITHOUT_DRIVERS))
-    part = run(tmp_path, "db", "upgrade", "--sql", "--since", FIRST, url=url, program=("-c", WITHOUT_DRIVERS))
-    for each in (up, down, part):
+    partial = run(tmp_path, "db", "upgrade", "--sql", "--since", FIRST, url=url, program=("-c", WITHOUT_DRIVERS))
+    for each in (up, down, partial):
         assert (each.code, each.errors) == (0, "")
         assert "s3cret" not in each.out
     assert up.out.count("CREATE TABLE") == 6
     assert down.out.count("DROP TABLE") >= 5
-    assert part.out.count("CREATE TABLE") == 1
+    assert partial.out.count("CREATE TABLE") == 1
     waits = {
         "sqlite": [],
         "postgresql": ["SET lock_timeout = '2000ms'", "SET statement_timeout = '30000ms'"],
@@ -190,7 +190,7 @@ def test_sql_takes_neither_a_driver_nor_a_connection(kind: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_statement_that_takes_too_long_is_given_up(db: Db, url: str) -> None:
+def test_statement_timeout_is_rejected_on_sqlite_and_accepted_elsewhere(db: Db, url: str) -> None:
     options = ("--statement-timeout", "20", "--lock-timeout", "20")
     limited = db("upgrade", *options)
     if url.startswith("sqlite"):
@@ -204,21 +204,21 @@ def test_a_statement_that_takes_too_long_is_given_up(db: Db, url: str) -> None:
 # --- waiting ---
 
 
-def test_waiting_for_a_migration_of_somebody_else(db: Db, url: str) -> None:
+def test_wait_ends_after_migration_by_another_process(db: Db, url: str) -> None:
     late = db("wait", "--timeout", "0")
     assert (late.code, late.out) == (3, "")
     environment = {**os.environ, URL: url}
     command = [sys.executable, "-m", "vibeforge_sessions", "db", "wait", "--timeout", "100"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiting:
         assert db("upgrade").code == 0
-        said, _ = waiting.communicate()
-    assert (waiting.returncode, said) == (0, f"current: this database is at revision {HEAD}\n")
+        output, _ = waiting.communicate()
+    assert (waiting.returncode, output) == (0, f"current: this database is at revision {HEAD}\n")
 
 
 # --- data ---
 
 
-def test_what_cannot_be_read_is_listed(db: Db, url: str) -> None:
+def test_verify_data_lists_unreadable_sessions(db: Db, url: str) -> None:
     db("upgrade")
     engine = create_engine(url)
     repository = SQLAlchemySessionRepository(engine)
@@ -243,7 +243,7 @@ def test_what_cannot_be_read_is_listed(db: Db, url: str) -> None:
     engine.dispose()
 
 
-def test_a_backup_of_a_live_database(db: Db, url: str, tmp_path: Path) -> None:
+def test_backup_copies_database_in_use(db: Db, url: str, tmp_path: Path) -> None:
     db("upgrade")
     engine = create_engine(url)
     repository = SQLAlchemySessionRepository(engine)
@@ -261,23 +261,23 @@ def test_a_backup_of_a_live_database(db: Db, url: str, tmp_path: Path) -> None:
         other.dispose()
         assert db("backup", str(copy)).code == 1
         assert db("backup", str(tmp_path / "no folder" / "x.db")).code == 1
-        with closing(sqlite3.connect(tmp_path / "host.db", isolation_level=None)) as writer:
+        with closing(sqlite3.connect(tmp_path / "application.db", isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")
-            assert db("backup", str(tmp_path / "beside a writer.db")).code == 0
+            assert db("backup", str(tmp_path / "during a transaction.db")).code == 0
     engine.dispose()
 
 
-def prepared_link(path: Path) -> None:
+def symbolic_link(path: Path) -> None:
     path.symlink_to(path.with_name("missing"))
 
 
-def prepared_file(path: Path) -> None:
+def empty_file(path: Path) -> None:
     path.touch()
 
 
-@pytest.mark.parametrize("prepare", [prepared_link, prepared_file])
-def test_backup_rejects_a_file_that_is_there(prepare: Callable[[Path], None], tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/host.db"
+@pytest.mark.parametrize("prepare", [symbolic_link, empty_file])
+def test_backup_rejects_existing_file(prepare: Callable[[Path], None], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/application.db"
     assert running.run(url, "db", "upgrade").code == 0
     copy = tmp_path / "copy.db"
     prepare(copy)
@@ -288,21 +288,21 @@ def test_backup_rejects_a_file_that_is_there(prepare: Callable[[Path], None], tm
     assert not (tmp_path / "missing").exists()
 
 
-def test_backup_creates_a_file_that_only_its_owner_may_read(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/host.db"
+def test_backup_is_readable_by_owner_only(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/application.db"
     assert running.run(url, "db", "upgrade").code == 0
     assert running.run(url, "db", "backup", str(tmp_path / "copy.db")).code == 0
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_backup_that_fails_leaves_no_file(tmp_path: Path) -> None:
-    (tmp_path / "host.db").write_text("This is a text file. " * 1000)
-    done = running.run(f"sqlite:///{tmp_path}/host.db", "db", "backup", str(tmp_path / "copy.db"))
+def test_failed_backup_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "application.db").write_text("This is a text file. " * 1000)
+    done = running.run(f"sqlite:///{tmp_path}/application.db", "db", "backup", str(tmp_path / "copy.db"))
     assert done.code == 1
     assert not (tmp_path / "copy.db").exists()
 
 
-# --- the shell's side ---
+# --- options and failures ---
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -315,19 +315,19 @@ def test_every_option_is_an_environment_variable_and_help_shows_no_value(command
     assert command in running.run(None, "db", "--help").out
 
 
-def test_all_commands_are_tested() -> None:
+def test_every_command_is_tested() -> None:
     listed = re.findall(r"^│ ([a-z][a-z-]+) ", running.run(None, "db", "--help").out, re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS)
 
 
-def test_without_its_extra_it_names_it(tmp_path: Path) -> None:
+def test_command_without_typer_names_missing_extra(tmp_path: Path) -> None:
     done = run(tmp_path, "db", "status", program=("-c", WITHOUT_TYPER))
     assert (done.code, done.out) == (1, "")
     assert "vibeforge-sessions[cli]" in done.errors
     assert "Traceback" not in done.errors
 
 
-def test_without_a_url_it_names_the_variable(tmp_path: Path) -> None:
+def test_command_without_url_names_environment_variable(tmp_path: Path) -> None:
     done = run(tmp_path, "db", "status")
     assert done.code == 2
     assert URL in done.errors
@@ -337,17 +337,17 @@ def test_without_a_url_it_names_the_variable(tmp_path: Path) -> None:
     "url", ["s3cret", "memory://", "oracle://u:s3cret@h/d", "postgresql://u:s3cret@127.0.0.1:PORT/d"]
 )
 @pytest.mark.parametrize("command", ["status", "upgrade", "check", "plan", "verify-data"])
-def test_a_failure_is_one_line_without_a_password(url: str, command: str, tmp_path: Path) -> None:
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        done = run(tmp_path, "db", command, url=url.replace("PORT", str(taken.getsockname()[1])))
+def test_failure_is_one_line_without_password(url: str, command: str, tmp_path: Path) -> None:
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        done = run(tmp_path, "db", command, url=url.replace("PORT", str(unused.getsockname()[1])))
     assert (done.code, done.out) == (1, "")
     assert "Traceback" not in done.errors
     assert done.errors.strip().splitlines()[-1].startswith("error: ")
     assert "s3cret" not in done.errors
 
 
-def test_the_path_is_what_alembic_takes(tmp_path: Path) -> None:
+def test_path_command_prints_configuration_for_alembic(tmp_path: Path) -> None:
     ini = run(tmp_path, "db", "path").out.strip()
     done = run(tmp_path, "-c", ini, "heads", program=("-m", "alembic"))
     assert done.out.strip() == f"{HEAD} (vibeforge_sessions) (head)"

@@ -24,12 +24,12 @@ def blocks(text: str) -> list[str]:
 
 
 def without_sizes(text: str) -> str:
-    """Leave out what depends on SQLite's version: sizes on disk, and their bars."""
+    """Remove the sizes on disk and their bars, which depend on SQLite's version."""
     before, _, sizes = text.partition(" on disk\n")
     return re.sub(r"[\d.]+ [kM]?B$", "", before) + re.sub(r" +[\d.]+ [kM]?B.*", "", sizes) if sizes else text
 
 
-def test_what_is_shown_is_what_is_printed() -> None:
+def test_documented_output_equals_printed_output() -> None:
     done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, check=True)
     parts = filter(str.strip, re.split(r"^(?=\$ )", done.stdout, flags=re.MULTILINE))
     printed = {part.splitlines()[0]: without_sizes(part.rstrip()) for part in parts}
@@ -39,13 +39,13 @@ def test_what_is_shown_is_what_is_printed() -> None:
         assert printed[block.splitlines()[0]] == without_sizes(block.rstrip())
 
 
-def test_it_can_keep_its_file(tmp_path: Path) -> None:
+def test_example_keeps_its_file_on_request(tmp_path: Path) -> None:
     path = tmp_path / "kept.db"
     subprocess.run([sys.executable, PROGRAM, "--keep", path], capture_output=True, check=True)
     assert path.exists()
 
 
-def test_the_guide_names_every_command_and_option() -> None:
+def test_guide_names_every_command() -> None:
     guide = (ROOT / "docs" / "looking-inside.md").read_text("utf-8")
     for name in ("list", "show", "errors", "logs", "stats", "watch", "delete"):
         assert name in NAMES

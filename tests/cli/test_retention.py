@@ -1,4 +1,4 @@
-"""`sessions prune`, `hold` and `release` as an operator, cron and Kubernetes run them; and the guide about them."""
+"""The commands `sessions prune`, `hold` and `release`, and the scheduled jobs of docs/retention.md."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def sessions(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Sessi
     return lambda *arguments, given="": run(url, "sessions", *arguments, given=given)
 
 
-def test_it_says_what_would_go_and_asks(
+def test_prune_reports_matches_and_asks_for_confirmation(
     sessions: Sessions, repository: SQLAlchemySessionRepository, tmp_path: Path
 ) -> None:
     ids = put_many(repository, 3)
     put(repository, "failed", phase="FAILED", age=33 * DAY)
     put(repository, "running", phase="EXECUTION")
     put(repository, "young", age=29 * DAY)
-    assert sessions("hold", ids[0], "nobody").code == 1
+    assert sessions("hold", ids[0], "missing").code == 1
     assert sessions("hold", ids[0]).out == f"held {ids[0]}\n"
     dry = sessions("prune", *RULE, "--dry-run", "--json")
     assert (dry.code, dry.errors) == (0, "")
     assert (dry.json["phases"], dry.json["total"], dry.json["held"]) == ({"COMPLETE": 2, "FAILED": 1}, 3, 1)
     assert dry.json["oldest"] < dry.json["newest"] < dry.json["before"]
     for given in ("", "n\n"):
-        refused = sessions("prune", *RULE, given=given)
-        assert (refused.code, refused.out) == (1, "")
-        assert "to be deleted: 3, held: 1" in refused.errors
+        declined = sessions("prune", *RULE, given=given)
+        assert (declined.code, declined.out) == (1, "")
+        assert "to be deleted: 3, held: 1" in declined.errors
     assert len(ids_of(repository)) == 6
     done = sessions("prune", *RULE, "--archive", "old.jsonl.gz", "--batch-size", "2", given="y\n")
     assert done.code == 0
@@ -77,10 +77,10 @@ def test_it_says_what_would_go_and_asks(
     assert ids_of(repository) == ["running", ids[0], "young"]
     assert sessions("release", ids[0], "--json").json == {"released": [ids[0]]}
     assert sessions("prune", *RULE, "--yes").out.startswith("deleted: 1\n")
-    assert sessions("prune", *RULE).out == "deleted: 0\n"  # there is nothing to ask about
+    assert sessions("prune", *RULE).out == "deleted: 0\n"  # no question without a match
 
 
-def test_what_fails_has_its_code(
+def test_prune_failures_have_exit_codes(
     sessions: Sessions, repository: SQLAlchemySessionRepository, url: str, tmp_path: Path
 ) -> None:
     ids = put_many(repository, 3)
@@ -101,9 +101,9 @@ def test_what_fails_has_its_code(
     assert damaged.errors.startswith(f"{ids[1]}: ")
 
 
-def test_when_it_is_interrupted_it_says_how_far_it_came(url: str, repository: SQLAlchemySessionRepository) -> None:
+def test_interrupted_prune_reports_its_progress(url: str, repository: SQLAlchemySessionRepository) -> None:
     ids = put_many(repository, 3)
-    repository.hold_session(ids[0])  # a batch that is over soon
+    repository.hold_session(ids[0])  # a batch without a deletion is not followed by a pause
     command = [sys.executable, "-m", "vibeforge_sessions", "sessions", "prune", *RULE, "--yes"]
     command += ["--batch-size", "1", "--pause", "100000"]
     with subprocess.Popen(
@@ -111,7 +111,7 @@ def test_when_it_is_interrupted_it_says_how_far_it_came(url: str, repository: SQ
     ) as process:
         while len(ids_of(repository)) == 3:
             assert process.poll() is None
-        time.sleep(1)  # until it has heard of that, too; now it pauses for minutes
+        time.sleep(1)  # until the process has registered the deletion and has begun its long pause
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate()
     assert process.returncode != 0
@@ -120,10 +120,10 @@ def test_when_it_is_interrupted_it_says_how_far_it_came(url: str, repository: SQ
     assert len(ids_of(repository)) == 2
 
 
-# --- what needs no database of a server ---
+# --- commands on SQLite ---
 
 
-def test_a_database_without_tables_says_what_to_run(tmp_path: Path) -> None:
+def test_database_without_tables_is_rejected_with_upgrade_command(tmp_path: Path) -> None:
     for command in (("prune", *RULE, "--yes"), ("hold", "s"), ("release", "s")):
         done = run(f"sqlite:///{tmp_path}/new.db", "sessions", *command)
         assert (done.code, done.out) == (3, "")
@@ -139,11 +139,11 @@ def test_every_option_is_an_environment_variable(command: str) -> None:
     assert shown.out.count("env var: VIBEFORGE_SESSIONS_") >= len(options)
 
 
-# --- the guide ---
+# --- documentation ---
 
 
 def commands() -> dict[str, list[str]]:
-    """Return the command lines of the guide that the shell's blocks, which are run, do not hold."""
+    """Return the command lines of the guide's cron and Kubernetes jobs."""
     [cron] = blocks("retention.md", "cron")
     fields = cron.split(None, 5)
     assert fields[:5] == ["15", "3", "*", "*", "*"]
@@ -161,7 +161,7 @@ def commands() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["cron", "kubernetes"])
-def test_what_cron_and_kubernetes_run(name: str, sqlite: Storage, tmp_path: Path) -> None:
+def test_documented_job_prunes_sessions(name: str, sqlite: Storage, tmp_path: Path) -> None:
     program, *arguments = commands()[name]
     assert program == "vibeforge-sessions"
     archive = next(part for part in arguments if part.endswith(".jsonl.gz")).removeprefix("--archive=")
@@ -176,7 +176,7 @@ def test_what_cron_and_kubernetes_run(name: str, sqlite: Storage, tmp_path: Path
     assert ids_of(imported(tmp_path / "sessions.jsonl.gz")) == ["old"]
 
 
-def test_the_policies_name_each_phase() -> None:
+def test_documented_policies_name_each_phase() -> None:
     page = (ROOT / "docs" / "retention.md").read_text("utf-8")
     [table] = re.findall(r"^\| phases \|.*?\n\n", page, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"`([A-Z_]+)`", table))

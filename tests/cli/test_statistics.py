@@ -1,4 +1,4 @@
-"""``stats``: what `sql.statistics` says, as tables and as JSON."""
+"""The command `stats`: the figures of `sql.statistics` as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Place
+from tests.cli.conftest import Cli
 from tests.support.cli_sessions import HOUR, restore
 from vibeforge_sessions import ErrorEntry, Session, StorageError
 from vibeforge_sessions.cli.rendering import shorten
@@ -23,8 +23,8 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-def filled(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Sessions before `NOW`, which it is."""
+def filled(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return a database with sessions that were updated before `NOW`, and set the clock to `NOW`."""
     monkeypatch.setattr(validation, "utc_now", lambda: NOW)
     for number in range(6):
         updated = NOW - number * 5 * DAY / 4
@@ -38,11 +38,11 @@ def filled(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
             created_at=updated - 40 * DAY,
             updated_at=updated,
         )
-        restore(place.repository, session, errors, ["a line"], held=number == 2)
-    return place
+        restore(cli.repository, session, errors, ["a line"], held=number == 2)
+    return cli
 
 
-def test_numbers(filled: Place) -> None:
+def test_stats_prints_figures_as_json(filled: Cli) -> None:
     found = filled("stats", "--json")
     assert (found.code, found.errors) == (0, "")
     phases = {each["phase"]: each for each in found.json["phases"]}
@@ -59,7 +59,7 @@ def test_numbers(filled: Place) -> None:
     assert len(found.json["tables"]) == 4
 
 
-def test_tables(filled: Place) -> None:
+def test_stats_prints_figures_as_tables(filled: Cli) -> None:
     shown = filled("stats", width=110)
     assert (shown.code, shown.errors) == (0, "")
     out = shown.out
@@ -69,8 +69,8 @@ def test_tables(filled: Place) -> None:
     days = [line for line in out.splitlines() if line.startswith("2026-11-")]
     assert [line.split()[0] for line in days] == [f"2026-11-{day}" for day in range(19, 27)]
     times = [NOW - number * 5 * DAY / 4 - hours * HOUR for number in range(6) for hours in range(5)]
-    wanted = Counter(time.date().isoformat() for time in times)
-    assert [int(line.split()[1]) for line in days] == [wanted[line.split()[0]] for line in days]
+    expected = Counter(time.date().isoformat() for time in times)
+    assert [int(line.split()[1]) for line in days] == [expected[line.split()[0]] for line in days]
     assert "task-0  EXECUTION      15" in out
     assert "sessions by the time since their last write" in out
     assert "sessions by the time since their creation" in out
@@ -78,7 +78,7 @@ def test_tables(filled: Place) -> None:
     assert max(map(len, out.splitlines())) <= 110
 
 
-def test_by_the_hour(filled: Place) -> None:
+def test_stats_counts_errors_by_hour(filled: Cli) -> None:
     found = filled("stats", "--by", "hour", "--window", "3h", "--json").json
     assert found["errors_since"] == "2026-11-26T06:00:00+00:00"
     assert [each["errors"] for each in found["errors"]] == [1, 1, 1, 1]
@@ -87,18 +87,18 @@ def test_by_the_hour(filled: Place) -> None:
     assert hours == [["2026-11-26", f"{hour:02}:00", "1"] for hour in range(6, 10)]
 
 
-def test_the_rest_stands_together(filled: Place) -> None:
+def test_stats_sums_tasks_beyond_top(filled: Cli) -> None:
     shown = filled("stats", "--top", "1").out
     assert "task-0" in shown
     assert "task-1" not in shown
     assert "(all others)" in shown
 
 
-def test_a_part_that_takes_too_long(filled: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(*_: Any, **__: Any) -> Any:
+def test_timeout_of_one_figure_keeps_the_others(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exceed_timeout(*_: Any, **__: Any) -> Any:
         raise StorageError("it takes longer than 30 s")
 
-    monkeypatch.setattr(statistics, "count_errors", endless)
+    monkeypatch.setattr(statistics, "count_errors", exceed_timeout)
     done = filled("stats")
     assert (done.code, done.errors) == (1, "error: errors: it takes longer than 30 s\n")
     assert "6 sessions by phase" in done.out
@@ -106,12 +106,12 @@ def test_a_part_that_takes_too_long(filled: Place, monkeypatch: pytest.MonkeyPat
     assert filled("stats", "--json").json["errors"] is None
 
 
-def test_the_limit_is_the_databases(place: Place) -> None:
-    done = place("stats", "--timeout", "0.5")
+def test_stats_accepts_timeout_on_each_database(cli: Cli) -> None:
+    done = cli("stats", "--timeout", "0.5")
     assert (done.code, done.errors) == (0, "")
 
 
-def test_small_things() -> None:
+def test_formatting_helpers() -> None:
     out = console()
     assert [bar(value, 8, 4, out) for value in (0, 1, 4, 8)] == ["", "█", "██", "████"]
     assert bar(1, 10**9, 4, out) == "█"

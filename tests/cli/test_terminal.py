@@ -1,4 +1,4 @@
-"""Stored text is shown and not obeyed, in every output of every command; and those who look need only look."""
+"""Terminal safety of the `sessions` commands: escaped control characters, and reads with read-only privileges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import make_url
 
-from tests.cli.conftest import Place
+from tests.cli.conftest import Cli
 from tests.support.cli_runner import URL, run
 from tests.support.cli_sessions import HOSTILE, UNSAFE, fill
 from tests.support.repositories import text_of
@@ -37,10 +37,10 @@ READING = [
 ]  # fmt: skip
 
 
-# --- text ---
+# --- escaping ---
 
 
-def test_what_is_safe() -> None:
+def test_safe_escapes_control_characters_only() -> None:
     shown = safe(HOSTILE)
     assert not set(shown) & (UNSAFE | {"\n"})
     assert shown.startswith("␛[2J␛]0;title␇␛]8;;http://x␛\\ \\x9b31m \\u202egnp.exe")
@@ -52,21 +52,21 @@ def test_what_is_safe() -> None:
     assert safe("\ud800 \uffff") == "\\ud800 \\uffff"
     for code in range(0x110000):
         character = chr(code)
-        made = safe(character)
-        assert made.isprintable() or made in "\u200c\u200d" or unicodedata.category(made) == "Zs", hex(code)
-        assert made == character or not character.isprintable(), hex(code)
+        escaped = safe(character)
+        assert escaped.isprintable() or escaped in "\u200c\u200d" or unicodedata.category(escaped) == "Zs", hex(code)
+        assert escaped == character or not character.isprintable(), hex(code)
     assert safe_json({"\x7f\x9b": HOSTILE}).isascii()
     assert safe_json({"\x7f\x9b": HOSTILE}).isprintable()
 
 
-def hostile(place: Place) -> None:
-    """Store a session that is hostile wherever anything can be: what the repository refuses, by hand."""
+def store_hostile_session(cli: Cli) -> None:
+    """Store a session with control characters in every text; SQL statements write those that the repository rejects."""
     session = full_session()
     session.update_phase("COMPLETE")
-    place.repository.create_session(session)
-    place.repository.append_error("session-1", HOSTILE, HOSTILE, HOSTILE)
-    place.repository.append_log("session-1", HOSTILE)
-    place.change(
+    cli.repository.create_session(session)
+    cli.repository.append_error("session-1", HOSTILE, HOSTILE, HOSTILE)
+    cli.repository.append_log("session-1", HOSTILE)
+    cli.change(
         "UPDATE vibeforge_sessions SET active_task_id = :text",
         "UPDATE vibeforge_session_documents SET completed_task_ids = :ids, failed_task_ids = :ids, concept = :ids",
         "UPDATE vibeforge_session_errors SET task_id = :text, phase = :phase, error_message = :text",
@@ -78,11 +78,11 @@ def hostile(place: Place) -> None:
 
 
 @pytest.mark.parametrize("command", READING, ids=" ".join)
-def test_no_output_is_obeyed(on_sqlite: Place, command: tuple[str, ...]) -> None:
-    hostile(on_sqlite)
-    if command[0] != "watch":  # which ends with the phase
-        on_sqlite.change("UPDATE vibeforge_sessions SET phase = :phase", phase=HOSTILE[:60])
-    done = on_sqlite(*command)
+def test_output_contains_no_control_characters(sqlite_cli: Cli, command: tuple[str, ...]) -> None:
+    store_hostile_session(sqlite_cli)
+    if command[0] != "watch":  # `watch` ends at the phase COMPLETE
+        sqlite_cli.change("UPDATE vibeforge_sessions SET phase = :phase", phase=HOSTILE[:60])
+    done = sqlite_cli(*command)
     assert done.code == 0
     assert not set(done.out + done.errors) & UNSAFE
     if "--json" in command:
@@ -93,27 +93,27 @@ def test_no_output_is_obeyed(on_sqlite: Place, command: tuple[str, ...]) -> None
         assert ":smile:" in done.out
 
 
-@pytest.mark.parametrize("given", ["", "y\n"])
-def test_nor_is_the_question_before_a_deletion(on_sqlite: Place, given: str) -> None:
-    hostile(on_sqlite)
-    on_sqlite.change("UPDATE vibeforge_sessions SET phase = :phase", phase=HOSTILE[:60])
-    done = on_sqlite("delete", "session-1", given=given)
+@pytest.mark.parametrize("given", ["", "y\n"], ids=["no_answer", "yes"])
+def test_deletion_question_contains_no_control_characters(sqlite_cli: Cli, given: str) -> None:
+    store_hostile_session(sqlite_cli)
+    sqlite_cli.change("UPDATE vibeforge_sessions SET phase = :phase", phase=HOSTILE[:60])
+    done = sqlite_cli("delete", "session-1", given=given)
     assert not set(done.out + done.errors) & UNSAFE
     assert "␛[2J" in done.errors
 
 
-def test_errors_of_ours_neither(on_sqlite: Place) -> None:
-    on_sqlite.change("UPDATE vibeforge_sessions_alembic_version SET version_num = :text", text=HOSTILE)
-    done = on_sqlite("list")
+def test_error_messages_contain_no_control_characters(sqlite_cli: Cli) -> None:
+    sqlite_cli.change("UPDATE vibeforge_sessions_alembic_version SET version_num = :text", text=HOSTILE)
+    done = sqlite_cli("list")
     assert (done.code, done.out) == (5, "")
     assert "␛[2J" in done.errors
     assert not set(done.errors) & UNSAFE
-    done = on_sqlite("show", HOSTILE)
+    done = sqlite_cli("show", HOSTILE)
     assert done.code != 0
     assert not set(done.errors) & UNSAFE
 
 
-# --- rights ---
+# --- privileges ---
 
 READER, PASSWORD = "vfs_reader", "s3cret"
 
@@ -133,8 +133,8 @@ def reader_of(server: AvailableServer, url: str) -> str:
         known = postgresql and connection.exec_driver_sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{READER}'").first()
         statements = [] if known else [create]
         for name in (*metadata.tables, "vibeforge_sessions_alembic_version"):
-            place = name if postgresql else f"`{parsed.database}`.{name}"
-            statements.append(f"GRANT SELECT ON {place} TO {READER}" + ("" if postgresql else "@`%`"))
+            table = name if postgresql else f"`{parsed.database}`.{name}"
+            statements.append(f"GRANT SELECT ON {table} TO {READER}" + ("" if postgresql else "@`%`"))
         for statement in statements:
             connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     engine.dispose()
@@ -142,38 +142,38 @@ def reader_of(server: AvailableServer, url: str) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def reader(request: pytest.FixtureRequest, new_place: Callable[[str], Place]) -> tuple[Place, str]:
-    """A filled place, and the URL of somebody who may only read it."""
-    place = new_place(request.param)
+def reader(request: pytest.FixtureRequest, new_cli: Callable[[str], Cli]) -> tuple[Cli, str]:
+    """Return the commands on a database with sessions, and its URL for a user with read privileges only."""
+    cli = new_cli(request.param)
     session = full_session()
     session.update_phase("COMPLETE")
-    place.repository.create_session(session)
-    fill(place.repository)
+    cli.repository.create_session(session)
+    fill(cli.repository)
     if request.param == "sqlite":
-        return place, f"sqlite:///file:{make_url(place.url).database}?mode=ro&uri=true"
-    return place, reader_of(request.getfixturevalue(f"{request.param}_server"), place.url)
+        return cli, f"sqlite:///file:{make_url(cli.url).database}?mode=ro&uri=true"
+    return cli, reader_of(request.getfixturevalue(f"{request.param}_server"), cli.url)
 
 
-def test_who_may_only_read_can_look(reader: tuple[Place, str]) -> None:
-    place, url = reader
+def test_reading_commands_need_only_read_privileges(reader: tuple[Cli, str]) -> None:
+    cli, url = reader
     for command in READING:
-        theirs = run(url, "sessions", *command, VIBEFORGE_SESSIONS_MIGRATE="1")
-        assert (theirs.code, theirs.errors) == (0, ""), command
+        done = run(url, "sessions", *command, VIBEFORGE_SESSIONS_MIGRATE="1")
+        assert (done.code, done.errors) == (0, ""), command
         if command[0] not in {"stats", "watch"} and "--json" in command:
-            assert theirs.out == place(*command).out
-    refused = run(url, "sessions", "delete", "session-1", "--yes")
-    assert (refused.code, refused.out) == (1, "")
-    assert refused.errors.startswith("error: could not use the database")
-    assert refused.errors.count("\n") == 1
-    assert "s3cret" not in refused.errors
-    assert len(place.repository.list_sessions()) == 13
+            assert done.out == cli(*command).out
+    rejected = run(url, "sessions", "delete", "session-1", "--yes")
+    assert (rejected.code, rejected.out) == (1, "")
+    assert rejected.errors.startswith("error: could not use the database")
+    assert rejected.errors.count("\n") == 1
+    assert "s3cret" not in rejected.errors
+    assert len(cli.repository.list_sessions()) == 13
 
 
-def test_a_file_that_is_not_in_wal_mode_can_be_read_only(on_sqlite: Place) -> None:
-    """Copied by a backup, say: to bring WAL back would be to write."""
-    fill(on_sqlite.repository)
-    path = make_url(on_sqlite.url).database
-    on_sqlite.repository._transactions.bind.dispose()  # type: ignore[union-attr]
+def test_read_only_file_without_wal_is_listed(sqlite_cli: Cli) -> None:
+    """List a database file in journal mode DELETE, as a backup creates it: switching to WAL would be a write."""
+    fill(sqlite_cli.repository)
+    path = make_url(sqlite_cli.url).database
+    sqlite_cli.repository._transactions.bind.dispose()  # type: ignore[union-attr]
     with closing(sqlite3.connect(path or "")) as connection:
         assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
     done = run(f"sqlite:///file:{path}?mode=ro&uri=true", "sessions", "list", "--json")
@@ -181,7 +181,7 @@ def test_a_file_that_is_not_in_wal_mode_can_be_read_only(on_sqlite: Place) -> No
 
 
 @pytest.mark.parametrize("command", [*READING, ("delete", "session-1", "--yes")], ids=" ".join)
-def test_nothing_is_migrated(sqlite: Any, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_sessions_commands_never_migrate(sqlite: Any, tmp_path: Path, command: tuple[str, ...]) -> None:
     url = f"sqlite:///{tmp_path}/old.db"
     engine = create_engine(url)
     migrate.upgrade(engine, "vibeforge_0001")
@@ -200,7 +200,7 @@ def test_nothing_is_migrated(sqlite: Any, tmp_path: Path, command: tuple[str, ..
     "command", [("list",), ("show", "s"), ("errors", "s"), ("logs", "s"), ("stats",), ("watch", "s"), ("delete", "s")],
     ids=" ".join,
 )  # fmt: skip
-def test_a_failure_is_one_line_without_a_password(url: str, command: tuple[str, ...]) -> None:
+def test_failure_is_one_line_without_password(url: str, command: tuple[str, ...]) -> None:
     done = run(url, "sessions", *command)
     assert (done.code, done.out) == (1, "")
     assert done.errors.startswith("error: ")
@@ -218,25 +218,25 @@ WRONG = [
 
 
 @pytest.mark.parametrize("command", WRONG, ids=" ".join)
-def test_wrong_usage(command: tuple[str, ...]) -> None:
+def test_invalid_usage_exits_with_2(command: tuple[str, ...]) -> None:
     done = run("sqlite:///s3cret/no.db", "sessions", *command)
     assert (done.code, done.out) == (2, "")
     assert done.errors.startswith("Usage: ")
     assert "s3cret" not in done.errors
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "\x1b[31m"])
-def test_a_wrong_cursor(on_sqlite: Place, cursor: str) -> None:
-    done = on_sqlite("list", "--cursor", cursor)
+@pytest.mark.parametrize("cursor", ["", "x", "\x1b[31m"], ids=["empty", "letter", "control_characters"])
+def test_invalid_cursor_is_one_error_line(sqlite_cli: Cli, cursor: str) -> None:
+    done = sqlite_cli("list", "--cursor", cursor)
     assert (done.code, done.out) == (1, "")
     assert done.errors == "error: cursor: must be the next_cursor of a page of find_sessions\n"
 
 
-# --- the other end of the pipe ---
+# --- output streams ---
 
 
-def started(place: Place, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, URL: place.url, **more.pop("env", {})}
+def start_command(cli: Cli, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, URL: cli.url, **more.pop("env", {})}
     return subprocess.Popen(
         [sys.executable, "-m", "vibeforge_sessions", "sessions", *arguments],
         env=environment,
@@ -246,20 +246,20 @@ def started(place: Place, *arguments: str, **more: Any) -> subprocess.Popen[byte
     )
 
 
-def test_a_terminal_of_ascii(on_sqlite: Place) -> None:
-    hostile(on_sqlite)
+def test_ascii_terminal_gets_ascii_output(sqlite_cli: Cli) -> None:
+    store_hostile_session(sqlite_cli)
     for command in (("list",), ("show", "session-1"), ("stats",)):
-        with started(on_sqlite, *command, env={"PYTHONIOENCODING": "ascii", "COLUMNS": "120"}) as process:
+        with start_command(sqlite_cli, *command, env={"PYTHONIOENCODING": "ascii", "COLUMNS": "120"}) as process:
             out, errors = process.communicate()
         assert (process.returncode, errors) == (0, b"")
         assert out.isascii()
         assert command[0] != "stats" or b"####" in out
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_somebody_who_has_seen_enough(on_sqlite: Place, options: list[str]) -> None:
-    fill(on_sqlite.repository, 200)
-    with started(on_sqlite, "list", "--all", *options, env={"COLUMNS": "2000"}) as process:
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_closed_output_pipe_is_not_an_error(sqlite_cli: Cli, options: list[str]) -> None:
+    fill(sqlite_cli.repository, 200)
+    with start_command(sqlite_cli, "list", "--all", *options, env={"COLUMNS": "2000"}) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -268,11 +268,10 @@ def test_somebody_who_has_seen_enough(on_sqlite: Place, options: list[str]) -> N
     assert process.returncode in {0, 1, -signal.SIGPIPE}
 
 
-def test_without_hands_off(on_sqlite: Place) -> None:
-    """What was looked at is as it was."""
-    fill(on_sqlite.repository)
-    before = [on_sqlite.repository.get_record(each) for each in on_sqlite.repository.list_sessions()]
+def test_reading_commands_change_no_session(sqlite_cli: Cli) -> None:
+    fill(sqlite_cli.repository)
+    before = [sqlite_cli.repository.get_record(each) for each in sqlite_cli.repository.list_sessions()]
     for command in (("list",), ("show", "s-00"), ("errors", "s-00"), ("logs", "s-00"), ("stats",), ("watch", "s-01")):
-        assert on_sqlite(*command).code == 0
-    repository = SQLAlchemySessionRepository(on_sqlite.repository._transactions.bind)
+        assert sqlite_cli(*command).code == 0
+    repository = SQLAlchemySessionRepository(sqlite_cli.repository._transactions.bind)
     assert [repository.get_record(each) for each in repository.list_sessions()] == before
