@@ -1,4 +1,4 @@
-"""Archives: what is deleted is in them, whatever happens, and nothing is deleted that is not."""
+"""Pruning with an archive: a session is deleted only after the archive contains it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def everything(repository: SessionRepository) -> dict[str, tuple[Session, object
 
 
 @pytest.mark.parametrize("name", ["sessions.jsonl", "sessions.jsonl.gz"])
-def test_what_is_deleted_is_in_the_archive(repository: SessionRepository, name: str, tmp_path: Path) -> None:
+def test_pruned_sessions_are_in_the_archive(repository: SessionRepository, name: str, tmp_path: Path) -> None:
     put_many(repository, 7, errors=1100)
     put(repository, "held", held=True)
     put(repository, "running", phase="EXECUTION")
@@ -48,10 +48,10 @@ def test_what_is_deleted_is_in_the_archive(repository: SessionRepository, name: 
     report = pruned(repository, archive=path, batch_size=3, on_batch=after_each)
     assert (report.total, report.archived, report.held) == (7, 7, 1)
     assert len(sizes) == 3
-    assert all(told == real > 0 for told, real in sizes)
+    assert all(reported == actual > 0 for reported, actual in sizes)
     assert ids_of(repository) == ["held", "running"]
     assert everything(imported(path)) == {name: each for name, each in before.items() if name.startswith("s")}
-    # another run goes on in the same file
+    # a second prune appends to the same file
     put_many(repository, 2)
     size = path.stat().st_size
     assert pruned(repository, archive=path).archived_bytes == path.stat().st_size - size > 0
@@ -60,7 +60,7 @@ def test_what_is_deleted_is_in_the_archive(repository: SessionRepository, name: 
 
 @pytest.mark.parametrize("touch", TOUCHES)
 @pytest.mark.parametrize("moment", ["found", "read", "delete"])
-def test_what_is_touched_meanwhile_stays(
+def test_session_changed_during_prune_is_kept(
     repository: SessionRepository, touch: str, moment: str, tmp_path: Path
 ) -> None:
     ids = put_many(repository, 4)
@@ -84,10 +84,10 @@ def test_what_is_touched_meanwhile_stays(
         assert archived == ids
 
 
-def test_a_session_that_no_archive_takes_stays(tmp_path: Path) -> None:
+def test_session_that_cannot_be_archived_is_kept(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 5)
-    # its histories are not what its record says
+    # the histories disagree with the counts of the record
     repository._sessions[ids[2]].errors.clear()  # type: ignore[attr-defined]
     report = pruned(repository, archive=tmp_path / "archive", batch_size=2)
     assert (report.total, report.failed, report.archived) == (4, 1, 4)
@@ -96,8 +96,8 @@ def test_a_session_that_no_archive_takes_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", SQL_DATABASES)
-@pytest.mark.parametrize("archived", [False, True])
-def test_damaged_rows_stay_and_keep_no_others(
+@pytest.mark.parametrize("archived", [False, True], ids=["without_archive", "with_archive"])
+def test_damaged_session_is_kept_and_others_are_pruned(
     storage: str, archived: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     engine = request.getfixturevalue(storage).new_engine()
@@ -108,7 +108,7 @@ def test_damaged_rows_stay_and_keep_no_others(
         connection.execute(text(f"DELETE FROM vibeforge_session_errors WHERE session_id = '{ids[4]}' AND position = 3"))
         connection.execute(text(f"UPDATE vibeforge_sessions SET phase = 'UNKNOWN' WHERE session_id = '{ids[0]}'"))
     report = pruned(repository, archive=tmp_path / "archive" if archived else None, batch_size=2)
-    # without an archive nobody reads the histories, and so nobody misses anything in them
+    # a prune without an archive does not read histories, so it does not notice the missing error
     damaged = [ids[1], ids[4]] if archived else [ids[1]]
     assert [problem.session_id for problem in report.problems] == damaged
     assert (report.total, report.failed) == (5 - len(damaged), len(damaged))
@@ -116,24 +116,24 @@ def test_damaged_rows_stay_and_keep_no_others(
     engine.dispose()
 
 
-# --- archives that cannot be written ---
+# --- archive failures and interruptions ---
 
 
-def test_an_archive_that_cannot_be_opened(repository: SessionRepository, tmp_path: Path) -> None:
+def test_unusable_archive_raises_and_no_session_is_deleted(repository: SessionRepository, tmp_path: Path) -> None:
     ids = put_many(repository, 3)
     foreign = tmp_path / "foreign"
     foreign.write_text("a letter to the editor\n")
     damaged = tmp_path / "damaged.gz"
     damaged.write_bytes(gzip.compress(b"{}\n"))
     for path in (tmp_path / "no folder" / "archive", tmp_path, foreign, damaged):
-        with pytest.raises(ArchiveError) as refused:
+        with pytest.raises(ArchiveError) as caught:
             pruned(repository, archive=path)
-        assert str(refused.value)
+        assert str(caught.value)
         assert ids_of(repository) == ids
     assert foreign.read_text() == "a letter to the editor\n"
 
 
-def test_one_writer_at_a_time(repository: SessionRepository, tmp_path: Path) -> None:
+def test_prune_to_open_archive_raises(repository: SessionRepository, tmp_path: Path) -> None:
     ids = put_many(repository, 3)
     path = tmp_path / "archive"
     with ArchiveWriter(path), pytest.raises(ArchiveError, match="another process"):
@@ -142,24 +142,24 @@ def test_one_writer_at_a_time(repository: SessionRepository, tmp_path: Path) -> 
     assert pruned(repository, archive=path).total == 3
 
 
-def test_a_full_disk_ends_it(repository: SessionRepository, tmp_path: Path) -> None:
+def test_full_disk_ends_prune_and_a_second_prune_continues(repository: SessionRepository, tmp_path: Path) -> None:
     path = tmp_path / "archive"
     others: SessionRepository = InMemorySessionRepository()
-    put(others, "big", message="x" * 2_000_000)  # so that the archive is larger than a database's own files
+    put(others, "big", message="x" * 2_000_000)  # the archive must exceed the size of the database's files
     assert pruned(others, archive=path).total == 1
     ids = put_many(repository, 9, errors=50)
     reached: list[int] = []
     with limited_file_size(path.stat().st_size + 30_000), pytest.raises(ArchiveError, match="File too large"):
         pruned(repository, archive=path, batch_size=2, on_batch=lambda report: reached.append(report.total))
     left = ids_of(repository)
-    assert left == ids[reached[-1] :]  # what was deleted in whole batches, and nothing of the one that failed
+    assert left == ids[reached[-1] :]  # complete batches were deleted, and nothing of the failed batch
     assert 0 < reached[-1] < 9
     assert set(ids_of(imported(path))) == {"big", *ids} - set(left)
     assert pruned(repository, archive=path, batch_size=2).total == len(left)
     assert ids_of(imported(path)) == ["big", *ids]
 
 
-def test_an_archive_that_is_taken_away_ends_it(repository: SessionRepository, tmp_path: Path) -> None:
+def test_renamed_archive_ends_prune(repository: SessionRepository, tmp_path: Path) -> None:
     ids = put_many(repository, 9)
     path = tmp_path / "archive"
     with pytest.raises(ArchiveError):
@@ -168,12 +168,12 @@ def test_an_archive_that_is_taken_away_ends_it(repository: SessionRepository, tm
     assert ids_of(imported(tmp_path / "rotated"))[:2] == ids[:2]
 
 
-def test_an_interrupted_one_is_begun_again(repository: SessionRepository, tmp_path: Path) -> None:
+def test_interrupted_prune_is_resumed(repository: SessionRepository, tmp_path: Path) -> None:
     ids = put_many(repository, 9)
     path = tmp_path / "archive"
 
     def interrupted(session_id: str) -> None:
-        if session_id == ids[4]:  # it is in the archive, and not deleted
+        if session_id == ids[4]:  # archived but not yet deleted
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

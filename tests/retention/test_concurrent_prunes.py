@@ -1,4 +1,4 @@
-"""Prunes beside others: beside each other, beside a service, interrupted, killed, and cancelled."""
+"""Prunes that run concurrently with other prunes and writers, and prunes that are killed or canceled."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def url_of(engine: Engine) -> str:
     return text_of(engine.url)
 
 
-# --- beside each other ---
+# --- concurrent prunes ---
 
 
-def test_threads_that_prune_at_once(repository: SessionRepository) -> None:
+def test_concurrent_threads_prune_each_session_once(repository: SessionRepository) -> None:
     ids = put_many(repository, 120)
     for session_id in ids[::10]:
         repository.hold_session(session_id)
@@ -94,7 +94,7 @@ def test_threads_that_prune_at_once(repository: SessionRepository) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         reports = list(threads.map(run, range(4)))
-    assert sum(report.total for report in reports) == 108  # each by one of them
+    assert sum(report.total for report in reports) == 108  # each session was deleted by exactly one prune
     assert ids_of(repository) == ids[::10]
     for report in reports:
         assert (report.touched, report.failed, report.held) == (0, 0, 12)
@@ -107,7 +107,7 @@ def worker(url: str, batch_size: int, archive: str) -> Iterator[subprocess.Popen
         yield process
 
 
-def test_processes_that_prune_at_once(engine: Engine, tmp_path: Path) -> None:
+def test_concurrent_processes_prune_each_session_once(engine: Engine, tmp_path: Path) -> None:
     repository = SQLAlchemySessionRepository(engine)
     ids = put_many(repository, 60)
     with ExitStack() as stack:
@@ -119,37 +119,37 @@ def test_processes_that_prune_at_once(engine: Engine, tmp_path: Path) -> None:
             begin(process)
         reports = []
         for process in processes:
-            said, errors = process.communicate()
+            output, errors = process.communicate()
             assert (process.returncode, errors) == (0, "")
-            reports.append(json.loads(said.splitlines()[-1]))
+            reports.append(json.loads(output.splitlines()[-1]))
     assert sum(report["phases"].get("COMPLETE", 0) for report in reports) == 60
     assert [report["failed"] + report["touched"] for report in reports] == [0, 0]
     assert ids_of(repository) == []
     assert {session_id for path in archives for session_id in ids_of(imported(path))} == set(ids)
 
 
-# --- killed ---
+# --- killed process ---
 
 
-@pytest.mark.parametrize(("name", "batches"), [("-", 1), ("archive.gz", 3)])
-def test_what_was_killed_is_begun_again(engine: Engine, batches: int, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "batches"), [("-", 1), ("archive.gz", 3)], ids=["without_archive", "with_archive"])
+def test_killed_prune_is_resumed(engine: Engine, batches: int, name: str, tmp_path: Path) -> None:
     repository = SQLAlchemySessionRepository(engine)
     ids = put_many(repository, 40, errors=5)
     archive = name if name == "-" else str(tmp_path / name)
     with worker(url_of(engine), 5, archive) as process:
         begin(process)
-        told = [int(read_line(process)) for _ in range(batches)][-1]
+        deleted = [int(read_line(process)) for _ in range(batches)][-1]
         process.kill()
         process.wait()
     left = ids_of(repository)
-    assert told == 5 * batches
+    assert deleted == 5 * batches
     assert left == ids[40 - len(left) :]
-    assert len(left) <= 40 - told
-    for session_id in left:  # each is there whole …
+    assert len(left) <= 40 - deleted
+    for session_id in left:  # each remaining session is complete …
         session = repository.get_session(session_id)
         assert session is not None
         assert (len(session.error_history), len(session.logs), session.concept is not None) == (5, 1, True)
-    with engine.connect() as connection:  # … or not at all
+    with engine.connect() as connection:  # … and no rows of deleted sessions remain
         for table in metadata.tables.values():
             if "session_id" in table.columns:
                 found = {row[0] for row in connection.execute(text(f"SELECT session_id FROM {table.name}"))}
@@ -161,36 +161,36 @@ def test_what_was_killed_is_begun_again(engine: Engine, batches: int, name: str,
         assert ids_of(imported(Path(archive))) == ids
 
 
-# --- beside a service ---
+# --- concurrent writers ---
 
 
 @pytest.mark.parametrize("moment", ["found", "read", "delete"])
-def test_nothing_is_locked_while_others_are_at_work(engine: Engine, moment: str) -> None:
-    """A prune that kept a transaction open would lock them out on SQLite, and a row's writers elsewhere."""
+def test_prune_holds_no_lock_between_statements(engine: Engine, moment: str) -> None:
+    """Write during a prune: an open transaction would block all writers on SQLite and writers of the rows elsewhere."""
     url = url_of(engine)
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(url))
-        others = stack.enter_context(engine_on(url))
-        impatient = SQLAlchemySessionRepository(others, retry=RetryPolicy(deadline=2.0))
+        other_engine = stack.enter_context(engine_on(url))
+        writer = SQLAlchemySessionRepository(other_engine, retry=RetryPolicy(deadline=2.0))
         ids = put_many(repository, 12)
-        impatient.create_session(session_id="live")
+        writer.create_session(session_id="live")
 
         def write(session_id: str) -> None:
-            impatient.append_log("live", session_id)
-            impatient.modify_session("live", lambda session: session.add_answer(session_id, 1), attempts=1)
-            impatient.append_error(ids[-1], "t", "m")  # the last one is touched all the time
+            writer.append_log("live", session_id)
+            writer.modify_session("live", lambda session: session.add_answer(session_id, 1), attempts=1)
+            writer.append_error(ids[-1], "t", "m")  # the last session changes at every call
 
         report = pruned(Busy(repository, moment, write), batch_size=5)
         assert (report.total, report.failed) == (11, 0)
         assert ids_of(repository) == ["live", ids[-1]]
-        assert {line.split("] ")[1] for line in impatient.list_logs("live", limit=1000)} >= set(ids[:-1])
+        assert {line.split("] ")[1] for line in writer.list_logs("live", limit=1000)} >= set(ids[:-1])
 
 
-def test_a_service_goes_on_writing(repository: SessionRepository) -> None:
-    """Hundreds are deleted while others create, update and append; none of theirs is hit, and none of them fails."""
+def test_writers_do_not_fail_during_prune(repository: SessionRepository) -> None:
+    """Prune 150 sessions while two threads create sessions and append: no call fails, and no new entry is lost."""
     put_many(repository, 150, errors=0)
     done, failures, written = threading.Event(), [], [0, 0]
-    used = [f"used-{number}" for number in range(20)]  # old, and in the end of the queue, until somebody comes back
+    used = [f"used-{number}" for number in range(20)]  # older than the limit until they are used again
     for session_id in used:
         put(repository, session_id, age=MONTH + MONTH / 30)
 
@@ -209,7 +209,7 @@ def test_a_service_goes_on_writing(repository: SessionRepository) -> None:
 
     threads = [threading.Thread(target=serve, args=[worker]) for worker in range(2)]
     for session_id in used:
-        repository.append_log(session_id, "somebody is back")
+        repository.append_log(session_id, "used again")
     for thread in threads:
         thread.start()
     report = pruned(repository, batch_size=100, pause=1)
@@ -225,8 +225,8 @@ def test_a_service_goes_on_writing(repository: SessionRepository) -> None:
         assert len(session.logs) == len(session.error_history) + 1
 
 
-@pytest.mark.parametrize(("pause", "expected"), [(0, []), (2.5, [2.5] * 4)])
-def test_the_others_get_a_multiple_of_each_deletions_time(
+@pytest.mark.parametrize(("pause", "expected"), [(0, []), (2.5, [2.5] * 4)], ids=["without_pause", "with_pause"])
+def test_pause_is_multiple_of_each_deletion_time(
     pause: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository: SessionRepository = InMemorySessionRepository()
@@ -242,11 +242,11 @@ def test_the_others_get_a_multiple_of_each_deletions_time(
     assert slept == expected
 
 
-# --- on an event loop ---
+# --- asyncio ---
 
 
-class OnTheLoop(AsyncRepositoryAdapter[Session]):
-    """A synchronous repository whose calls take no time."""
+class NonBlockingAdapter(AsyncRepositoryAdapter[Session]):
+    """Adapter that calls a synchronous repository directly on the event loop, without a thread."""
 
     async def _run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return call(*args, **kwargs)
@@ -254,22 +254,24 @@ class OnTheLoop(AsyncRepositoryAdapter[Session]):
 
 @asynccontextmanager
 async def opened(url: str | None, driver: str) -> AsyncIterator[tuple[SessionRepository, AsyncSessionRepository]]:
-    """Give two repositories over the same storage, one of them for asyncio."""
+    """Yield a synchronous and an asynchronous repository over the same storage."""
     if url is None:
         repository: SessionRepository = InMemorySessionRepository()
-        yield repository, OnTheLoop(repository)
+        yield repository, NonBlockingAdapter(repository)
         return
-    theirs = text_of(make_url(url).set(drivername=driver)) if "+" in driver else url
+    async_url = text_of(make_url(url).set(drivername=driver)) if "+" in driver else url
     with open_repository(url) as repository:
-        async with await open_async_repository(theirs) as asynchronous:
+        async with await open_async_repository(async_url) as asynchronous:
             yield repository, asynchronous
 
 
-@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize("archived", [False, True], ids=["without_archive", "with_archive"])
 @pytest.mark.parametrize(
     "driver", ["memory", "sqlite", "mariadb", "postgresql+psycopg", "postgresql+asyncpg", "mariadb+asyncmy"]
 )
-def test_on_an_event_loop(driver: str, archived: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_async_prune_deletes_matching_sessions(
+    driver: str, archived: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     storage: Storage = request.getfixturevalue(driver.partition("+")[0])
     path = tmp_path / "archive.gz" if archived else None
     totals: list[int] = []
@@ -296,27 +298,27 @@ def test_on_an_event_loop(driver: str, archived: bool, request: pytest.FixtureRe
                 assert ids_of(imported(path)) == ids
 
     asyncio.run(main())
-    assert totals == [2, 5, 7] * 2  # the one that is held is the second
+    assert totals == [2, 5, 7] * 2  # the held session is the second oldest
 
 
 @pytest.mark.parametrize("touch", TOUCHES)
 @pytest.mark.parametrize("moment", ["found", "read", "delete"])
-def test_what_is_touched_on_an_event_loop_stays(touch: str, moment: str) -> None:
+def test_session_changed_during_async_prune_is_kept(touch: str, moment: str) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     put_many(repository, 3)
     busy = Busy(repository, moment, lambda session_id: TOUCHES[touch](repository, session_id))
-    report = asyncio.run(prune_async(OnTheLoop(busy), DONE, older_than=MONTH))
+    report = asyncio.run(prune_async(NonBlockingAdapter(busy), DONE, older_than=MONTH))
     assert (report.total, getattr(report, COUNTED[touch])) == (0, 3)
 
 
-def test_what_is_no_rule_is_refused_on_an_event_loop() -> None:
+def test_async_prune_rejects_filter_without_phases() -> None:
     with pytest.raises(InvalidArgumentError, match="phases"):
         asyncio.run(prune_async(AsyncInMemorySessionRepository(), SessionFilter(), older_than=MONTH))
 
 
 @pytest.mark.parametrize("moment", ["found", "read", "archive", "delete"])
 @pytest.mark.parametrize("number", [0, 5, 8])
-def test_one_that_is_cancelled_is_begun_again(moment: str, number: int, tmp_path: Path) -> None:
+def test_canceled_prune_is_resumed(moment: str, number: int, tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 9, errors=2)
     path = tmp_path / "archive"
@@ -326,47 +328,47 @@ def test_one_that_is_cancelled_is_begun_again(moment: str, number: int, tmp_path
             if session_id == ids[number]:
                 task.cancel()
 
-        asynchronous = OnTheLoop(Busy(repository, moment, cancel))
+        asynchronous = NonBlockingAdapter(Busy(repository, moment, cancel))
         task = asyncio.ensure_future(
             prune_async(asynchronous, DONE, older_than=MONTH, batch_size=2, archive=path, pause=0)
         )
         with pytest.raises(asyncio.CancelledError):
             await task
-        with ArchiveWriter(path):  # nobody writes it any more
+        with ArchiveWriter(path):  # the canceled prune has closed the archive
             left = ids_of(repository)
         await asyncio.sleep(0)
         assert ids_of(repository) == left == ids[9 - len(left) :]
         assert set(ids_of(imported(path))) >= set(ids) - set(left)
-        again = await prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=path)
+        again = await prune_async(NonBlockingAdapter(repository), DONE, older_than=MONTH, archive=path)
         assert again.total == len(left)
 
     asyncio.run(main())
     assert ids_of(imported(path)) == ids
 
 
-def test_one_that_is_cancelled_while_it_opens_its_archive(tmp_path: Path) -> None:
+def test_prune_canceled_while_opening_archive_closes_it(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 2)
 
     async def main() -> None:
-        pruning = prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=tmp_path / "archive")
+        pruning = prune_async(NonBlockingAdapter(repository), DONE, older_than=MONTH, archive=tmp_path / "archive")
         task = asyncio.ensure_future(pruning)
-        await asyncio.sleep(0)  # a thread opens the file now
+        await asyncio.sleep(0)  # a thread is opening the file
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        ArchiveWriter(tmp_path / "archive").close()  # while the task, and what it has returned, is still there
+        ArchiveWriter(tmp_path / "archive").close()  # succeeds while the task and its result still exist
 
     asyncio.run(main())
     assert ids_of(repository) == ids
 
 
-def test_one_that_is_cancelled_in_a_pause_ends_at_once() -> None:
+def test_prune_canceled_during_pause_ends_immediately() -> None:
     repository: SessionRepository = InMemorySessionRepository()
     put_many(repository, 3)
 
     async def main() -> None:
-        pruning = prune_async(OnTheLoop(repository), DONE, older_than=MONTH, pause=1e12)
+        pruning = prune_async(NonBlockingAdapter(repository), DONE, older_than=MONTH, pause=1e12)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pruning, 0.5)
 
@@ -376,12 +378,14 @@ def test_one_that_is_cancelled_in_a_pause_ends_at_once() -> None:
     assert len(ids_of(repository)) == 2
 
 
-def test_an_archive_that_is_full_ends_it_on_an_event_loop(tmp_path: Path) -> None:
+def test_full_disk_ends_async_prune(tmp_path: Path) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     ids = put_many(repository, 5, errors=50)
     with limited_file_size(30_000), pytest.raises(ArchiveError, match="File too large"):
         asyncio.run(
-            prune_async(OnTheLoop(repository), DONE, older_than=MONTH, archive=tmp_path / "archive", batch_size=2)
+            prune_async(
+                NonBlockingAdapter(repository), DONE, older_than=MONTH, archive=tmp_path / "archive", batch_size=2
+            )
         )
     left = ids_of(repository)
     assert left == ids[-len(left) :]

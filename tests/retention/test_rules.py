@@ -1,4 +1,4 @@
-"""What is deleted, and what never is: on each kind of storage."""
+"""Selection of sessions by a prune: filter, age, holds and concurrent changes, on each kind of storage."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from vibeforge_sessions.model.validation import utc_now
 from vibeforge_sessions.repository.query import SessionOrder, SessionPage
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.retention import PruneProblem, prune
-from vibeforge_sessions.testing.base import numbered
 
-PHASES = ["COMPLETE", "FAILED", "EXECUTION", "OF_ANOTHER_CODE"]
+PHASES = ["COMPLETE", "FAILED", "EXECUTION", "UNKNOWN_PHASE"]
 
 
 # --- phase and age ---
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredSession:
+    """Description of a session, and whether a prune deletes it."""
+
     phase: str
     days: int
     held: bool
     errors: int
 
-    def goes(self, phases: list[str], days: int, *, has_errors: bool | None) -> bool:
+    def matches(self, phases: list[str], days: int, *, has_errors: bool | None) -> bool:
         old = self.days > days and not self.held and self.phase in phases
         return old and (has_errors is None or has_errors == (self.errors > 0))
 
 
 STORED = st.builds(
-    Stored,
+    StoredSession,
     phase=st.sampled_from(PHASES),
     days=st.integers(-3, 9),
     held=st.booleans(),
@@ -59,9 +60,9 @@ STORED = st.builds(
     batch_size=st.integers(1, 4),
     has_errors=st.sampled_from([None, None, True, False]),
 )
-def test_what_goes_is_what_a_rule_says(
+def test_prune_deletes_exactly_sessions_that_match(
     repository: SessionRepository,
-    all_stored: list[Stored],
+    all_stored: list[StoredSession],
     phases: list[str],
     days: int,
     batch_size: int,
@@ -69,43 +70,45 @@ def test_what_goes_is_what_a_rule_says(
 ) -> None:
     for session_id in repository.list_sessions():
         repository.delete_session(session_id)
-    goes: dict[str, Record] = {}
-    stays: list[str] = []
+    matching: dict[str, Record] = {}
+    kept: list[str] = []
     for number, each in enumerate(all_stored):
-        age = each.days * DAY - timedelta(hours=1)  # not on the edge, which moves while the test runs
+        age = each.days * DAY - timedelta(hours=1)  # away from the age limit, which moves while the test runs
         record = put(repository, f"s{number}", each.phase, age, held=each.held, errors=each.errors)
-        if each.goes(phases, days, has_errors=has_errors):
-            goes[f"s{number}"] = record
+        if each.matches(phases, days, has_errors=has_errors):
+            matching[f"s{number}"] = record
         else:
-            stays.append(f"s{number}")
-    asked = SessionFilter(phases=phases, has_errors=has_errors)
-    held = sum(dataclasses.replace(each, held=False).goes(phases, days, has_errors=has_errors) for each in all_stored)
-    expected = {phase: sum(record.content.phase == phase for record in goes.values()) for phase in PHASES}
+            kept.append(f"s{number}")
+    criteria = SessionFilter(phases=phases, has_errors=has_errors)
+    held = sum(
+        dataclasses.replace(each, held=False).matches(phases, days, has_errors=has_errors) for each in all_stored
+    )
+    expected = {phase: sum(record.content.phase == phase for record in matching.values()) for phase in PHASES}
     for dry_run in (True, False):
-        report = pruned(repository, asked, older_than=days * DAY, batch_size=batch_size, dry_run=dry_run)
+        report = pruned(repository, criteria, older_than=days * DAY, batch_size=batch_size, dry_run=dry_run)
         assert report.phases == {phase: count for phase, count in expected.items() if count}
-        assert (report.total, report.held) == (len(goes), held - len(goes))
+        assert (report.total, report.held) == (len(matching), held - len(matching))
         assert (report.touched, report.gone, report.failed, report.archived) == (0, 0, 0, 0)
-        assert report.errors == sum(record.error_count for record in goes.values())
-        assert report.logs == len(goes)
-        texts = [text for record in goes.values() for text in record.content.documents.values() if text is not None]
+        assert report.errors == sum(record.error_count for record in matching.values())
+        assert report.logs == len(matching)
+        texts = [text for record in matching.values() for text in record.content.documents.values() if text is not None]
         assert report.document_bytes == sum(map(len, texts))
-        times = [record.updated_at for record in goes.values()]
+        times = [record.updated_at for record in matching.values()]
         assert (report.oldest, report.newest) == ((min(times), max(times)) if times else (None, None))
-        assert ids_of(repository) == sorted([*stays, *goes] if dry_run else stays)
-    assert pruned(repository, asked, older_than=days * DAY).total == 0
+        assert ids_of(repository) == sorted([*kept, *matching] if dry_run else kept)
+    assert pruned(repository, criteria, older_than=days * DAY).total == 0
 
 
-def test_the_filters_own_time_holds_beside_the_age(repository: SessionRepository) -> None:
+def test_filter_time_and_age_both_apply(repository: SessionRepository) -> None:
     record = put(repository, "s")
     put(repository, "young", age=DAY)
-    for before, goes in ((record.updated_at, 0), (record.updated_at + timedelta(microseconds=1), 1)):
-        assert pruned(repository, dataclasses.replace(DONE, updated_before=before)).total == goes
+    for before, expected in ((record.updated_at, 0), (record.updated_at + timedelta(microseconds=1), 1)):
+        assert pruned(repository, dataclasses.replace(DONE, updated_before=before)).total == expected
     assert pruned(repository, dataclasses.replace(DONE, updated_before=utc_now() + DAY)).total == 0
     assert ids_of(repository) == ["young"]
 
 
-def test_nothing_is_as_old_as_time(repository: SessionRepository) -> None:
+def test_maximum_age_matches_nothing(repository: SessionRepository) -> None:
     put(repository, "s")
     report = pruned(repository, older_than=timedelta.max)
     assert (report.total, report.before) == (0, datetime.min.replace(tzinfo=UTC))
@@ -129,25 +132,29 @@ def test_nothing_is_as_old_as_time(repository: SessionRepository) -> None:
         ({"pause": float("nan")}, "pause"),
         ({"pause": float("inf")}, "pause"),
     ],
-    ids=numbered,
+    ids=[
+        *("no_criteria", "no_phases", "time_without_phases", "none_as_filter", "list_as_filter"),
+        *("zero_age", "negative_age", "number_as_age", "zero_batch", "oversized_batch", "float_batch"),
+        *("negative_pause", "nan_pause", "infinite_pause"),
+    ],
 )
-def test_what_is_no_rule_is_refused(changed: dict[str, Any], path: str) -> None:
+def test_invalid_rule_raises(changed: dict[str, Any], path: str) -> None:
     repository: SessionRepository = InMemorySessionRepository()
     put(repository, "s")
-    with pytest.raises(InvalidArgumentError) as refused:
+    with pytest.raises(InvalidArgumentError) as caught:
         pruned(repository, **changed)
-    assert refused.value.argument == path
+    assert caught.value.argument == path
     assert ids_of(repository) == ["s"]
 
 
-def test_an_age_must_be_said() -> None:
+def test_age_is_required() -> None:
     repository: SessionRepository = InMemorySessionRepository()
     with pytest.raises(TypeError):
         prune(repository, DONE)  # type: ignore[call-arg]
 
 
-class FindsEverything(Busy):
-    """A repository that does not understand filters."""
+class FilterIgnoringRepository(Busy):
+    """Repository that ignores filters."""
 
     def find_sessions(
         self,
@@ -160,27 +167,29 @@ class FindsEverything(Busy):
         return super().find_sessions(None, order=order, limit=limit, cursor=cursor)
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_what_was_found_is_asked_once_more(dry_run: bool) -> None:
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "deletion"])
+def test_found_sessions_are_checked_against_the_rule_again(dry_run: bool) -> None:
     store: SessionRepository = InMemorySessionRepository()
     put(store, "old")
     put(store, "young", age=DAY)
-    put(store, "tomorrows", age=-DAY)
+    put(store, "in-the-future", age=-DAY)
     put(store, "running", phase="EXECUTION")
     put(store, "without-errors", errors=0)
     report = pruned(
-        FindsEverything(store, "", print), SessionFilter(phases=["COMPLETE"], has_errors=True), dry_run=dry_run
+        FilterIgnoringRepository(store, "", print), SessionFilter(phases=["COMPLETE"], has_errors=True), dry_run=dry_run
     )
     assert (report.total, report.touched) == (1, 4)
-    assert ids_of(store) == sorted(["running", "tomorrows", "without-errors", "young"] + (["old"] if dry_run else []))
+    assert ids_of(store) == sorted(
+        ["running", "in-the-future", "without-errors", "young"] + (["old"] if dry_run else [])
+    )
 
 
-# --- what others do meanwhile ---
+# --- concurrent changes and batches ---
 
 
 @pytest.mark.parametrize("touch", TOUCHES)
 @pytest.mark.parametrize("moment", ["found", "read", "delete"])
-def test_what_is_touched_after_it_was_found_stays(repository: SessionRepository, touch: str, moment: str) -> None:
+def test_session_changed_after_it_was_found_is_kept(repository: SessionRepository, touch: str, moment: str) -> None:
     ids = put_many(repository, 5)
     touched = {ids[1], ids[3]}
 
@@ -200,18 +209,18 @@ def test_what_is_touched_after_it_was_found_stays(repository: SessionRepository,
         assert len(session.error_history) == 1 + (touch == "error")
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_batches_neither_leave_out_nor_repeat(repository: SessionRepository, dry_run: bool) -> None:
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "deletion"])
+def test_batches_cover_each_session_once(repository: SessionRepository, dry_run: bool) -> None:
     now = utc_now()
     ids = put_many(repository, 23)
     for number, session_id in enumerate(ids):
         if number % 3 == 0:
             repository.hold_session(session_id)
-    asked = dataclasses.replace(DONE, created_before=now)
+    criteria = dataclasses.replace(DONE, created_before=now)
     totals: list[tuple[int, int]] = []
     report = pruned(
         repository,
-        asked,
+        criteria,
         batch_size=4,
         dry_run=dry_run,
         on_batch=lambda report: totals.append((report.total, report.held)),
@@ -220,14 +229,14 @@ def test_batches_neither_leave_out_nor_repeat(repository: SessionRepository, dry
     assert (report.total, report.held) == (15, 8)
     assert ids_of(repository) == (ids if dry_run else ids[::3])
     if not dry_run:
-        again = pruned(repository, asked, batch_size=4)
+        again = pruned(repository, criteria, batch_size=4)
         assert (again.total, again.held) == (0, 8)
         for session_id in ids[::3]:
             repository.release_session(session_id)
-        assert pruned(repository, asked, batch_size=4).total == 8
+        assert pruned(repository, criteria, batch_size=4).total == 8
 
 
-def test_sessions_of_one_moment_are_all_met(repository: SessionRepository) -> None:
+def test_sessions_with_equal_times_are_all_found(repository: SessionRepository) -> None:
     record = put(repository, "s0")
     for number in range(1, 9):
         same = dataclasses.replace(record, session_id=f"s{number}", error_count=0, log_count=0)
@@ -238,7 +247,7 @@ def test_sessions_of_one_moment_are_all_met(repository: SessionRepository) -> No
     assert (report.total, report.held) == (5, 4)
 
 
-def test_the_oldest_go_first(repository: SessionRepository) -> None:
+def test_oldest_sessions_are_deleted_first(repository: SessionRepository) -> None:
     ids = put_many(repository, 9)
 
     def stop(_report: object) -> None:
@@ -250,10 +259,10 @@ def test_the_oldest_go_first(repository: SessionRepository) -> None:
     assert pruned(repository, batch_size=4).total == 5
 
 
-# --- what cannot be read ---
+# --- unreadable sessions ---
 
 
-def test_what_cannot_be_read_stays_and_is_told() -> None:
+def test_unreadable_session_is_kept_and_reported() -> None:
     store: SessionRepository = InMemorySessionRepository()
     ids = put_many(store, 6)
 
@@ -270,7 +279,7 @@ def test_what_cannot_be_read_stays_and_is_told() -> None:
     assert ids_of(store) == [ids[1], ids[4]]
 
 
-def test_not_every_problem_is_kept() -> None:
+def test_reported_problems_are_limited_to_1000() -> None:
     store: SessionRepository = InMemorySessionRepository()
     put_many(store, 1003)
 
