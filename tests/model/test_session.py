@@ -1,4 +1,4 @@
-"""The model alone: what its methods do, what it refuses, and that it survives copies, pickles and journeys as JSON."""
+"""The `Session` model without a repository: methods, validation, equality, copies, pickling and conversion to JSON."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 
 Change = Callable[[Session], object]
-MOVING: list[Change] = [
+TIMED_CHANGES: list[Change] = [
     lambda s: s.update_phase(SessionPhase.IDEA),
     lambda s: s.update_phase(s.phase),
     lambda s: s.add_answer("q", 1),
     lambda s: s.add_error("t", "m"),
     lambda s: s.add_error("t", "m", phase=SessionPhase.FAILED),
 ]
+TIMED_CHANGE_IDS = ["update_phase", "update_to_same_phase", "add_answer", "add_error", "add_error_with_phase"]
 
 
 class Colour(StrEnum):
@@ -45,26 +46,26 @@ class Size(IntEnum):
     BIG = 3
 
 
-class Unlike(Session):
-    """The same fields under another name."""
+class OtherClass(Session):
+    """Class with the same fields as `Session`."""
 
 
 def assert_plain(value: Any) -> None:
-    """Assert that a value is made of JSON's own types, no subclass of them."""
+    """Assert that a value consists of the exact JSON types, without subclasses."""
     assert type(value) in {dict, list, str, int, float, bool, type(None)}
     for item in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []:
         assert_plain(item)
 
 
-def fields_of_a_stored_session() -> dict[str, Any]:
-    """Return what `to_dict` writes of a stored session with two errors and a log line."""
+def fields_of_stored_session() -> dict[str, Any]:
+    """Return the `to_dict` result of a stored session with two errors and a log line."""
     session = full_session()
     session.add_error("t5", "again")
     InMemorySessionRepository().create_session(session)
     return session.to_dict()
 
 
-FIELDS: Final = fields_of_a_stored_session()
+FIELDS: Final = fields_of_stored_session()
 
 
 def test_initial_values() -> None:
@@ -82,7 +83,7 @@ def test_initial_values() -> None:
     assert session.omitted_errors == session.omitted_logs == 0
 
 
-def test_two_sessions_share_nothing() -> None:
+def test_new_sessions_share_no_mutable_value() -> None:
     one, two = Session(), Session()
     assert one.session_id != two.session_id
     for name in ("answers", "completed_task_ids", "failed_task_ids", "logs", "error_history"):
@@ -91,28 +92,32 @@ def test_two_sessions_share_nothing() -> None:
     assert Session(answers=given).answers is not given
 
 
-def test_no_id_is_a_fresh_id() -> None:
-    nobody: Any = None  # what the application hands over
-    ids = {Session(session_id=nobody).session_id for _ in range(3)}
+def test_none_as_session_id_generates_a_new_id() -> None:
+    no_id: Any = None  # the application passes None
+    ids = {Session(session_id=no_id).session_id for _ in range(3)}
     assert len(ids) == 3
     assert {uuid.UUID(session_id).version for session_id in ids} == {4}
 
 
-@pytest.mark.parametrize("change", MOVING, ids=numbered)
-@pytest.mark.parametrize("clock", [NOON - timedelta(hours=1), NOON, NOON + timedelta(hours=1)])
-def test_what_moves_the_time_moves_it_forward(monkeypatch: pytest.MonkeyPatch, change: Change, clock: datetime) -> None:
+@pytest.mark.parametrize("change", TIMED_CHANGES, ids=TIMED_CHANGE_IDS)
+@pytest.mark.parametrize(
+    "clock",
+    [NOON - timedelta(hours=1), NOON, NOON + timedelta(hours=1)],
+    ids=["clock_behind", "clock_equal", "clock_ahead"],
+)
+def test_timed_change_advances_updated_at(monkeypatch: pytest.MonkeyPatch, change: Change, clock: datetime) -> None:
     monkeypatch.setattr("vibeforge_sessions.model.validation.utc_now", lambda: clock)
     session = Session(created_at=NOON, updated_at=NOON)
     assert session.updated_at.tzinfo is UTC
     change(session)
-    assert session.updated_at == max(clock, NOON + TICK)  # also while the clock stands still, or goes back
+    assert session.updated_at == max(clock, NOON + TICK)  # also if the clock stands still or goes back
     change(session)
     assert session.updated_at == max(clock + TICK, NOON + 2 * TICK)
     assert session.created_at == NOON
 
 
-@pytest.mark.parametrize("change", MOVING, ids=numbered)
-def test_time_ends_with_the_year_9999(change: Change) -> None:
+@pytest.mark.parametrize("change", TIMED_CHANGES, ids=TIMED_CHANGE_IDS)
+def test_updated_at_stays_at_end_of_year_9999(change: Change) -> None:
     session = Session(created_at=NOON, updated_at=LAST - TICK)
     change(session)
     assert session.updated_at == LAST
@@ -120,14 +125,14 @@ def test_time_ends_with_the_year_9999(change: Change) -> None:
     assert session.updated_at == LAST
 
 
-def test_a_log_moves_no_time() -> None:
+def test_add_log_keeps_updated_at() -> None:
     session = Session(updated_at=NOON)
     session.add_log("message")
     assert session.updated_at == NOON
     assert session.logs[0].endswith("] message")
 
 
-def test_update_phase_takes_its_text_and_refuses_others() -> None:
+def test_update_phase_accepts_text_and_rejects_unknown_phase() -> None:
     session = Session(updated_at=NOON)
     session.update_phase("EXECUTION")
     assert session.phase is SessionPhase.EXECUTION
@@ -139,7 +144,7 @@ def test_update_phase_takes_its_text_and_refuses_others() -> None:
     assert (session.phase, session.updated_at) == (SessionPhase.EXECUTION, before)
 
 
-REFUSED: list[tuple[str, Any]] = [
+REJECTED: list[tuple[str, Any]] = [
     *(("session_id", value) for value in ("", SECRET + " ", SECRET + "\n", SECRET + "é", "x" * 65, 7, b"a")),
     *(("phase", value) for value in (SECRET, "execution", "EXECUTION ", None, 7)),
     *((name, value) for name in ("created_at", "updated_at") for value in (SECRET, "2026-01-02T03:04:05", 0, None)),
@@ -160,8 +165,13 @@ REFUSED: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), REFUSED, ids=numbered)
-def test_what_is_refused_at_construction(name: str, value: Any) -> None:
+def name_or_type(parameter: object) -> str:
+    """Return the id of a parameter: a field name, or the type of a value, which may be secret."""
+    return parameter if isinstance(parameter, str) and parameter.isidentifier() else type(parameter).__name__
+
+
+@pytest.mark.parametrize(("name", "value"), REJECTED, ids=name_or_type)
+def test_invalid_field_raises_at_construction(name: str, value: Any) -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
         Session(**{name: value})
     error = caught.value
@@ -178,7 +188,7 @@ OTHER_VALUES |= {"session_id": "other", "phase": SessionPhase.FAILED, "active_ta
 OTHER_VALUES |= {"created_at": NOON, "updated_at": NOON, "current_question_index": 9}
 
 
-def test_equality_looks_at_each_public_field() -> None:
+def test_equality_compares_each_public_field() -> None:
     session = full_session()
     assert set(OTHER_VALUES) == set(Session.model_fields)
     for name, value in OTHER_VALUES.items():
@@ -188,13 +198,13 @@ def test_equality_looks_at_each_public_field() -> None:
         assert other != session, name
 
 
-def test_equality_looks_at_the_class_and_at_nothing_private_and_there_is_no_hash() -> None:
+def test_equality_compares_class_and_ignores_private_state() -> None:
     session = full_session()
     read = InMemorySessionRepository().create_session(session)
     fields = {name: getattr(session, name) for name in Session.model_fields}
     assert Session(**fields) == read == session
-    assert Unlike(**fields) != session
-    assert session != Unlike(**fields)
+    assert OtherClass(**fields) != session
+    assert session != OtherClass(**fields)
     assert session != fields
     with pytest.raises(TypeError, match="unhashable"):
         hash(Session())
@@ -208,9 +218,9 @@ def test_equality_looks_at_the_class_and_at_nothing_private_and_there_is_no_hash
         lambda session: session.model_copy(deep=True),
         copy.deepcopy,
     ],
-    ids=numbered,
+    ids=["pickle", "pickle_protocol_2", "model_copy", "deepcopy"],
 )
-def test_a_copy_can_be_updated(copied: Callable[[Session], Session]) -> None:
+def test_copied_session_can_be_updated(copied: Callable[[Session], Session]) -> None:
     repository = InMemorySessionRepository()
     repository.create_session(full_session())
     repository.append_error(SESSION_ID, "t4", "second")
@@ -240,7 +250,7 @@ def test_to_dict_is_plain_json() -> None:
         assert_plain(fields)
         assert exact(json.loads(json.dumps(fields))) == exact(fields)
     fields = session.to_dict()
-    assert list(fields) == list(Session.model_fields)  # and no "stored": it never was
+    assert list(fields) == list(Session.model_fields)  # no "stored": the session was never stored
     assert fields["answers"] == {"red": ["red", 3, [1, [2.5, None, True]]]}
     assert (fields["concept"], fields["clarification_answer"]) == ({"size": 3}, ["yes", "red"])
     assert fields["phase"] == "QUESTIONNAIRE"
@@ -248,8 +258,10 @@ def test_to_dict_is_plain_json() -> None:
     assert fields["error_history"] == [dict(entry) for entry in session.error_history]
 
 
-@pytest.mark.parametrize("value", [*EXACT.values(), nested(199), {"\ud800": "\udfff"}], ids=numbered)
-def test_a_journey_is_exact(value: Any) -> None:
+@pytest.mark.parametrize(
+    "value", [*EXACT.values(), nested(199), {"\ud800": "\udfff"}], ids=[*EXACT, "maximum_depth", "surrogates"]
+)
+def test_json_round_trip_is_exact(value: Any) -> None:
     session = full_session()
     for name in ("answers", "concept", "pending_clarification"):
         setattr(session, name, {"k": value})
@@ -259,14 +271,18 @@ def test_a_journey_is_exact(value: Any) -> None:
     assert_same(round_tripped(session), session)
 
 
-@pytest.mark.parametrize("fields", [None, 7, "text", [], [("phase", "IDEA")], Session], ids=numbered)
-def test_what_is_no_dict_is_no_session(fields: Any) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [None, 7, "text", [], [("phase", "IDEA")], Session],
+    ids=["none", "number", "text", "empty_list", "pairs", "class"],
+)
+def test_from_dict_rejects_values_that_are_no_dict(fields: Any) -> None:
     with pytest.raises(InvalidSessionError):
         Session.from_dict(fields)
 
 
-@pytest.mark.parametrize(("name", "value"), [case for case in REFUSED if case[0] != "stored"], ids=numbered)
-def test_malformed_fields_are_refused_with_their_path(name: str, value: Any) -> None:
+@pytest.mark.parametrize(("name", "value"), [case for case in REJECTED if case[0] != "stored"], ids=name_or_type)
+def test_from_dict_rejects_invalid_field_with_its_path(name: str, value: Any) -> None:
     for others in ({}, FIELDS):
         with pytest.raises(InvalidSessionError) as caught:
             Session.from_dict({**others, name: value})
@@ -274,7 +290,7 @@ def test_malformed_fields_are_refused_with_their_path(name: str, value: Any) -> 
         assert SECRET not in str(caught.value) + "".join(traceback.format_exception(caught.value))
 
 
-def test_every_field_may_be_missing() -> None:
+def test_from_dict_accepts_missing_fields() -> None:
     fields = full_session().to_dict()
     for name in fields:
         session = Session.from_dict({key: value for key, value in fields.items() if key != name})
@@ -282,7 +298,7 @@ def test_every_field_may_be_missing() -> None:
     assert Session.from_dict({}).version == 0
 
 
-def test_a_session_of_the_applications_old_file_loads() -> None:
+def test_from_dict_accepts_application_file_without_version() -> None:
     old = {name: value for name, value in full_session().to_dict().items() if name != "version"}
     at = "2025-11-02T10:11:12.131415+00:00"
     entry = {"timestamp": at, "task_id": "t3", "error_message": "exit 1", "phase": "EXECUTION"}
@@ -297,26 +313,28 @@ def test_a_session_of_the_applications_old_file_loads() -> None:
 
 
 STORED: Final = FIELDS["stored"]
-SPOILT: list[Any] = [{}, [], "text", 0, True]
-SPOILT += [{name: STORED[name] for name in STORED if name != key} for key in STORED]
-WRONG: Final = (None, True, -1, 1.5, SECRET + "!")
-SPOILT += [
-    STORED | {key: value} for key in STORED if "digest" not in key for value in WRONG if value is not STORED[key]
+INVALID_BASELINES: list[Any] = [{}, [], "text", 0, True]
+INVALID_BASELINES += [{name: STORED[name] for name in STORED if name != key} for key in STORED]
+WRONG_VALUES: Final = (None, True, -1, 1.5, SECRET + "!")
+INVALID_BASELINES += [
+    STORED | {key: value} for key in STORED if "digest" not in key for value in WRONG_VALUES if value is not STORED[key]
 ]
-SPOILT += [STORED | {"positions": positions} for positions in ([0, 1], [True, 2], ["1", "2"], [1, None])]
-SPOILT += [STORED | {"errors": 2**63}, STORED | {"created_at": "2026-01-01"}]
-SPOILT += [None, STORED | {"positions": []}, STORED | {"positions": [1]}, STORED | {"positions": [1, 2, 3]}]
+INVALID_BASELINES += [STORED | {"positions": positions} for positions in ([0, 1], [True, 2], ["1", "2"], [1, None])]
+INVALID_BASELINES += [STORED | {"errors": 2**63}, STORED | {"created_at": "2026-01-01"}]
+INVALID_BASELINES += [None, STORED | {"positions": []}, STORED | {"positions": [1]}, STORED | {"positions": [1, 2, 3]}]
 
 
-@pytest.mark.parametrize(("version", "spoilt"), [(0, STORED), *((1, spoilt) for spoilt in SPOILT)], ids=numbered)
-def test_a_malformed_baseline_is_refused(version: int, spoilt: Any) -> None:
+@pytest.mark.parametrize(
+    ("version", "baseline"), [(0, STORED), *((1, baseline) for baseline in INVALID_BASELINES)], ids=numbered
+)
+def test_from_dict_rejects_invalid_baseline(version: int, baseline: Any) -> None:
     with pytest.raises(InvalidSessionError) as caught:
-        Session.from_dict({**FIELDS, "version": version, "stored": spoilt})
+        Session.from_dict({**FIELDS, "version": version, "stored": baseline})
     assert (caught.value.path or "").startswith("stored")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_its_json_schema() -> None:
+def test_json_schema_of_session() -> None:
     schema = json.loads(json.dumps(Session.model_json_schema()))
     assert list(schema["properties"]) == list(Session.model_fields)
     assert schema["additionalProperties"] is False

@@ -1,4 +1,4 @@
-"""What a session may hold, at the edges of the rules: times, ids, diagnostics, JSON values, error entries."""
+"""Validation at its limits: times, ids, diagnostics, JSON values and error entries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vibeforge_sessions.model.validation import (
     storable_task_id,
     storable_text,
 )
-from vibeforge_sessions.testing.base import exact, numbered
+from vibeforge_sessions.testing.base import exact
 from vibeforge_sessions.testing.stored_values import nested
 
 SECRET = "s3cr3t-value"
@@ -48,8 +48,8 @@ class Text(str):
 # --- times ---
 
 
-class Nowhere(tzinfo):
-    """A time zone that does not say how far it is from UTC."""
+class ZoneWithoutOffset(tzinfo):
+    """Time zone without an offset from UTC."""
 
     def utcoffset(self, _: datetime | None) -> None:
         return None
@@ -62,13 +62,14 @@ class Nowhere(tzinfo):
     [
         NOON,
         NOON.astimezone(timezone(timedelta(hours=-7, minutes=-45))),
-        NOON.astimezone(timezone(timedelta(0), "UTC by another name")),
+        NOON.astimezone(timezone(timedelta(0), "UTC with another name")),
         "2026-01-02T12:30:00.000001+00:00",
         "2026-01-02T12:30:00.000001Z",
         Text("2026-01-02T12:30:00.000001Z"),
     ],
+    ids=["utc", "other_offset", "other_name", "text_with_offset", "text_with_z", "text_subclass"],
 )
-def test_an_aware_time_becomes_utc(value: object) -> None:
+def test_aware_time_is_converted_to_utc(value: object) -> None:
     checked = check_time(value)
     assert checked == NOON
     assert checked.tzinfo is UTC
@@ -80,13 +81,17 @@ def test_an_aware_time_becomes_utc(value: object) -> None:
         *(None, True, 0, 1.5, b"2026-01-02T12:30:00Z", [], NOON.date(), NOON.time()),
         *("", " ", SECRET, "2026-01-02", "2026-01-02T12:30", "2026-13-01T00:00Z", "2026-01-02T12:30:00\ud800"),
         datetime(2026, 1, 2),  # noqa: DTZ001
-        datetime(2026, 1, 2, tzinfo=Nowhere()),
+        datetime(2026, 1, 2, tzinfo=ZoneWithoutOffset()),
         "0001-01-01T00:00:00+00:01",
         "9999-12-31T23:59:59.999999-00:01",
     ],
-    ids=numbered,
+    ids=[
+        *("none", "boolean", "integer", "float", "bytes", "list", "date", "time"),
+        *("empty", "space", "text", "date_text", "naive_text", "month_13", "surrogate"),
+        *("naive", "zone_without_offset", "before_year_1", "after_year_9999"),
+    ],
 )
-def test_what_is_no_moment_is_refused(value: object) -> None:
+def test_invalid_or_naive_time_raises(value: object) -> None:
     with pytest.raises(InvalidSessionError) as caught:
         check_time(value)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -95,20 +100,41 @@ def test_what_is_no_moment_is_refused(value: object) -> None:
 # --- ids ---
 
 
-def test_ids_are_returned_as_plain_texts() -> None:
+def test_ids_are_returned_as_exact_str() -> None:
     for checked in (check_session_id(Colour.RED), check_task_id(Colour.RED, "p")):
         assert (type(checked), checked) == (str, "red")
 
 
-@pytest.mark.parametrize("value", ["a\n", "\na", "a\u0660", "\uff41", "\u212a", "a" * 64 + "\n", b"a", 1, None, ["a"]])
-def test_session_ids_that_nearly_keep_the_rule(value: object) -> None:
+INVALID_SESSION_IDS: dict[str, object] = {
+    "trailing_line_feed": "a\n",
+    "leading_line_feed": "\na",
+    "arabic_digit": "a\u0660",
+    "full_width_letter": "\uff41",
+    "kelvin_sign": "\u212a",
+    "maximum_length_and_line_feed": "a" * 64 + "\n",
+    "bytes": b"a",
+    "integer": 1,
+    "none": None,
+    "list": ["a"],
+}
+
+
+@pytest.mark.parametrize("value", INVALID_SESSION_IDS.values(), ids=INVALID_SESSION_IDS)
+def test_session_id_outside_the_pattern_raises(value: object) -> None:
     with pytest.raises(InvalidSessionError) as caught:
         check_session_id(value)
     assert caught.value.path == "session_id"
 
 
-@pytest.mark.parametrize("value", [" ", "a" * 255, "\u00a0", "\u2028", "\ufeff", "\ufffe", "😀" * 255], ids=numbered)
-def test_task_ids_that_keep_the_rule(value: str) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [" ", "a" * 255, "\u00a0", "\u2028", "\ufeff", "\ufffe", "😀" * 255],
+    ids=[
+        *("space", "maximum_length", "no_break_space", "line_separator", "byte_order_mark", "noncharacter"),
+        "maximum_length_of_emoji",
+    ],
+)
+def test_valid_task_id_is_unchanged(value: str) -> None:
     assert check_task_id(value, "p") == value
     assert storable_task_id(value) == value
 
@@ -116,14 +142,17 @@ def test_task_ids_that_keep_the_rule(value: str) -> None:
 @pytest.mark.parametrize(
     "value",
     ["", "a" * 256, "\0", "a\x1f", "a\n", "\x7f", "\x80", "\x85", "\x9f", "\ud800", "a\udfff", b"a", 1, None, ["a"]],
-    ids=numbered,
+    ids=[
+        *("empty", "too_long", "nul", "unit_separator", "line_feed", "delete", "c1_start", "next_line", "c1_end"),
+        *("high_surrogate", "low_surrogate", "bytes", "integer", "none", "list"),
+    ],
 )
-def test_task_ids_that_do_not(value: object) -> None:
+def test_invalid_task_id_raises_and_is_converted_for_errors(value: object) -> None:
     with pytest.raises(InvalidSessionError) as caught:
         check_task_id(value, "the.path")
     assert caught.value.path == "the.path"
-    made = storable_task_id(value)
-    assert check_task_id(made, "p") == made  # an error's task id is made to fit instead
+    converted = storable_task_id(value)
+    assert check_task_id(converted, "p") == converted
 
 
 # --- diagnostics ---
@@ -136,7 +165,7 @@ class BrokenError(Exception):
 
 class NoText:
     def __str__(self) -> str:
-        return 7  # type: ignore[return-value]  # noqa: PLE0307 (a broken one)
+        return 7  # type: ignore[return-value]  # noqa: PLE0307 (broken on purpose)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +182,15 @@ class NoText:
         ("é\0", "é␀"),
         ("\x01\x1b\x7f", "\x01\x1b\x7f"),
     ],
-    ids=numbered,
+    ids=[
+        *("error_with_nul", "key_error", "bytes", "none", "string_enum", "str_subclass", "failing_str", "invalid_str"),
+        *("nul", "control_characters"),
+    ],
 )
-def test_any_diagnostic_becomes_a_text(value: object, text: str) -> None:
-    made = storable_text(value)
-    assert (type(made), made) == (str, text)
-    assert storable_text(made) == made
+def test_any_diagnostic_is_converted_to_text(value: object, text: str) -> None:
+    converted = storable_text(value)
+    assert (type(converted), converted) == (str, text)
+    assert storable_text(converted) == converted
 
 
 @pytest.mark.parametrize(
@@ -171,9 +203,9 @@ def test_any_diagnostic_becomes_a_text(value: object, text: str) -> None:
         (b"", "�"),
         ("\0" * 300, "␀" * 255),
     ],
-    ids=numbered,
+    ids=["c0_controls", "delete_and_c1_controls", "surrogate", "empty", "empty_bytes", "too_long"],
 )
-def test_any_task_id_is_made_to_fit(value: object, text: str) -> None:
+def test_any_task_id_or_phase_of_error_is_converted(value: object, text: str) -> None:
     assert storable_task_id(value) == text
     assert storable_phase(value) == text[:64]
 
@@ -196,9 +228,12 @@ def test_any_task_id_is_made_to_fit(value: object, text: str) -> None:
         ("'", '["\'"]'),
         (Colour.RED, ".red"),
     ],
-    ids=numbered,
+    ids=[
+        *("letter", "word", "too_long", "empty", "space", "dot", "accent", "surrogate", "control_characters"),
+        *("quote", "string_enum"),
+    ],
 )
-def test_the_path_names_keys_so_that_they_cannot_be_mistaken(key: str, part: str) -> None:
+def test_path_of_invalid_value_quotes_unusual_keys(key: str, part: str) -> None:
     with pytest.raises(InvalidSessionError) as caught:
         encode_json([{}, ({key: [SECRET, {SECRET}]},)], "p")
     assert caught.value.path == f"p[1][0]{part}[1]"
@@ -206,8 +241,8 @@ def test_the_path_names_keys_so_that_they_cannot_be_mistaken(key: str, part: str
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-@pytest.mark.parametrize("innermost", [1, "x", None, [], {}], ids=numbered)
-def test_the_depth_that_just_fits(innermost: Any) -> None:
+@pytest.mark.parametrize("innermost", [1, "x", None, [], {}], ids=["number", "text", "none", "list", "dict"])
+def test_nesting_depth_limit(innermost: Any) -> None:
     depth = 199 if isinstance(innermost, (list, dict)) else 200
     value = nested(depth, innermost=innermost)
     assert exact(decode_json(encode_json(value, "p"))) == exact(value)
@@ -217,8 +252,8 @@ def test_the_depth_that_just_fits(innermost: Any) -> None:
     assert (path.count("[0]"), path.count(".k")) == (100, 100)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_digits_that_just_fit(sign: int) -> None:
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
+def test_integer_digit_limit(sign: int) -> None:
     greatest = sign * (10**4300 - 1)
     text = encode_json([greatest], "p")
     assert len(text) == 4302 + (sign < 0)
@@ -229,14 +264,14 @@ def test_the_digits_that_just_fit(sign: int) -> None:
 
 
 @pytest.fixture
-def digits() -> Iterator[None]:
-    """Leave the interpreter's limit as it was."""
+def restored_digit_limit() -> Iterator[None]:
+    """Restore the interpreter's limit of integer digits after the test."""
     before = sys.get_int_max_str_digits()
     yield
     sys.set_int_max_str_digits(before)
 
 
-def test_a_host_that_reads_fewer_digits(digits: None) -> None:
+def test_lower_digit_limit_of_interpreter_raises(restored_digit_limit: None) -> None:
     session = Session(answers={"q": 10**1000})
     text = encode_json(10**1000, "p")
     sys.set_int_max_str_digits(640)
@@ -249,23 +284,30 @@ def test_a_host_that_reads_fewer_digits(digits: None) -> None:
         decode_json(text)
 
 
-def test_a_host_that_reads_any_number_of_digits(digits: None) -> None:
+def test_unlimited_digits_of_interpreter_keep_own_limit(restored_digit_limit: None) -> None:
     sys.set_int_max_str_digits(0)
     assert decode_json(encode_json(10**4299, "p")) == 10**4299
     with pytest.raises(InvalidSessionError):
         encode_json(10**4300, "p")
 
 
-@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a":-Infinity}', "", "[1", "[1] x", "'a'", "{1:2}", "\ufeff1"])
-def test_what_is_not_ours_is_not_read(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 (json's own words)
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", "[Infinity]", '{"a":-Infinity}', "", "[1", "[1] x", "'a'", "{1:2}", "\ufeff1"],
+    ids=[
+        *("nan", "infinity", "negative_infinity", "empty", "truncated", "garbage_after_list", "single_quotes"),
+        *("number_as_key", "byte_order_mark"),
+    ],
+)
+def test_decode_json_rejects_foreign_text(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (the messages are those of json)
         decode_json(text)
 
 
 # --- phases and error entries ---
 
 
-def test_the_phases_are_the_applications() -> None:
+def test_phases_are_those_of_the_application() -> None:
     names = "QUESTIONNAIRE BUILD_SPEC IDEA PLAN_REVIEW EXECUTION CLARIFICATION VERIFICATION COMPLETE FAILED"
     assert " ".join(phase.name for phase in SessionPhase) == " ".join(phase.value for phase in SessionPhase) == names
     for phase in SessionPhase:
@@ -277,7 +319,7 @@ ENTRY = ErrorEntry(NOON, "t1", "it broke", SessionPhase.EXECUTION, position=7)
 PLAIN = {"timestamp": NOON.isoformat(), "task_id": "t1", "error_message": "it broke", "phase": "EXECUTION"}
 
 
-def test_an_entry_is_a_mapping() -> None:
+def test_error_entry_is_a_mapping() -> None:
     assert isinstance(ENTRY, Mapping)
     assert list(ENTRY) == list(ENTRY.keys()) == list(PLAIN)
     assert list(ENTRY.items()) == list(PLAIN.items())
@@ -291,7 +333,7 @@ def test_an_entry_is_a_mapping() -> None:
             ENTRY[missing]
 
 
-def test_an_entry_cannot_be_changed() -> None:
+def test_error_entry_is_immutable() -> None:
     for name in (*PLAIN, "position", "another"):
         with pytest.raises((dataclasses.FrozenInstanceError, TypeError, AttributeError)):
             setattr(ENTRY, name, "changed")
@@ -300,7 +342,7 @@ def test_an_entry_cannot_be_changed() -> None:
     assert dict(ENTRY) == PLAIN
 
 
-def test_entries_are_equal_by_their_four_values() -> None:
+def test_error_entries_are_equal_by_their_four_values() -> None:
     for same in (ENTRY.at(8), ErrorEntry.of(PLAIN)):
         assert same == ENTRY == PLAIN
         assert hash(same) == hash(ENTRY)
@@ -313,7 +355,7 @@ def test_entries_are_equal_by_their_four_values() -> None:
     assert tuple(PLAIN) != ENTRY
 
 
-def test_entries_survive_copies_pickle_and_pydantic() -> None:
+def test_error_entry_survives_copy_pickle_and_pydantic() -> None:
     for twin in (copy.copy(ENTRY), copy.deepcopy(ENTRY), pickle.loads(pickle.dumps(ENTRY))):  # noqa: S301
         assert (twin, twin.position, type(twin.phase)) == (ENTRY, 7, SessionPhase)
     session = Session(error_history=[ENTRY])
@@ -321,7 +363,7 @@ def test_entries_survive_copies_pickle_and_pydantic() -> None:
     assert type(session.model_dump()["error_history"][0]) is dict
 
 
-def test_pydantics_own_json_has_no_warnings() -> None:
+def test_pydantic_json_of_error_entry_has_no_warnings() -> None:
     session = Session(error_history=[ENTRY])
     assert session.model_dump(mode="json")["error_history"] == [PLAIN]
     assert json.loads(session.model_dump_json())["error_history"] == [PLAIN]
