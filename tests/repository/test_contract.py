@@ -1,4 +1,4 @@
-"""The contract on every implementation."""
+"""The contract suite on every synchronous repository and kind of database."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TestInMemory(SessionRepositoryContract):
         return in_memory
 
 
-class OnADatabase(SessionRepositoryContract):
-    """The contract on one kind of database, by default with our own engine and precompiled statements."""
+class DatabaseContract(SessionRepositoryContract):
+    """The contract on one kind of database, by default with an engine of `create_engine` and precompiled statements."""
 
     storage: str
     make_engine: Callable[[str], Engine] | None = None
@@ -52,30 +52,30 @@ class OnADatabase(SessionRepositoryContract):
             yield new_repository
 
 
-class TestSQLiteFile(OnADatabase):
+class TestSQLiteFile(DatabaseContract):
     storage = "sqlite"
 
 
-class TestPostgreSQL(OnADatabase):
+class TestPostgreSQL(DatabaseContract):
     storage = "postgresql"
 
 
-class TestMariaDB(OnADatabase):
+class TestMariaDB(DatabaseContract):
     storage = "mariadb"
 
 
 @pytest.mark.variant
-class TestSQLiteInMemory(OnADatabase):
+class TestSQLiteInMemory(DatabaseContract):
     storage = "sqlite"
     make_engine = staticmethod(lambda _url: memory_engine())
 
 
 @pytest.mark.variant
-class TestPlainSQLiteEngine(OnADatabase):
-    """An engine without our settings: rollback journal, no foreign keys, and transactions as the driver begins them."""
+class TestPlainSQLiteEngine(DatabaseContract):
+    """A plain SQLAlchemy engine: rollback journal, no foreign keys, and transactions that the driver begins."""
 
     storage = "sqlite"
-    make_engine = staticmethod(lambda url: sqlalchemy.create_engine(url))  # noqa: PLW0108 (its type is known)
+    make_engine = staticmethod(lambda url: sqlalchemy.create_engine(url))  # noqa: PLW0108 (the lambda has a known type)
 
 
 def reversing_engine(url: str) -> Engine:
@@ -90,21 +90,21 @@ def reversing_engine(url: str) -> Engine:
 
 
 @pytest.mark.variant
-class TestSQLiteInReverseOrder(OnADatabase):
+class TestSQLiteInReverseOrder(DatabaseContract):
     storage = "sqlite"
     make_engine = staticmethod(reversing_engine)
 
 
 @pytest.mark.variant
-class TestPgBouncer(OnADatabase):
-    """Clients that share two connections to PostgreSQL, transaction by transaction."""
+class TestPgBouncer(DatabaseContract):
+    """PgBouncer in transaction mode, where all clients share two connections to PostgreSQL."""
 
     storage = "pgbouncer"
 
 
 @pytest.mark.variant
-class ThroughSQLAlchemysConnection(OnADatabase):
-    """Our engines without precompiled statements, so that events and instrumentation see every statement."""
+class ThroughSQLAlchemysConnection(DatabaseContract):
+    """Engines of `create_engine` without precompiled statements: events and instrumentation see every statement."""
 
     fast_path = False
 
@@ -122,22 +122,22 @@ class TestMariaDBThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
 
 
 @pytest.mark.variant
-class TestPlainPostgreSQLEngine(OnADatabase):
-    """An engine without our settings, on an old server with an ICU locale and a time zone far from UTC."""
+class TestPlainPostgreSQLEngine(DatabaseContract):
+    """A plain SQLAlchemy engine on an old server with an ICU locale and a time zone far from UTC."""
 
     storage = "postgresql_elsewhere"
 
 
 @pytest.mark.variant
-class TestPlainMariaDBEngine(OnADatabase):
-    """An engine without our settings, on a server with latin1, READ COMMITTED, no strict mode and its own time zone."""
+class TestPlainMariaDBEngine(DatabaseContract):
+    """A plain SQLAlchemy engine on a server with latin1, READ COMMITTED, no strict mode and its own time zone."""
 
     storage = "mariadb_elsewhere"
 
 
 @pytest.mark.variant
-class TestTheApplicationsStore(SessionRepositoryContract):
-    """The store of ``compat`` passes all calls on unchanged."""
+class TestCompatSessionStore(SessionRepositoryContract):
+    """The `SessionStore` of `compat`, which passes all calls to its repository."""
 
     @pytest.fixture
     def new_repository(self) -> NewRepository:
@@ -147,7 +147,7 @@ class TestTheApplicationsStore(SessionRepositoryContract):
 
 
 @pytest.mark.variant
-class InAJoinedTransaction(
+class JoinedTransactionContract(
     SessionTests,
     UpdateTests,
     HistoryTests,
@@ -157,7 +157,7 @@ class InAJoinedTransaction(
     StoredValueTests,
     RepositoryTests,
 ):
-    """The contract in a transaction of the caller, without threads: a connection belongs to one thread."""
+    """The contract in a joined transaction, without tests of concurrency because one thread uses the connection."""
 
     storage: str
 
@@ -179,13 +179,13 @@ class InAJoinedTransaction(
             yield new_repository
 
 
-class TestInAJoinedTransactionOnSQLite(InAJoinedTransaction):
+class TestJoinedTransactionOnSQLite(JoinedTransactionContract):
     storage = "sqlite"
 
 
-class TestInAJoinedTransactionOnPostgreSQL(InAJoinedTransaction):
+class TestJoinedTransactionOnPostgreSQL(JoinedTransactionContract):
     storage = "postgresql"
 
 
-class TestInAJoinedTransactionOnMariaDB(InAJoinedTransaction):
+class TestJoinedTransactionOnMariaDB(JoinedTransactionContract):
     storage = "mariadb"

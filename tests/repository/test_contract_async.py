@@ -1,4 +1,4 @@
-"""The contract on every asynchronous implementation."""
+"""The contract suite on every asynchronous repository and driver."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TestInMemory(AsyncSessionRepositoryContract):
         return AsyncInMemorySessionRepository
 
 
-class OnADatabase(AsyncSessionRepositoryContract):
-    """The contract on one kind of database, by default with our own engine and precompiled statements."""
+class DatabaseContract(AsyncSessionRepositoryContract):
+    """The contract with one driver, by default with an engine of `create_async_engine` and precompiled statements."""
 
     storage: str
     driver: str
@@ -58,56 +58,56 @@ class OnADatabase(AsyncSessionRepositoryContract):
                     engine.dispose()
 
 
-class TestSQLiteInThreads(OnADatabase):
+class TestSQLiteInThreads(DatabaseContract):
     storage, driver = "sqlite", "sqlite"
     make_engine = staticmethod(create_engine)
 
 
-class TestPsycopg(OnADatabase):
+class TestPsycopg(DatabaseContract):
     storage, driver = "postgresql", "postgresql+psycopg"
 
 
-class TestAsyncpg(OnADatabase):
+class TestAsyncpg(DatabaseContract):
     storage, driver = "postgresql", "postgresql+asyncpg"
 
 
-class TestAsyncmy(OnADatabase):
+class TestAsyncmy(DatabaseContract):
     storage, driver = "mariadb", "mariadb+asyncmy"
 
 
 @pytest.mark.variant
-class TestPlainAiosqliteEngine(OnADatabase):
-    """SQLite through a driver whose connections have threads of their own, without our settings."""
+class TestPlainAiosqliteEngine(DatabaseContract):
+    """A plain SQLAlchemy engine with a SQLite driver that uses one thread per connection."""
 
     storage, driver = "sqlite", "sqlite+aiosqlite"
     make_engine = staticmethod(create_plain_async_engine)
 
 
 @pytest.mark.variant
-class TestPsycopgThroughSQLAlchemysConnection(OnADatabase):
+class TestPsycopgThroughSQLAlchemysConnection(DatabaseContract):
     storage, driver = "postgresql", "postgresql+psycopg"
     fast_path = False
 
 
 @pytest.mark.variant
-class TestPsycopgThroughPgBouncer(OnADatabase):
+class TestPsycopgThroughPgBouncer(DatabaseContract):
     storage, driver = "pgbouncer", "postgresql+psycopg"
     make_engine = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
 
 
 @pytest.mark.variant
-class TestAsyncpgThroughPgBouncer(OnADatabase):
+class TestAsyncpgThroughPgBouncer(DatabaseContract):
     storage, driver = "pgbouncer", "postgresql+asyncpg"
     make_engine = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
 
 
 @pytest.mark.variant
-class TestPlainAsyncpgEngine(OnADatabase):
+class TestPlainAsyncpgEngine(DatabaseContract):
     storage, driver = "postgresql_elsewhere", "postgresql+asyncpg"
     make_engine = staticmethod(create_plain_async_engine)
 
 
 @pytest.mark.variant
-class TestPlainAsyncmyEngine(OnADatabase):
+class TestPlainAsyncmyEngine(DatabaseContract):
     storage, driver = "mariadb_elsewhere", "mariadb+asyncmy"
     make_engine = staticmethod(create_plain_async_engine)

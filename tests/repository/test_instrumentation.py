@@ -1,4 +1,4 @@
-"""Records and spans: of each database, of what is tried again, and what they keep to themselves."""
+"""Log records and spans of repository calls: statements, retries, and absence of stored values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 
 def tree(exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
-    """Return the calls' spans by name, each with the statements below it; nothing else may be there."""
+    """Return the calls' spans by name, each followed by its statements, and assert that no other span exists."""
     spans = exporter.get_finished_spans()
     exporter.clear()
     calls = {span.context.span_id: span for span in spans if span.name.startswith("SessionRepository.")}
@@ -57,7 +57,7 @@ def tree(exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
 
 
 @pytest.mark.parametrize("name", SQL_DATABASES)
-def test_a_span_of_each_call_with_its_statements_below(
+def test_each_call_has_one_span_with_its_statements(
     name: str, request: pytest.FixtureRequest, spans: InMemorySpanExporter
 ) -> None:
     storage: Storage = request.getfixturevalue(name)
@@ -86,7 +86,7 @@ def test_a_span_of_each_call_with_its_statements_below(
         assert span.status.is_ok is ok or (ok and span.status.is_unset)
         for each in (span, *statements):
             assert SECRET not in each.to_json()
-            assert "it broke" not in each.to_json()  # of the full session
+            assert "it broke" not in each.to_json()  # an error message of full_session()
     versions = {call: (span.attributes or {}).get("vibeforge_sessions.version") for call, (span, *_) in found.items()}
     assert versions == {
         "create_session": 1,
@@ -102,7 +102,7 @@ def test_a_span_of_each_call_with_its_statements_below(
     ("name", "driver"),
     [("sqlite", None), ("postgresql", "postgresql+psycopg"), ("mariadb", "mariadb+asyncmy")],
 )
-def test_spans_on_an_event_loop_and_in_its_threads(
+def test_async_calls_have_spans_with_their_statements(
     name: str, driver: str | None, request: pytest.FixtureRequest, spans: InMemorySpanExporter
 ) -> None:
     storage: Storage = request.getfixturevalue(name)
@@ -126,7 +126,7 @@ def test_spans_on_an_event_loop_and_in_its_threads(
     asyncio.run(work())
 
 
-def test_what_a_database_rolled_back_is_told_with_each_attempt(
+def test_each_retry_is_logged_and_counted_in_span(
     postgresql: Storage, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert postgresql.new_url is not None
@@ -140,44 +140,44 @@ def test_what_a_database_rolled_back_is_told_with_each_attempt(
     (span, *_) = tree(spans)["append_log"]
     assert span.attributes is not None
     assert span.attributes["vibeforge_sessions.attempts"] == 3
-    told = [vars(record) for record in caplog.records if record.name == "vibeforge_sessions"]
-    assert [(each["levelname"], each["attempts"], each.get("reason")) for each in told] == [
+    records = [vars(record) for record in caplog.records if record.name == "vibeforge_sessions"]
+    assert [(each["levelname"], each["attempts"], each.get("reason")) for each in records] == [
         ("INFO", 2, "OperationalError 40P01"),
         ("INFO", 3, "OperationalError 40P01"),
         ("DEBUG", 3, None),
     ]
-    assert SECRET not in str(told)
+    assert SECRET not in str(records)
     engine.dispose()
 
 
-def test_a_task_that_a_call_has_started_tells_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    """It inherits the call's context, and goes on when the call is over."""
+def test_task_started_in_a_call_logs_its_own_calls(caplog: pytest.LogCaptureFixture) -> None:
+    """Start a task in a call of `modify_session`: the task inherits the call's context and outlasts the call."""
     repository = InMemorySessionRepository()
     caplog.set_level(logging.DEBUG, logger="vibeforge_sessions")
 
     async def work() -> None:
         started: list[asyncio.Task[None]] = []
 
-        async def later() -> None:
+        async def list_after_call() -> None:
             await asyncio.sleep(0)
             repository.list_sessions()
 
         repository.create_session(session_id=SESSION_ID)
-        repository.modify_session(SESSION_ID, lambda _: started.append(asyncio.ensure_future(later())))
+        repository.modify_session(SESSION_ID, lambda _: started.append(asyncio.ensure_future(list_after_call())))
         await started[0]
 
     asyncio.run(work())
     assert [vars(record)["call"] for record in caplog.records] == ["create_session", "modify_session", "list_sessions"]
 
 
-def test_nothing_is_told_where_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+def test_call_is_not_instrumented_without_listeners(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="vibeforge_sessions")
     InMemorySessionRepository().create_session()
     assert caplog.records == []
     assert instrumentation._current.get() is None
 
 
-def test_without_opentelemetry_the_extra_is_named(tmp_path: Path) -> None:
+def test_import_without_opentelemetry_names_missing_extra(tmp_path: Path) -> None:
     code = 'import sys; sys.modules["opentelemetry"] = None; import vibeforge_sessions.integrations.opentelemetry'
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.stderr.endswith("pip install 'vibeforge-sessions[otel]'\n")

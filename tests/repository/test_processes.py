@@ -1,4 +1,4 @@
-"""Real processes on one database: nothing lost, nothing twice, and what was acknowledged survives ``kill -9``."""
+"""Concurrent processes on one database, and acknowledged writes of a process that is killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def worker(task: str, url: str, name: str, count: int) -> AbstractContextManager
     return started("tests.support.worker", task, url, "shared", name, str(count))
 
 
-def test_twenty_processes_write_one_session(url: str) -> None:
+def test_writes_of_twenty_processes_are_all_stored_once(url: str) -> None:
     with open_repository(url) as repository:
         repository.create_session(session_id="shared")
     with ExitStack() as stack:
@@ -42,19 +42,19 @@ def test_twenty_processes_write_one_session(url: str) -> None:
         for process in processes:
             _, errors = process.communicate()
             assert (process.returncode, errors) == (0, "")
-    everything = PROCESSES * ROUNDS
+    total = PROCESSES * ROUNDS
     with open_repository(url) as repository:
         session = repository.get_session("shared")
     assert session is not None
-    assert len(session.answers) == everything
-    assert session.version == everything + 1
-    assert [entry.position for entry in session.error_history] == list(range(1, everything + 1))
+    assert len(session.answers) == total
+    assert session.version == total + 1
+    assert [entry.position for entry in session.error_history] == list(range(1, total + 1))
     assert Counter(entry.task_id for entry in session.error_history) == {f"w{w}": ROUNDS for w in range(PROCESSES)}
-    assert len(set(session.logs)) == len(session.logs) == everything
+    assert len(set(session.logs)) == len(session.logs) == total
 
 
 @pytest.mark.parametrize("acknowledged", [1, 2, 7, 30])
-def test_what_was_acknowledged_survives_a_kill(url: str, acknowledged: int) -> None:
+def test_acknowledged_writes_survive_sigkill(url: str, acknowledged: int) -> None:
     with open_repository(url) as repository:
         repository.create_session(session_id="shared")
     with worker("append_until_killed", url, "w", 0) as process:
@@ -65,18 +65,18 @@ def test_what_was_acknowledged_survives_a_kill(url: str, acknowledged: int) -> N
         assert process.stdout is not None
         lines += process.stdout.read().split("\n")
         process.wait()
-    said = [line.split() for line in lines if line]
-    appended = max(int(number) for what, number in said if what == "appended")
-    updated = max([int(number) for what, number in said if what == "updated"], default=1)
+    reports = [line.split() for line in lines if line]
+    appended = max(int(number) for action, number in reports if action == "appended")
+    updated = max([int(number) for action, number in reports if action == "updated"], default=1)
     with open_repository(url) as repository:
         session = repository.get_session("shared")
         assert session is not None
-        # one more of each may have been committed, and its acknowledgement lost with the process
+        # one more write of each kind may have been committed without an acknowledgment
         assert len(session.error_history) in {appended, appended + 1}
         assert session.version in {updated, updated + 1}
         assert [entry.position for entry in session.error_history] == list(range(1, len(session.error_history) + 1))
-        if session.version > 1:  # each update is there whole: its documents, its log and its version
+        if session.version > 1:  # each update is complete: documents, log and version
             assert session.answers == {"w": session.version - 1}
             assert session.concept == {"version": session.version - 1}
             assert [line.split("] ")[1] for line in session.logs] == [str(n) for n in range(1, session.version)]
-        assert repository.append_error("shared", "t", "life goes on").position == len(session.error_history) + 1
+        assert repository.append_error("shared", "t", "after the kill").position == len(session.error_history) + 1

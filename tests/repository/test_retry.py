@@ -1,4 +1,4 @@
-"""`RetryPolicy`: what it takes, and how long it waits."""
+"""Validation and delays of `RetryPolicy`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vibeforge_sessions import ConfigurationError, RetryPolicy, SQLAlchemySessio
 from vibeforge_sessions.sql import create_engine
 
 
-def test_pauses_double_up_to_the_longest_and_are_random() -> None:
+def test_delays_double_up_to_longest_delay_and_are_random() -> None:
     policy = RetryPolicy(first_delay=0.01, longest_delay=0.1)
     for attempt, longest in [(1, 0.01), (2, 0.02), (4, 0.08), (5, 0.1), (1_000_000, 0.1)]:
         delays = {policy.delay(attempt) for _ in range(200)}
@@ -20,7 +20,7 @@ def test_pauses_double_up_to_the_longest_and_are_random() -> None:
         assert longest / 2 < max(delays) <= longest
 
 
-def test_no_pause_is_possible() -> None:
+def test_first_delay_of_zero_disables_delays() -> None:
     assert RetryPolicy(first_delay=0).delay(7) == 0
 
 
@@ -40,17 +40,17 @@ def test_no_pause_is_possible() -> None:
         ("longest_delay", float("inf")),
     ],
 )
-def test_what_it_does_not_take_is_refused_by_name(name: str, value: Any) -> None:
+def test_invalid_value_raises_configuration_error_with_its_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         RetryPolicy(**{name: value})
     assert caught.value.name == f"RetryPolicy.{name}"
 
 
-def test_it_cannot_be_changed() -> None:
+def test_retry_policy_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RetryPolicy().deadline = 1  # type: ignore[misc]
 
 
-def test_a_repository_takes_nothing_else() -> None:
+def test_repository_rejects_retry_that_is_no_policy() -> None:
     with pytest.raises(ConfigurationError, match="must be a RetryPolicy, not int"):
         SQLAlchemySessionRepository(create_engine("sqlite://"), retry=30)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Any storable session comes back equal, of the same types; any other is refused before anything is written."""
+"""Round trips of generated sessions and JSON values: exact values and types, or rejection before any write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vibeforge_sessions.testing.base import assert_same, exact
 
 @pytest.fixture(scope="module", params=DATABASES)
 def repository(request: pytest.FixtureRequest) -> Iterator[SessionRepository]:
-    """One repository for all examples of a test: each example deletes what it stored."""
+    """Yield one repository for all examples of a test; each example deletes its session."""
     storage: Storage = request.getfixturevalue(request.param)
     with storage.repositories() as new_repository:
         yield new_repository()
@@ -32,7 +32,7 @@ def stored(repository: SessionRepository, session_id: str) -> Session:
 
 
 @given(session=sessions)
-def test_a_session_comes_back_the_same(repository: SessionRepository, session: Session) -> None:
+def test_created_session_is_read_back_exactly(repository: SessionRepository, session: Session) -> None:
     try:
         assert_same(repository.create_session(session), session)
         assert_same(stored(repository, session.session_id), session)
@@ -44,7 +44,9 @@ def test_a_session_comes_back_the_same(repository: SessionRepository, session: S
 
 
 @given(before=sessions, after=sessions)
-def test_a_session_becomes_any_other(repository: SessionRepository, before: Session, after: Session) -> None:
+def test_update_to_any_session_is_read_back_exactly(
+    repository: SessionRepository, before: Session, after: Session
+) -> None:
     try:
         repository.create_session(before)
         for name in Session.model_fields:
@@ -59,20 +61,20 @@ def test_a_session_becomes_any_other(repository: SessionRepository, before: Sess
 
 
 @given(session=sessions)
-def test_a_journey_as_json_changes_nothing(repository: SessionRepository, session: Session) -> None:
+def test_session_from_its_json_is_unchanged(repository: SessionRepository, session: Session) -> None:
     assert_same(Session.from_dict(json.loads(json.dumps(session.to_dict()))), session)
     try:
         repository.create_session(session)
-        back = Session.from_dict(json.loads(json.dumps(session.to_dict())))
-        assert_same(back, session)
-        repository.update_session(back)
-        assert back.version == 1
+        restored = Session.from_dict(json.loads(json.dumps(session.to_dict())))
+        assert_same(restored, session)
+        repository.update_session(restored)
+        assert restored.version == 1
     finally:
         repository.delete_session(session.session_id)
 
 
 @given(message=st.text(st.characters()), task_id=st.text(st.characters()))
-def test_no_diagnostic_is_refused(repository: SessionRepository, message: str, task_id: str) -> None:
+def test_every_diagnostic_text_is_stored(repository: SessionRepository, message: str, task_id: str) -> None:
     session = repository.create_session()
     try:
         session.add_error(task_id, message)
@@ -99,7 +101,7 @@ def test_json_text_is_exact(value: Any) -> None:
     assert validation.encode_json(validation.decode_json(text), "v") == text
 
 
-anything: st.SearchStrategy[Any] = st.recursive(
+any_values: st.SearchStrategy[Any] = st.recursive(
     json_values | st.floats() | st.binary(max_size=3) | st.dates() | st.decimals() | st.text(st.characters()),
     lambda inner: (
         st.lists(inner, max_size=3)
@@ -111,19 +113,19 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@given(value=anything)
+@given(value=any_values)
 @settings(max_examples=300)
-def test_exact_or_refused(value: Any) -> None:
+def test_value_is_encoded_exactly_or_rejected(value: Any) -> None:
     try:
         text = validation.encode_json(value, "v")
     except InvalidSessionError as error:
-        assert (error.path or "").startswith("v")  # noqa: PT017 (a refusal is one of two right answers)
+        assert (error.path or "").startswith("v")  # noqa: PT017 (rejection is one of two correct outcomes)
     else:
         assert exact(validation.decode_json(text)) == exact(_plain(value))
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with lists for tuples."""
+    """Return the value with tuples replaced by lists."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

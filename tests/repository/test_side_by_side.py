@@ -1,4 +1,4 @@
-"""Two repositories, the same random calls: every answer and every exception must be the same."""
+"""Equivalence of repositories: the same random calls return the same results and raise the same exceptions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDS = ["a", "A", "b", "bad id"]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 ids = st.sampled_from(IDS)
-holders = st.integers(0, 3)
+slot_numbers = st.integers(0, 3)
 messages = plain_texts | st.text(st.characters(), max_size=5)
 task_ids = st.sampled_from(["t1", "T1", "", "t\n1"])
 phases = st.sampled_from([None, SessionPhase.EXECUTION, "FAILED", "UNKNOWN", ""])
@@ -43,88 +43,88 @@ filters = st.none() | st.builds(
 fields = st.sampled_from(["answers", "intent_profile", "build_spec", "concept", "task_graph", "pending_clarification"])
 
 
-class SideBySide(RuleBasedStateMachine):
-    """Drives a pair of repositories; each has four hands that hold sessions it has given out, some of them stale."""
+class EquivalenceMachine(RuleBasedStateMachine):
+    """State machine that drives two repositories and keeps up to four returned sessions of each, some of them stale."""
 
     pair: tuple[NewRepository, NewRepository]  # set by the test
 
     def __init__(self) -> None:
         super().__init__()
         self.repositories = tuple(new_repository() for new_repository in self.pair)
-        self.hands: tuple[dict[int, Session], dict[int, Session]] = ({}, {})
+        self.slots: tuple[dict[int, Session], dict[int, Session]] = ({}, {})
         self.now = START
         self.fresh_ids = (itertools.count(), itertools.count())
         self.cursors: tuple[list[str], list[str]] = ([], [])
 
     def both(self, call: Callable[[SessionRepository, dict[int, Session], int], Any]) -> None:
-        """Make the call on both sides at the same moment and compare what comes of it, the hands included."""
+        """Make the call on both repositories at the same time, and compare the outcomes and the kept sessions."""
         outcomes = []
-        for side, (repository, hands) in enumerate(zip(self.repositories, self.hands, strict=True)):
+        for side, (repository, slots) in enumerate(zip(self.repositories, self.slots, strict=True)):
             self.tick = itertools.count()
             try:
-                outcome = ("returned", shape(call(repository, hands, side)))
+                outcome = ("returned", shape(call(repository, slots, side)))
             except SessionRepositoryError as error:
                 outcome = ("raised", (type(error), error.args))
             except (KeyError, ZeroDivisionError) as error:
                 outcome = ("raised", type(error))
-            outcomes.append((outcome, {number: shape(session) for number, session in hands.items()}))
+            outcomes.append((outcome, {number: shape(session) for number, session in slots.items()}))
         assert outcomes[0] == outcomes[1]
 
     def clock(self) -> datetime:
-        """Return the time: the same on both sides, a microsecond on at each look."""
+        """Return a time that is equal for both repositories and advances by a microsecond per reading."""
         return self.now + timedelta(microseconds=next(self.tick))
 
     @rule(seconds=st.integers(-3, 10))
-    def time_passes(self, seconds: int) -> None:  # or goes back: clocks are set
+    def time_passes(self, seconds: int) -> None:  # negative values set the clock back
         self.now += timedelta(seconds=seconds)
 
-    @rule(hand=holders, session_id=ids)
-    def create(self, hand: int, session_id: str) -> None:
-        self.both(lambda repository, hands, _: hold(hands, hand, repository.create_session(session_id=session_id)))
+    @rule(slot=slot_numbers, session_id=ids)
+    def create(self, slot: int, session_id: str) -> None:
+        self.both(lambda repository, slots, _: keep(slots, slot, repository.create_session(session_id=session_id)))
 
-    @rule(hand=holders)
-    def create_held(self, hand: int) -> None:
-        self.both(lambda repository, hands, _: repository.create_session(hands[hand]))
+    @rule(slot=slot_numbers)
+    def create_kept(self, slot: int) -> None:
+        self.both(lambda repository, slots, _: repository.create_session(slots[slot]))
 
-    @rule(hand=holders, session_id=ids)
-    def make_without_storing(self, hand: int, session_id: str) -> None:
-        def make(hands: dict[int, Session]) -> Session:
+    @rule(slot=slot_numbers, session_id=ids)
+    def construct_without_storing(self, slot: int, session_id: str) -> None:
+        def construct(slots: dict[int, Session]) -> Session:
             session = Session()
             session.session_id = session_id
-            hold(hands, hand, session)
+            keep(slots, slot, session)
             return session
 
-        self.both(lambda _, hands, __: make(hands))
+        self.both(lambda _, slots, __: construct(slots))
 
-    @rule(hand=holders, session_id=ids, recent=st.none() | counts)
-    def get(self, hand: int, session_id: str, recent: int | None) -> None:
-        self.both(lambda repository, hands, _: hold(hands, hand, repository.get_session(session_id, recent=recent)))
+    @rule(slot=slot_numbers, session_id=ids, recent=st.none() | counts)
+    def get(self, slot: int, session_id: str, recent: int | None) -> None:
+        self.both(lambda repository, slots, _: keep(slots, slot, repository.get_session(session_id, recent=recent)))
 
-    @rule(hand=holders, field=fields, value=artifacts, answer=json_values)
-    def change(self, hand: int, field: str, value: Any, answer: Any) -> None:
-        self.both(lambda _, hands, __: setattr(hands[hand], field, value))
-        self.both(lambda _, hands, __: setattr(hands[hand], "clarification_answer", answer))
+    @rule(slot=slot_numbers, field=fields, value=artifacts, answer=json_values)
+    def change(self, slot: int, field: str, value: Any, answer: Any) -> None:
+        self.both(lambda _, slots, __: setattr(slots[slot], field, value))
+        self.both(lambda _, slots, __: setattr(slots[slot], "clarification_answer", answer))
 
-    @rule(hand=holders, phase=st.sampled_from([*SessionPhase, "UNKNOWN"]))
-    def change_phase(self, hand: int, phase: Any) -> None:
-        self.both(lambda _, hands, __: hands[hand].update_phase(phase))
+    @rule(slot=slot_numbers, phase=st.sampled_from([*SessionPhase, "UNKNOWN"]))
+    def change_phase(self, slot: int, phase: Any) -> None:
+        self.both(lambda _, slots, __: slots[slot].update_phase(phase))
 
-    @rule(hand=holders, task_id=task_ids, message=messages, phase=phases)
-    def add_entries(self, hand: int, task_id: str, message: str, phase: Any) -> None:
-        self.both(lambda _, hands, __: hands[hand].add_error(task_id, message, phase))
-        self.both(lambda _, hands, __: hands[hand].add_log(message))
+    @rule(slot=slot_numbers, task_id=task_ids, message=messages, phase=phases)
+    def add_entries(self, slot: int, task_id: str, message: str, phase: Any) -> None:
+        self.both(lambda _, slots, __: slots[slot].add_error(task_id, message, phase))
+        self.both(lambda _, slots, __: slots[slot].add_log(message))
 
-    @rule(hand=holders, name=st.sampled_from(["error_history", "logs"]))
-    def lose_an_entry(self, hand: int, name: str) -> None:
-        self.both(lambda _, hands, __: getattr(hands[hand], name).clear())
+    @rule(slot=slot_numbers, name=st.sampled_from(["error_history", "logs"]))
+    def clear_history(self, slot: int, name: str) -> None:
+        self.both(lambda _, slots, __: getattr(slots[slot], name).clear())
 
-    @rule(hand=holders)
-    def travel(self, hand: int) -> None:
-        self.both(lambda _, hands, __: hold(hands, hand, Session.from_dict(hands[hand].to_dict())))
+    @rule(slot=slot_numbers)
+    def round_trip(self, slot: int) -> None:
+        self.both(lambda _, slots, __: keep(slots, slot, Session.from_dict(slots[slot].to_dict())))
 
-    @rule(hand=holders)
-    def update(self, hand: int) -> None:
-        self.both(lambda repository, hands, _: repository.update_session(hands[hand]))
+    @rule(slot=slot_numbers)
+    def update(self, slot: int) -> None:
+        self.both(lambda repository, slots, _: repository.update_session(slots[slot]))
 
     @rule(session_id=ids, phase=phases)
     def modify(self, session_id: str, phase: Any) -> None:
@@ -150,24 +150,24 @@ class SideBySide(RuleBasedStateMachine):
 
     @rule(session_id=ids, after=counts, limit=counts, task_id=st.none() | task_ids, phase=phases)
     def list_errors(self, session_id: str, after: int, limit: int, task_id: str | None, phase: Any) -> None:
-        asked = {"after": after, "limit": limit, "task_id": task_id, "phase": phase}
-        self.both(lambda repository, _, __: repository.list_errors(session_id, **asked))
+        options = {"after": after, "limit": limit, "task_id": task_id, "phase": phase}
+        self.both(lambda repository, _, __: repository.list_errors(session_id, **options))
 
     @rule(session_id=ids, after=counts, limit=counts)
     def list_logs(self, session_id: str, after: int, limit: int) -> None:
         self.both(lambda repository, _, __: repository.list_logs(session_id, after=after, limit=limit))
 
-    @rule(asked=filters)
-    def list_sessions(self, asked: SessionFilter | None) -> None:
-        self.both(lambda repository, _, __: repository.list_sessions(asked))
+    @rule(criteria=filters)
+    def list_sessions(self, criteria: SessionFilter | None) -> None:
+        self.both(lambda repository, _, __: repository.list_sessions(criteria))
 
-    @rule(asked=filters, order=orders, limit=counts, data=st.data())
-    def find(self, asked: SessionFilter | None, order: Any, limit: int, data: st.DataObject) -> None:
+    @rule(criteria=filters, order=orders, limit=counts, data=st.data())
+    def find(self, criteria: SessionFilter | None, order: Any, limit: int, data: st.DataObject) -> None:
         which = data.draw(st.none() | st.integers(0, len(self.cursors[0]) - 1)) if self.cursors[0] else None
 
         def find(repository: SessionRepository, side: int) -> Any:
             cursor = None if which is None else self.cursors[side][which]
-            page = repository.find_sessions(asked, order=order, limit=limit, cursor=cursor)
+            page = repository.find_sessions(criteria, order=order, limit=limit, cursor=cursor)
             if page.next_cursor is not None:
                 self.cursors[side].append(page.next_cursor)
             return page
@@ -176,7 +176,7 @@ class SideBySide(RuleBasedStateMachine):
 
     @rule(order=orders, limit=st.integers(1, 2))
     def page_through(self, order: Any, limit: int) -> None:
-        def walk(repository: SessionRepository) -> list[Any]:
+        def read_all_pages(repository: SessionRepository) -> list[Any]:
             pages: list[Any] = []
             cursor = None
             while not pages or cursor is not None:
@@ -185,25 +185,25 @@ class SideBySide(RuleBasedStateMachine):
                 pages.append(page)
             return pages
 
-        self.both(lambda repository, _, __: walk(repository))
+        self.both(lambda repository, _, __: read_all_pages(repository))
 
     @invariant()
-    def everything_stored_is_the_same(self) -> None:
+    def stored_sessions_are_equal(self) -> None:
         self.both(
             lambda repository, _, __: [repository.get_session(session_id) for session_id in repository.list_sessions()]
         )
 
 
-def hold(hands: dict[int, Session], hand: int, session: Session | None) -> Session | None:
-    """Keep the session in a hand, or empty the hand."""
-    hands.pop(hand, None)
+def keep(slots: dict[int, Session], slot: int, session: Session | None) -> Session | None:
+    """Put the session into a slot; None empties the slot."""
+    slots.pop(slot, None)
     if session is not None:
-        hands[hand] = session
+        slots[slot] = session
     return session
 
 
 def shape(value: Any) -> Any:
-    """Return what can be compared: no write ids, which are random."""
+    """Return the comparable parts of a value, without the random write ids."""
     if isinstance(value, Session):
         public = {name: getattr(value, name) for name in Session.model_fields if name != "error_history"}
         history = [(entry, entry.phase, type(entry.phase), entry.position) for entry in value.error_history]
@@ -229,7 +229,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_the_same_calls_have_the_same_answers(
+def test_same_calls_have_same_outcomes(
     one: str, other: str, request: pytest.FixtureRequest, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storages: list[Storage] = [request.getfixturevalue(name) for name in (one, other)]
@@ -238,9 +238,9 @@ def test_the_same_calls_have_the_same_answers(
 
 
 def drive(one: NewRepository, other: NewRepository, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the machine on two kinds of repository, with one clock for both."""
+    """Run the machine on two kinds of repository that share one clock."""
 
-    class Pair(SideBySide):
+    class Pair(EquivalenceMachine):
         pair = (one, other)
 
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The worked example of an implementation passes the contract, and five ways to break it do not."""
+"""The contract suite on the example implementation, and its detection of broken variants."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ for number in range(40):
 """
 
 
-def test_processes_take_turns(tmp_path: Path) -> None:
+def test_concurrent_processes_append_without_loss(tmp_path: Path) -> None:
     repository = FileSessionRepository(tmp_path)
     repository.create_session(session_id="s")
     command = [sys.executable, "-c", APPEND, str(tmp_path)]
@@ -55,8 +55,12 @@ def test_processes_take_turns(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("a")] == [f"a {number}" for number in range(40)]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": {}}', '{"record": null}'])
-def test_a_file_of_somebody_else(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"record": {}}', '{"record": null}'],
+    ids=["empty", "truncated", "list", "empty_object", "empty_record", "null_record"],
+)
+def test_foreign_file_raises_corrupt_session(tmp_path: Path, text: str) -> None:
     repository = FileSessionRepository(tmp_path)
     repository.create_session(session_id="s")
     (file,) = tmp_path.glob("*.json")
@@ -66,7 +70,7 @@ def test_a_file_of_somebody_else(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("history", ["errors", "logs"])
-def test_a_file_that_lacks_an_entry(tmp_path: Path, history: str) -> None:
+def test_missing_history_entry_raises_corrupt_session(tmp_path: Path, history: str) -> None:
     repository = FileSessionRepository(tmp_path)
     repository.create_session(full_session("s"))
     (file,) = tmp_path.glob("*.json")
@@ -78,7 +82,7 @@ def test_a_file_that_lacks_an_entry(tmp_path: Path, history: str) -> None:
             read("s")
 
 
-def test_a_disk_that_fails(tmp_path: Path) -> None:
+def test_missing_folder_raises_storage_error(tmp_path: Path) -> None:
     repository = FileSessionRepository(tmp_path / "folder")
     (tmp_path / "folder").rmdir()
     with pytest.raises(StorageError) as caught:
@@ -86,7 +90,7 @@ def test_a_disk_that_fails(tmp_path: Path) -> None:
     assert "folder" not in str(caught.value)
 
 
-NOTICED_BY = {
+DETECTED_BY = {
     "SharesSessionObjects": {
         "test_stored_data_is_independent_of_returned_objects",
         "test_stale_update_writes_nothing",
@@ -105,15 +109,15 @@ NOTICED_BY = {
     "KeepsHistoryOfDeletedSession": {"test_delete_removes_session_and_histories"},
     "DecreasesStoredTime": {"test_stored_time_never_decreases"},
 }
-"""What is broken, and tests of the contract that must fail of it."""
+"""Tests of the contract that must fail for each broken variant."""
 
 
-@pytest.mark.parametrize("broken", NOTICED_BY)
-def test_the_contract_notices(broken: str) -> None:
+@pytest.mark.parametrize("broken", DETECTED_BY)
+def test_contract_detects_broken_variant(broken: str) -> None:
     with TemporaryDirectory(prefix="vfs-broken-", dir=fast_folder()) as folder:
-        # those, and enough others to see that it is broken in one way, and not in all
-        asked = f"Test{broken} and ({' or '.join(sorted(NOTICED_BY[broken]))} or rejected)"
-        options = ["-q", "--tb=no", "-p", "no:cacheprovider", "--basetemp", f"{folder}/run", "-k", asked]
+        # other tests run too, to show that the variant fails only some of them
+        selection = f"Test{broken} and ({' or '.join(sorted(DETECTED_BY[broken]))} or rejected)"
+        options = ["-q", "--tb=no", "-p", "no:cacheprovider", "--basetemp", f"{folder}/run", "-k", selection]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "tests/support/broken_repositories.py"],
             cwd=ROOT,
@@ -122,7 +126,7 @@ def test_the_contract_notices(broken: str) -> None:
             check=False,
         )
     failed = set(re.findall(rf"^FAILED \S+::Test{broken}::(\w+)", done.stdout, re.MULTILINE))
-    assert failed >= NOTICED_BY[broken], done.stdout
+    assert failed >= DETECTED_BY[broken], done.stdout
     summary = re.search(r"(\d+) failed, (\d+) passed", done.stdout)
     assert summary is not None, done.stdout
     assert int(summary[1]) < int(summary[2])
