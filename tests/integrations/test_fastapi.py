@@ -1,4 +1,4 @@
-"""The repository in a FastAPI application: opened, injected, and its refusals as statuses; on real databases."""
+"""The FastAPI integration: lifespan, dependency, and HTTP statuses of repository errors, on real databases."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ from vibeforge_sessions.integrations.fastapi import (
 from vibeforge_sessions.sql import create_engine
 
 SECRET = "s3cret"
-IMPATIENT = RetryPolicy(deadline=2.0)
+SHORT_RETRY = RetryPolicy(deadline=2.0)
 
 
 class AbortableSession(Session):
     is_aborted: bool = False
 
 
-def application(life: Any) -> FastAPI:
-    app = FastAPI(lifespan=life, responses=RESPONSES)
+def application(app_lifespan: Any) -> FastAPI:
+    """Return an application with endpoints that use the repository."""
+    app = FastAPI(lifespan=app_lifespan, responses=RESPONSES)
     install_error_handlers(app)
 
     @app.post("/sessions/{session_id}", status_code=201)
@@ -82,8 +83,8 @@ def application(life: Any) -> FastAPI:
     return app
 
 
-def asking(app: FastAPI, ask: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
-    """Run the application's whole life, and talk to it meanwhile."""
+def run_with_client(app: FastAPI, ask: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
+    """Start the application, run `ask` with an HTTP client, and shut the application down."""
 
     async def work() -> None:
         async with (
@@ -102,7 +103,7 @@ def url(request: pytest.FixtureRequest) -> str:
     return storage.new_url()
 
 
-def test_each_refusal_has_its_status(url: str) -> None:
+def test_each_repository_error_has_its_status(url: str) -> None:
     async def ask(client: httpx.AsyncClient) -> None:
         created = await client.post("/sessions/s-1")
         assert (created.status_code, created.json()["version"]) == (201, 1)
@@ -115,16 +116,16 @@ def test_each_refusal_has_its_status(url: str) -> None:
                 "session_id": "s-1",
             },
         )
-        answer = await client.get("/sessions/nobody")
-        assert (answer.status_code, answer.json()["session_id"]) == (404, "nobody")
+        answer = await client.get("/sessions/missing")
+        assert (answer.status_code, answer.json()["session_id"]) == (404, "missing")
         first, second = created.json(), created.json()
         first["answers"] = {"q": 1}
         second["answers"] = {"q": 2}
         assert (await client.put("/sessions/s-1", json=first)).json() == 2
         answer = await client.put("/sessions/s-1", json=second)
         assert answer.status_code == 409
-        told = answer.json()
-        assert (told["error"], told["version"], told["stored_version"]) == ("StaleSessionError", 1, 2)
+        body = answer.json()
+        assert (body["error"], body["version"], body["stored_version"]) == ("StaleSessionError", 1, 2)
         assert "Retry-After" not in answer.headers
         answer = await client.put("/sessions/s-1", json={**first, "phase": SECRET})
         assert (answer.status_code, answer.json()["path"]) == (422, "phase")
@@ -133,19 +134,19 @@ def test_each_refusal_has_its_status(url: str) -> None:
         assert answer.status_code == 422
         assert (answer.json()["error"], answer.json()["argument"]) == ("InvalidArgumentError", "session_id")
 
-    asking(application(lifespan(url)), ask)
+    run_with_client(application(lifespan(url)), ask)
 
 
-def test_the_class_of_session_is_the_applications_own(url: str) -> None:
+def test_lifespan_accepts_session_subclass(url: str) -> None:
     async def ask(client: httpx.AsyncClient) -> None:
         await client.post("/sessions/s-1")
         assert (await client.post("/sessions/s-1/abort")).json() is True
         assert (await client.get("/sessions/s-1")).json()["is_aborted"] is True
 
-    asking(application(lifespan(url, session_type=AbortableSession)), ask)
+    run_with_client(application(lifespan(url, session_type=AbortableSession)), ask)
 
 
-def test_what_is_stored_in_a_way_that_cannot_be_read(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_session_is_status_500_without_its_value(url: str, caplog: pytest.LogCaptureFixture) -> None:
     engine = create_engine(url)
     SQLAlchemySessionRepository(engine).create_session(session_id="s-1")
     with engine.begin() as connection:
@@ -157,11 +158,11 @@ def test_what_is_stored_in_a_way_that_cannot_be_read(url: str, caplog: pytest.Lo
         assert (answer.status_code, answer.json()["session_id"]) == (500, "s-1")
         assert SECRET not in answer.text
 
-    asking(application(lifespan(url)), ask)
+    run_with_client(application(lifespan(url)), ask)
     assert [record.levelname for record in caplog.records if record.name == "vibeforge_sessions"] == ["ERROR"]
 
 
-def test_a_locked_database_is_unavailable(sqlite: Storage) -> None:
+def test_locked_database_is_status_503(sqlite: Storage) -> None:
     assert sqlite.new_url is not None
     url = f"{sqlite.new_url()}?timeout=0.05"
 
@@ -177,12 +178,12 @@ def test_a_locked_database_is_unavailable(sqlite: Storage) -> None:
         }
         assert (await client.post("/sessions/s-1")).status_code == 201
 
-    asking(application(lifespan(url, retry=IMPATIENT)), ask)
+    run_with_client(application(lifespan(url, retry=SHORT_RETRY)), ask)
 
 
-@pytest.mark.parametrize(("attempts", "tried"), [(1, 0), (3, 2)])
-def test_a_call_is_tried_as_often_as_the_lifespan_says(
-    sqlite: Storage, attempts: int, tried: int, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("attempts", "retries"), [(1, 0), (3, 2)])
+def test_lifespan_sets_number_of_attempts(
+    sqlite: Storage, attempts: int, retries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert sqlite.new_url is not None
     url = f"{sqlite.new_url()}?timeout=0.05"
@@ -193,11 +194,12 @@ def test_a_call_is_tried_as_often_as_the_lifespan_says(
             lock.execute("BEGIN IMMEDIATE")
             assert (await client.post("/sessions/s-1")).status_code == 503
 
-    asking(application(lifespan(url, retry=RetryPolicy(attempts=attempts, first_delay=0.01))), ask)
-    assert [record.levelname for record in caplog.records if record.name == "vibeforge_sessions"].count("INFO") == tried
+    run_with_client(application(lifespan(url, retry=RetryPolicy(attempts=attempts, first_delay=0.01))), ask)
+    levels = [record.levelname for record in caplog.records if record.name == "vibeforge_sessions"]
+    assert levels.count("INFO") == retries
 
 
-def test_a_server_that_went_away_is_unavailable(postgresql_server: AvailableServer) -> None:
+def test_unreachable_server_is_status_503(postgresql_server: AvailableServer) -> None:
     with postgresql_server.databases.database(migrated=False) as url:
         text = url.render_as_string(hide_password=False)
 
@@ -218,11 +220,11 @@ def test_a_server_that_went_away_is_unavailable(postgresql_server: AvailableServ
             engine.dispose()
             assert (await client.get("/sessions/s-1")).status_code == 200
 
-        asking(application(lifespan(text, migrate=True, retry=IMPATIENT)), ask)
+        run_with_client(application(lifespan(text, migrate=True, retry=SHORT_RETRY)), ask)
 
 
-def test_who_cannot_tell_says_so() -> None:
-    """Such an outcome needs a connection that breaks in a COMMIT: here it is raised by the endpoint."""
+def test_unknown_outcome_and_configuration_errors_have_statuses() -> None:
+    """Raise the errors in endpoints, because an unknown outcome needs a connection that breaks during COMMIT."""
     app = application(lifespan("memory://"))
 
     @app.get("/unknown")
@@ -250,52 +252,52 @@ def test_who_cannot_tell_says_so() -> None:
         assert "Retry-After" not in answer.headers
         assert SECRET not in answer.text
 
-    asking(app, ask)
+    run_with_client(app, ask)
 
 
-def test_a_schema_that_is_not_there_keeps_the_application_from_starting(tmp_path: Path) -> None:
+def test_missing_schema_or_server_prevents_startup(tmp_path: Path) -> None:
     async def ask(_client: httpx.AsyncClient) -> None:
-        pytest.fail("it must not start")
+        pytest.fail("the application must not start")
 
     with pytest.raises(SchemaError, match="db upgrade"):
-        asking(application(lifespan(f"sqlite:///{tmp_path / 'empty.db'}")), ask)
+        run_with_client(application(lifespan(f"sqlite:///{tmp_path / 'empty.db'}")), ask)
     with pytest.raises(StorageError):
-        asking(application(lifespan("mysql+asyncmy://u:s3cret@127.0.0.1:1/d")), ask)
+        run_with_client(application(lifespan("mysql+asyncmy://u:s3cret@127.0.0.1:1/d")), ask)
 
 
-def test_a_lifespan_within_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lifespan_inside_lifespan_of_application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIBEFORGE_SESSIONS_DATABASE_URL", f"sqlite:///{tmp_path / 'x.db'}")
     monkeypatch.setenv("VIBEFORGE_SESSIONS_MIGRATE", "1")
-    seen: list[str] = []
+    events: list[str] = []
     opened: list[Any] = []
 
     @asynccontextmanager
-    async def own(app: FastAPI) -> AsyncIterator[None]:
+    async def application_lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan()(app):
             opened.append(app.state.session_repository)
-            seen.append("began")
+            events.append("began")
             yield
             assert opened[0]._threads
-            seen.append("ended")
+            events.append("ended")
 
     async def ask(client: httpx.AsyncClient) -> None:
         assert (await client.post("/sessions/s-1")).status_code == 201
 
-    app = application(own)
-    asking(app, ask)
+    app = application(application_lifespan)
+    run_with_client(app, ask)
     assert not hasattr(app.state, "session_repository")
-    assert not opened[0]._threads  # its threads are gone, and its connections with them
+    assert not opened[0]._threads  # its threads have ended and closed their connections
     assert opened[0]._owned.pool.checkedin() == 0
-    assert seen == ["began", "ended"]
+    assert events == ["began", "ended"]
 
-    async def without(client: httpx.AsyncClient) -> None:
+    async def ask_without_lifespan(client: httpx.AsyncClient) -> None:
         with pytest.raises(RuntimeError, match="lifespan"):
             await client.get("/sessions/s-1")
 
-    asking(application(None), without)
+    run_with_client(application(None), ask_without_lifespan)
 
 
-def test_a_test_gives_another_repository(caplog: pytest.LogCaptureFixture) -> None:
+def test_dependency_override_replaces_repository(caplog: pytest.LogCaptureFixture) -> None:
     app = application(None)
     repository = AsyncInMemorySessionRepository()
     app.dependency_overrides[get_repository] = lambda: repository
@@ -305,18 +307,18 @@ def test_a_test_gives_another_repository(caplog: pytest.LogCaptureFixture) -> No
         assert await repository.list_sessions() == ["s-1"]
 
     caplog.set_level(logging.DEBUG, logger="vibeforge_sessions")
-    asking(app, ask)
+    run_with_client(app, ask)
     assert "create_session" in caplog.text
 
 
-def test_the_repository_needs_no_free_thread() -> None:
+def test_repository_needs_no_thread_of_anyio() -> None:
     async def ask(client: httpx.AsyncClient) -> None:
         threads = anyio.to_thread.current_default_thread_limiter()
         threads.total_tokens = 1
-        async with threads, asyncio.timeout(60):  # endpoints that are no coroutines have them all
+        async with threads, asyncio.timeout(60):  # as if synchronous endpoints occupied all threads
             assert (await client.post("/sessions/s-1")).status_code == 201
 
-    asking(application(lifespan("memory://")), ask)
+    run_with_client(application(lifespan("memory://")), ask)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +331,9 @@ def test_the_repository_needs_no_free_thread() -> None:
         (StorageError(SECRET), 1013),
         (OutcomeUnknownError(SECRET), 1011),
     ],
+    ids=["not_found", "invalid_argument", "corrupt_session", "configuration", "storage", "outcome_unknown"],
 )
-def test_a_websocket_is_closed(error: Exception, code: int) -> None:
+def test_error_in_websocket_closes_it_with_code(error: Exception, code: int) -> None:
     app = application(None)
     app.dependency_overrides[get_repository] = AsyncInMemorySessionRepository
 
@@ -353,7 +356,7 @@ def test_a_websocket_is_closed(error: Exception, code: int) -> None:
     assert (sent[1]["code"], sent[1]["reason"]) == (code, type(error).__name__)
 
 
-def test_what_openapi_says() -> None:
+def test_openapi_documents_error_responses() -> None:
     operation = application(None).openapi()["paths"]["/sessions/{session_id}"]["get"]
     assert [each["name"] for each in operation["parameters"]] == ["session_id"]
     assert set(operation["responses"]) == {"200", "404", "409", "422", "500", "503"}
@@ -361,7 +364,7 @@ def test_what_openapi_says() -> None:
     assert shape == {"$ref": "#/components/schemas/RepositoryErrorBody"}
 
 
-def test_without_fastapi_the_extra_is_named(tmp_path: Path) -> None:
+def test_import_without_fastapi_names_missing_extra(tmp_path: Path) -> None:
     code = 'import sys; sys.modules["fastapi"] = None; import vibeforge_sessions.integrations.fastapi'
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.stderr.endswith("pip install 'vibeforge-sessions[fastapi]'\n")

@@ -1,4 +1,4 @@
-"""The import graph: dependencies point one way, there are no cycles, and the top level stays small."""
+"""Architecture of the package: import layers, cycles, third-party imports, and sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import vibeforge_sessions
 PACKAGE = "vibeforge_sessions"
 FOLDER = Path(vibeforge_sessions.__file__).parent
 NOT_COUNTED = {"__init__.py", "__main__.py", "py.typed", "alembic.ini", "migrations", "__pycache__"}
-"""Entries that a package has anyway, and what the wheel copies in."""
+"""Entries that every package has, and entries that the wheel build copies into the package."""
 
 LAYERS = [
     {"pytest_plugin"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"model"},
     {"errors"},
 ]
-"""From the highest to the lowest; a layer imports lower ones only."""
+"""Import layers from the highest to the lowest; a layer imports only lower layers."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def entry_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_the_top_level_stays_small() -> None:
+def test_top_level_has_few_entries() -> None:
     entries = {path.name.removesuffix(".py") for path in FOLDER.iterdir() if path.name not in NOT_COUNTED}
     assert entries == set().union(*LAYERS)
     assert len(entries) <= 16
@@ -61,11 +61,11 @@ def test_layers_import_lower_layers_only(graph: grimp.ImportGraph) -> None:
     assert upward == []
 
 
-def test_there_are_no_cycles(graph: grimp.ImportGraph) -> None:
-    ours = [module for module in graph.modules if module.split(".")[0] == PACKAGE]
-    imports = {module: graph.find_modules_directly_imported_by(module) for module in ours}
+def test_imports_have_no_cycles(graph: grimp.ImportGraph) -> None:
+    modules = [module for module in graph.modules if module.split(".")[0] == PACKAGE]
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in modules}
     order = list(graphlib.TopologicalSorter(imports).static_order())
-    assert set(ours) <= set(order)
+    assert set(modules) <= set(order)
 
 
 def test_only_sql_imports_sqlalchemy_and_alembic(graph: grimp.ImportGraph) -> None:
@@ -77,7 +77,7 @@ def test_only_sql_imports_sqlalchemy_and_alembic(graph: grimp.ImportGraph) -> No
     assert users == {"sql", "testing"}  # testing creates and drops databases
 
 
-def test_nothing_in_the_package_imports_tests_or_pytest(graph: grimp.ImportGraph) -> None:
+def test_package_imports_neither_tests_nor_pytest(graph: grimp.ImportGraph) -> None:
     for external in ("pytest", "hypothesis"):
         if external in graph.modules:
             users = {entry_of(module) for module in graph.find_modules_that_directly_import(external)}
@@ -86,7 +86,7 @@ def test_nothing_in_the_package_imports_tests_or_pytest(graph: grimp.ImportGraph
     assert "migrations" not in graph.modules
 
 
-def test_no_file_is_long() -> None:
+def test_files_have_at_most_360_lines() -> None:
     root = FOLDER.parent
     files = [*FOLDER.rglob("*.py"), *(root / "migrations").rglob("*.py")]
     assert any(path.name == "env.py" for path in files)

@@ -1,4 +1,4 @@
-"""The floor of the benchmarks does what ours does: it would be none otherwise. And calls find by indexes."""
+"""The benchmarks: equivalence of the floor and the repository, generated data, index use, and reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vibeforge_sessions.testing.base import assert_same, stored
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Floor, Ours]]:
-    """The floor and ours on one database."""
+    """Yield the floor and the repository's contender on one database."""
     if request.param == "sqlite":
         engine = create_engine(f"sqlite:///{tmp_path / 'sessions.db'}")
         migrate.upgrade(engine)
@@ -42,30 +42,30 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Floor
     both[1].engine.dispose()
 
 
-def test_the_floor_does_the_same(pair: tuple[Floor, Ours]) -> None:
-    theirs, our = pair
-    repository = our.repository
+def test_floor_and_repository_do_the_same(pair: tuple[Floor, Ours]) -> None:
+    floor, contender = pair
+    repository = contender.repository
     assert isinstance(repository, SQLAlchemySessionRepository)
 
     def get() -> Session:
         session: Session = stored(repository, session_id)
-        assert_same(theirs.get(session_id), session)
-        assert_same(theirs.get(session_id, RECENT), repository.get_session(session_id, recent=RECENT) or Session())
+        assert_same(floor.get(session_id), session)
+        assert_same(floor.get(session_id, RECENT), repository.get_session(session_id, recent=RECENT) or Session())
         return session
 
-    session_id = theirs.prepare(25)
+    session_id = floor.prepare(25)
     session = get()
     assert (session.version, len(session.error_history), len(session.logs)) == (1, 25, 50)
     assert (session.answers, session.task_graph) == (DOCUMENTS["answers"], DOCUMENTS["task_graph"])
 
-    calls = theirs.calls()
+    calls = floor.calls()
     entry = calls["append"](session_id)
     session = get()
     assert entry == session.error_history[-1]
     assert session.error_history[-1].position == 26
     assert session.updated_at == session.error_history[-1].timestamp
 
-    theirs.hold(session_id)
+    floor.hold(session_id)
     for version, call in enumerate(("update_phase", "update_artifact", "update_phase_and_error"), 2):
         before = get()
         calls[call](session_id)
@@ -78,50 +78,50 @@ def test_the_floor_does_the_same(pair: tuple[Floor, Ours]) -> None:
     for share, name in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         after = max(0, int(25 * share) - RECENT)
         assert calls[f"list_errors_{name}"](session_id) == repository.list_errors(session_id, after=after, limit=RECENT)
-    theirs.draft("drafted")
+    floor.draft("drafted")
     created = calls["create"]("drafted")
     assert isinstance(created, Session)
     assert_same(created, stored(repository, "drafted"))
     calls["delete"]("drafted")
-    other = theirs.prepare(0)
+    other = floor.prepare(0)
     page = calls["list_page"]()
     assert page == list(repository.find_sessions().items)
     calls["delete"](other)
     assert repository.list_sessions() == [session_id]
 
 
-def test_ours_is_measured_on_what_it_says(pair: tuple[Floor, Ours]) -> None:
-    _, our = pair
-    session_id = our.prepare(30)
-    our.hold(session_id)
-    our.draft("drafted")
-    our.calls()["create"]("drafted")
-    our.calls()["delete"]("drafted")
-    for name, call in our.calls().items():
+def test_measured_calls_work_on_prepared_data(pair: tuple[Floor, Ours]) -> None:
+    _, contender = pair
+    session_id = contender.prepare(30)
+    contender.hold(session_id)
+    contender.draft("drafted")
+    contender.calls()["create"]("drafted")
+    contender.calls()["delete"]("drafted")
+    for name, call in contender.calls().items():
         if name not in {"create", "delete", "list_page", "walk"}:
             call(session_id)
-    assert our.count(session_id) == 32
-    our.fill(40)
-    assert len(our.repository.list_sessions()) == 40
+    assert contender.count(session_id) == 32
+    contender.fill(40)
+    assert len(contender.repository.list_sessions()) == 40
 
 
 # --- scale ---
 
 
-WHOLE = {
+FULL_SCANS = {
     "list_sessions",
-    "find_sessions, 1,000 newest",  # there are fewer here
+    "find_sessions, 1,000 newest",  # all of them in this small database
     "statistics.count_phases",
     "statistics.count_ages, updated_at",
     "statistics.count_ages, created_at",
     "statistics.count_errors, of all time",
 }
-"""What is about all sessions, or all errors."""
+"""Calls that concern all sessions or all errors, and therefore read whole tables."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """A database as `benchmarks.scale` fills it, of 400 sessions and the one with long histories."""
+    """Yield a database that `benchmarks.scale` has filled with 400 sessions and one session with long histories."""
     storage: Storage = request.getfixturevalue(request.param)
     assert storage.new_url is not None
     url = storage.new_url()
@@ -136,7 +136,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     place.close()
 
 
-def test_what_is_filled_in_is_ours(place: Place) -> None:
+def test_filled_sessions_are_readable_and_complete(place: Place) -> None:
     sessions = [stored(place.repository, session_id) for session_id in place.repository.list_sessions()]
     assert len(sessions) == 401
     assert [session.session_id for session in sessions if session.session_id != filling.PROBE] == filling.session_ids(
@@ -149,17 +149,19 @@ def test_what_is_filled_in_is_ours(place: Place) -> None:
     assert len(stored(place.repository, filling.PROBE).error_history) == filling.PROBED
 
 
-def test_every_call_uses_an_index(place: Place) -> None:
-    """On PostgreSQL, which would rather read so small a table whole, there is one that it can use."""
-    whole = {name for name, call in CALLS.items() if any(plan.whole for plan in plans_of(place.engine, call(place)))}
-    assert whole <= WHOLE
-    assert "list_sessions" in whole
+def test_calls_use_indexes_except_full_scans(place: Place) -> None:
+    """Compare the query plans; PostgreSQL's sequential scans are disabled, because it prefers them for small tables."""
+    full_scans = {
+        name for name, call in CALLS.items() if any(plan.whole for plan in plans_of(place.engine, call(place)))
+    }
+    assert full_scans <= FULL_SCANS
+    assert "list_sessions" in full_scans
 
 
-def test_the_scale_is_measured(tmp_path: Path) -> None:
-    asked = ["--database", "sqlite", "--sessions", "1000", "--errors", "2000", "--directory", str(tmp_path), "--quick"]
+def test_scale_benchmark_reports_every_call(tmp_path: Path) -> None:
+    flags = ["--database", "sqlite", "--sessions", "1000", "--errors", "2000", "--directory", str(tmp_path), "--quick"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scale", *asked, "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "benchmarks.scale", *flags, "--out", str(tmp_path / "out")],
         capture_output=True,
         text=True,
         check=False,
@@ -170,9 +172,9 @@ def test_the_scale_is_measured(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "scale-sqlite.json", "scale-sqlite.md"}
 
 
-def test_a_service_is_watched_beside_a_prune() -> None:
+def test_prune_benchmark_measures_concurrent_service() -> None:
     with clients.database("sqlite") as url:
-        alone, beside, took = pruning.measure(url, 0.0, sessions=20, seconds=0.2)
+        alone, during_prune, duration = pruning.measure(url, 0.0, sessions=20, seconds=0.2)
     assert alone
-    assert beside
-    assert took > 0
+    assert during_prune
+    assert duration > 0

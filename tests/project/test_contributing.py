@@ -1,4 +1,4 @@
-"""The pages for contributors: what they name exists, and they have the promised form."""
+"""Pages for contributors: existence of the named paths, targets and modules, and the form of the pages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def code(text: str) -> list[str]:
 
 
 def paths_in(text: str) -> set[str]:
-    """Return the files and folders of the checkout that a page names."""
+    """Return the paths of the repository that a page names."""
     words = {word.strip("'\",;()").split("::")[0] for part in code(text) for word in part.split()}
     return {
         word

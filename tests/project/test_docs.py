@@ -1,8 +1,9 @@
-"""Commands, programs and queries of the pages in docs/.
+"""Commands, programs and queries in the code blocks of docs/.
 
-A code block's language says how it is run. ``sh`` runs on SQLite, ``sh postgresql`` and ``sh mariadb`` on that server;
-``sqlite``, ``postgresql`` and ``mariadb`` are queries for that database, ``sql`` is for all of them. ``python`` is a
-program if it begins as `PROGRAMS` says, otherwise a fragment that is only compiled. ``text`` is not run.
+A code block's language determines how it is run. ``sh`` runs on SQLite, ``sh postgresql`` and ``sh mariadb`` run on
+that server. ``sqlite``, ``postgresql`` and ``mariadb`` are queries for that database, and ``sql`` runs on all of them.
+``python`` is a program if it begins with one of `PROGRAMS`; otherwise it is a fragment and is only compiled. ``text``
+is not run.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES
 GUIDE = (ROOT / "docs" / "dba-guide.md").read_text("utf-8")
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 TUTORIAL = "tutorial.md"
-"""Its blocks build on each other, so `test_tutorial_prints_what_it_shows` runs them in one folder."""
+"""The page whose blocks depend on each other; `test_tutorial_prints_documented_output` runs them in one folder."""
 PROGRAMS = ("from vibeforge_sessions import", "from vibeforge_sessions.sql import")
 PASSWORD = "s3cret"
 
 
 def filled(url: URL) -> URL:
-    """Make the tables, and sessions in them."""
+    """Create the tables and sample sessions, and return the URL."""
     upgrade(url)
     engine = create_engine(url)
     for session in sessions():
@@ -48,12 +49,12 @@ def filled(url: URL) -> URL:
 
 
 def shell(script: str, folder: Path, url: URL, *programs: Path, **environment: str) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     path = os.pathsep.join([str(Path(sys.executable).parent), *map(str, programs), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env={**kept, "PATH": path, "VIBEFORGE_SESSIONS_DATABASE_URL": text_of(url), **environment},
+        env={**inherited, "PATH": path, "VIBEFORGE_SESSIONS_DATABASE_URL": text_of(url), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -64,13 +65,13 @@ def shell(script: str, folder: Path, url: URL, *programs: Path, **environment: s
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     if request.param == "sqlite":
-        return filled(make_url(f"sqlite:///{tmp_path}/host.db"))
+        return filled(make_url(f"sqlite:///{tmp_path}/application.db"))
     server: AvailableServer = request.getfixturevalue(f"{request.param}_server")
     return filled(server.databases.create(migrated=False))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh") and page != TUTORIAL])
-def test_the_shells_commands(page: str, tmp_path: Path) -> None:
+def test_shell_commands_run_on_sqlite(page: str, tmp_path: Path) -> None:
     if "sqlite3 " in GUIDE and shutil.which("sqlite3") is None:
         pytest.skip("sqlite3 is not installed")
     script = "\n".join(blocks(page, "sh"))
@@ -78,19 +79,19 @@ def test_the_shells_commands(page: str, tmp_path: Path) -> None:
     shell(script, tmp_path, make_url("sqlite:///sessions.db"))
 
 
-def test_the_commands_for_postgresql(postgresql_server: AvailableServer, tmp_path: Path) -> None:
+def test_shell_commands_run_on_postgresql(postgresql_server: AvailableServer, tmp_path: Path) -> None:
     url = filled(postgresql_server.databases.create(migrated=False))
     with connected(postgresql_server.databases.admin_url, isolation_level="AUTOCOMMIT") as connection:
         for role in ("migrator", "application"):
             connection.exec_driver_sql(f"DROP ROLE IF EXISTS {role}")
             connection.exec_driver_sql(f"CREATE ROLE {role}")
-    told = {"PGHOST": url.host, "PGPORT": str(url.port), "PGUSER": url.username, "PGPASSWORD": url.password}
-    variables = {name: value or "" for name, value in {**told, "PGDATABASE": url.database}.items()}
+    address = {"PGHOST": url.host, "PGPORT": str(url.port), "PGUSER": url.username, "PGPASSWORD": url.password}
+    variables = {name: value or "" for name, value in {**address, "PGDATABASE": url.database}.items()}
     for script in blocks("dba-guide.md", "sh postgresql"):
         shell(script, tmp_path, url, find_bindir(), **variables)
 
 
-def test_the_commands_for_mariadb(mariadb_server: AvailableServer, tmp_path: Path) -> None:
+def test_shell_commands_run_on_mariadb(mariadb_server: AvailableServer, tmp_path: Path) -> None:
     url = filled(mariadb_server.databases.create(migrated=False))
     with connected(mariadb_server.databases.admin_url) as connection:
         for role in ("migrator", "application"):
@@ -101,7 +102,7 @@ def test_the_commands_for_mariadb(mariadb_server: AvailableServer, tmp_path: Pat
         shell(script, tmp_path, url, MYSQL_DATABASE=url.database or "")
 
 
-def test_the_way_from_sqlite_to_postgresql(postgresql_server: AvailableServer, tmp_path: Path) -> None:
+def test_documented_move_from_sqlite_to_postgresql(postgresql_server: AvailableServer, tmp_path: Path) -> None:
     old = filled(make_url(f"sqlite:///{tmp_path}/sessions.db"))
     new = postgresql_server.databases.create(migrated=False)
     urls = {"VIBEFORGE_SESSIONS_COPY_FROM": text_of(old), "VIBEFORGE_SESSIONS_COPY_TO": text_of(new)}
@@ -112,7 +113,7 @@ def test_the_way_from_sqlite_to_postgresql(postgresql_server: AvailableServer, t
     engine.dispose()
 
 
-def test_the_queries(url: URL) -> None:
+def test_documented_queries_run(url: URL) -> None:
     kind = {"mysql": "mariadb"}.get(url.get_backend_name(), url.get_backend_name())
     scripts = [*blocks("dba-guide.md", kind), *blocks("dba-guide.md", "sql")]
     assert len(scripts) >= 4
@@ -122,7 +123,7 @@ def test_the_queries(url: URL) -> None:
                 connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
-def test_a_whole_history_is_no_row_of_that_query(url: URL) -> None:
+def test_documented_query_finds_incomplete_histories(url: URL) -> None:
     (query,) = [script for script in blocks("dba-guide.md", "sql") if "HAVING" in script]
     with connected(url, isolation_level="AUTOCOMMIT") as connection:
         assert connection.exec_driver_sql(query.strip().rstrip(";")).all() == []
@@ -131,17 +132,17 @@ def test_a_whole_history_is_no_row_of_that_query(url: URL) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL])
-def test_the_programs(page: str, tmp_path: Path) -> None:
+def test_python_blocks_run_or_compile(page: str, tmp_path: Path) -> None:
     for code in blocks(page, "python"):
         if page == "testing.md" or (page != "services.md" and not code.startswith(PROGRAMS)):
-            compile(code, page, "exec")  # a part of the application
+            compile(code, page, "exec")  # a fragment of an application
             continue
         command = [sys.executable, "-W", "error", "-c", code]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
+def test_tutorial_prints_documented_output(tmp_path: Path) -> None:
     text = (ROOT / "docs" / TUTORIAL).read_text("utf-8")
     steps = re.findall(r"^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, re.MULTILINE | re.DOTALL)
     assert [language for language, _, _ in steps] == ["python"] * 5 + ["sh"]
@@ -155,12 +156,12 @@ def test_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(blocks("testing.md", "python"))))
-def test_the_tests(number: int, tmp_path: Path) -> None:
+def test_documented_tests_pass(number: int, tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -W error\n")
     (tmp_path / "test_pasted.py").write_text(blocks("testing.md", "python")[number])
     command = [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'temp'}"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTEST_"))}
-    done = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTEST_"))}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^\d+ passed in", done.stdout, re.MULTILINE), done.stdout
 

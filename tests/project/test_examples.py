@@ -1,4 +1,4 @@
-"""The demo: run as a newcomer runs it, it tells the story that it promises, or fails and says what is missing."""
+"""The demo `examples/forge_run.py`: output, stored sessions, and failure if a step has no effect."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vibeforge_sessions import Session, SessionPhase, open_repository
 EXAMPLES = ROOT / "examples"
 PHASES = ["QUESTIONNAIRE", "BUILD_SPEC", "IDEA", "PLAN_REVIEW", "EXECUTION", "CLARIFICATION", "EXECUTION"]
 PHASES += ["VERIFICATION", "COMPLETE"]
-BEFORE_THE_KILL = ["write_module", "write_tests", "compile_module"]
-TASKS = [*BEFORE_THE_KILL, "run_tests", "pack_program", "verify_tests", "verify_program"]
+TASKS_BEFORE_KILL = ["write_module", "write_tests", "compile_module"]
+TASKS = [*TASKS_BEFORE_KILL, "run_tests", "pack_program", "verify_tests", "verify_program"]
 ESCAPE = "\x1b"
 
 
-class Place:
-    """An empty home, an empty folder for temporary files, and a folder to be in that is not the checkout."""
+class Sandbox:
+    """Empty home, temporary and working folders outside the repository, and runs of programs in them."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.temp, self.cwd = (folder / name for name in ("home", "temp", "cwd"))
@@ -33,8 +33,8 @@ class Place:
             path.mkdir()
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
-        return kept | {"HOME": str(self.home), "TMPDIR": str(self.temp), "COLUMNS": "80", "FORCE_COLOR": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+        return inherited | {"HOME": str(self.home), "TMPDIR": str(self.temp), "COLUMNS": "80", "FORCE_COLOR": "1"}
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -50,20 +50,20 @@ class Place:
     def demo(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.run(EXAMPLES / "forge_run.py", *options)
 
-    def left_behind(self) -> list[Path]:
+    def remaining_files(self) -> list[Path]:
         return [path for folder in (self.home, self.temp, self.cwd) for path in folder.iterdir()]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
 
 
 def check_order(text: str, parts: Sequence[str]) -> None:
     at = 0
     for part in parts:
         found = text.find(part, at)
-        assert found >= 0, f"{part!r} is missing, or comes too early, in:\n{text}"
+        assert found >= 0, f"{part!r} is missing or out of order in:\n{text}"
         at = found + len(part)
 
 
@@ -71,38 +71,38 @@ def messages(logs: Sequence[str]) -> list[str]:
     return [line.split("] ", 1)[1] for line in logs]
 
 
-def test_it_tells_the_whole_story(place: Place) -> None:
-    done = place.demo()
+def test_demo_prints_phases_tasks_and_errors(sandbox: Sandbox) -> None:
+    done = sandbox.demo()
     assert (done.returncode, done.stderr) == (0, "")
     progress, report = done.stdout.split("\nPhases", 1)
     words = " ".join(progress.split())  # long lines are wrapped
     check_order(words, [f"phase {phase}" for phase in PHASES])
     check_order(words, ["begins", "killed (SIGKILL) in run_tests", "resumes at run_tests and skips", "phase COMPLETE"])
-    assert f"skips {', '.join(BEFORE_THE_KILL)} " in words
+    assert f"skips {', '.join(TASKS_BEFORE_KILL)} " in words
     phases, report = report.split("\nTasks", 1)
     check_order(phases, PHASES)
     tasks, errors = report.split("\nError history", 1)
     check_order(tasks, TASKS)
     assert tasks.count("completed") == len(TASKS)
-    assert tasks.count("skipped") == len(BEFORE_THE_KILL)
+    assert tasks.count("skipped") == len(TASKS_BEFORE_KILL)
     check_order(errors, ["compile_module", "py_compile", 'File "bill.py", line 6', "SyntaxError: expected ':'"])
     check_order(
         errors, ["run_tests", "unittest", "FAIL: test_no_cent_is_lost", "AssertionError: 9999 != 10000", "FAILED"]
     )
     assert errors.count(" EXECUTION ") == 2
-    # neither a terminal's escape codes (FORCE_COLOR is set) nor lines too long for one
+    # no escape codes although FORCE_COLOR is set, and no line longer than 80 characters
     assert ESCAPE not in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
-    assert place.left_behind() == []
+    assert sandbox.remaining_files() == []
 
 
-def test_what_it_says_is_in_the_database(place: Place) -> None:
-    done = place.demo("--keep")
+def test_demo_stores_the_printed_session(sandbox: Sandbox) -> None:
+    done = sandbox.demo("--keep")
     assert done.returncode == 0, done.stderr
     kept = re.search("^kept: (.*)$", done.stdout, re.MULTILINE)
     assert kept is not None
     folder = Path(kept[1])
-    assert place.left_behind() == [folder]
+    assert sandbox.remaining_files() == [folder]
     with open_repository(f"sqlite:///{folder / 'sessions.sqlite'}") as repository:
         (session_id,) = repository.list_sessions()
         session = repository.get_session(session_id)
@@ -127,42 +127,42 @@ def test_what_it_says_is_in_the_database(place: Place) -> None:
     check_order(test.error_message, ["Ran 3 tests", "FAILED (failures=1)", "exit status 1"])
     assert ESCAPE not in syntax.error_message + test.error_message
 
-    said = messages(session.logs)
-    assert [message.removeprefix("phase ") for message in said if message.startswith("phase ")] == PHASES
-    workers = [message.split()[1:3] for message in said if message.startswith("worker ")]
+    logged = messages(session.logs)
+    assert [message.removeprefix("phase ") for message in logged if message.startswith("phase ")] == PHASES
+    workers = [message.split()[1:3] for message in logged if message.startswith("worker ")]
     assert [verb for _, verb in workers] == ["begins", "killed", "resumes"]
     (first, _), (killed, _), (second, _) = workers
     assert first == killed != second
-    started = [message.split()[1] for message in said if message.endswith(" started")]
-    assert started == [*BEFORE_THE_KILL, "run_tests", *TASKS[3:]]
+    started = [message.split()[1] for message in logged if message.endswith(" started")]
+    assert started == [*TASKS_BEFORE_KILL, "run_tests", *TASKS[3:]]
 
-    # the files are what the tasks and repairs made of them, and the program works
-    program = place.run(folder / "bill.pyz", "100.00", "3")
+    # the demo's tasks have produced a working program whose tests pass
+    program = sandbox.run(folder / "bill.pyz", "100.00", "3")
     assert (program.returncode, program.stdout) == (0, "33.34 + 33.33 + 33.33 = 100.00\n")
-    assert place.run("-m", "unittest", "discover", "-s", folder / "workspace").returncode == 0
+    assert sandbox.run("-m", "unittest", "discover", "-s", folder / "workspace").returncode == 0
 
 
-def test_another_database_gets_its_own_sessions_back(place: Place, tmp_path: Path) -> None:
+def test_demo_keeps_other_sessions_of_given_database(sandbox: Sandbox, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'other.sqlite'}"
     with open_repository(url, migrate=True) as repository:
-        theirs = repository.create_session(
+        other = repository.create_session(
             Session(phase=SessionPhase.EXECUTION, task_graph={"workspace": "/elsewhere", "tasks": []})
         )
         repository.create_session(Session(session_id="bare", phase=SessionPhase.EXECUTION))
-        done = place.demo("--database", url)
+        done = sandbox.demo("--database", url)
         assert done.returncode == 0, done.stderr
         assert "resumes at run_tests" in done.stdout
-        assert set(repository.list_sessions()) == {theirs.session_id, "bare"}
-        assert repository.get_session(theirs.session_id) == theirs
-    assert place.left_behind() == []
+        assert set(repository.list_sessions()) == {other.session_id, "bare"}
+        assert repository.get_session(other.session_id) == other
+    assert sandbox.remaining_files() == []
 
 
-def test_a_database_that_processes_cannot_share(place: Place) -> None:
-    done = place.demo("--database", "memory://")
+def test_demo_rejects_database_that_processes_cannot_share(sandbox: Sandbox) -> None:
+    done = sandbox.demo("--database", "memory://")
     assert done.returncode == 1
     assert "no session in EXECUTION" in done.stderr
     assert "error: the worker ended with status 1" in done.stderr
-    assert place.left_behind() == []
+    assert sandbox.remaining_files() == []
 
 
 @pytest.mark.parametrize(
@@ -175,37 +175,37 @@ def test_a_database_that_processes_cannot_share(place: Place) -> None:
         ("forge_worker.py", "if task.id in self._completed:", "if not task:", "no completed task ran again"),
         ("forge_run.py", "worker.send_signal(signal.SIGKILL)", "worker.terminate()", "the first worker was not killed"),
     ],
-    ids=["no syntax error", "no bug", "no repair", "no success", "no resume", "no kill"],
+    ids=["no_syntax_error", "no_bug", "no_repair", "no_success", "no_resume", "no_kill"],
 )
-def test_it_fails_where_the_story_does(
-    place: Place, tmp_path: Path, file: str, old: str, new: str, complaint: str
+def test_demo_fails_if_a_step_has_no_effect(
+    sandbox: Sandbox, tmp_path: Path, file: str, old: str, new: str, complaint: str
 ) -> None:
     examples = tmp_path / "examples"
     shutil.copytree(EXAMPLES, examples)
     text = (examples / file).read_text("utf-8")
     assert text.count(old) == 1
     (examples / file).write_text(text.replace(old, new), "utf-8")
-    done = place.run(examples / "forge_run.py")
+    done = sandbox.run(examples / "forge_run.py")
     assert done.returncode == 1, done.stdout
     assert complaint in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert place.left_behind() == []
+    assert sandbox.remaining_files() == []
 
 
-def test_without_rich_it_names_the_extra(place: Place) -> None:
+def test_demo_without_rich_names_missing_extra(sandbox: Sandbox) -> None:
     program = "import runpy, sys; sys.modules['rich'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-    done = place.run("-c", program, EXAMPLES / "forge_run.py")
+    done = sandbox.run("-c", program, EXAMPLES / "forge_run.py")
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install 'vibeforge-sessions[demo]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_on_a_terminal_it_shows_progress(place: Place) -> None:
+def test_demo_on_terminal_shows_progress(sandbox: Sandbox) -> None:
     master, slave = os.openpty()
     with subprocess.Popen(
         [sys.executable, EXAMPLES / "forge_run.py"],
-        cwd=place.cwd,
-        env=place.environment() | {"TERM": "xterm-256color"},
+        cwd=sandbox.cwd,
+        env=sandbox.environment() | {"TERM": "xterm-256color"},
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -221,4 +221,4 @@ def test_on_a_terminal_it_shows_progress(place: Place) -> None:
     check_order(text, ["phase COMPLETE", "Error history", "AssertionError: 9999 != 10000"])
     hide, show = f"{ESCAPE}[?25l", f"{ESCAPE}[?25h"
     assert text.rfind(hide) < text.rfind(show), "the cursor stays hidden"
-    assert place.left_behind() == []
+    assert sandbox.remaining_files() == []

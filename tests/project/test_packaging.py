@@ -1,8 +1,8 @@
-"""The wheel: what is in it, and that it works where nothing else of this checkout is.
+"""Contents of the wheel, and its use in an environment without the checkout.
 
-A checkout hides what a wheel lacks: the scripts lie beside the package, and every driver and tool is installed. So
-these tests look into a built wheel, and then use it from an environment that holds the wheel and its declared
-dependencies and nothing else.
+In a checkout, missing files of the wheel go unnoticed: the scripts are next to the package, and every driver and tool
+is installed. These tests therefore inspect a built wheel, and use it in an environment that contains only the wheel and
+its declared dependencies.
 """
 
 import json
@@ -28,17 +28,17 @@ LICENSE = "licenses/LICENSE"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give a child's environment without what would let it find this checkout or a database of the caller's."""
-    kept = {
+    """Return the environment variables for a process that must find neither this checkout nor the caller's database."""
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "PYTEST", "VIBEFORGE_SESSIONS_")) and name != "VIRTUAL_ENV"
     }
-    return kept | dict(extra or {})
+    return inherited | dict(extra or {})
 
 
 def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
-    """Run a command that must succeed, and give what it printed on stdout; its stderr is shown if it fails."""
+    """Run a command, assert that it succeeds, and return its standard output."""
     done = subprocess.run(
         command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=240, check=False
     )
@@ -46,16 +46,16 @@ def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -
     return done.stdout
 
 
-def known_to_git(*paths: str) -> set[str]:
-    """Give the files below `paths` that a commit of everything would hold, relative to the root.
+def files_in_git(*paths: str) -> set[str]:
+    """Return the files below `paths` that Git would commit now, relative to the root.
 
-    In a fresh clone that is `git ls-files`. While somebody works, files not added yet count too, and files deleted but
-    still in the index do not.
+    In a fresh clone these are the files of `git ls-files`. During development, files that are not yet added count too,
+    and deleted files that are still in the index do not.
     """
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("not a git checkout, or git is missing: there is nothing to compare the wheel with")
+        pytest.skip("without git and a git checkout, the wheel cannot be compared with the committed files")
     listed = run(
-        # Containers often run as another user than the owner of the clone, which git refuses by default.
+        # In containers the user is often not the owner of the clone, which git rejects by default.
         *("git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"),
         *("--", *paths),
         cwd=ROOT,
@@ -64,12 +64,12 @@ def known_to_git(*paths: str) -> set[str]:
 
 
 def in_wheel(names: Iterable[str]) -> set[str]:
-    """Map paths of the checkout to those of the wheel: scripts and alembic.ini go into the package."""
+    """Map paths of the checkout to paths of the wheel, where migrations and alembic.ini are in the package."""
     return {n if n.startswith("vibeforge_sessions/") else f"vibeforge_sessions/{n}" for n in names}
 
 
 def build_wheel(source: Path, out: Path) -> Path:
-    """Build the wheel of `source` with the hatchling that is installed here, so that no network is needed."""
+    """Build the wheel of `source` with the installed hatchling, because the tests must not need a network."""
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source, cwd=source)
     return the_wheel_in(out)
 
@@ -80,7 +80,7 @@ def the_wheel_in(folder: Path) -> Path:
 
 
 def contents(wheel: Path) -> tuple[set[str], set[str]]:
-    """Give the files of a wheel: those installed beside other packages, and those of its .dist-info."""
+    """Return the files of a wheel: those of the package, and those of its .dist-info."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}
@@ -95,7 +95,7 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel under test: built from this checkout, or one that `make wheel-test` has just built."""
+    """Return the wheel under test: built from this checkout, or already built by `make wheel-test`."""
     if built := os.environ.get("VIBEFORGE_SESSIONS_TEST_WHEEL_DIR"):
         return the_wheel_in(Path(built))
     return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
@@ -103,25 +103,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the checkout, as a clone would be, that a test may change."""
+    """Return a copy of the checkout that a test may change."""
     target = tmp_path / "checkout"
-    for name in known_to_git():
+    for name in files_in_git():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target / name)
     return target
 
 
-# ------------------------------------------------------------------------------------------------- what is in the wheel
+# --- contents ---
 
 
-def test_wheel_holds_exactly_what_git_knows(wheel: Path) -> None:
+def test_wheel_contains_exactly_files_in_git(wheel: Path) -> None:
     installed, info = contents(wheel)
-    assert installed == in_wheel(known_to_git(*SHIPPED))
+    assert installed == in_wheel(files_in_git(*SHIPPED))
     assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", LICENSE}
 
 
-def test_wheel_holds_scripts_and_type_marker(wheel: Path) -> None:
-    """What the comparison with git would not notice if it were missing on both sides."""
+def test_wheel_contains_migrations_and_type_marker(wheel: Path) -> None:
+    """Check the wheel for files whose absence from both git and the wheel the comparison would not detect."""
     installed, _ = contents(wheel)
     assert {
         "vibeforge_sessions/py.typed",
@@ -132,7 +132,7 @@ def test_wheel_holds_scripts_and_type_marker(wheel: Path) -> None:
     assert any(n.startswith("vibeforge_sessions/migrations/versions/") and n.endswith(".py") for n in installed)
 
 
-def test_pytest_finds_the_fixtures(wheel: Path) -> None:
+def test_wheel_declares_pytest_plugin(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/entry_points.txt"))
         entries = archive.read(name).decode()
@@ -140,28 +140,28 @@ def test_pytest_finds_the_fixtures(wheel: Path) -> None:
 
 
 def test_ignored_files_do_not_ship(copy: Path, tmp_path: Path) -> None:
-    strays = [
+    ignored = [
         "vibeforge_sessions/__pycache__/model.cpython-311.pyc",
-        "vibeforge_sessions/left_behind.db",
+        "vibeforge_sessions/local.db",
         "vibeforge_sessions/sql/.env",
         "migrations/__pycache__/env.cpython-311.pyc",
         "migrations/versions/__pycache__/first.cpython-311.pyc",
-        "migrations/versions/left_behind.sqlite3-wal",
+        "migrations/versions/local.sqlite3-wal",
         "dist/old.whl",
     ]
-    for stray in strays:
-        (copy / stray).parent.mkdir(parents=True, exist_ok=True)
-        (copy / stray).write_text("stray")
+    for name in ignored:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("ignored")
     installed, _ = contents(build_wheel(copy, tmp_path / "out"))
-    assert installed == in_wheel(known_to_git(*SHIPPED))
+    assert installed == in_wheel(files_in_git(*SHIPPED))
 
 
 def test_wheel_of_the_source_distribution_is_the_same(wheel: Path, copy: Path, tmp_path: Path) -> None:
-    """Distributors build from the sdist, so it must hold all that the wheel is made of."""
+    """Build the wheel from the source distribution, as distributors do."""
     out = tmp_path / "out"
     (copy / "site").mkdir()
     (copy / "site" / "index.html").write_text("built by make docs")
-    # Without --wheel or --sdist, `build` makes the sdist and then the wheel from what it has unpacked.
+    # Without --wheel or --sdist, `build` creates the sdist, unpacks it, and builds the wheel from it.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy, cwd=copy)
     assert contents(the_wheel_in(out)) == contents(wheel)
     (source,) = out.glob("*.tar.gz")
@@ -171,7 +171,7 @@ def test_wheel_of_the_source_distribution_is_the_same(wheel: Path, copy: Path, t
     assert {name for name in names if re.match(r"site/|docs/reference|docs/site_hooks|mkdocs", name)} == set()
 
 
-def test_metadata(wheel: Path) -> None:
+def test_wheel_metadata(wheel: Path) -> None:
     found = metadata(wheel)
     assert found["Name"] == "vibeforge-sessions"
     assert found["Requires-Python"] == ">=3.11"
@@ -187,18 +187,18 @@ def test_metadata(wheel: Path) -> None:
 
 
 def test_drivers_and_tools_are_extras(wheel: Path) -> None:
-    """A service on SQLite must not get PostgreSQL's driver, nor pytest."""
+    """Check that an installation without extras needs neither drivers nor pytest."""
     required = metadata(wheel).get_all("Requires-Dist") or []
     core = {line.split(">")[0].split("<")[0].strip() for line in required if "extra ==" not in line}
     assert core == {"sqlalchemy", "alembic", "pydantic", "pydantic-settings"}
 
 
-# --------------------------------------------------------------------------------------- the wheel, installed elsewhere
+# --- installation in another environment ---
 
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment with the wheel, and an empty folder to use it from."""
+    """Environment with the wheel, and an empty working folder."""
 
     python: Path
     folder: Path
@@ -206,14 +206,14 @@ class Installed:
     def run(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> str:
         return run(self.python, *arguments, cwd=self.folder, env=env)
 
-    def ask(self, code: str, env: Mapping[str, str] | None = None) -> object:
-        """Run `code`, which prints one JSON value, and give that value."""
+    def evaluate(self, code: str, env: Mapping[str, str] | None = None) -> object:
+        """Run `code`, which prints one JSON value, and return that value."""
         return json.loads(self.run("-c", code, env=env))
 
 
 @pytest.fixture(scope="session")
 def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel and its declared dependencies, and no extra."""
+    """Return the interpreter of an environment with the wheel and its declared dependencies, without extras."""
     folder = tmp_path_factory.mktemp("bare")
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -230,15 +230,15 @@ def installed(bare_python: Path, tmp_path: Path) -> Installed:
 
 @pytest.mark.wheel
 def test_installed_package_is_not_the_checkout(installed: Installed) -> None:
-    found = Path(str(installed.ask("import json, vibeforge_sessions as v; print(json.dumps(v.__file__))")))
+    found = Path(str(installed.evaluate("import json, vibeforge_sessions as v; print(json.dumps(v.__file__))")))
     assert found.is_relative_to(installed.python.parents[1])
-    assert installed.ask("import importlib.util as u; print(1 if u.find_spec('migrations') else 0)") == 0
+    assert installed.evaluate("import importlib.util as u; print(1 if u.find_spec('migrations') else 0)") == 0
 
 
 @pytest.mark.wheel
 @pytest.mark.parametrize("module", ["vibeforge_sessions", "vibeforge_sessions.model.session"])
 def test_importing_the_model_does_not_import_sqlalchemy(installed: Installed, module: str) -> None:
-    loaded = installed.ask(f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))")
+    loaded = installed.evaluate(f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))")
     assert isinstance(loaded, list)
     assert module in loaded
     assert {name.split(".")[0] for name in loaded}.isdisjoint({"sqlalchemy", "alembic", "mako"})
@@ -246,7 +246,7 @@ def test_importing_the_model_does_not_import_sqlalchemy(installed: Installed, mo
 
 @pytest.mark.wheel
 def test_all_names_can_be_imported_from_a_base_install(installed: Installed) -> None:
-    missing = installed.ask("""
+    missing = installed.evaluate("""
 import importlib.util, json
 import vibeforge_sessions
 names = list(vibeforge_sessions.__all__)
@@ -259,7 +259,7 @@ print(json.dumps([name for name in names if name not in globals()]))
 
 @pytest.mark.wheel
 def test_migrations_run_from_python(installed: Installed) -> None:
-    tables = installed.ask("""
+    tables = installed.evaluate("""
 import json
 from sqlalchemy import inspect
 from tests.support import ROOT
@@ -276,7 +276,7 @@ engine.dispose()
 
 @pytest.mark.wheel
 def test_open_repository_migrates_and_keeps_sessions(installed: Installed) -> None:
-    created = installed.ask("""
+    created = installed.evaluate("""
 import json
 from vibeforge_sessions import SessionPhase, open_repository
 
@@ -288,7 +288,7 @@ repository.append_error(session.session_id, "task", "it broke")
 print(json.dumps(session.session_id))
 """)
     assert (installed.folder / "x.db").is_file()
-    found = installed.ask(
+    found = installed.evaluate(
         """
 import json, os
 from vibeforge_sessions import SessionPhase, open_repository
@@ -304,7 +304,7 @@ print(json.dumps([session.session_id, is_executing, session.error_history[0].err
 
 @pytest.mark.wheel
 def test_shipped_ini_works_with_plain_alembic(installed: Installed) -> None:
-    ini = installed.ask("""
+    ini = installed.evaluate("""
 import json, pathlib, vibeforge_sessions
 print(json.dumps(str(pathlib.Path(vibeforge_sessions.__file__).parent / "alembic.ini")))
 """)
@@ -320,8 +320,8 @@ print(json.dumps(str(pathlib.Path(vibeforge_sessions.__file__).parent / "alembic
     assert installed.run(*alembic, "current", env=env).strip() == ""
 
 
-# Prints the message and the whole traceback, since a cause that is chained shows what the message leaves out.
-FAILING = """
+# Prints the message and the full traceback, because a chained exception could reveal what the message hides.
+PRINT_ERROR = """
 import json, traceback
 try:
     {code}
@@ -332,7 +332,7 @@ except {exception} as error:
 
 @pytest.mark.wheel
 @pytest.mark.parametrize("program", ["vibeforge-sessions", "-m vibeforge_sessions"])
-def test_the_command_line_without_its_extra_names_it(installed: Installed, program: str) -> None:
+def test_command_line_without_its_extra_names_it(installed: Installed, program: str) -> None:
     command = [installed.python.parent / program] if "-m" not in program else [installed.python, *program.split()]
     done = subprocess.run(
         [*command, "db", "status"], cwd=installed.folder, env=environment(), capture_output=True, text=True, check=False
@@ -342,9 +342,9 @@ def test_the_command_line_without_its_extra_names_it(installed: Installed, progr
 
 
 @pytest.mark.wheel
-def test_testing_without_pytest_names_the_extra(installed: Installed) -> None:
+def test_testing_without_pytest_names_missing_extra(installed: Installed) -> None:
     code = "from vibeforge_sessions.testing import SessionRepositoryContract"
-    failed = installed.ask(FAILING.format(code=code, exception="ImportError"))
+    failed = installed.evaluate(PRINT_ERROR.format(code=code, exception="ImportError"))
     assert isinstance(failed, list)
     assert "vibeforge-sessions[testing]" in failed[0]
 
@@ -358,10 +358,12 @@ def test_testing_without_pytest_names_the_extra(installed: Installed) -> None:
         ("mariadb+pymysql", "mariadb"),
     ],
 )
-def test_missing_driver_names_the_extra_and_not_the_password(installed: Installed, scheme: str, extra: str) -> None:
-    # By way of the environment, for tracebacks quote the source of what fails.
+def test_missing_driver_names_extra_and_hides_password(installed: Installed, scheme: str, extra: str) -> None:
+    # The URL comes from the environment, because tracebacks quote the failing source line.
     code = "import os, vibeforge_sessions as v; v.open_repository(os.environ['URL'])"
-    failed = installed.ask(FAILING.format(code=code, exception="Exception"), env={"URL": f"{scheme}://u:s3cret@h/db"})
+    failed = installed.evaluate(
+        PRINT_ERROR.format(code=code, exception="Exception"), env={"URL": f"{scheme}://u:s3cret@h/db"}
+    )
     assert isinstance(failed, list)
     message, trace = failed
     assert f"vibeforge-sessions[{extra}]" in message

@@ -1,4 +1,4 @@
-"""Code, size, links and words of the README and of the pages in docs/."""
+"""Code, size, links and wording of the README and of the pages in docs/."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def blocks(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(blocks("README.md"))))
-def test_the_readmes_code_runs_in_an_empty_folder(number: int, tmp_path: Path) -> None:
+def test_readme_code_runs_in_empty_folder(number: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", blocks("README.md")[number]],
         cwd=tmp_path,
@@ -35,7 +35,7 @@ def test_the_readmes_code_runs_in_an_empty_folder(number: int, tmp_path: Path) -
         assert re.fullmatch(r"[0-9a-f-]{36} EXECUTION 2 1\n", done.stdout)
 
 
-def test_readme_fits_on_two_screens_and_names_the_two_commands_on_the_first() -> None:
+def test_readme_fits_on_two_screens_and_names_make_commands_early() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= 120
     assert "make demo" in "\n".join(lines[:50])
@@ -55,7 +55,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_lead_to_existing_pages_and_headings(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text("utf-8")):
         path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
         assert path.exists(), target
