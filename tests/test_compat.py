@@ -1,4 +1,4 @@
-"""What the application's ``core/session.py`` has always offered, as its own code uses it."""
+"""Compatibility with the application's `core/session.py`: interface, store and module-level instance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
 
 
 class DictStore(SessionStoreInterface):
-    """A store as the application writes its own: the five calls, nothing else of ours."""
+    """Store of the application that implements only the five methods of the interface."""
 
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
@@ -46,7 +47,8 @@ class DictStore(SessionStoreInterface):
         return list(self.sessions)
 
 
-def used_as_the_application_does(store: Any) -> None:
+def use_like_the_application(store: Any) -> None:
+    """Make the application's calls on a store, and check their results."""
     session = store.create_session()
     assert session.phase == SessionPhase.QUESTIONNAIRE
     session.add_answer("q1", "web")
@@ -59,23 +61,23 @@ def used_as_the_application_does(store: Any) -> None:
     assert (found.answers, found.phase.value) == ({"q1": "web"}, "EXECUTION")
     assert found.error_history[0]["task_id"] == "t1"
     assert store.list_sessions() == [session.session_id]
-    assert store.get_session("nobody") is None
-    store.delete_session("nobody")
+    assert store.get_session("missing") is None
+    store.delete_session("missing")
     store.delete_session(session.session_id)
     assert store.list_sessions() == []
-    store.update_session(fresh := Session())  # never stored: it is inserted
+    store.update_session(fresh := Session())  # not stored before, so it is inserted
     assert store.list_sessions() == [fresh.session_id]
 
 
 # --- the interface ---
 
 
-def test_the_names_of_the_application() -> None:
+def test_compat_exports_names_of_the_application() -> None:
     assert set(compat.__all__) == {"Session", "SessionPhase", "SessionStore", "SessionStoreInterface", "session_store"}
     assert compat.Session is sys.modules["vibeforge_sessions"].Session
 
 
-def test_the_interface_is_abstract() -> None:
+def test_interface_is_abstract() -> None:
     with pytest.raises(TypeError, match="instantiate"):
         SessionStoreInterface()  # type: ignore[misc]
     assert set(SessionStoreInterface.__abstractmethods__) == set(CALLS)
@@ -84,7 +86,7 @@ def test_the_interface_is_abstract() -> None:
 
 
 @pytest.mark.parametrize("missing", CALLS)
-def test_an_incomplete_store_cannot_be_made(missing: str) -> None:
+def test_incomplete_store_cannot_be_instantiated(missing: str) -> None:
     body = {name: getattr(DictStore, name) for name in CALLS if name != missing}
     incomplete = type("Incomplete", (SessionStoreInterface,), body)
     with pytest.raises(TypeError, match=missing):
@@ -92,7 +94,7 @@ def test_an_incomplete_store_cannot_be_made(missing: str) -> None:
     assert type("Complete", (incomplete,), {missing: getattr(DictStore, missing)})()
 
 
-def test_who_is_a_store(sqlite_files: SQLiteFiles) -> None:
+def test_stores_and_repositories_are_instances_of_interface(sqlite_files: SQLiteFiles) -> None:
     engine = create_engine(sqlite_files.new_url())
     stores = (SessionStore(), session_store, InMemorySessionRepository(), SQLAlchemySessionRepository(engine))
     for store in (*stores, DictStore()):
@@ -106,16 +108,16 @@ def test_who_is_a_store(sqlite_files: SQLiteFiles) -> None:
     engine.dispose()
 
 
-def test_every_store_serves_the_application(sqlite_files: SQLiteFiles) -> None:
-    used_as_the_application_does(DictStore())
-    used_as_the_application_does(SessionStore())
-    used_as_the_application_does(InMemorySessionRepository())
+def test_every_store_supports_calls_of_the_application(sqlite_files: SQLiteFiles) -> None:
+    use_like_the_application(DictStore())
+    use_like_the_application(SessionStore())
+    use_like_the_application(InMemorySessionRepository())
     engine = create_engine(sqlite_files.new_url())
-    used_as_the_application_does(SQLAlchemySessionRepository(engine))
+    use_like_the_application(SQLAlchemySessionRepository(engine))
     engine.dispose()
 
 
-def test_two_stores_are_two() -> None:
+def test_stores_are_independent() -> None:
     one, two = SessionStore(), SessionStore()
     session = one.create_session()
     assert one.list_sessions() == [session.session_id]
@@ -124,25 +126,25 @@ def test_two_stores_are_two() -> None:
     assert type(one.repository) is InMemorySessionRepository
 
 
-# --- opened at the first use, once ---
+# --- opening at first use ---
 
 
-class Opening:
-    """Opens in-memory repositories and counts them; slowly, if threads are to meet in it."""
+class Opener:
+    """Callable that opens in-memory repositories and counts them, optionally with a delay."""
 
-    def __init__(self, *, meeting: threading.Event | None = None) -> None:
+    def __init__(self, *, delay_seconds: float = 0) -> None:
         self.opened: list[InMemorySessionRepository] = []
-        self.meeting = meeting
+        self.delay_seconds = delay_seconds
 
     def __call__(self) -> SessionRepository:
-        if self.meeting:
-            self.meeting.wait(0.2)  # nobody sets it: long enough for every thread to have come by
+        if self.delay_seconds:
+            time.sleep(self.delay_seconds)
         self.opened.append(InMemorySessionRepository())
         return self.opened[-1]
 
 
-def test_it_is_opened_at_the_first_use_and_once() -> None:
-    opening = Opening()
+def test_repository_is_opened_once_at_first_use() -> None:
+    opening = Opener()
     store = SessionStore(opening)
     assert opening.opened == []
     session = store.create_session()
@@ -152,12 +154,12 @@ def test_it_is_opened_at_the_first_use_and_once() -> None:
     store.close()
     store.close()
     assert len(opening.opened) == 1
-    assert store.list_sessions() == []  # opened again, and this one was in memory
+    assert store.list_sessions() == []  # a new in-memory repository was opened
     assert len(opening.opened) == 2
 
 
-def test_threads_that_race_for_the_first_use_open_it_once() -> None:
-    opening = Opening(meeting=threading.Event())
+def test_concurrent_first_calls_open_repository_once() -> None:
+    opening = Opener(delay_seconds=0.2)  # every thread calls the store before it is open
     store = SessionStore(opening)
     barrier = threading.Barrier(20)
 
@@ -172,7 +174,7 @@ def test_threads_that_race_for_the_first_use_open_it_once() -> None:
     assert len(ids) == 20
 
 
-def test_a_failure_to_open_is_told_each_time_and_can_be_mended() -> None:
+def test_failed_opening_raises_and_is_repeated_at_next_call() -> None:
     failures = [OSError("first"), OSError("second")]
 
     def opening() -> SessionRepository:
@@ -187,10 +189,10 @@ def test_a_failure_to_open_is_told_each_time_and_can_be_mended() -> None:
     assert store.list_sessions() == []
 
 
-def test_the_environment_decides_at_the_first_use(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
+def test_environment_is_read_at_first_use(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
     session_store.close()  # another test may have used it
     url = sqlite_files.new_url()
-    monkeypatch.setenv(URL, url)  # long after the import
+    monkeypatch.setenv(URL, url)  # after the import of compat
     try:
         session = session_store.create_session()
         assert isinstance(session_store.repository, SQLAlchemySessionRepository)
@@ -201,9 +203,9 @@ def test_the_environment_decides_at_the_first_use(monkeypatch: pytest.MonkeyPatc
     engine.dispose()
 
 
-# --- an application, unchanged ---
+# --- an unchanged application ---
 
-SESSION_MODULE = '''"""The session model and where sessions are kept."""
+SESSION_MODULE = '''"""The session model and the session store."""
 
 from vibeforge_sessions.compat import *  # noqa: F403
 from vibeforge_sessions.compat import Session, SessionPhase, SessionStore, SessionStoreInterface, session_store
@@ -264,7 +266,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
-    """The folder of an application whose session module hands out ours."""
+    """Return the folder of an application whose session module imports from compat."""
     core = tmp_path / "app" / "core"
     core.mkdir(parents=True)
     for package in (core.parent, core):
@@ -275,11 +277,11 @@ def application(tmp_path: Path) -> Path:
 
 
 def run(application: Path, *arguments: str, **environment: str) -> dict[str, Any]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "app.service", *arguments],
         cwd=application,
-        env=kept | environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -305,14 +307,14 @@ def check_report(report: dict[str, Any]) -> None:
     }
 
 
-def test_the_application_in_memory(application: Path) -> None:
+def test_unchanged_application_runs_in_memory(application: Path) -> None:
     report = run(application)
     check_report(dict(report))
-    assert run(application, report["id"])["error"] == "not found"  # gone with the process
+    assert run(application, report["id"])["error"] == "not found"  # lost when the process ended
     assert not list(application.glob("*.db*"))
 
 
-def test_the_application_with_persistence_switched_on(application: Path, sqlite_files: SQLiteFiles) -> None:
+def test_unchanged_application_runs_with_database(application: Path, sqlite_files: SQLiteFiles) -> None:
     url = sqlite_files.new_url()
     report = run(application, **{URL: url})
     check_report(dict(report))

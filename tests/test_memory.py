@@ -1,4 +1,4 @@
-"""What only the in-memory implementation could get wrong."""
+"""Locking of the in-memory repository."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from vibeforge_sessions import InMemorySessionRepository, Session, StaleSessionE
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 
 
-class LockLetGo:
-    """A lock; somebody else is quick when it is let go for the first time."""
+class LockWithConcurrentCall:
+    """Lock that makes the call of another thread when it is released for the first time."""
 
-    def __init__(self, lock: Lock, somebody_else: Callable[[], object]) -> None:
+    def __init__(self, lock: Lock, concurrent_call: Callable[[], object]) -> None:
         self._lock = lock
-        self._somebody_else = [somebody_else]
+        self._concurrent_calls = [concurrent_call]
 
     def __enter__(self) -> None:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-        if self._somebody_else:
-            self._somebody_else.pop()()
+        if self._concurrent_calls:
+            self._concurrent_calls.pop()()
 
 
-def test_a_session_written_by_another_before_its_creator_has_it_back() -> None:
+def test_session_changed_before_create_returns_is_stale() -> None:
     repository = InMemorySessionRepository()
 
-    def somebody_else() -> None:
+    def concurrent_call() -> None:
         repository.append_error(SESSION_ID, "other", "m")
-        repository.modify_session(SESSION_ID, lambda session: session.add_answer("q", "theirs"))
+        repository.modify_session(SESSION_ID, lambda session: session.add_answer("q", "concurrent"))
 
-    repository._lock = LockLetGo(repository._lock, somebody_else)  # type: ignore[assignment]
+    repository._lock = LockWithConcurrentCall(repository._lock, concurrent_call)  # type: ignore[assignment]
     given = full_session()
     returned = repository.create_session(given)
     assert given.version == returned.version == 1
     assert [entry.position for entry in given.error_history] == [1]
     for late in (given, returned):
-        late.add_answer("q", "mine")
+        late.add_answer("q", "late")
         with pytest.raises(StaleSessionError):
             repository.update_session(late)
-    assert stored(repository).answers["q"] == "theirs"
+    assert stored(repository).answers["q"] == "concurrent"
 
 
 class Guarded(dict[str, Any]):
-    """A dict that is only looked at by whoever holds the lock."""
+    """Dictionary that asserts at each access that the lock is held."""
 
     def __init__(self, lock: Lock) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ def test_every_call_holds_the_lock() -> None:
     session = repository.create_session(full_session())
     session.add_log("m")
     repository.update_session(session)
-    travelled = Session.from_dict(session.to_dict())
-    travelled.add_log("m")
-    repository.update_session(travelled)
+    restored = Session.from_dict(session.to_dict())
+    restored.add_log("m")
+    repository.update_session(restored)
     repository.append_error(SESSION_ID, "t", "m")
     repository.append_log(SESSION_ID, "m")
     assert len(repository.list_errors(SESSION_ID)) == 2

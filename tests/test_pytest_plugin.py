@@ -1,4 +1,4 @@
-"""The fixtures, as another project has them: pytest runs in a folder that knows nothing of this one."""
+"""The pytest plugin in another project: pytest runs in a folder outside the repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import pytest
 from vibeforge_sessions import open_repository
 
 @pytest.mark.parametrize("number", range(6))
-def test_each_has_its_own(session_repository, session_repository_url, number):
+def test_own_database(session_repository, session_repository_url, number):
     assert session_repository.list_sessions() == []
     session_repository.create_session(session_id="same")
     session_repository.append_error("same", "t", "m")
@@ -39,7 +39,7 @@ def test_in_memory(memory_session_repository):
 
 
 class Project:
-    """A project with tests of its own."""
+    """Folder of another project with its own tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,13 +47,15 @@ class Project:
         (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -W error\n")
 
     def test(self, code: str, *options: str) -> str:
-        """Run pytest on a module of tests, and return what it says."""
+        """Run pytest on a test module with the code, and return its output."""
         (self.folder / "test_project.py").write_text(code)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTEST_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTEST_"))
+        }
         done = subprocess.run(
             [sys.executable, "-m", "pytest", f"--basetemp={self.temp}", *options],
             cwd=self.folder,
-            env=kept,
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
@@ -69,13 +71,13 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def test_who_does_not_use_it_loads_nothing(project: Project) -> None:
+def test_unused_plugin_imports_no_other_module(project: Project) -> None:
     code = """
 import sys
 
 def test_modules():
-    ours = [name for name in sys.modules if name.startswith("vibeforge_sessions")]
-    assert ours == ["vibeforge_sessions", "vibeforge_sessions.pytest_plugin"]
+    loaded = [name for name in sys.modules if name.startswith("vibeforge_sessions")]
+    assert loaded == ["vibeforge_sessions", "vibeforge_sessions.pytest_plugin"]
     assert {"sqlalchemy", "alembic", "pydantic"}.isdisjoint(sys.modules)
 """
     assert project.last_line(code) == "1 passed"
@@ -83,14 +85,14 @@ def test_modules():
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_file_for_each_test(project: Project, workers: str) -> None:
+def test_each_test_has_its_own_sqlite_file(project: Project, workers: str) -> None:
     assert project.last_line(ISOLATED, "-n", workers) == "7 passed"
     assert {path.name for path in project.temp.rglob("*.db*")} == {"template.db"}
 
 
 @pytest.mark.parametrize("name", [name for name in SQL_DATABASES if name in SHOW_DATABASES])
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_on_a_server_a_database_of_its_own(
+def test_each_test_has_its_own_database_on_a_server(
     request: pytest.FixtureRequest, project: Project, name: str, workers: str
 ) -> None:
     storage: Storage = request.getfixturevalue(name)
@@ -110,7 +112,9 @@ def test_on_a_server_a_database_of_its_own(
 
 
 @pytest.mark.parametrize("name", list(SHOW_DATABASES))
-def test_a_database_that_cannot_be_made(request: pytest.FixtureRequest, project: Project, name: str) -> None:
+def test_missing_privilege_to_create_database_is_an_error(
+    request: pytest.FixtureRequest, project: Project, name: str
+) -> None:
     storage: Storage = request.getfixturevalue(name)
     assert storage.new_url is not None
     url = make_url(storage.new_url())
@@ -122,52 +126,56 @@ def test_a_database_that_cannot_be_made(request: pytest.FixtureRequest, project:
             connection.exec_driver_sql("CREATE OR REPLACE USER weak IDENTIFIED BY 's3cret'")
             connection.exec_driver_sql(f"GRANT SELECT ON {url.database}.* TO weak")
     weak = url.set(username="weak", password="s3cret").render_as_string(hide_password=False)
-    said = project.test(ISOLATED, f"--session-repository-url={weak}")
-    assert "give its user the privilege to create databases" in said
-    assert "1 passed, 6 errors" in said
-    assert "s3cret" not in said
+    output = project.test(ISOLATED, f"--session-repository-url={weak}")
+    assert "give its user the privilege to create databases" in output
+    assert "1 passed, 6 errors" in output
+    assert "s3cret" not in output
 
 
-def test_a_file_that_somebody_has(project: Project) -> None:
-    (project.folder / "host.db").write_bytes(b"precious")
-    said = project.test(ISOLATED, "--session-repository-url=sqlite:///host.db")
-    assert "on SQLite each test has its own file" in said
-    assert "1 passed, 6 errors" in said
-    assert (project.folder / "host.db").read_bytes() == b"precious"
+def test_url_of_existing_file_is_rejected(project: Project) -> None:
+    (project.folder / "application.db").write_bytes(b"precious")
+    output = project.test(ISOLATED, "--session-repository-url=sqlite:///application.db")
+    assert "on SQLite each test has its own file" in output
+    assert "1 passed, 6 errors" in output
+    assert (project.folder / "application.db").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(
-    "url", ["oracle://u:s3cret@h/db", "postgresql+psycopg://u:s3cret@127.0.0.1:1/db", "s3cret", "memory://"]
+    "url",
+    ["oracle://u:s3cret@h/db", "postgresql+psycopg://u:s3cret@127.0.0.1:1/db", "s3cret", "memory://"],
+    ids=["unsupported_database", "unreachable_server", "no_url", "memory"],
 )
-def test_a_url_that_is_of_no_use(project: Project, url: str) -> None:
-    said = project.test(ISOLATED, "--session-repository-url", url, "-x", "--showlocals")
-    assert "\n--session-repository-url: " in said
-    assert "1 error" in said
-    assert "s3cret" not in said
+def test_invalid_url_is_rejected_without_its_password(project: Project, url: str) -> None:
+    output = project.test(ISOLATED, "--session-repository-url", url, "-x", "--showlocals")
+    assert "\n--session-repository-url: " in output
+    assert "1 error" in output
+    assert "s3cret" not in output
 
 
-def test_the_setting_and_the_stronger_option(project: Project) -> None:
+def test_option_overrides_setting(project: Project) -> None:
     with (project.folder / "pytest.ini").open("a") as ini:
         ini.write("session_repository_url = oracle://host/db\n")
     assert project.last_line(ISOLATED) == "1 passed, 6 errors"
     assert project.last_line(ISOLATED, "--session-repository-url=sqlite://") == "7 passed"
 
 
-def test_a_failing_test_shows_no_password(project: Project, postgresql: Storage) -> None:
+def test_failing_test_shows_no_password(project: Project, postgresql: Storage) -> None:
     assert postgresql.new_url is not None
     url = make_url(postgresql.new_url())
     with connected(url, isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("DROP ROLE IF EXISTS maker")
-        connection.exec_driver_sql("CREATE ROLE maker LOGIN CREATEDB PASSWORD 's3cret'")
-    told = url.set(username="maker", password="s3cret").render_as_string(hide_password=False)
+        connection.exec_driver_sql("DROP ROLE IF EXISTS creator")
+        connection.exec_driver_sql("CREATE ROLE creator LOGIN CREATEDB PASSWORD 's3cret'")
+    role_url = url.set(username="creator", password="s3cret").render_as_string(hide_password=False)
     code = "def test(session_repository_url, session_repository):\n    assert session_repository.list_sessions() == 1\n"
-    said = project.test(code, f"--session-repository-url={told}", "--showlocals")
-    assert f"session_repository_url = 'postgresql+psycopg://maker:***@{url.host}" in said
-    assert "s3cret" not in said
+    output = project.test(code, f"--session-repository-url={role_url}", "--showlocals")
+    assert f"session_repository_url = 'postgresql+psycopg://creator:***@{url.host}" in output
+    assert "s3cret" not in output
 
 
 @pytest.mark.parametrize("name", SQL_DATABASES)
-def test_on_an_event_loop(request: pytest.FixtureRequest, project: Project, name: str) -> None:
+def test_async_fixture_shares_database_with_sync_fixture(
+    request: pytest.FixtureRequest, project: Project, name: str
+) -> None:
     storage: Storage = request.getfixturevalue(name)
     assert storage.new_url is not None
     code = """
@@ -182,7 +190,7 @@ def test_both(async_session_repository, session_repository):
     assert project.last_line(code, f"--session-repository-url={url}") == "1 passed"
 
 
-def test_another_class_of_session(project: Project) -> None:
+def test_session_type_fixture_is_used(project: Project) -> None:
     code = """
 import pytest
 from vibeforge_sessions import Session
@@ -201,19 +209,19 @@ def test_it(session_repository, memory_session_repository):
     assert project.last_line(code) == "1 passed"
 
 
-def test_a_lost_write_fails_the_test(project: Project) -> None:
+def test_unsaved_change_fails_the_test(project: Project) -> None:
     code = """
-def test_forgets(tracked_session_repository):
+def test_unsaved(tracked_session_repository):
     session = tracked_session_repository.create_session(session_id="s")
     session.add_answer("audience", "s3cret")
 
-def test_stores(tracked_session_repository):
+def test_saved(tracked_session_repository):
     session = tracked_session_repository.create_session(session_id="s")
     session.add_answer("audience", "s3cret")
     tracked_session_repository.update_session(session)
 """
-    said = project.test(code)
-    assert "2 passed, 1 error" in said
-    assert "session 's' was changed (answers) and never stored; it was read at" in said
-    assert "test_project.py:3\n" in said
-    assert "Failed: session 's'" in said
+    output = project.test(code)
+    assert "2 passed, 1 error" in output
+    assert "session 's' was changed (answers) and never stored; it was read at" in output
+    assert "test_project.py:3\n" in output
+    assert "Failed: session 's'" in output

@@ -1,4 +1,4 @@
-"""`open_repository`: from an argument or the environment to a repository, and what it says when that cannot be."""
+"""Opening a repository from arguments and environment variables, and errors of invalid settings."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ def url_in(folder: Path, name: str = "sessions.db") -> str:
 
 
 def shown(error: BaseException) -> str:
-    """Return all that a log would show of an error, its causes included."""
+    """Return the text of an error in a log, including its causes."""
     return f"{error} {error!r} {''.join(traceback.format_exception(error))}"
 
 
 def run(*command: str, folder: Path, **environment: str) -> str:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     done = subprocess.run(
-        command, cwd=folder, env=kept | {"PATH": path} | environment, capture_output=True, text=True, check=False
+        command, cwd=folder, env=inherited | {"PATH": path} | environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-# --- which repository ---
+# --- choice of the repository ---
 
 
-def test_without_any_setting_sessions_are_in_memory_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_repository_without_settings_is_in_memory_with_warning(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         caplog.clear()
         with open_repository() as repository:
@@ -74,14 +74,14 @@ def test_without_any_setting_sessions_are_in_memory_with_a_warning(caplog: pytes
         check_warning(caplog, "open_repository")
 
 
-def test_without_any_setting_the_asynchronous_repository_is_in_memory_with_a_warning(
+def test_async_repository_without_settings_is_in_memory_with_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert isinstance(asyncio.run(open_async_repository()), AsyncInMemorySessionRepository)
     check_warning(caplog, "open_async_repository")
 
 
-def test_the_applications_store_is_in_memory_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_compat_store_without_settings_is_in_memory_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     session_store.close()  # another test may have used it
     session_store.create_session()
     session_store.list_sessions()
@@ -90,7 +90,7 @@ def test_the_applications_store_is_in_memory_with_one_warning(caplog: pytest.Log
 
 
 def check_warning(caplog: pytest.LogCaptureFixture, call: str) -> None:
-    """There is one record, with every attribute that records of this package have, and it names the next step."""
+    """Assert that one record was logged, with all attributes of this package's records and the next step."""
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("vibeforge_sessions", logging.WARNING)
     assert URL in record.getMessage()
@@ -99,10 +99,10 @@ def check_warning(caplog: pytest.LogCaptureFixture, call: str) -> None:
     assert logging.Formatter(documented).format(record) == f"{call} None version=None ok attempts=1 None None"
 
 
-@pytest.mark.parametrize("by_argument", [False, True])
+@pytest.mark.parametrize("by_argument", [False, True], ids=["from_environment", "from_argument"])
 @pytest.mark.parametrize("migrate", ["1", "0", "", None])
 @pytest.mark.parametrize("schema", ["forge", None])
-def test_memory_that_is_asked_for_is_silent(
+def test_explicit_memory_url_logs_no_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     by_argument: bool,
@@ -119,12 +119,12 @@ def test_memory_that_is_asked_for_is_silent(
 
 
 def rejected(url: str | None = None) -> ConfigurationError:
-    """Return the error that each way to open a repository raises."""
+    """Return the error, which must be equal for all functions that open a repository."""
     session_store.close()
     calls: tuple[Callable[[], object], ...] = (
         lambda: open_repository(url),
         lambda: asyncio.run(open_async_repository(url)),
-        lambda: asyncio.run(started(url)),
+        lambda: asyncio.run(start_application(url)),
         *(() if url is not None else (session_store.list_sessions,)),
     )
     errors = []
@@ -137,19 +137,19 @@ def rejected(url: str | None = None) -> ConfigurationError:
     return errors[0]
 
 
-async def started(url: str | None) -> None:
+async def start_application(url: str | None) -> None:
     async with lifespan(url)(FastAPI()):
         pass
 
 
-@pytest.mark.parametrize("value", ["", " ", "\t\n"])
-def test_an_empty_url_is_rejected(monkeypatch: pytest.MonkeyPatch, value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["", " ", "\t\n"], ids=["empty", "space", "white_space"])
+def test_empty_url_is_rejected(monkeypatch: pytest.MonkeyPatch, value: str, tmp_path: Path) -> None:
     assert "memory://" in str(rejected(value))
     monkeypatch.setenv(URL, value)
     error = rejected()
     assert error.name == URL
     assert "memory://" in str(error)
-    assert isinstance(open_repository("memory://"), InMemorySessionRepository)  # an argument wins
+    assert isinstance(open_repository("memory://"), InMemorySessionRepository)  # an argument overrides the environment
     with open_repository(url_in(tmp_path), migrate=True) as repository:
         assert repository.list_sessions() == []
 
@@ -157,9 +157,7 @@ def test_an_empty_url_is_rejected(monkeypatch: pytest.MonkeyPatch, value: str, t
 @pytest.mark.parametrize(
     ("name", "value"), [(MIGRATE, "1"), (MIGRATE, "0"), (MIGRATE.lower(), "1"), (SCHEMA, "forge"), (SCHEMA, " ")]
 )
-def test_a_setting_of_a_database_without_a_url_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_database_setting_without_url_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     error = rejected()
     assert error.name == name.upper()
@@ -167,12 +165,12 @@ def test_a_setting_of_a_database_without_a_url_is_rejected(
 
 
 @pytest.mark.parametrize("name", [MIGRATE, SCHEMA])
-def test_an_empty_setting_of_a_database_counts_as_unset(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_empty_database_setting_is_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "")
     assert isinstance(open_repository(), InMemorySessionRepository)
 
 
-MISSPELT = {
+MISSPELLED = {
     "VIBEFORGE_SESSION_DATABASE_URL": URL,
     "vibeforge_session_database_url": URL,
     "VIBEFORGE_SESSIONS_DATABASE_URI": URL,
@@ -188,17 +186,17 @@ MISSPELT = {
 }
 
 
-@pytest.mark.parametrize(("name", "meant"), MISSPELT.items())
-@pytest.mark.parametrize("beside", [None, "memory://"])
-def test_a_misspelt_variable_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, name: str, meant: str, beside: str | None
+@pytest.mark.parametrize(("name", "correct_name"), MISSPELLED.items())
+@pytest.mark.parametrize("url", [None, "memory://"], ids=["without_url", "with_url"])
+def test_misspelled_variable_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, name: str, correct_name: str, url: str | None
 ) -> None:
     monkeypatch.setenv(name, SECRET)
-    if beside is not None:
-        monkeypatch.setenv(URL, beside)
+    if url is not None:
+        monkeypatch.setenv(URL, url)
     error = rejected()
     assert error.name == name
-    assert f" {meant}" in str(error)
+    assert f" {correct_name}" in str(error)
 
 
 UNRELATED = (
@@ -218,7 +216,7 @@ UNRELATED = (
 
 
 def test_unrelated_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*UNRELATED, *variables_of_the_command_line()):
+    for name in (*UNRELATED, *variables_of_command_line()):
         monkeypatch.setenv(name, "1")
     for name in (MIGRATE, SCHEMA):
         monkeypatch.delenv(name, raising=False)
@@ -227,7 +225,7 @@ def test_unrelated_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(open_repository(), InMemorySessionRepository)
 
 
-def variables_of_the_command_line() -> set[str]:
+def variables_of_command_line() -> set[str]:
     commands = [typer.main.get_command(app)]
     found: set[str] = set()
     while commands:
@@ -240,8 +238,8 @@ def variables_of_the_command_line() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("url", ["", " ", None])
-def test_the_command_line_rejects_an_empty_url(url: str | None) -> None:
+@pytest.mark.parametrize("url", ["", " ", None], ids=["empty", "space", "unset"])
+def test_command_line_rejects_empty_url(url: str | None) -> None:
     done = running.run(url, "sessions", "list")
     assert done.code != 0
     assert done.out == ""
@@ -252,7 +250,7 @@ def test_the_command_line_rejects_an_empty_url(url: str | None) -> None:
 
 @pytest.mark.parametrize("url", [f"sqlite:///{SECRET}.db", None])
 @pytest.mark.parametrize("name", ["VIBEFORGE_SESSIONS_SCHEME", "VIBEFORGE_SESSION_DATABASE_URL"])
-def test_the_command_line_rejects_a_misspelt_variable(
+def test_command_line_rejects_misspelled_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str | None, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -260,13 +258,13 @@ def test_the_command_line_rejects_a_misspelt_variable(
     done = running.run(url, "db", "upgrade")
     assert (done.code, done.out) == (1, "")
     assert done.errors.startswith(f"error: {name}: ")
-    assert f" {MISSPELT[name]}" in done.errors
+    assert f" {MISSPELLED[name]}" in done.errors
     assert SECRET not in done.errors
     assert list(tmp_path.iterdir()) == []
     assert running.run(url, "db", "upgrade", "--help").code == 0
 
 
-def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
+def test_url_of_environment_is_used(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
     url = sqlite_files.new_url()
     monkeypatch.setenv(URL, url)
     with open_repository() as repository:
@@ -276,7 +274,9 @@ def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, sqlite_files: 
         assert repository.list_sessions() == [SESSION_ID]
 
 
-def test_the_argument_wins(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles, tmp_path: Path) -> None:
+def test_argument_overrides_environment(
+    monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles, tmp_path: Path
+) -> None:
     one, two = sqlite_files.new_url(), sqlite_files.new_url()
     monkeypatch.setenv(URL, one)
     with open_repository(two) as repository:
@@ -290,39 +290,39 @@ def test_the_argument_wins(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLite
         assert repository.list_sessions() == [SESSION_ID]
 
 
-def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
+def test_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, sqlite_files: SQLiteFiles) -> None:
     assert isinstance(open_repository(), InMemorySessionRepository)
     monkeypatch.setenv(URL, sqlite_files.new_url())
     with open_repository() as repository:
         assert isinstance(repository, SQLAlchemySessionRepository)
 
 
-def test_the_class_of_session_is_passed_on(sqlite_files: SQLiteFiles) -> None:
+def test_session_type_is_passed_to_repository(sqlite_files: SQLiteFiles) -> None:
     for url in ("memory://", sqlite_files.new_url()):
         with open_repository(url, session_type=ExtendedSession) as repository:
             assert type(repository.create_session(session_id=SESSION_ID)) is ExtendedSession
             assert type(stored(repository)) is ExtendedSession
 
 
-def test_what_another_process_wrote(tmp_path: Path) -> None:
+def test_session_of_another_process_is_read(tmp_path: Path) -> None:
     code = """
 from vibeforge_sessions import SessionPhase, open_repository
 with open_repository() as repository:
-    session = repository.create_session(session_id="theirs")
+    session = repository.create_session(session_id="other")
     session.update_phase(SessionPhase.EXECUTION)
     session.add_error("t1", "exit 1")
     repository.update_session(session)
-    repository.append_log("theirs", "done")
+    repository.append_log("other", "done")
 """
     run(sys.executable, "-c", code, folder=tmp_path, **{URL: "sqlite:///sessions.db", MIGRATE: "1"})
     with open_repository(url_in(tmp_path)) as repository:
-        session = stored(repository, "theirs")
+        session = stored(repository, "other")
         assert (session.phase, session.version) == (SessionPhase.EXECUTION, 2)
         assert session.error_history[0].error_message == "exit 1"
         assert len(session.logs) == 1
 
 
-# --- migrating ---
+# --- migration ---
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ with open_repository() as repository:
         *((False, value, False) for value in ("1", "true", "0", None)),
     ],
 )
-def test_whether_the_schema_is_migrated(
+def test_schema_is_migrated_as_argument_or_environment_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: bool | None, environment: str | None, migrates: bool
 ) -> None:
     if environment is not None:
@@ -343,7 +343,7 @@ def test_whether_the_schema_is_migrated(
     if migrates:
         with open_repository(url, migrate=argument) as repository:
             repository.create_session(full_session())
-        with open_repository(url, migrate=argument) as repository:  # and once more, where there is nothing to do
+        with open_repository(url, migrate=argument) as repository:  # the schema is already current
             assert repository.list_sessions() == [SESSION_ID]
     else:
         with pytest.raises(SchemaError) as caught:
@@ -351,8 +351,10 @@ def test_whether_the_schema_is_migrated(
         assert caught.value.state == "empty"
 
 
-@pytest.mark.parametrize("value", [SECRET, "2", "-1", "maybe", " ", "1 0"])
-def test_a_setting_that_is_neither_true_nor_false(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+@pytest.mark.parametrize(
+    "value", [SECRET, "2", "-1", "maybe", " ", "1 0"], ids=["secret", "two", "minus_one", "word", "space", "two_values"]
+)
+def test_invalid_boolean_setting_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
     monkeypatch.setenv(MIGRATE, value)
     for url in (None, url_in(tmp_path)):
         with pytest.raises(ConfigurationError) as caught:
@@ -362,7 +364,7 @@ def test_a_setting_that_is_neither_true_nor_false(monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_schema_and_the_command_that_the_error_names(tmp_path: Path) -> None:
+def test_missing_schema_error_names_working_command(tmp_path: Path) -> None:
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
     url = url_in(folder)
@@ -379,31 +381,33 @@ def test_a_missing_schema_and_the_command_that_the_error_names(tmp_path: Path) -
         repository.create_session(full_session())
 
 
-# --- what cannot be opened ---
+# --- failures ---
 
-UNSUPPORTED = [
-    f"oracle://scott:{SECRET}@db.example/forge",
-    f"mysql+mysqldb://scott:{SECRET}@db.example/forge",
-    f"postgresql+psycopg2://scott:{SECRET}@db.example/forge",
-    f"sqlite+aiosqlite:///{SECRET}.db",
-    f"http://scott:{SECRET}@db.example/forge",
-    f"memory://{SECRET}",
-    f"no-such-dialect://scott:{SECRET}@db.example",
-    f"postgresql://scott:{SECRET}@db.example:port/forge",
-    f"nonsense {SECRET}",
-    SECRET,
-    "://",
-]
+UNSUPPORTED = {
+    "oracle": f"oracle://scott:{SECRET}@db.example/forge",
+    "mysqlclient": f"mysql+mysqldb://scott:{SECRET}@db.example/forge",
+    "psycopg2": f"postgresql+psycopg2://scott:{SECRET}@db.example/forge",
+    "aiosqlite": f"sqlite+aiosqlite:///{SECRET}.db",
+    "http": f"http://scott:{SECRET}@db.example/forge",
+    "memory_with_path": f"memory://{SECRET}",
+    "unknown_dialect": f"no-such-dialect://scott:{SECRET}@db.example",
+    "invalid_port": f"postgresql://scott:{SECRET}@db.example:port/forge",
+    "two_words": f"nonsense {SECRET}",
+    "one_word": SECRET,
+    "separator_only": "://",
+}
 
 
-@pytest.mark.parametrize("url", UNSUPPORTED)
-@pytest.mark.parametrize("by_environment", [False, True])
-def test_an_unsupported_url(monkeypatch: pytest.MonkeyPatch, url: str, by_environment: bool) -> None:
+@pytest.mark.parametrize("url", UNSUPPORTED.values(), ids=UNSUPPORTED)
+@pytest.mark.parametrize("by_environment", [False, True], ids=["from_argument", "from_environment"])
+def test_unsupported_url_is_rejected_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str, by_environment: bool
+) -> None:
     if by_environment:
         monkeypatch.setenv(URL, url)
     with pytest.raises(ConfigurationError) as caught:
         open_repository(None if by_environment else url, migrate=True)
-    assert "sqlite" in str(caught.value)  # an example of what is understood
+    assert "sqlite" in str(caught.value)  # an example of a supported URL
     assert SECRET not in shown(caught.value)
 
 
@@ -412,7 +416,7 @@ def test_an_unsupported_url(monkeypatch: pytest.MonkeyPatch, url: str, by_enviro
     [("postgresql+psycopg", "psycopg"), ("mariadb+pymysql", "pymysql"), ("mysql+pymysql", "pymysql")],
 )
 @pytest.mark.parametrize("migrate", [False, True])
-def test_a_server_that_cannot_be_reached(scheme: str, driver: str, migrate: bool) -> None:
+def test_unreachable_server_raises_storage_error(scheme: str, driver: str, migrate: bool) -> None:
     pytest.importorskip(driver)
     url = f"{scheme}://scott:{SECRET}@127.0.0.1:1/forge"
     with pytest.raises(StorageError) as caught:
@@ -422,7 +426,7 @@ def test_a_server_that_cannot_be_reached(scheme: str, driver: str, migrate: bool
 
 
 @pytest.mark.parametrize("migrate", [False, True])
-def test_a_file_that_cannot_be_opened(tmp_path: Path, migrate: bool) -> None:
+def test_file_in_missing_folder_raises_storage_error(tmp_path: Path, migrate: bool) -> None:
     url = url_in(tmp_path / SECRET)  # a folder that does not exist
     with pytest.raises(StorageError) as caught:
         open_repository(url, migrate=migrate)
@@ -431,7 +435,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, migrate: bool) -> None:
 
 
 @pytest.mark.parametrize("migrate", [False, True])
-def test_a_file_that_is_no_database(tmp_path: Path, migrate: bool) -> None:
+def test_foreign_file_raises_storage_error_and_is_not_changed(tmp_path: Path, migrate: bool) -> None:
     (tmp_path / "sessions.db").write_text("This is a text file. " * 1000)
     with pytest.raises(StorageError) as caught:
         open_repository(url_in(tmp_path), migrate=migrate)
@@ -439,14 +443,14 @@ def test_a_file_that_is_no_database(tmp_path: Path, migrate: bool) -> None:
     assert (tmp_path / "sessions.db").read_text().startswith("This is a text file. ")
 
 
-# --- the end ---
+# --- closing ---
 
 
-def test_closing_gives_the_file_back(tmp_path: Path) -> None:
+def test_close_closes_all_connections_to_the_file(tmp_path: Path) -> None:
     url = url_in(tmp_path)
     repository = open_repository(url, migrate=True)
     repository.create_session(full_session())
-    assert (tmp_path / "sessions.db-wal").exists()  # there as long as somebody has the file open
+    assert (tmp_path / "sessions.db-wal").exists()  # exists while a connection is open
     repository.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sessions.db"]
     repository.close()
@@ -456,13 +460,13 @@ def test_closing_gives_the_file_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sessions.db"]
 
 
-def test_a_failure_leaves_nothing_open(tmp_path: Path) -> None:
+def test_failed_opening_leaves_no_connection_open(tmp_path: Path) -> None:
     with pytest.raises(SchemaError):
         open_repository(url_in(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} <= {"sessions.db"}
 
 
-def test_a_hosts_engine_is_left_alone(sqlite_files: SQLiteFiles) -> None:
+def test_engine_of_caller_is_not_disposed(sqlite_files: SQLiteFiles) -> None:
     engine = sqlalchemy.create_engine(sqlite_files.new_url())
     with SQLAlchemySessionRepository(engine) as repository:
         repository.create_session(full_session())

@@ -1,4 +1,4 @@
-"""A session that was read, changed and never stored is found: which fields, and who read it."""
+"""Detection of sessions that were read, changed and never stored, with the changed fields and the call site."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SECRET = "s3cret"
 
 @pytest.mark.variant
 class TestTracked(SessionRepositoryContract):
-    """It passes everything on as it is."""
+    """The contract through the tracking wrapper, which passes all calls to its repository."""
 
     @pytest.fixture
     def new_repository(self) -> NewRepository:
@@ -66,7 +66,7 @@ def tracked(request: pytest.FixtureRequest) -> Iterator[TrackedSessionRepository
 
 
 def line() -> str:
-    """Return the file and line of the caller."""
+    """Return the file and the line of the calling code."""
     frame = inspect.stack()[1]
     return f"{frame.filename}:{frame.lineno}"
 
@@ -78,7 +78,8 @@ def read(repository: SessionRepository, **options: Any) -> Session:
 
 
 def fields(tracked: TrackedSessionRepository[Any]) -> list[tuple[str, ...]]:
-    return [lost.fields for lost in tracked.unsaved_changes()]
+    """Return the changed fields of each unsaved session."""
+    return [change.fields for change in tracked.unsaved_changes()]
 
 
 def answer(session: Session) -> None:
@@ -86,19 +87,19 @@ def answer(session: Session) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Session], object], tuple[str, ...]]] = {
-    "a method": (answer, ("answers",)),
-    "in place": (lambda session: session.answers["deep"].append(1), ("answers",)),
-    "the order of keys": (lambda session: session.answers.update(deep=session.answers.pop("deep")), ("answers",)),
-    "a type alone": (lambda session: session.answers.update(one=1.0), ("answers",)),
+    "method": (answer, ("answers",)),
+    "in_place": (lambda session: session.answers["deep"].append(1), ("answers",)),
+    "key_order": (lambda session: session.answers.update(deep=session.answers.pop("deep")), ("answers",)),
+    "type_only": (lambda session: session.answers.update(one=1.0), ("answers",)),
     "assignment": (lambda session: setattr(session, "concept", {"title": SECRET}), ("concept",)),
     "phase": (lambda session: session.update_phase(SessionPhase.EXECUTION), ("phase",)),
-    "phase by its text": (lambda session: setattr(session, "phase", "EXECUTION"), ("phase",)),
-    "an entry": (lambda session: session.add_error("t", SECRET), ("error_history",)),
-    "a line": (lambda session: session.add_log(SECRET), ("logs",)),
-    "an entry removed": (lambda session: session.error_history.clear(), ("error_history",)),
+    "phase_as_text": (lambda session: setattr(session, "phase", "EXECUTION"), ("phase",)),
+    "error_entry": (lambda session: session.add_error("t", SECRET), ("error_history",)),
+    "log_line": (lambda session: session.add_log(SECRET), ("logs",)),
+    "removed_entry": (lambda session: session.error_history.clear(), ("error_history",)),
     "tasks": (lambda session: session.completed_task_ids.append("t1"), ("completed_task_ids",)),
-    "an unstorable value": (lambda session: session.answers.update(bad=float("nan")), ("answers",)),
-    "time alone": (lambda session: setattr(session, "updated_at", Session().updated_at), ("updated_at",)),
+    "invalid_value": (lambda session: session.answers.update(bad=float("nan")), ("answers",)),
+    "time_only": (lambda session: setattr(session, "updated_at", Session().updated_at), ("updated_at",)),
 }
 
 
@@ -112,11 +113,13 @@ def stored(tracked: TrackedSessionRepository) -> TrackedSessionRepository:
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_change_that_is_dropped(stored: TrackedSessionRepository, case: str, caplog: Any) -> None:
+def test_unsaved_change_is_reported_when_session_is_collected(
+    stored: TrackedSessionRepository, case: str, caplog: Any
+) -> None:
     change, changed = CHANGES[case]
     session, here = read(stored), f"{__file__}:{inspect.getsourcelines(read)[1] + 1}"
     change(session)
-    assert fields(stored) == [changed]  # while it is still there
+    assert fields(stored) == [changed]  # also while the session exists
     assert caplog.records == []
     del session
     assert stored.unsaved_changes() == [UnsavedChanges("s", changed, here)]
@@ -127,7 +130,7 @@ def test_a_change_that_is_dropped(stored: TrackedSessionRepository, case: str, c
     assert SECRET not in text
 
 
-def test_several_fields_in_the_order_of_the_class(stored: TrackedSessionRepository) -> None:
+def test_changed_fields_are_reported_in_order_of_declaration(stored: TrackedSessionRepository) -> None:
     session = read(stored, recent=0)
     session.add_log("x")
     session.add_answer("q", "a")
@@ -137,14 +140,14 @@ def test_several_fields_in_the_order_of_the_class(stored: TrackedSessionReposito
 
 
 @pytest.mark.parametrize("recent", [None, 0, 1])
-def test_what_is_stored_or_unchanged_is_not_lost(stored: TrackedSessionRepository, recent: int | None) -> None:
+def test_stored_or_unchanged_session_is_not_reported(stored: TrackedSessionRepository, recent: int | None) -> None:
     class Kind(IntEnum):
         ONE = 1
 
     read(stored, recent=recent)
     session = read(stored, recent=recent)
     for change, _ in CHANGES.values():
-        if change not in (CHANGES["an entry removed"][0], CHANGES["an unstorable value"][0]):
+        if change not in (CHANGES["removed_entry"][0], CHANGES["invalid_value"][0]):
             change(session)
     session.answers |= {"tuple": (1, 2), "enum": Kind.ONE}
     session.error_history.append({"error_message": "as a dict"})  # type: ignore[arg-type]
@@ -152,12 +155,12 @@ def test_what_is_stored_or_unchanged_is_not_lost(stored: TrackedSessionRepositor
     assert stored.unsaved_changes() == []
     session.answers["again"] = True
     assert fields(stored) == [("answers",)]
-    stored.repository.update_session(session)  # by way of the repository itself: stored is stored
+    stored.repository.update_session(session)  # an update without the wrapper counts too
     del session
     assert stored.unsaved_changes() == []
 
 
-def test_sessions_that_were_created(tracked: TrackedSessionRepository) -> None:
+def test_changes_after_create_or_update_are_reported(tracked: TrackedSessionRepository) -> None:
     copy, site = tracked.create_session(), line()
     answer(copy)
     session_id = copy.session_id
@@ -172,10 +175,10 @@ def test_sessions_that_were_created(tracked: TrackedSessionRepository) -> None:
     tracked.update_session(new)
     new.add_log("x")
     del new
-    assert [lost.session_id for lost in tracked.unsaved_changes()] == [session_id, "given", "new"]
+    assert [change.session_id for change in tracked.unsaved_changes()] == [session_id, "given", "new"]
 
 
-def test_what_modify_returns(stored: TrackedSessionRepository) -> None:
+def test_change_of_session_returned_by_modify_is_reported(stored: TrackedSessionRepository) -> None:
     session, site = stored.modify_session("s", answer), line()
     assert stored.unsaved_changes() == []
     session.add_log("x")
@@ -183,7 +186,7 @@ def test_what_modify_returns(stored: TrackedSessionRepository) -> None:
     assert stored.unsaved_changes() == [UnsavedChanges("s", ("logs",), site)]
 
 
-def test_a_session_that_travelled(stored: TrackedSessionRepository) -> None:
+def test_change_of_session_restored_from_dict_is_reported(stored: TrackedSessionRepository) -> None:
     session = Session.from_dict(read(stored).to_dict())
     answer(session)
     stored.update_session(session)
@@ -192,28 +195,28 @@ def test_a_session_that_travelled(stored: TrackedSessionRepository) -> None:
     assert fields(stored) == [("logs",)]
 
 
-def test_whoever_was_told_has_lost_nothing_silently(stored: TrackedSessionRepository) -> None:
-    late, other = read(stored), read(stored)
-    answer(late)
+def test_change_whose_update_raised_is_not_reported(stored: TrackedSessionRepository) -> None:
+    stale, other = read(stored), read(stored)
+    answer(stale)
     other.update_phase(SessionPhase.FAILED)
     stored.update_session(other)
     with pytest.raises(StaleSessionError):
-        stored.update_session(late)
-    bad = read(stored)
-    bad.answers["x"] = object()
+        stored.update_session(stale)
+    invalid = read(stored)
+    invalid.answers["x"] = object()
     with pytest.raises(InvalidSessionError):
-        stored.update_session(bad)
-    del late
+        stored.update_session(invalid)
+    del stale
     assert stored.unsaved_changes() == []
-    del bad.answers["x"]
-    answer(bad)
-    stored.update_session(bad)  # right at the second try, and watched again
-    bad.add_log("x")
-    del bad
+    del invalid.answers["x"]
+    answer(invalid)
+    stored.update_session(invalid)  # succeeds, so the session is tracked again
+    invalid.add_log("x")
+    del invalid
     assert fields(stored) == [("logs",)]
 
 
-def test_a_change_that_raises_within_modify(stored: TrackedSessionRepository) -> None:
+def test_change_function_that_raises_is_not_reported(stored: TrackedSessionRepository) -> None:
     def failing(session: Session) -> None:
         answer(session)
         raise ZeroDivisionError
@@ -223,7 +226,7 @@ def test_a_change_that_raises_within_modify(stored: TrackedSessionRepository) ->
     assert stored.unsaved_changes() == []
 
 
-def test_what_is_deleted_or_forgotten_on_purpose(stored: TrackedSessionRepository) -> None:
+def test_deleted_or_forgotten_session_is_not_reported(stored: TrackedSessionRepository) -> None:
     other = stored.create_session(session_id="other")
     first, second = read(stored), read(stored)
     for session in (first, second, other):
@@ -233,7 +236,7 @@ def test_what_is_deleted_or_forgotten_on_purpose(stored: TrackedSessionRepositor
     assert len(stored.unsaved_changes()) == 2
     stored.delete_session("s")
     del first, second, session
-    assert [lost.session_id for lost in stored.unsaved_changes()] == ["other"]
+    assert [change.session_id for change in stored.unsaved_changes()] == ["other"]
 
 
 class Extended(Session):
@@ -241,7 +244,7 @@ class Extended(Session):
     notes: list[Any] | None = None
 
 
-def test_what_is_no_field_or_makes_no_sense() -> None:
+def test_cached_properties_and_invalid_versions_are_ignored() -> None:
     class Computing(Session):
         @functools.cached_property
         def computed(self) -> int:
@@ -249,17 +252,17 @@ def test_what_is_no_field_or_makes_no_sense() -> None:
 
     tracked = track_unsaved_changes(InMemorySessionRepository(session_type=Computing))
     session = tracked.create_session()
-    assert session.computed == 0  # an attribute now, and no change
+    assert session.computed == 0  # cached as an attribute, which is not a field
     session.version = "nonsense"  # type: ignore[assignment]
     del session
     assert tracked.unsaved_changes() == []
     session = tracked.create_session()
     del session.answers
     del session
-    assert [lost.fields for lost in tracked.unsaved_changes()] == [("answers",)]
+    assert [change.fields for change in tracked.unsaved_changes()] == [("answers",)]
 
 
-def test_on_an_event_loop() -> None:
+def test_async_repository_reports_unsaved_changes() -> None:
     async def work() -> list[UnsavedChanges]:
         tracked = track_unsaved_changes(AsyncInMemorySessionRepository())
         session, site = await tracked.create_session(session_id="s"), line()
@@ -268,14 +271,14 @@ def test_on_an_event_loop() -> None:
         other = await tracked.modify_session("s", answer)
         other.add_log("x")
         await tracked.update_session(other)
-        late = await tracked.get_session("s")
-        assert late is not None
+        stale = await tracked.get_session("s")
+        assert stale is not None
         answer(other)
         await tracked.update_session(other)
-        late.add_log("x")
+        stale.add_log("x")
         with pytest.raises(StaleSessionError):
-            await tracked.update_session(late)
-        del late
+            await tracked.update_session(stale)
+        del stale
         assert tracked.unsaved_changes() == [UnsavedChanges("s", ("answers",), site)]
         other.add_log("y")
         assert len(tracked.unsaved_changes()) == 2
@@ -285,7 +288,7 @@ def test_on_an_event_loop() -> None:
     assert len(asyncio.run(work())) == 1
 
 
-def test_fields_of_a_subclass() -> None:
+def test_change_of_subclass_field_is_reported() -> None:
     repository = InMemorySessionRepository(session_type=Extended)
     tracked = track_unsaved_changes(repository)
     session = tracked.create_session(Extended(notes=[1]))
@@ -295,7 +298,7 @@ def test_fields_of_a_subclass() -> None:
     assert fields(tracked)[-1] == ("notes",)
 
 
-def test_a_class_that_replaces_its_attributes_is_refused() -> None:
+def test_class_with_validated_assignment_raises() -> None:
     class Validated(Session, validate_assignment=True):
         pass
 
@@ -304,21 +307,21 @@ def test_a_class_that_replaces_its_attributes_is_refused() -> None:
         tracked.create_session()
 
 
-def test_it_keeps_no_session_and_the_list_has_an_end(tracked: TrackedSessionRepository) -> None:
+def test_tracker_keeps_no_session_and_limits_its_list(tracked: TrackedSessionRepository) -> None:
     tracked.create_session(session_id="s")
     gc.collect()
     session = read(tracked)
-    seen = weakref.ref(session)
+    reference = weakref.ref(session)
     del session
-    assert seen() is None
+    assert reference() is None
     for number in range(1100):
         read(tracked).add_log(str(number))
     assert len(tracked.unsaved_changes()) == 1000
-    watched = tracked._tracker._tracked
-    assert watched == {}
+    remaining = tracked._tracker._tracked
+    assert remaining == {}
 
 
-def test_a_session_in_a_cycle_is_found_by_the_collector(stored: TrackedSessionRepository) -> None:
+def test_change_of_session_in_reference_cycle_is_reported(stored: TrackedSessionRepository) -> None:
     session = read(stored)
     answer(session)
     cycle: list[object] = [session]
@@ -328,16 +331,16 @@ def test_a_session_in_a_cycle_is_found_by_the_collector(stored: TrackedSessionRe
     assert [fields(stored), stored._tracker._tracked] == [[("answers",)], {}]
 
 
-def test_through_the_applications_store() -> None:
+def test_compat_store_reports_unsaved_changes() -> None:
     store = SessionStore(lambda: track_unsaved_changes(InMemorySessionRepository()))
     assert isinstance(store.repository, TrackedSessionRepository)
     session, site = store.create_session(), line()
     answer(session)
     del session
-    assert [lost.call_site for lost in store.repository.unsaved_changes()] == [site]
+    assert [change.call_site for change in store.repository.unsaved_changes()] == [site]
 
 
-def test_threads(tracked: TrackedSessionRepository) -> None:
+def test_concurrent_threads_report_all_unsaved_changes(tracked: TrackedSessionRepository) -> None:
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -350,7 +353,7 @@ def test_threads(tracked: TrackedSessionRepository) -> None:
                 if turn % 2:
                     tracked.update_session(session)
                 tracked.unsaved_changes()
-        except BaseException as failure:  # noqa: BLE001 (told below)
+        except BaseException as failure:  # noqa: BLE001 (reported below)
             failures.append(failure)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -362,7 +365,7 @@ def test_threads(tracked: TrackedSessionRepository) -> None:
     assert len(tracked.unsaved_changes()) == 4 * 25
 
 
-def test_what_is_still_there_at_the_end_of_the_process(tmp_path: Path) -> None:
+def test_unsaved_change_is_reported_at_process_exit(tmp_path: Path) -> None:
     code = """
 from vibeforge_sessions import InMemorySessionRepository
 from vibeforge_sessions.testing import track_unsaved_changes
