@@ -278,7 +278,7 @@ def show(console: Console, session: Session, skipped: list[str]) -> None:
 def check(session: Session, left: Session) -> None:
     """Raise `StoryError` unless all expected events have happened.
 
-    :param left: the session in the state that the first worker stored last.
+    :param left: the last state of the session that the first worker stored.
     """
     printed = {entry.task_id: entry.error_message for entry in session.error_history}
     messages = [split_log_line(line)[1] for line in session.logs]

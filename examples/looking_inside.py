@@ -51,7 +51,7 @@ MARK = 42
 
 
 def sessions() -> Iterator[tuple[Record, list[ErrorEntry], list[str]]]:
-    """Give sessions that are the same each time, the oldest first."""
+    """Yield the same sessions on each run, the oldest first."""
     chance = random.Random(2026)  # noqa: S311 (no secret)
     phases = [phase for phase, count in PHASES.items() for _ in range(count)]
     chance.shuffle(phases)

@@ -36,7 +36,7 @@ NEXT_STEP = re.compile(r"\bmust\b|[:;] \w+ \w+")
 
 SELF_EVIDENT = {
     # a damaged line of an archive: its number is part of the message, and only another copy of the file helps
-    "has another number of {kind} than the header, or than the chunks contain",
+    "does not have the number of {kind} that the header states and the chunks contain",
     "has no version of the format",
     "is not a chunk of errors",
     "is not a chunk of logs",
@@ -48,7 +48,7 @@ SELF_EVIDENT = {
     "is not a header of a session that can be stored: {error}",
     # CorruptSessionError adds what to do
     "a document is not valid JSON text",
-    "a value has another type than its column",
+    "a value has a different type from its column",
     "its documents are missing",
     "its row counts other numbers of history entries than are stored",
     "{path} has no value that is valid for {session_type.__name__}",

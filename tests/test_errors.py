@@ -115,7 +115,7 @@ EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
     (
         OutcomeUnknownError("why"),
         {"reason": "why"},
-        "why; the write may be stored or not: read the session before you repeat the call",
+        "why; the write may or may not have been stored: read the session before you repeat the call",
     ),
     (SchemaError("why"), {"reason": "why", "state": None}, "why"),
     *((SchemaError("why", state), {"reason": "why", "state": state}, "why") for state in get_args(SchemaState)),

@@ -11,7 +11,7 @@ SessionRepositoryError
 ├── SchemaError                           the tables are missing, or belong to another version
 ├── ArchiveError                          an archive cannot be read or written
 ├── StorageError                          the database failed; nothing was written
-└── OutcomeUnknownError                   a write may be stored or not; not a StorageError
+└── OutcomeUnknownError                   the write may or may not have been stored; not a StorageError
 
 `OutcomeUnknownError` is not a `StorageError`, so that a caller can repeat a call after ``except StorageError`` without
 writing twice.
@@ -55,7 +55,7 @@ class SessionRepositoryError(Exception):
     """Base class of all errors of this package."""
 
     def __post_init__(self) -> None:
-        self.args = tuple(vars(self).values())  # from which pickle and copy rebuild an exception
+        self.args = tuple(vars(self).values())  # pickle and copy rebuild an exception from its args
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -94,8 +94,8 @@ class StaleSessionError(SessionRepositoryError):
     stored_version: int | None = None
     """The version that is stored now.
 
-    0: no session is stored; the caller's transaction that created it was rolled back, or it was deleted since. Equal to
-    ``version``: the session was deleted and created again, or the version that was read was rolled back.
+    0: no session is stored; the caller's transaction that created it was rolled back, or it has since been deleted.
+    Equal to ``version``: the session was deleted and created again, or the version that was read was rolled back.
     """
 
     def __str__(self) -> str:
@@ -209,7 +209,7 @@ class OutcomeUnknownError(SessionRepositoryError):
     """A connection was lost during a write: all of the write is stored, or nothing of it.
 
     The repository tried to resolve the outcome and could not: the database did not answer before the call's deadline,
-    or another writer has deleted or stored the session since. (In the caller's own transaction, only the caller's
+    or another writer has since deleted or stored the session. (In the caller's own transaction, only the caller's
     COMMIT can end like this.) What the caller can do:
 
     - after `update_session` or `modify_session`: read the session, and decide by its content;
@@ -223,4 +223,4 @@ class OutcomeUnknownError(SessionRepositoryError):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.reason}; the write may be stored or not: read the session before you repeat the call"
+        return f"{self.reason}; the write may or may not have been stored: read the session before you repeat the call"

@@ -95,7 +95,7 @@ def async_session_repository(
     """Yield an asynchronous repository on the database of `session_repository`; it works on any event loop."""
     import asyncio  # noqa: PLC0415 (see the module's docstring)
 
-    # a synchronous engine in threads, which depend on no loop
+    # a synchronous engine: its threads depend on no event loop
     repository = store.AsyncSQLAlchemySessionRepository(_session_repository_engine, session_type=stored_session_type)
     yield repository
     asyncio.run(repository.close())
@@ -105,7 +105,7 @@ def async_session_repository(
 def tracked_session_repository(
     session_repository: store.SQLAlchemySessionRepository,
 ) -> Iterator[TrackedSessionRepository]:
-    """Yield `session_repository` with tracking: the test fails at its end if a changed session was not stored."""
+    """Yield `session_repository` with tracking: the test fails in its teardown if a changed session was not stored."""
     from vibeforge_sessions.testing import track_unsaved_changes  # noqa: PLC0415
 
     tracked = track_unsaved_changes(session_repository)

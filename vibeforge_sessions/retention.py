@@ -55,9 +55,9 @@ class PruneReport:
     phases: dict[str, int] = dataclasses.field(default_factory=dict)
     """Number of deleted sessions by phase."""
     oldest: datetime | None = None
-    """Earliest last update among the deleted sessions."""
+    """Earliest ``updated_at`` of the deleted sessions."""
     newest: datetime | None = None
-    """Latest last update among the deleted sessions."""
+    """Latest ``updated_at`` of the deleted sessions."""
     document_bytes: int = 0
     """Size of their documents. Their histories are counted, but not measured."""
     errors: int = 0
@@ -74,7 +74,7 @@ class PruneReport:
     problems: list[PruneProblem] = dataclasses.field(default_factory=list)
     """The first 1,000 failures."""
     archived: int = 0
-    """Number of archived sessions. It includes sessions that were changed after that, and so were kept."""
+    """Number of archived sessions, including those that were kept because they were changed after the archiving."""
     archived_bytes: int = 0
     """Growth of the archive in bytes."""
 
@@ -85,7 +85,7 @@ class PruneReport:
 
 
 OnBatch: TypeAlias = Callable[[PruneReport], object]
-"""Callback with the report so far, after each batch. An exception of it ends the prune."""
+"""Callback with the report so far, after each batch. If it raises, the prune ends."""
 
 
 def prune(
@@ -154,7 +154,7 @@ async def prune_async(
 
 
 def _conditions(asked: SessionFilter, older_than: timedelta) -> tuple[SessionFilter, datetime]:
-    """Return the filter of the sessions that are old enough, and the time before which they were updated."""
+    """Return the filter of the sessions that are old enough, and the upper limit of their ``updated_at``."""
     if not isinstance(asked, SessionFilter):
         raise errors.InvalidArgumentError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
     if not asked.phases:
@@ -165,7 +165,7 @@ def _conditions(asked: SessionFilter, older_than: timedelta) -> tuple[SessionFil
         raise errors.InvalidArgumentError("must be greater than zero", "older_than")
     try:
         before = validation.utc_now() - older_than
-    except OverflowError:  # beyond the year 1: no session is as old
+    except OverflowError:  # before the year 1: no session is that old
         before = datetime.min.replace(tzinfo=UTC)
     before = min(before, asked.updated_before or before)
     return dataclasses.replace(asked, updated_before=before), before
@@ -187,7 +187,7 @@ class _Pruning:
             raise errors.InvalidArgumentError("must be a number, 0 or more", "pause")
 
     def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
-        """Prune, after each batch was archived if an archive is named."""
+        """Prune. If an archive is named, archive each batch before deleting from it."""
         if archive is None or self.report.dry_run:
             return self._prune(None)
         with ArchiveWriter(archive) as writer:
@@ -265,7 +265,7 @@ class _Pruning:
 
     @contextlib.contextmanager
     def _count_skipped(self, session_id: str) -> Iterator[None]:
-        """Count a session that is not deleted by its reason, and continue with the others."""
+        """If a session is not deleted, count it under the reason, and continue with the other sessions."""
         try:
             yield
         except _HeldError:

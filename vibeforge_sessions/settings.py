@@ -27,9 +27,9 @@ _SCHEMA: Final = f"{_PREFIX}SCHEMA"
 _SPELLINGS: Final = {
     spelling: name for name in (_URL, _MIGRATE, _SCHEMA) for spelling in (name, name.replace("SESSIONS", "SESSION"))
 }
-"""The names of the variables, by what a misspelled name is compared with."""
+"""Spellings that an unknown variable is compared with, and the correct name for each."""
 _SIMILARITY: Final = 0.95
-"""Similarity (see `difflib`) of a name of 26 to 31 characters to one with a wrong, missing or additional character."""
+"""Least `difflib` similarity of a misspelled name. A name of 26 to 31 characters reaches it with one wrong letter."""
 _NEXT_STEP: Final = f"set {_URL} to the database's URL, or to {MEMORY_URL} to keep sessions in memory"
 
 
@@ -154,7 +154,7 @@ def _database(call: str, url: str | None, *, migrate: bool | None, schema: str |
         for field, variable in (("migrate", _MIGRATE), ("db_schema", _SCHEMA)):
             if field in settings.model_fields_set:
                 raise ConfigurationError(
-                    f"this environment variable is set, but no database URL: {_NEXT_STEP}", variable
+                    f"this environment variable is set without a database URL: {_NEXT_STEP}", variable
                 )
         instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
         return None

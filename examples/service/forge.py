@@ -22,7 +22,7 @@ TASKS: list[dict[str, Any]] = [
 
 UNDER_WAY = (SessionPhase.EXECUTION, SessionPhase.VERIFICATION)
 LEASE = timedelta(seconds=5)
-"""Time after its last update at which a worker loses its session to another worker.
+"""Time without an update after which a worker loses its session to another worker.
 
 It must be longer than any task. A worker that is only slow loses its current task: its next update is stale.
 """

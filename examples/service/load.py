@@ -1,7 +1,7 @@
 """Load test of the service: clients run complete sessions, and the database is checked for lost changes.
 
 ``python -m examples.service.load`` starts two processes of the service on ``VIBEFORGE_SESSIONS_DATABASE_URL`` (a SQLite
-file by default), runs 1,000 sessions by 16 clients on 127.0.0.1, and prints the results. Two clients answer the
+file by default), runs 1,000 sessions with 16 clients on 127.0.0.1, and prints the results. Two clients answer the
 questions of each session concurrently and differently; every fifth session is aborted, early or late.
 """
 

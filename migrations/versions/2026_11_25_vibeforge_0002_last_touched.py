@@ -2,8 +2,9 @@
 
 Revision: vibeforge_0002, after vibeforge_0001
 
-Operators first ask for the sessions that were updated last. Without an index, the database reads all sessions then.
-Measured by ``python -m benchmarks.listing_index``: 100,000 sessions, a page of 50, milliseconds without and with it::
+Operators usually look first at the sessions that were updated last. Without an index, the database reads all sessions
+to find them. Measured by ``python -m benchmarks.listing_index``: 100,000 sessions, a page of 50, milliseconds without
+and with it::
 
                               SQLite          PostgreSQL 18   MariaDB 10.11
     last touched              149.2    1.1    50.5    1.8      57.0    3.9
@@ -13,7 +14,7 @@ Measured by ``python -m benchmarks.listing_index``: 100,000 sessions, a page of 
 
 An append changes ``updated_at`` and therefore the index: it writes more bytes to the database log, and on PostgreSQL it
 is no longer a heap-only update. Its duration is that of the log's sync, with the index or without. The other listings
-(by phase, by errors, stuck sessions) took 0.4 to 12 ms without an index of their own, so they did not get one.
+(by phase, by errors, stuck sessions) took 0.4 to 12 ms without an index of their own, so they have none.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def upgrade() -> None:
-    """Create both. An interrupted upgrade can be repeated on every database."""
+    """Create the index and the compatibility table. An interrupted upgrade can be repeated on every database."""
     dialect = op.get_context().dialect.name
     if dialect == "postgresql" and owns_transaction():
         with op.get_context().autocommit_block():
@@ -78,7 +79,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop both."""
+    """Drop the index and the compatibility table."""
     dialect = op.get_context().dialect.name
     op.drop_table("vibeforge_sessions_compatibility", if_exists=dialect in {"mysql", "mariadb"})
     if dialect == "postgresql" and owns_transaction():

@@ -196,7 +196,7 @@ def test_import_of_truncated_gzip_is_resumable(repository: SessionRepository, ke
     archive = gzip.compress(whole)
     report = imported(archive[: int(len(archive) * keep)], repository)
     (problem,) = report.problems
-    assert "gzip is damaged or ends early" in str(problem.reason)
+    assert "gzip file is damaged or ends early" in str(problem.reason)
     assert problem.line is not None
     assert report.created == len(repository.list_sessions()) < 11
     second = imported(archive, repository)

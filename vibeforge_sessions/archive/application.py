@@ -31,7 +31,8 @@ def is_session(data: object) -> bool:
 def decode_sessions(file: bytes) -> list[tuple[str | None, Any]] | None:
     """Decode a file of the application.
 
-    :returns: pairs of the id under which a session was found, if any, and its fields; None for any other file.
+    :returns: a pair for each session: the id under which the file lists it, if any, and its fields. None if the file is
+        not one of the application.
     """
     try:
         data = validation.decode_json(file.decode("utf-8-sig"))
@@ -65,7 +66,7 @@ def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Ge
 
 def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Bundle:
     known = {
-        # in a dict of to_dict a field that is null is not a missing one
+        # in a dict that to_dict has written, a field that is null does not count as missing
         name: value
         for name, value in fields.items()
         if name in _KNOWN and (value is not None or STORED in fields)

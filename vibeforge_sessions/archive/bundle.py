@@ -141,10 +141,10 @@ def pack_record(source: SessionRepository[Any], record: Record, longest: int | N
     """Return a bundle of a session in the state of a record.
 
     The histories are read after the record. They only grow, so their entries up to the counts of the record belong to
-    its state unless the session was updated since. The version is compared at the end.
+    its state unless the session was updated in between. The version is compared at the end.
 
     :raises SessionNotFoundError: the session was deleted.
-    :raises StaleSessionError: the session was updated since the record was read.
+    :raises StaleSessionError: the session has been updated since the record was read.
     :raises CorruptSessionError: as for `pack`.
     :raises InvalidSessionError: as for `pack`.
     """

@@ -34,19 +34,19 @@ def copy_sessions(
     not write to the target before the last copy is complete.
 
     :param filter: selects sessions; all by default.
-    :param on_conflict: decides about a session of which the target has anything but an earlier state: another
-        incarnation under the same id, or changes of its own. ``fail``: report the conflict and keep the target's.
+    :param on_conflict: what to do if the target has a session of the same id that is not an earlier state: another
+        incarnation, or one with changes made in the target. ``fail``: report the conflict and keep the target's.
         ``skip``: keep the target's. ``replace``: store the source's instead. ``newer``: store the source's if its
         ``updated_at`` is later.
     :param thorough: compare the histories, too, of sessions that are otherwise equal. By default such a session counts
-        as copied if it has as many entries, because histories only grow and every entry moves ``updated_at``.
+        as copied if it has as many entries, because histories only grow and every entry advances ``updated_at``.
     :param stop_on_error: raise the first problem instead of continuing. Sessions that were copied before stay.
     :raises InvalidArgumentError: source and target are the same repository, or `on_conflict` is not one of its values.
     """
     if on_conflict not in get_args(OnConflict):
         raise InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     if source is target:
-        raise InvalidArgumentError("must be another repository than the source", "target")
+        raise InvalidArgumentError("must not be the same repository as the source", "target")
     transfer = functools.partial(_copy, source, target, on_conflict=on_conflict, thorough=thorough)
     return transfer_each(source.list_sessions(filter), transfer, stop_on_error=stop_on_error, on_session=on_session)
 

@@ -33,8 +33,8 @@ def export_sessions(
     """Write sessions to a file, oldest first, each in one consistent state, while the store is in use.
 
     The file gets its name once it is complete. Until then its name has a random part and ends in ``.part``. An
-    interrupted export removes it; only a process that is killed leaves it behind. The file is created new, readable by
-    its owner only. An export, its import and another export give equal bytes.
+    interrupted export removes it; only a process that is killed leaves it behind. A new file is created, readable by
+    its owner only. Exporting, importing and exporting again gives equal bytes.
 
     A session that is deleted before it is read is ``gone``. A session is ``failed`` if it is updated so often that no
     consistent state can be read, or if it violates the rules for sessions. Both are left out, and the others are

@@ -32,7 +32,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise ArchiveError("the gzip is damaged or ends early: the rest of the file cannot be read") from None
+        raise ArchiveError("the gzip file is damaged or ends early: the rest of the file cannot be read") from None
     except OSError as error:
         raise ArchiveError(f"a file cannot be read or written: {os.strerror(error.errno or 0)}") from error
 

@@ -23,7 +23,7 @@ OnConflict: TypeAlias = Literal["fail", "skip", "replace", "newer"]
 """Treatment of a session whose id is stored with different content: see `import_sessions`."""
 
 _CLOCK_TOLERANCE: Final = timedelta(days=1)
-"""Accepted lead of stored times over the clock of this machine."""
+"""How far stored times may be ahead of the clock of this machine."""
 _ATTEMPTS: Final = 10
 _CHANGED_MEANWHILE: Final = (errors.SessionExistsError, errors.SessionNotFoundError, errors.StaleSessionError)
 """Errors of a restore while another writer changes the session."""
@@ -43,14 +43,14 @@ def import_sessions(
 ) -> Report:
     """Store the sessions of a file unchanged: with their versions, times, positions and holds.
 
-    Each session is stored in one transaction, after its closing line was checked. A stored session that is equal is
-    ``unchanged``, whatever `on_conflict` says, so an interrupted import can be started again. Problems of a line or a
-    session are reported, and the import continues.
+    Each session is stored in one transaction, after its closing line has been checked. A stored session that is equal
+    is ``unchanged``, whatever `on_conflict` says, so an interrupted import can be started again. Problems of a line or
+    a session are reported, and the import continues.
 
     :param source: a path, or a binary file that is open for reading. Its content is the output of `export_sessions`
         or `ArchiveWriter`, compressed or not. Or it is a file of the application: one session in the form of
         `Session.to_dict` (older files have fewer fields), a list of sessions, or an object that maps ids to sessions.
-    :param on_conflict: decides about a session that is stored with different content. ``fail``: report the conflict
+    :param on_conflict: what to do if a session is already stored with different content. ``fail``: report the conflict
         and store nothing of it. ``skip``: keep the stored session. ``replace``: store the session of the file instead.
         ``newer``: store the session of the file if its ``updated_at`` is later.
     :param stop_on_error: raise the first problem instead of continuing. Sessions that were stored before stay.
@@ -131,7 +131,7 @@ def _equals_stored(repository: SessionRepository[Any], stored: Record, bundle: B
 
 
 def _check_clocks(record: Record) -> None:
-    """Reject times of a wrong clock: no later update could get a later time.
+    """Reject times in the future: later updates could not get a later time.
 
     :raises InvalidSessionError: a time is more than a day ahead of the clock of this machine.
     """
@@ -164,7 +164,7 @@ def _written_at(file: IO[bytes]) -> datetime:
 def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator[Bundle | Result, None, None]:
     """Yield the sessions of an archive or of a file of the application.
 
-    A file of the application is recognized once it was read completely.
+    A file of the application is recognized once it has been read completely.
     """
     try:
         with disk_errors():

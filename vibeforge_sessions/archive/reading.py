@@ -45,7 +45,7 @@ def lines_of(file: Lines, longest: int) -> Iterator[bytes | None]:
 
     At most one byte more than `longest` of a line is kept in memory.
 
-    :raises ArchiveError: the file cannot be read, or the gzip is damaged or ends early.
+    :raises ArchiveError: the file cannot be read, or the gzip data are damaged or end early.
     """
     with disk_errors():
         while line := file.readline(longest + 1):
@@ -59,7 +59,7 @@ def lines_of(file: Lines, longest: int) -> Iterator[bytes | None]:
 
 
 def read_bundles(file: Lines, longest: int) -> Generator[Bundle | Result, None, None]:
-    """Yield each session of an archive once its closing line was checked, and the problems of the others.
+    """Yield each session of an archive once its closing line has been checked, and the problems of the other sessions.
 
     The caller closes the bundles. After a damaged line, the rest of its session is skipped without a report.
     """
@@ -91,7 +91,7 @@ class _Reader:
         self._skipping = False
         """Whether the following lines may belong to a rejected session."""
         self._export: int | None = None
-        """First line of the export whose last line was not read yet."""
+        """First line of the export whose last line has not been read yet."""
         self._sessions = self._problems = 0
         """Numbers of the sessions and of the problems in this export."""
 

@@ -47,7 +47,7 @@ class Result:
 
 
 OnSession: TypeAlias = Callable[[Result], object]
-"""Callback for each result. An exception of it ends the operation."""
+"""Callback for each result. If it raises, the operation ends."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -85,9 +85,11 @@ class Report:
 def transfer_each(
     session_ids: Iterable[str], transfer: Callable[[str], Result], *, stop_on_error: bool, on_session: OnSession | None
 ) -> Report:
-    """Transfer sessions, and return the report. After an error of a single session, the others follow.
+    """Transfer sessions, and return the report.
 
-    :param stop_on_error: raise this error instead.
+    After an error of a single session, the transfer continues with the other sessions.
+
+    :param stop_on_error: raise the error of a session instead.
     """
     report = Report()
     for session_id in session_ids:

@@ -55,7 +55,7 @@ class DamagedLineError(Exception):
 
 
 def canonical(record: Record) -> Record:
-    """Return a record in canonical form: without its write id, each document in its only encoding.
+    """Return a record in canonical form: without its write id, and with one encoding for equal documents.
 
     :raises InvalidSessionError: the record violates the rules for sessions.
     """
@@ -234,9 +234,9 @@ def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], dig
         raise DamagedLineError("is not the closing line of this session")
     for kind, count in zip((ERRORS, LOGS), counts, strict=True):
         if not data[kind] == expected[kind] == count:
-            raise DamagedLineError(f"has another number of {kind} than the header, or than the chunks contain")
+            raise DamagedLineError(f"does not have the number of {kind} that the header states and the chunks contain")
     if data["sha256"] != digest:
-        raise DamagedLineError("has another checksum than the session: the file was damaged, or changed by hand")
+        raise DamagedLineError("does not match the checksum of the session: the file was damaged, or changed by hand")
 
 
 def _error_from(entry: dict[str, Any], position: int) -> ErrorEntry:

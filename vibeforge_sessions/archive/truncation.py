@@ -1,7 +1,7 @@
 """Truncation recovery: removal of the incomplete end that an interrupted writer has left in an archive.
 
-The file is read once from its beginning. A file that is not an archive, or that is damaged in any other way than by a
-missing end, is rejected and stays unchanged.
+The file is read once from its beginning. A file that is not an archive, or that is damaged except for a missing end, is
+rejected and stays unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CLOSING_KINDS: Final = {"end", "archive_end"}
 _KINDS: Final = {"archive", "session", serialization.ERRORS, serialization.LOGS, *_CLOSING_KINDS}
 _READ_SIZE: Final = 64 * 1024
 _MEMBER_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
-"""First bytes of each gzip member of `compressing`: without a name and a time."""
+"""First bytes of each gzip member that `compressing` writes; they contain neither a name nor a time."""
 
 
 def is_gzip(file: io.FileIO) -> bool:

@@ -21,8 +21,8 @@ from vibeforge_sessions.repository.serialization import Record
 class ArchiveWriter:
     """Appends sessions to an archive, so that they can be deleted afterwards.
 
-    An added session is in the archive once `commit` has returned its record, and not before. By then it was written,
-    flushed to the disk, read back, and compared with the session that was read from the store:
+    An added session is in the archive once `commit` has returned its record, and not before. By then it has been
+    written, flushed to the disk, read back, and compared with the session that was read from the store:
 
         with ArchiveWriter(path) as archive:
             for record in batch:
@@ -71,11 +71,11 @@ class ArchiveWriter:
     def add(self, repository: SessionRepository[Any], record: Record) -> None:
         """Write one session with its histories, in the state of a record that `get_record` has returned.
 
-        If any other error than `ArchiveError` is raised, nothing of this session is in the archive, and the sessions
-        that were added before stay.
+        If an error other than `ArchiveError` is raised, the archive contains nothing of this session, and keeps the
+        sessions that were added before.
 
         :raises SessionNotFoundError: the session was deleted.
-        :raises StaleSessionError: the session was updated since the record was read.
+        :raises StaleSessionError: the session has been updated since the record was read.
         :raises CorruptSessionError: the session violates the rules for sessions, or its histories do not match its
             record.
         :raises InvalidSessionError: the session needs a line that is too long.
@@ -93,7 +93,7 @@ class ArchiveWriter:
             self._added.append(record)
 
     async def add_async(self, repository: AsyncSessionRepository[Any], record: Record) -> None:
-        """Do the same for an asynchronous repository. The file is written in a thread."""
+        """Do what `add` does, for an asynchronous repository. A thread writes the file."""
         await asyncio.to_thread(self.add, cast("SessionRepository[Any]", BlockingRepository(repository)), record)
 
     def commit(self) -> list[Record]:
@@ -164,5 +164,5 @@ class ArchiveWriter:
                 stored = hashlib.file_digest(file, "sha256")
         if stored.digest() != self._hash.digest():
             raise ArchiveError(
-                "the disk returned other data than was written: do not delete these sessions, and check the disk"
+                "the data on the disk differ from what was written: do not delete these sessions, and check the disk"
             )

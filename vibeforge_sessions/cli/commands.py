@@ -195,7 +195,7 @@ def stamp(
     schema: options.Schema = None,
     lock_timeout: options.LockTimeout = None,
 ) -> None:
-    """Record that the database is at a revision, without a migration: after a restore without the version table."""
+    """Record a revision without running a migration, for example after a restore without the version table."""
     with engine_on(url, schema=schema) as engine:
         migrate.stamp(engine, revision, lock_timeout=lock_timeout)
 

@@ -57,7 +57,7 @@ def entry_line(entry: Mapping[str, Any], *, full: bool) -> Text:
 
 
 def shorten(text: str, lines: int = 12, characters: int = 2_000) -> str:
-    """Return the beginning of a text, and the number of omitted characters."""
+    """Return the beginning of a string, and the number of omitted characters."""
     kept = "\n".join(text[:characters].split("\n")[:lines])
     left = len(text) - len(kept)
     return f"{kept}… ({left:,} characters more)" if left else text

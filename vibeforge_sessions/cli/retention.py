@@ -92,7 +92,7 @@ def release(url: Url, ids: SessionIds, schema: Schema = None, as_json: Json = Fa
 
 
 def _each(call: Callable[[str], None], ids: list[str], done: str, *, as_json: bool) -> None:
-    """Call a function with each id. After an unknown id, the others follow."""
+    """Call a function with each id. After an unknown id, continue with the other ids."""
     known: list[str] = []
     for session_id in ids:
         try:

@@ -19,7 +19,7 @@ from vibeforge_sessions.cli.terminal import safe
 from vibeforge_sessions.cli.times import clock
 
 _WIDTH_WITHOUT_TERMINAL: Final = 2_200
-"""Width without a terminal. It is so large that no text is folded, for tools such as `grep`."""
+"""Width without a terminal. It is so large that no line is wrapped, for tools such as `grep`."""
 _GAP: Final = 2
 _SPARK_STEPS: Final = " ▁▂▃▄▅▆▇█"
 _SPARK_STEPS_IN_ASCII: Final = " .:-=+*#"
@@ -38,9 +38,10 @@ def console() -> Console:
 
 
 def cell(value: object, style: str = "", *, lines: bool = False) -> Text:
-    """Return a stored value for rich: a number is aligned to the right, and markup in a text has no effect.
+    """Return a stored value for rich: a number is aligned to the right, and markup in a string has no effect.
 
-    :param lines: keep the line ends of a text, and indent its further lines: they could imitate other output.
+    :param lines: keep the line ends of a string, and indent all lines after the first, because they could imitate other
+        output.
     """
     if isinstance(value, int):
         return Text(f"{value:,}", style if value else "dim", justify="right")

@@ -75,9 +75,9 @@ def lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return a lifespan that opens the repository at the start of the application and closes it at the end.
 
-    An application with its own lifespan enters this one in it: ``async with lifespan()(app): yield``. The repository is
-    ``app.state.session_repository``. The arguments and errors are those of `open_async_repository`; an error prevents
-    the application from starting.
+    An application with its own lifespan enters this lifespan inside its own: ``async with lifespan()(app): yield``. The
+    repository is ``app.state.session_repository``. The arguments and errors are those of `open_async_repository`; an
+    error prevents the application from starting.
     """
 
     @asynccontextmanager
@@ -99,7 +99,7 @@ def lifespan(
 async def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[Any]:
     """Return the application's repository; a dependency for requests and WebSockets.
 
-    A test replaces it by ``app.dependency_overrides[get_repository]``.
+    A test replaces it with ``app.dependency_overrides[get_repository]``.
 
     :raises RuntimeError: the lifespan has not run.
     """
@@ -114,7 +114,7 @@ async def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[A
 Repository = Annotated[AsyncSessionRepository, Depends(get_repository)]
 """Type of a parameter that receives the application's repository.
 
-For an own session class: ``Annotated[AsyncSessionRepository[MySession], Depends(get_repository)]``.
+For a session class of your own: ``Annotated[AsyncSessionRepository[MySession], Depends(get_repository)]``.
 """
 
 

@@ -2,7 +2,8 @@
 
 A caller's value may be an instance of a subclass that overrides comparison, iteration or ``str``, and such a method may
 raise or return something else at each call. Values are normalized to exact built-in types once, before validation, so
-that the value that is stored is the value that was validated. Code that got a value from here compares its ``type``.
+that the value that is stored is the value that was validated. Code that uses a normalized value can rely on its
+``type``.
 """
 
 from __future__ import annotations

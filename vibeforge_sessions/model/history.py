@@ -49,7 +49,7 @@ class ErrorEntry(Mapping[str, str]):
     task_id: str
     """1 to 255 characters without control characters."""
     error_message: str
-    """Any length; NUL is replaced by ``␀`` and each surrogate by ``�``."""
+    """Any length; NUL is replaced with ``␀`` and each surrogate with ``�``."""
     phase: str
     """Phase in which the error occurred: a member of the session's phase enum, or the text of any other phase."""
     position: int | None = None
@@ -59,8 +59,8 @@ class ErrorEntry(Mapping[str, str]):
     def of(cls, value: object, phases: type[StrEnum] = SessionPhase) -> Self:
         """Return an entry with exact built-in values, made from an entry or from a dict with the four keys.
 
-        An entry is a diagnostic, so its texts are never rejected: characters that a database cannot store are replaced.
-        A missing time becomes the current time.
+        An entry is a diagnostic, so its strings are never rejected: characters that a database cannot store are
+        replaced. A missing time becomes the current time.
 
         :raises InvalidSessionError: `value` is not a mapping, has other keys, or has no message.
         """

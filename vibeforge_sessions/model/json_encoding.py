@@ -36,7 +36,7 @@ def normalize(value: object, path: str) -> Any:
 
 
 def check_count(value: object, path: str) -> None:
-    """Reject a value that contains too many values; at each level a container is read once, even if it is shared.
+    """Reject a value that contains too many values. A container that occurs several times at a level is read once.
 
     :raises InvalidSessionError: the value contains more than 10,000,000 values.
     """
@@ -66,7 +66,7 @@ def _normalize(given: object, path: tuple[object, ...]) -> Any:
         return [_normalize(item, (*path, index)) for index, item in enumerate(value)]
     for key in value:
         if type(exact(key)) is not str:
-            _reject(f"keys must be texts, not {type(key).__name__}", path)
+            _reject(f"keys must be strings, not {type(key).__name__}", path)
     texts = [_check_scalar(exact(key), path) for key in value]
     return {key: _normalize(item, (*path, key)) for key, item in zip(texts, value.values(), strict=True)}
 

@@ -23,14 +23,14 @@ class Content:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Baseline:
-    """Stored state that a session was read from or written as. Repositories set it, and compute changesets from it."""
+    """The stored state of a session at its last read or write. Repositories set it, and compute changesets from it."""
 
     version: int
     write_id: str
     created_at: datetime
     updated_at: datetime
     errors: tuple[ErrorEntry, ...] | None
-    """Stored entries at the start of ``error_history``; None if they were changed in the dict of `to_dict`."""
+    """Stored entries at the start of ``error_history``; None if they were changed in the dict from `to_dict`."""
     logs: tuple[str, ...] | None
     omitted_errors: int = 0
     omitted_logs: int = 0
@@ -43,6 +43,6 @@ class Baseline:
     log_position: int = 0
     """Position of the last stored line of ``logs``."""
     transaction: str | None = None
-    """Caller's transaction that wrote this state and may have been rolled back since; None if it is committed."""
+    """Caller's transaction that wrote this state and may since have been rolled back; None if it is committed."""
     earlier: tuple[Baseline, ...] = ()
     """States before each update by that transaction, newest first; a rollback restores one of them."""

@@ -27,7 +27,7 @@ else:
 __all__ = ["ErrorEntry", "Session", "SessionPhase"]
 
 STORED: Final = "stored"
-"""Key of the dict of `to_dict` that contains the baseline."""
+"""Key of the baseline in the dict that `to_dict` returns."""
 _UNKNOWN_TRANSACTION: Final = "unknown"
 """Name of the caller's transaction in a session made by `from_dict`."""
 
@@ -51,7 +51,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     created_at: fields.Time = Field(default_factory=fields.now)
     """Time of creation; timezone-aware, UTC."""
     updated_at: fields.Time = Field(default_factory=fields.now)
-    """Time of the last change; each write of a repository sets it, an append included."""
+    """Time of the last change; each write by a repository sets it, including appends."""
 
     current_question_index: fields.Counter = 0
     """Number of the current question of the questionnaire, from 0."""
@@ -108,7 +108,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         """Set the answer to a question, a JSON value, and update ``updated_at``."""
         name = exact(question_id)
         if type(name) is not str:
-            raise InvalidSessionError(f"keys must be texts, not {type(question_id).__name__}", "answers")
+            raise InvalidSessionError(f"keys must be strings, not {type(question_id).__name__}", "answers")
         validation.check_field(vars(self), "answers", dict)[name] = answer
         self._touch()
 
@@ -119,7 +119,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     def add_error(self, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         """Append an entry to the error history, update ``updated_at``, and return the entry.
 
-        Texts are never rejected: characters that a database cannot store are replaced by visible ones.
+        Strings are never rejected: characters that a database cannot store are replaced with visible ones.
 
         :param phase: the phase of the entry; the current phase by default.
         """
@@ -146,7 +146,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         self.updated_at = validation.monotonic_now(self.updated_at)
 
     def __eq__(self, other: object) -> bool:
-        # pydantic's own __eq__ also compares private attributes, and the baseline is no part of the value
+        # pydantic's own __eq__ also compares private attributes, and the baseline is not part of the value
         if not isinstance(other, Session):
             return NotImplemented
         return type(self) is type(other) and self.__dict__ == other.__dict__
@@ -157,8 +157,8 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         """Return the session as a dict of JSON values, for files and network messages; `from_dict` is the reverse.
 
         The dict of a stored session contains its baseline under the key ``stored``, so that the session can be updated
-        after `from_dict`. A field that was missing in the dict given to `from_dict` is missing here too, unless it was
-        assigned since.
+        after `from_dict`. A field that was missing in the dict given to `from_dict` is missing here too, unless it has
+        been assigned in the meantime.
 
         :raises InvalidSessionError: a value is not JSON, or a missing field was changed in place; the error names its
             path.
@@ -233,7 +233,7 @@ def missing_fields(session: Session) -> set[str]:
     for name in sorted(missing):
         if getattr(session, name) != baseline.missing[name]:
             raise InvalidSessionError(
-                "was missing in the dict that the session was created from, and was changed in place: assign the "
+                "was missing from the dict that the session was created from, and was changed in place: assign the "
                 "field, or read the session from the repository",
                 name,
             )
@@ -280,7 +280,7 @@ def _restore_baseline(session: Session, given: object) -> Baseline:
         raise TypeError("committed must be true or false")
     write_id = validation.check_session_id(stored["write_id"])
     if len(stored["positions"]) != counts["errors"]:
-        raise ValueError("a position for each stored entry")
+        raise ValueError("each stored entry must have a position")
     times = {name: validation.check_time(stored[name]) for name in ("created_at", "updated_at")}
     missing = type(session).model_fields.keys() - session.model_fields_set
     documents = missing - times.keys() - {"error_history", "logs"}

@@ -27,7 +27,7 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-_TYPE_NAMES: Final = {str: "a text", int: "an integer", list: "a list", dict: "a dict"}
+_TYPE_NAMES: Final = {str: "a string", int: "an integer", list: "a list", dict: "a dict"}
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def utc_now() -> datetime:
 
 
 def monotonic_now(previous: object) -> datetime:
-    """Return the current time, or `previous` plus a microsecond if the clock has not advanced since."""
+    """Return the current time, or `previous` plus a microsecond if the clock has not advanced beyond it."""
     now = utc_now()
     try:
         previous = check_time(previous)
@@ -88,7 +88,7 @@ def check_time(value: object, *, path: str | None = None) -> datetime:
 
 
 def check_datetime(value: object, path: str | None) -> datetime:
-    """Return a timezone-aware datetime in UTC; reject texts, unlike `check_time`."""
+    """Return a timezone-aware datetime in UTC; reject strings, unlike `check_time`."""
     if type(value) is datetime and value.tzinfo is UTC:
         return value
     if not issubclass(type(value), datetime):
@@ -151,7 +151,7 @@ def check_integer(
 
 
 def new_write_id() -> str:
-    """Return 128 random bits as text, the identity of a write; making a UUID of them takes three times as long."""
+    """Return a new write id: 128 random bits in hexadecimal. Making a UUID takes three times as long."""
     return os.urandom(16).hex()
 
 
@@ -162,7 +162,7 @@ def storable_text(value: object) -> str:
     """Return a diagnostic as text that every database can store: NUL becomes ``␀``, and each surrogate ``�``.
 
     The output of a compiler may contain NUL bytes and broken encodings, and recording a failure must not fail itself.
-    An object that is not a text, such as an exception, becomes its ``str``.
+    An object that is not a string, such as an exception, is converted by ``str``.
     """
     text = value if type(value) is str else _as_text(value)
     if text.isascii():
@@ -182,7 +182,7 @@ def storable_phase(value: object) -> str:
 
 
 def _as_text(value: object) -> str:
-    text = exact(value)  # of a string enum this is the value, whatever its __str__ returns
+    text = exact(value)  # for a string enum this is its value, whatever its __str__ returns
     if type(text) is str:
         return text
     if issubclass(type(value), bytes):
@@ -213,7 +213,7 @@ def encode_json(value: object, path: str) -> str:
         if _is_builtin(value):
             try:
                 text = _encoder.encode(value)
-                if "\\ud" not in text:  # else a surrogate, perhaps beside another
+                if "\\ud" not in text:  # otherwise it contains a surrogate
                     return text
             except ValueError:  # NaN or an infinity, whose path `normalize` finds
                 pass
@@ -242,7 +242,7 @@ def fingerprint(value: Any) -> bytes | None:
 
 
 def decode_json(text: str) -> Any:
-    """Return the value of a text written by `encode_json`.
+    """Return the value of a string written by `encode_json`.
 
     :raises ValueError: the text was not written by `encode_json`; deeply nested text may raise `RecursionError`.
     """

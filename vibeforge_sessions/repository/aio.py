@@ -202,7 +202,7 @@ class AsyncRepositoryAdapter(AsyncSessionRepository[S]):
 
 
 class BlockingRepository:
-    """The methods of an asynchronous repository, to be called in another thread than its event loop.
+    """The methods of an asynchronous repository, to be called outside the thread of its event loop.
 
     Create it in a coroutine: its calls run on the event loop of this coroutine.
     """

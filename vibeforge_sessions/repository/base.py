@@ -108,8 +108,8 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
 
         A session that was never stored (version 0) is created.
 
-        :raises StaleSessionError: another caller has stored the session since; nothing of this update was written.
-        :raises SessionNotFoundError: the session was deleted since; it is not created again.
+        :raises StaleSessionError: another caller has since stored the session; nothing of this update was written.
+        :raises SessionNotFoundError: the session has since been deleted; it is not created again.
         :raises SessionExistsError: the session was never stored, and a session with its id exists.
         :raises InvalidSessionError: the session contains an invalid value; a stored entry was changed or removed; or
             the session has a version but was read neither from a repository nor by `Session.from_dict`.
@@ -121,7 +121,7 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         """Delete the session and its histories; return whether a session was deleted.
 
         :param unchanged_since: a record returned by `get_record`. The session is then deleted only if neither it nor
-            its histories were written since, and if it is not held.
+            its histories have been written after that record, and if it is not held.
         """
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
@@ -169,9 +169,9 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     ) -> SessionPage:
         """Return one page of summaries, newest first by default.
 
-        The pages are stable keyset pagination. Ordered by creation time, each session that exists throughout is
-        returned exactly once. Ordered by update time, a session that is written meanwhile may be returned twice or not
-        at all.
+        The pages are stable keyset pagination. When ordered by creation time, each session that exists during the whole
+        listing is returned exactly once. When ordered by update time, a session that is written during the listing may
+        be returned twice or not at all.
 
         :param limit: the maximum number of items, 1 to 1000.
         :param cursor: ``next_cursor`` of the previous page, with the same filter and order.

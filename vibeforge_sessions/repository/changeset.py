@@ -95,11 +95,11 @@ def changeset_for_create(session: Session) -> Changeset:
     """
     if session.omitted_errors or session.omitted_logs:
         raise InvalidSessionError(
-            "was read without its older entries: read the session whole (recent=None) before it is created elsewhere",
+            "was read without its older entries: read the whole session (recent=None) to create it elsewhere",
             "error_history",
         )
     for name in sorted(missing_fields(session)):
-        raise InvalidSessionError("was missing in the dict that the session was created from: assign the field", name)
+        raise InvalidSessionError("was missing from the dict that the session was created from: assign the field", name)
     content, fingerprints = encode_content(session)
     return Changeset(
         session_id=session.session_id,
@@ -154,9 +154,9 @@ def needs_content(session: Session) -> bool:
 
 
 def check_current(session: Session, stored: Record) -> None:
-    """Reject an update of a session that was read from another state than the stored one.
+    """Reject an update of a session that was not read from the stored state.
 
-    :raises StaleSessionError: another caller has stored the session since, or this is another incarnation.
+    :raises StaleSessionError: another caller has since stored the session, or this is another incarnation.
     """
     if (stored.version, stored.write_id) != (session.version, baseline_of(session).write_id):
         raise StaleSessionError(session.session_id, session.version, stored.version)
@@ -190,7 +190,7 @@ def baseline_of(session: Session) -> Baseline:
 def mark_stored(session: Session, changeset: Changeset, stored: Record, *, transaction: str | None = None) -> None:
     """Set the stored version, update time, entry positions and baseline in the caller's session.
 
-    Its lists keep their entries. New entries get their positions, and their texts become the stored texts.
+    Its lists keep their entries. New entries get their positions, and their strings become the stored strings.
 
     :param transaction: the caller's transaction that stored the changeset and may still be rolled back.
     """
@@ -226,14 +226,14 @@ def mark_stored(session: Session, changeset: Changeset, stored: Record, *, trans
 
 
 def mark_uncommitted(session: S, transaction: str | None) -> S:
-    """Mark a session that was just read as written by the caller's open transaction; return the session."""
+    """Record in a session that the caller's open transaction has written it; return the session."""
     if transaction is not None:
         session._baseline = dataclasses.replace(baseline_of(session), transaction=transaction)  # noqa: SLF001 (set by repositories)
     return session
 
 
 def possible_states(session: Session) -> tuple[Baseline, ...]:
-    """Return the states of which one is stored, newest first, unless another writer has stored a later state."""
+    """Return the possible stored states, newest first. If none matches, another writer has stored the session."""
     baseline = baseline_of(session)
     return (baseline, *baseline.earlier)
 

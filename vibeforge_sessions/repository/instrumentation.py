@@ -118,7 +118,7 @@ def report_retry(reason: str) -> None:
 def warn(call: str, message: str) -> None:
     """Log a warning about a function that is not instrumented, with the same attributes as the other records.
 
-    :param message: a text without data of sessions.
+    :param message: a message without data of sessions.
     """
     _log(logging.WARNING, Call(call, None, outcome="ok"), message)
 

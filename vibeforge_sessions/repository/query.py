@@ -17,19 +17,19 @@ from vibeforge_sessions.model.builtin_types import exact
 from vibeforge_sessions.repository.arguments import check_datetime, check_limit
 
 SessionOrder = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
-"""Time that sessions are ordered by: ascending, or descending with a minus. Equal times are ordered by id likewise."""
+"""Time by which sessions are ordered; a minus means descending. Sessions with equal times are ordered by id."""
 
 MAX_PAGE: Final = 1000
 MAX_PHASES: Final = 1000
 _MAX_CURSOR: Final = 400
-"""Characters; cursors of this package have less than 200."""
+"""Characters; cursors of this package have fewer than 200."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFilter:
-    """Conditions on sessions. None is no condition; a session matches if it meets all conditions.
+    """Conditions on sessions. None means no condition; a session matches if it meets all conditions.
 
-    :raises InvalidArgumentError: a time is not an aware datetime, or `phases` is no collection of texts.
+    :raises InvalidArgumentError: a time is not an aware datetime, or `phases` is not a collection of strings.
     """
 
     phases: Collection[str] | None = None
@@ -115,7 +115,7 @@ class Query:
         return query if cursor is None else dataclasses.replace(query, after=query._read_cursor(cursor))
 
     def page(self, found: list[SessionSummary]) -> SessionPage:
-        """Return the page of the given summaries, which are one more than the limit if there is a next page."""
+        """Return a page of the summaries found. They are one more than the limit if there is a next page."""
         items = tuple(found[: self.limit])
         return SessionPage(items, self._cursor(items[-1]) if len(found) > self.limit else None)
 
@@ -127,7 +127,7 @@ class Query:
         given = exact(cursor)
         try:
             if type(given) is not str or len(given) > _MAX_CURSOR:
-                raise ValueError("none of ours")
+                raise ValueError("not a cursor of this package")
             text, digest = base64.b64decode(given, b"-_", validate=True).decode("ascii").rsplit("|", 1)
             signature, time, session_id = text.split("|")
             after = validation.check_time(time), validation.check_session_id(session_id)
@@ -137,7 +137,7 @@ class Query:
             raise InvalidArgumentError("must be the next_cursor of a page of find_sessions", "cursor") from None
         if signature != self._signature():
             raise InvalidArgumentError(
-                "belongs to another filter or order: use those of its page",
+                "belongs to a different filter or order: pass the filter and order of the page that returned it",
                 "cursor",
             )
         return after
@@ -160,7 +160,7 @@ def _check_phases(given: object) -> frozenset[str]:
     except Exception:  # noqa: BLE001 (a caller's collection may raise anything)
         raise InvalidArgumentError("must be a collection of phases", "phases") from None
     if any(type(phase) is not str for phase in phases):
-        raise InvalidArgumentError("must all be texts", "phases")
+        raise InvalidArgumentError("must all be strings", "phases")
     if len(phases) > MAX_PHASES:
         raise InvalidArgumentError(f"must be at most {MAX_PHASES} phases", "phases")
     return frozenset(phases)

@@ -106,7 +106,7 @@ def record_for_restore(record: object) -> Record:
 def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]:
     """Yield the validated entries of an error history to restore.
 
-    :raises InvalidSessionError: an entry is invalid or has another position, or the number of entries is not that of
+    :raises InvalidSessionError: an entry is invalid or has a wrong position, or the number of entries is not that of
         the record.
     """
     return _check_entries(errors, "error_history", record.error_count, _check_error)

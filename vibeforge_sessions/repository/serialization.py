@@ -86,8 +86,8 @@ def check_session_type(session_type: type[S]) -> type[S]:
 def encode_content(session: Session, stored: Baseline | None = None) -> tuple[Content, dict[str, bytes | None]]:
     """Return the encoded content of a session, and the fingerprints of its documents (see `validation.fingerprint`).
 
-    :param stored: the stored state; documents with the same fingerprints as there are not encoded again. A fingerprint
-        takes a tenth of the time of encoding. A session that was just read has none yet.
+    :param stored: the stored state; documents whose fingerprints are unchanged are not encoded again. A fingerprint
+        takes a tenth of the time of encoding. A session that has just been read has no fingerprints yet.
     :raises InvalidSessionError: a value is invalid; the error names its path.
     """
     phases, phase = phases_of(type(session)), session.phase
@@ -135,7 +135,7 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         }
         extension = validation.decode_json(content.documents["extension"] or "{}")
         if not isinstance(extension, dict):
-            raise TypeError("the extension is no JSON object")
+            raise TypeError("the extension is not a JSON object")
         session = session_type.model_validate(
             {
                 **{name: getattr(record, name) for name in ("session_id", "created_at", "updated_at", "version")},
@@ -169,7 +169,7 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
 
 
 def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the normalized texts of documents from another repository, as `encode_content` writes them.
+    """Return the normalized JSON of documents from another repository, as `encode_content` writes them.
 
     :raises InvalidSessionError: these are not the documents of a session, or a value is invalid.
     """
@@ -195,7 +195,7 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
 
 @functools.cache
 def _phase_texts(phases: type[StrEnum]) -> dict[StrEnum, str]:
-    """Return the texts of the phases of an enum, without those that no database can store."""
+    """Return the phases of an enum as strings, without those that no database can store."""
     return {phase: phase.value for phase in phases if validation.storable_phase(phase.value) == phase.value}
 
 

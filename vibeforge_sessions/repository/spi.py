@@ -9,7 +9,7 @@ test class. A call consists of these steps:
   (after `adopt_content`, if `needs_content` returns True). Invalid values are rejected here, so that all
   implementations reject the same values.
 - *Store* the changeset: `StoredSession` is a complete stored session with a method for each write. `check_replacing`
-  rejects a restore that would replace another session than the caller expects.
+  rejects a restore that would replace a session that the caller does not expect.
 - *Mark* the caller's session as stored: `mark_stored`.
 - *List* sessions, if the store itself cannot search: `select` and `summary_of`.
 

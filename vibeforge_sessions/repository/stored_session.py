@@ -52,7 +52,7 @@ class StoredSession:
     def check_unchanged(self, session: Session) -> None:
         """Reject an update of a session that was read from another state.
 
-        :raises StaleSessionError: another caller has stored the session since, or this is another incarnation.
+        :raises StaleSessionError: another caller has since stored the session, or this is another incarnation.
         """
         check_current(session, self.record)
 

@@ -27,7 +27,7 @@ __all__ = ["AsyncSQLAlchemySessionRepository", "open_async_database"]
 
 _DEFAULT: Final = RetryPolicy()
 _THREADS: Final = 5
-"""How many for an engine whose pool has no size."""
+"""Number of threads for an engine whose pool has no size."""
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
         )
         self._threads_of: Engine | None = bind if isinstance(bind, Engine) else None
         self._threads: dict[int, ThreadPoolExecutor] = {}
-        """By process: a fork copies no threads."""
+        """Keyed by process, because a fork copies no threads."""
         self._owned: AsyncEngine | Engine | None = None
 
     def __repr__(self) -> str:
@@ -116,8 +116,8 @@ def _sync(bind: object) -> Any:
 async def open_async_database(
     url: str, *, migrate: bool, session_type: type[S], schema: str | None = None, retry: RetryPolicy | None = None
 ) -> AsyncSQLAlchemySessionRepository[S]:
-    """Return a repository with an engine of its own, once the schema is found right (see `open_async_repository`)."""
-    check = migrations.upgrade if migrate else migrations.check  # upgraded is checked, too
+    """Return a repository with an engine of its own, after a check of the schema (see `open_async_repository`)."""
+    check = migrations.upgrade if migrate else migrations.check  # `upgrade` checks the schema as well
     engine = create_async_engine(url, schema=schema) if is_asynchronous(url) else create_engine(url, schema=schema)
     repository = AsyncSQLAlchemySessionRepository(engine, session_type=session_type, retry=retry or _DEFAULT)
     repository._owned = engine  # noqa: SLF001 (its maker)

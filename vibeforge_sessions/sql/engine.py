@@ -98,7 +98,8 @@ def engine_on(url: str | URL, *, schema: str | None = None) -> Iterator[Engine]:
 def parse_url(url: str | URL) -> URL:
     """Return the URL with its driver named.
 
-    :raises ConfigurationError: it is no URL, or of a database that is not supported; its password is not shown.
+    :raises ConfigurationError: the URL is malformed, or its database is not supported. The error does not show the
+        password.
     """
     try:
         given = url if issubclass(type(url), URL) else exact(url)
@@ -119,7 +120,7 @@ def parse_url(url: str | URL) -> URL:
         parsed = parsed.set(password=password if isinstance(password, str) else password[-1])
     if parsed.drivername not in _EXTRAS:
         raise ConfigurationError(
-            f"a database URL that begins with {parsed.drivername}:// is not supported; these are: "
+            f"a database URL that begins with {parsed.drivername}:// is not supported; supported URLs begin with:  "
             + ", ".join(
                 f"{name}://" + (f" (vibeforge-sessions[{extra}])" if extra else "") for name, extra in _EXTRAS.items()
             )

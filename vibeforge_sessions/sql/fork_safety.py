@@ -1,10 +1,10 @@
 """Fork safety: a child process opens its own connections, and neither uses nor closes those of its parent.
 
-Two processes that use one connection read each other's answers. On SQLite there is another danger: its locks belong to
-a process. In a child that has inherited an open file, SQLite relies on locks that the operating system does not know.
-Another process may then delete the write-ahead log to which the child writes. So a fork waits for the calls of this
-package on SQLite, and closes the idle connections. If a connection to a file is still open at the fork, the child
-cannot use that file.
+If two processes use one connection, each may read the server's responses to the other. On SQLite there is another
+danger: its locks belong to a process. In a child that has inherited an open file, SQLite relies on locks that the
+operating system does not know. Another process may then delete the write-ahead log to which the child writes. So a fork
+waits for the calls of this package on SQLite, and closes the idle connections. If a connection to a file is still open
+at the fork, the child cannot use that file.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def check_joined(connection: Connection) -> None:
         is_usable and connection.info.setdefault(_PROCESS_KEY, process) not in {process, None}
     ):
         raise StorageError(
-            f"this connection was opened by another process than {process}, which was forked while the connection was "
-            "open: open a new connection or orm.Session in this process, and call engine.dispose(close=False) first if "
+            f"this connection was opened by another process, and was open when process {process} was forked: "
+            "open a new connection or orm.Session in this process, and call engine.dispose(close=False) first if "
             "the engine has no repository"
         )
     if is_usable:
@@ -84,7 +84,7 @@ def check_file(info: dict[Any, Any]) -> None:
     if info.get(_FILE_KEY) in rejected_files:
         raise StorageError(
             f"process {os.getpid()} was forked while a connection to its SQLite file was in use, and SQLite cannot use "
-            "the file safely in such a process: end transactions before the fork, or start the process by spawn"
+            "the file safely in such a process: end transactions before the fork, or use the start method spawn"
         )
 
 
@@ -110,7 +110,7 @@ def wait_for_forks(call: object) -> None:
     while forks and list(_calls.values()).count(thread) == 1:
         del _calls[call]
         time.sleep(_POLL)
-        _calls[call] = thread  # before the next look at the forks: a fork that begins after it sees the call
+        _calls[call] = thread  # before the next check for forks, so that a fork that begins later sees the call
 
 
 def _wait_for_calls() -> None:

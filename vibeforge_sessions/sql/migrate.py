@@ -136,7 +136,7 @@ def downgrade(
 
 
 def stamp(bind: Engine | Connection, revision: str, *, lock_timeout: float | None = None) -> None:
-    """Record that the database is at `revision`, without a migration: after a restore without the version table.
+    """Record `revision` without running a migration, for example after a restore without the version table.
 
     :raises SchemaError: the revision is unknown, or another migration is running.
     :raises InvalidArgumentError: `revision` is malformed.
@@ -192,7 +192,7 @@ def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
     """Return the revisions that a downgrade would undo, in this order, with the losses of each.
 
     :param revision: an id, ``base``, or ``-1`` for one step back, ``-2`` for two, and so on.
-    :raises SchemaError: there is no such revision below the database's.
+    :raises SchemaError: the revision is unknown, or not older than the revision of the database.
     """
     at, chain = current(bind), history()
     known = [each.revision for each in chain]

@@ -235,16 +235,16 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             raise
         except (TypeError, ValueError):  # a column's type: a row was changed by hand
             # not chained: these errors show the stored value
-            raise CorruptSessionError(operation.about, "a value has another type than its column") from None
+            raise CorruptSessionError(operation.about, "a value has a different type from its column") from None
 
 
 def open_database(
     url: str, *, migrate: bool, session_type: type[S], schema: str | None = None, retry: RetryPolicy | None = None
 ) -> SQLAlchemySessionRepository[S]:
-    """Return a repository with an engine of its own, once the schema is found to be right (see `open_repository`)."""
+    """Return a repository with an engine of its own, after a check of the schema (see `open_repository`)."""
     engine = create_engine(url, schema=schema)
     try:
-        (migrations.upgrade if migrate else migrations.check)(engine)  # upgraded is checked, too
+        (migrations.upgrade if migrate else migrations.check)(engine)  # `upgrade` checks the schema as well
     except BaseException:
         engine.dispose()
         raise

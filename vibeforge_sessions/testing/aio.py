@@ -86,7 +86,7 @@ def event_loop() -> Iterator[Run]:
 
 
 class AsyncTests(RepositoryTests):
-    """Tests of concurrent tasks; they also implement the synchronous fixture by the asynchronous one."""
+    """Tests of concurrent tasks; they also implement the synchronous fixture with the asynchronous one."""
 
     @pytest.fixture
     def run(self) -> Iterator[Run]:
@@ -95,7 +95,7 @@ class AsyncTests(RepositoryTests):
 
     @pytest.fixture
     def new_async_repository(self) -> NewAsyncRepository:
-        raise NotImplementedError("a subclass of the asynchronous contract has a fixture new_async_repository")
+        raise NotImplementedError("a subclass of the asynchronous contract must define a fixture new_async_repository")
 
     @pytest.fixture
     def new_repository(self, new_async_repository: NewAsyncRepository, run: Run) -> Iterator[NewRepository]:

@@ -24,7 +24,7 @@ class RepositoryTests:
 
     @pytest.fixture
     def new_repository(self) -> NewRepository:
-        raise NotImplementedError("a subclass of the contract has a fixture new_repository")
+        raise NotImplementedError("a subclass of the contract must define a fixture new_repository")
 
     @pytest.fixture
     def repository(self, new_repository: NewRepository) -> SessionRepository:

@@ -267,7 +267,7 @@ class Tracker:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _TrackedSession:
-    """Attributes of a tracked session. They outlive the session, to which it has no reference."""
+    """Attributes of a tracked session. They outlive the session, because this object does not refer to it."""
 
     session_type: type[Session]
     fields: dict[str, Any]

@@ -36,9 +36,10 @@ def grants(url: str | URL, role: str | None = None, *, migrator: str | None = No
 
     No connection is opened.
 
-    :param role: the role of the service. On MariaDB it is a user, of any host unless it is ``user@host``. Its
-        privileges are granted on tables, so they are granted after the migrations.
-    :param migrator: the role that runs the migrations, if it is another one. Its privileges are granted before them.
+    :param role: the role of the service. On MariaDB it is a user, from any host unless it is given as ``user@host``.
+        Its privileges are granted on tables, so the tables must exist first.
+    :param migrator: the role that runs the migrations, if it differs from `role`. Grant its privileges before the first
+        migration.
     :raises ConfigurationError: the URL is not supported, or lacks the name of the database on MariaDB.
     """
     parsed = parse_url(url)

@@ -76,7 +76,7 @@ class ErrorCount:
 
 @dataclass(frozen=True, slots=True)
 class AgeCount:
-    """The sessions of an age, of at least `least` and less than `most`."""
+    """The sessions whose age is at least `least` and less than `most`."""
 
     least: timedelta
     most: timedelta | None
@@ -114,8 +114,8 @@ def count_errors(
 ) -> list[ErrorCount]:
     """Count the errors by hour or day, task and phase, ordered by time. Rare tasks are combined.
 
-    With `since`, only the histories of sessions that were updated since are read: an entry is never newer than the last
-    update of its session, unless a caller has set its timestamp. Without `since`, all errors are read.
+    With `since`, only the histories of sessions that were updated after that time are read: an entry is never newer
+    than the last update of its session, unless a caller has set its timestamp. Without `since`, all errors are read.
 
     :param top: number of pairs of a task and a phase with the most errors that are counted separately; 0 to 1000.
     :param timeout: seconds after which the database ends the statement.
@@ -181,8 +181,8 @@ def count_ages(
 def table_sizes(engine: Engine, *, timeout: float = 30.0) -> list[TableSize]:
     """Return the size on disk of each table of this package.
 
-    SQLite reads its whole file for that, if it was built with ``dbstat``. Otherwise, or if that exceeds `timeout`, the
-    result has one item for the whole file.
+    SQLite must read its whole file to find the sizes, and needs ``dbstat``. Without ``dbstat``, or if reading exceeds
+    `timeout`, the result has one item for the whole file.
 
     :raises StorageError: the database failed.
     """
@@ -220,7 +220,7 @@ def _query(engine: Engine, statement: Executable, timeout: float) -> Sequence[An
 
 @contextmanager
 def _limited(engine: Engine, timeout: float) -> Iterator[Connection]:
-    """Provide a transaction that reads, and whose statements the database ends after `timeout` seconds."""
+    """Provide a read transaction whose statements the database ends after `timeout` seconds."""
     if not 0 < timeout <= _MAX_TIMEOUT:
         raise InvalidArgumentError(f"must be a number of seconds, more than 0 and at most {_MAX_TIMEOUT:,}", "timeout")
     database = database_dialect_of(engine.dialect)

@@ -42,4 +42,6 @@ def database_dialect_named(name: str) -> DatabaseDialect:
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise ConfigurationError(f"{name} is not supported; these are: {', '.join(_BY_NAME)}") from None
+        raise ConfigurationError(
+            f"{name} is not supported; the supported databases are: {', '.join(_BY_NAME)}"
+        ) from None

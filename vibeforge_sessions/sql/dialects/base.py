@@ -20,7 +20,7 @@ from vibeforge_sessions.errors import ConfigurationError, InvalidSessionError, S
 PREPARED: Final = "vibeforge_sessions_prepared"
 """Execution option of an engine that `create_engine` of this package has made."""
 BEHIND_POOLER: Final = "vibeforge_sessions_pooler"
-"""Execution option of a prepared engine behind a pooler, through which no server session can be ended."""
+"""Execution option of a prepared engine behind a pooler. Through a pooler, no server session can be ended."""
 ISOLATION_LEVEL_CHANGED: Final = "vibeforge_sessions_level_changed"
 """Key in the `info` of a pooled connection whose isolation level may differ from the engine's."""
 
@@ -88,7 +88,7 @@ class DatabaseDialect(ABC):
 
     def __init__(self) -> None:
         self.server_settings: weakref.WeakKeyDictionary[Dialect, Any] = weakref.WeakKeyDictionary()
-        """What `check_server` has found, by the dialect of each engine."""
+        """Results of `check_server`, by the dialect of each engine."""
 
     @abstractmethod
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class DatabaseDialect(ABC):
     def check_server(self, connection: Connection) -> None:
         """Check the settings of the server, once for each engine, and keep them in `server_settings`.
 
-        :raises ConfigurationError: with these settings, the server would change texts. The error names the fix.
+        :raises ConfigurationError: with these settings, the server would change text. The error names the fix.
         """
         if self.settings_query and connection.dialect not in self.server_settings:
             is_joined = connection.in_transaction()
@@ -139,7 +139,7 @@ class DatabaseDialect(ABC):
                 connection.rollback()
 
     def check_settings(self, row: Sequence[Any], driver: Any) -> Any:  # noqa: B027 (not all need it)
-        """Check the result of `settings_query` on a driver connection; return what is kept of it."""
+        """Check the result of `settings_query` on a driver connection; return the part of it that is kept."""
 
     def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection was lost, and with it the answer to the last statement."""
@@ -198,13 +198,13 @@ class DatabaseDialect(ABC):
     def migration_settings(self, timeouts: MigrationTimeouts, *, of_session: bool) -> tuple[str, ...]:
         """Return the statements that set the time limits of a migration.
 
-        :param of_session: for its database session instead of its transaction.
+        :param of_session: set the limits for the database session instead of the transaction.
         """
         return ()
 
     @abstractmethod
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
-        """Hold the migration lock; inside the transaction of the connection, if there is one, which the caller ends.
+        """Hold the migration lock. If the connection is in a transaction, take the lock in it; the caller ends it.
 
         :raises SchemaError: another migration still has the lock after ``timeouts.migration`` seconds.
         """
@@ -281,7 +281,7 @@ def shut_down_socket(file_descriptor: int) -> None:
 
 
 def check_size(texts: Iterable[str], limit: int, setting: str, *, overhead: int = 0, escaped: str = "") -> int:
-    """Check that the texts of a statement are not too large; return an upper limit of their size in bytes.
+    """Check that the strings of a statement are not too large; return an upper limit of their size in bytes.
 
     :param overhead: upper limit of the bytes of a statement without its values.
     :param escaped: characters that the driver escapes with a second one.
@@ -289,7 +289,7 @@ def check_size(texts: Iterable[str], limit: int, setting: str, *, overhead: int 
     """
     texts = list(texts)
     size = 4 * sum(map(len, texts)) + overhead  # UTF-8 takes at most four bytes per character
-    if size > limit:  # encode only texts that may be too large: encoding takes longer than `len`
+    if size > limit:  # encode only strings that may be too large: encoding takes longer than `len`
         size = sum(len(text.encode()) + sum(map(text.count, escaped)) for text in texts) + overhead
         if size > limit:
             raise InvalidSessionError(
@@ -300,7 +300,7 @@ def check_size(texts: Iterable[str], limit: int, setting: str, *, overhead: int 
 
 
 def texts_of(row: Mapping[str, Any]) -> list[str]:
-    """Return the texts of a row."""
+    """Return the strings of a row."""
     return [value for value in row.values() if isinstance(value, str)]
 
 
@@ -314,7 +314,9 @@ def lock_error(timeout: float, holder: str) -> SchemaError:
 def connect_to_ready_host(
     hosts_of: Callable[[Mapping[str, Any]], Sequence[tuple[str, int]]],
 ) -> Callable[..., DBAPIConnection | None]:
-    """Return a `do_connect` listener that connects to the first host that is ready, beginning with the last such host.
+    """Return a `do_connect` listener that connects to the first host that is ready.
+
+    It begins with the host to which it connected last.
 
     :param hosts_of: returns the hosts and ports that the parameters of a connection name.
     """

@@ -62,7 +62,7 @@ _CHARACTER_SETS: Final = (
     "character_set_results",
     "collation_connection",
 )
-"""Variables of a connection that decide how the server converts texts."""
+"""Variables of a connection that decide how the server converts text."""
 _CHARACTER_SET: Final = "utf8mb4"
 
 
@@ -70,7 +70,7 @@ class MariaDBDialect(DatabaseDialect):
     """MariaDB under its default isolation level REPEATABLE READ: all reads of a session use one snapshot.
 
     A write first locks the row of the session and checks its version in the same statement. This statement reads the
-    latest committed row and not the snapshot of the transaction. No write reads before that.
+    latest committed row and not the snapshot of the transaction. A write reads nothing before this statement.
     """
 
     names = ("mysql", "mariadb")
@@ -130,7 +130,7 @@ class MariaDBDialect(DatabaseDialect):
         """Check the character sets of a connection; return the size limit of one statement in bytes."""
         packet, *values = row
         settings = dict(zip(_CHARACTER_SETS, values, strict=True))
-        if settings["character_set_results"] is None:  # no conversion: the server sends texts as they are stored
+        if settings["character_set_results"] is None:  # no conversion: the server sends text as it is stored
             del settings["character_set_results"]
         for name, value in settings.items():
             if str(value).partition("_")[0] != _CHARACTER_SET:
@@ -200,7 +200,7 @@ class MariaDBDialect(DatabaseDialect):
     def migration_settings(self, timeouts: MigrationTimeouts, *, of_session: bool) -> tuple[str, ...]:
         if not of_session:
             return ()
-        # by default the server waits a day for a table lock, and blocks every other access to the table meanwhile
+        # by default the server waits a day for a table lock, and blocks all other access to the table while it waits
         settings = [f"SET SESSION lock_wait_timeout = {max(0, round(timeouts.table))}"]
         if timeouts.statement is not None:
             settings.append(f"SET SESSION max_statement_time = {timeouts.statement:g}")
@@ -279,7 +279,7 @@ def _quoted(name: str) -> str:
 
 
 def _account(name: str) -> str:
-    """Return a quoted account: of any host unless the name has one, as in ``app@10.0.0.%``."""
+    """Return a quoted account: for any host unless the name contains one, as in ``app@10.0.0.%``."""
     user, _, host = name.rpartition("@") if "@" in name else (name, "", "%")
     return f"{_quoted(user)}@{_quoted(host)}"
 
@@ -287,7 +287,7 @@ def _account(name: str) -> str:
 @contextmanager
 def _named_lock(connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
     database = connection.execute(text("SELECT DATABASE()")).scalar_one()
-    # of the whole server, and of at most 64 characters
+    # lock names apply to the whole server and have at most 64 characters
     name = {"name": f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"}
     timeout = timeouts.migration
     if not connection.execute(text("SELECT GET_LOCK(:name, :timeout)"), {**name, "timeout": timeout}).scalar():
@@ -301,7 +301,7 @@ def _named_lock(connection: Connection, timeouts: MigrationTimeouts) -> Iterator
 
 def _character_set_error(problem: str) -> ConfigurationError:
     return ConfigurationError(
-        f"this engine's connections change texts before they are stored: {problem} and must be {_CHARACTER_SET}: "
+        f"this engine's connections change text before it is stored: {problem} and must be {_CHARACTER_SET}: "
         f"add ?charset={_CHARACTER_SET} to its URL, and let no connect event, init_command or init_connect of the "
-        f"server set another one (SET NAMES {_CHARACTER_SET} in the engine's connect event overrides the server)"
+        f"server set a different one (SET NAMES {_CHARACTER_SET} in the engine's connect event overrides the server)"
     )

@@ -38,7 +38,7 @@ from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES, schema_of
 _MIGRATION_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key is the same in every release
 _LARGEST_MESSAGE: Final = 2**30 - 2**16  # bytes of a statement with its parameters; a field is limited to 1 GiB, too
 _TRY_MIGRATION_LOCK: Final = f"SELECT pg_try_advisory_xact_lock({_MIGRATION_LOCK})"
-"""Without parameters: a statement that has some leaves a portal open.
+"""The statement has no parameters, because a statement with parameters leaves a portal open.
 
 CREATE INDEX CONCURRENTLY would wait for the snapshot of this portal.
 """
@@ -102,7 +102,7 @@ class PostgreSQLDialect(DatabaseDialect):
 
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         driver = url.get_driver_name()
-        if settings.pgbouncer:  # it shares server sessions between clients: prepare and set nothing
+        if settings.pgbouncer:  # PgBouncer shares server sessions between clients: prepare and set nothing
             of_asyncpg = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
             connect_args: dict[str, Any] = of_asyncpg if driver == "asyncpg" else {"prepare_threshold": None}
         elif driver == "asyncpg":
@@ -206,7 +206,7 @@ class PostgreSQLDialect(DatabaseDialect):
         yield
 
     def period_start(self, time: ColumnElement[Any], unit: str) -> ColumnElement[Any]:
-        return func.date_trunc(unit, func.timezone("UTC", time))  # a text would depend on the DateStyle
+        return func.date_trunc(unit, func.timezone("UTC", time))  # a string would depend on the DateStyle
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
         qualifier = "" if schema is None else f"{_quoted(schema)}."

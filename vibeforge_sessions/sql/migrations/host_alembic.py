@@ -5,7 +5,7 @@ In the ``env.py`` of the application:
     context.configure(connection=connection, target_metadata=metadata, include_name=host_alembic.include_name)
 
 With that, its ``--autogenerate`` does not drop the tables of this package. The migrations of this package run as usual,
-and keep their revision in their own version table. To run them by the application's Alembic instead, as a branch:
+and keep their revision in their own version table. To let the application's Alembic run them instead, as a branch:
 
     config.set_main_option("version_locations", host_alembic.version_locations("migrations/versions"))
 
@@ -26,7 +26,7 @@ __all__ = ["include_name", "include_object", "version_locations"]
 
 
 def include_name(name: str | None, kind: str, _parents: Any = None) -> bool:
-    """Return whether Alembic compares a name of the database: True for all but the tables of this package.
+    """Return whether Alembic compares a name in the database: True unless it is a table of this package.
 
     For ``context.configure(include_name=…)``. A function of your own can call this one.
     """
@@ -34,7 +34,7 @@ def include_name(name: str | None, kind: str, _parents: Any = None) -> bool:
 
 
 def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001 (Alembic calls it)
-    """Return the same for an object, for ``context.configure(include_object=…)``."""
+    """Return what `include_name` returns, for ``context.configure(include_object=…)``."""
     return include_name(name, kind)
 
 

@@ -187,7 +187,7 @@ class _Inspection:
         return tuple(
             f"{each} is missing"
             for name, model in sorted(metadata.tables.items())
-            if model is not compatibility  # only migrations and the check of older code use it
+            if model is not compatibility  # only migrations and the compatibility check of older code use it
             for each in (
                 (f"{name}.{column}" for column in sorted(model.columns.keys()) if column not in columns_of[name])
                 if name in columns_of
@@ -214,7 +214,8 @@ class _Inspection:
             heads = [each for each in found if name == VERSION_TABLE or str(each).startswith(PREFIX)]
             if len(heads) > 1:
                 raise SchemaError(
-                    f"{name} contains several revisions: {', '.join(sorted(heads))}: keep the one of the schema",
+                    f"{name} contains several revisions: {', '.join(sorted(heads))}: keep only the revision of the "
+                    "current schema",
                     "foreign",
                 )
             if heads:

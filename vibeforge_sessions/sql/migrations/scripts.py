@@ -23,7 +23,7 @@ from vibeforge_sessions.sql.engine import parse_url
 __all__ = ["PREFIX", "Revision", "history", "render", "script_folder"]
 
 PREFIX: Final = "vibeforge_"
-"""Prefix of the revision ids. It distinguishes them from those of an application whose Alembic runs them, too."""
+"""Prefix of the revision ids. It distinguishes them from the revisions of an application that uses the same Alembic."""
 
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_@]{0,99}([+-][0-9]{1,9})?|[+-][0-9]{1,9}")
 
@@ -39,7 +39,7 @@ class Revision:
     """The previous revision."""
     summary: str
     locks: Locks
-    """For each database: the existing tables that are locked meanwhile, and the lock in the terms of the database."""
+    """For each database: the existing tables that the migration locks, and the lock in the terms of the database."""
     rewrites: tuple[str, ...]
     """Tables that are rewritten, which takes time and disk space."""
     online: tuple[str, ...]
@@ -121,7 +121,7 @@ def run(
 
 
 def check_revision(revision: str) -> str:
-    """Return a revision after a check of its form. For other texts, Alembic raises errors of many kinds.
+    """Return a revision if its form is valid. For other strings, Alembic raises errors of many kinds.
 
     :raises InvalidArgumentError: it does not have the form of a revision.
     """

@@ -46,7 +46,7 @@ def _single_statement(history: History) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AppendEntry(WriteOperation[Sequence[Any]]):
-    """Count one more entry of a history and insert it there; return its position, and the phase of an error.
+    """Add an entry to a history and to its count; return its position, and the phase of an error.
 
     The count locks the session's row until the end of the transaction, so positions are gapless and in the order of
     commits.
@@ -56,7 +56,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
 
     history: History
     row: dict[str, Any]
-    """The entry without its position. A phase of None stands for the session's."""
+    """The entry without its position. A phase of None stands for the session's current phase."""
     time: datetime
     """The time of the call."""
     needs_transaction: bool = False

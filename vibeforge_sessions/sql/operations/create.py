@@ -36,7 +36,7 @@ insert_documents: Final[Insert] = insert(documents)
 
 @functools.cache
 def _single_statement(*, with_errors: bool, with_logs: bool) -> Select[Any]:
-    """Return the insert of a session, its documents and the histories that it brings along."""
+    """Return the insert of a session with its documents and its initial histories."""
     row = (
         insert(sessions)
         .values({column.name: parameter(SESSION, column) for column in sessions.columns})
@@ -50,7 +50,7 @@ def _single_statement(*, with_errors: bool, with_logs: bool) -> Select[Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CreateSession(WriteOperation[Record]):
-    """Insert a session and the histories that it brings along.
+    """Insert a session with its initial histories.
 
     :raises SessionExistsError: the id is taken.
     """

@@ -53,7 +53,7 @@ _select_counters_now: Final = select_counters.with_for_update(read=True)
 
 @functools.lru_cache(maxsize=128)
 def _select_page(history: History, limit: int, filters: frozenset[str], *, now: bool) -> Select[Any]:
-    """Return the listing of a history; unless `now`, the last column is the count of the same moment.
+    """Return the statement that lists a history. Unless `now`, its last column is the count at the same moment.
 
     One statement distinguishes an unknown session (no row) from an empty slice (one row of NULLs). The slice is cut
     before it is joined: a database that joins first sorts all entries after it. The join has no order of its own.

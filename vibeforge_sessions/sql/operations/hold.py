@@ -22,13 +22,13 @@ _release: Final[Update] = update(sessions).where(this_session).values(held_at=nu
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HoldSession(WriteOperation[None]):
-    """Hold a session since a time, unless it is held; or release it.
+    """Hold a session from a given time on, unless it is already held; or release it.
 
     :raises SessionNotFoundError: there is no session of this id.
     """
 
     needs_transaction = True
-    """A hold that arrived late would undo a release since."""
+    """A hold that the server executed late would undo a later release."""
 
     session_id: str
     since: datetime | None
@@ -43,5 +43,5 @@ class HoldSession(WriteOperation[None]):
         executor.wrote(self.session_id)
 
     def resolve(self, executor: Executor, *, may_still_arrive: bool) -> None:
-        self.execute(executor)  # repeating it changes nothing, and so may have nothing to write
+        self.execute(executor)  # a repetition changes nothing, so it may write nothing
         make_durable(executor, validation.new_write_id(), None)

@@ -3,10 +3,10 @@
 A resolution is a transaction of its own and begins with a lock on the session's row: a COMMIT that is still on its way,
 or waits for its standby, holds that lock, and a plain read would miss it. While the lock is held no other transaction
 can do the write. What is found is not yet durable: it may wait for its standby, and MariaDB shows a commit before its
-log is on the disk. So the resolution writes something itself, and its COMMIT waits for all that was before.
+log is on the disk. So the resolution writes something itself, and its COMMIT waits for all earlier commits.
 
 Incarnations of a session are distinguished by ``created_at``: a session that was deleted and created again with the
-time of the old one is taken for the same.
+time of the old one is taken for the same incarnation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vibeforge_sessions.sql.transactions.operation import ResolutionConflict
 
 
 class LockedRow(NamedTuple):
-    """State in a session's row that this transaction has locked or deleted."""
+    """State of a session, from its row. This transaction has locked or deleted the row."""
 
     version: int
     write_id: str
@@ -72,7 +72,7 @@ def last_positions(executor: Executor, write: Changeset) -> dict[History, int]:
 
 
 def make_durable(executor: Executor, session_id: str, row: LockedRow | None) -> datetime:
-    """Write something, so that the COMMIT waits for all that was before; return the session's ``updated_at`` then.
+    """Write something, so that the COMMIT waits for all earlier commits; return the resulting ``updated_at``.
 
     :param row: the session's row; None to insert and delete one of this id.
     :raises ResolutionConflict: another transaction has created the session.

@@ -19,7 +19,7 @@ from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import Operation
 
 _MAX_UNION: Final = 20
-"""Phases for which a page is a union. There are nine, and those that later versions may bring."""
+"""Maximum number of phases for which a page is a union. Today there are nine; later versions may add some."""
 _CONDITIONS: Final[dict[str, ColumnElement[bool]]] = {
     "created_from": sessions.c.created_at >= bindparam("created_from"),
     "created_before": sessions.c.created_at < bindparam("created_before"),
@@ -44,7 +44,7 @@ class ListSessions(Operation[list[str]]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FindSessions(Operation[list[SessionSummary]]):
-    """Read the summaries of a page, and of one session more."""
+    """Read the summaries of a page and the summary of the session after it."""
 
     query: Query
 
@@ -79,7 +79,7 @@ def _kind_of(asked: SessionFilter) -> tuple[_Kind, dict[str, Any]]:
     conditions = tuple(times) if asked.has_errors is None else (*times, _HAS_ERRORS[asked.has_errors])
     if asked.phases is None:
         return _Kind(None, conditions), parameters
-    # a text that no database can store is no stored phase either
+    # a string that no database can store is not a stored phase
     phases = sorted(phase for phase in asked.phases if validation.storable_phase(phase) == phase)
     parameters |= {f"phase_{index}": phase for index, phase in enumerate(phases)}
     return _Kind(len(phases), conditions), parameters
@@ -118,7 +118,8 @@ def _select_page(
     conditions = _conditions(kind)
     source: FromClause = sessions
     if kind.phases and 1 < kind.phases <= _MAX_UNION and column == "created_at":
-        # an index has the sessions of one phase in order, and not those of several: so a page of each, and of these one
+        # an index lists the sessions of one phase in order, but not those of several: read a page of each, and merge
+        # them
         others = _conditions(_Kind(None, kind.conditions))
         of_each = [
             page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *others)).subquery()

@@ -1,6 +1,6 @@
 """Reading a session: its record, and the last entries of its histories.
 
-If the database executes writes as single statements, reads see one moment without a transaction, too.
+If the database executes writes as single statements, reads see a single moment even without a transaction.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vibeforge_sessions.sql.transactions.executor import Executor, Rows
 from vibeforge_sessions.sql.transactions.operation import Operation
 
 _ATTEMPTS: Final = 100
-"""How often a session is read that other writers change between the two statements of one read."""
+"""Maximum number of reads while other writers change the session between the two statements of a read."""
 
 _select_session: Final[Select[Any]] = (
     select(sessions, *(documents.c[name] for name in DOCUMENTS))
@@ -70,7 +70,7 @@ _select_histories: Final = union_all(
         sessions.c.session_id == bindparam(ID)
     ),
 )
-"""Slices of both histories, in no order, and the version and write id that the session has at the same moment."""
+"""Unordered slices of both histories, and the version and write id of the session at the same moment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class GetRecord(Operation[Record | None]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FindState(Operation[int | None]):
-    """Read which of a session's possible states is the stored one; return its index.
+    """Find out which of a session's possible states is stored; return its index.
 
     None: a later write of the same transaction is stored, so the session is stale like any other.
 
@@ -143,7 +143,7 @@ class FindState(Operation[int | None]):
         raise StaleSessionError(self.session_id, version, row[0])
 
     def _has_entries_of(self, executor: Executor, state: Baseline) -> bool:
-        """Return whether the last entries of a state are stored; then those before them are, too."""
+        """Return whether the last entries of a state are stored. If so, all earlier entries are stored as well."""
         statements = select_slices_now if executor.reads_now(self.session_id) else select_slices
         entries: dict[History, tuple[Any, ...]] = {}
         if state.errors:
@@ -185,10 +185,10 @@ def _histories(executor: Executor, record: Record, slices: Sequence[tuple[int, i
 def _histories_in_one(
     executor: Executor, record: Record, slices: Sequence[tuple[int, int]]
 ) -> tuple[Rows, Rows] | None:
-    """Read both slices in one statement; None if the session is not the record's any more.
+    """Read both slices in one statement; None if the session no longer matches the record.
 
-    Entries never change, so the slices are those of the record's moment, unless the session was deleted and created
-    again since. That changes its write id; an update does so as well, and then the session is read again, too.
+    Entries never change, so the slices match the record, unless the session was deleted and created again in between.
+    That changes its write id. An update changes it too; the session is then read again as well.
     """
     if all(after == until for after, until in slices):
         return (), ()
@@ -200,7 +200,7 @@ def _histories_in_one(
         return None
     ends = list(itertools.accumulate(map(columns[0].count, (_OF_ERROR, _OF_LOG))))
     places = [*range(slices[0][0] + 1, slices[0][1] + 1), *range(slices[1][0] + 1, slices[1][1] + 1)]
-    if list(columns[1][: ends[1]]) != places:  # no order was requested, and a plan may give another
+    if list(columns[1][: ends[1]]) != places:  # the statement has no ORDER BY, so any order is possible
         columns = list(zip(*sorted(zip(*columns, strict=True), key=_BY_PLACE), strict=True))
     _, positions, _, _, texts, _ = columns
     if list(zip(positions[ends[1] :], texts[ends[1] :], strict=True)) != [(record.version, record.write_id)]:

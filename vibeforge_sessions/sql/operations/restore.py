@@ -1,4 +1,4 @@
-"""Storing a session as it was elsewhere, with its versions, times and histories."""
+"""Storing a session of another repository unchanged, with its version, times and histories."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _BATCH: Final = 1_000
 """Entries of a history that are sent at once."""
 _ENTRIES_PER_SECOND: Final = 1_000
 _LONGEST_EXTRA: Final = 86_400.0
-"""Seconds that a history may take at the most, whatever length its record states."""
+"""Maximum seconds that a history may take, whatever length its record states."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RestoreRecord(WriteOperation[None]):
-    """Insert a session whole, in the place of another one if that is to be replaced.
+    """Insert a complete session; if a stored session is to be replaced, delete it first.
 
     :raises SessionExistsError: the id is taken, and nothing is to be replaced.
     :raises SessionNotFoundError: the session to be replaced was deleted.

@@ -46,11 +46,11 @@ UNTIL: Final = "until_position"
 this_session: Final = sessions.c.session_id == bindparam(ID)
 now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type)
 later_updated_at: Final = case((sessions.c.updated_at < now, now), else_=sessions.c.updated_at)
-"""The greater of the stored time and the given one: it never goes back."""
+"""The greater of the stored time and the given one: it never decreases."""
 
 insert_session: Final[Insert] = insert(sessions)
 counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
-"""What updates and appends return of the session's row."""
+"""Columns of the session's row that updates and appends return."""
 select_counters: Final[Select[Any]] = select(*counters).where(this_session)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(this_session)
 select_version_now: Final[Select[Any]] = select_version.with_for_update(read=True)
@@ -81,9 +81,9 @@ class History(NamedTuple):
     counter: str
     """The column of the session's row that counts its entries."""
     text: str
-    """The column whose texts are of any length."""
+    """The column whose strings may have any length."""
     count_one: Update
-    """Counts one entry more; its position is the count afterwards."""
+    """Increases the count by one. The new count is the position of the new entry."""
     insert: Insert
     last_of_write: Select[Any]
     """The last entry of a write: its position, and its phase if the history has phases."""
@@ -117,7 +117,7 @@ def session_row(record: Record) -> dict[str, Any]:
 
 
 def error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) -> Iterator[dict[str, Any]]:
-    """Give the rows of error entries, which have their positions."""
+    """Yield the rows of error entries that have their positions."""
     for entry in entries:
         yield {
             "session_id": session_id,
@@ -131,7 +131,7 @@ def error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) ->
 
 
 def log_rows(session_id: str, lines: Iterable[str], first: int, write_id: str) -> Iterator[dict[str, Any]]:
-    """Give the rows of log lines, whose positions begin with `first`."""
+    """Yield the rows of log lines. The first line has the position `first`."""
     for position, line in enumerate(lines, first):
         yield {"session_id": session_id, "position": position, "message": line, "write_id": write_id}
 
@@ -158,7 +158,7 @@ def duplicate_raises(executor: Executor, error: Exception) -> Iterator[None]:
 
 
 def store_rows(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:
-    """Execute a statement for rows with texts of any length, in batches that the database accepts.
+    """Execute a statement for rows with strings of any length, in batches that the database accepts.
 
     :returns: the number of rows that it matched.
     """

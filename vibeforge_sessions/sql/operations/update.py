@@ -64,7 +64,7 @@ def _update_documents(names: tuple[str, ...]) -> Update:
 
 @functools.cache
 def _single_statement(names: tuple[str, ...], *, with_errors: bool, with_logs: bool) -> Any:
-    """Return the guarded update of the session's row and of these documents, with new entries; it returns counters."""
+    """Return the guarded update of a session, these documents and new entries; the statement returns the counters."""
     guarded = _update_session
     if names:  # a session without documents is corrupt, and stays as it is
         guarded = guarded.where(exists().where(documents.c.session_id == bindparam(ID)))

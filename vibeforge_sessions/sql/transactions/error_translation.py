@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, St
 from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, SessionRepositoryError, StorageError
 from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, failure_code
 
-LOST: Final = "; the transaction was rolled back by the server: roll back, and do all of it again"
+LOST: Final = "; the transaction was rolled back by the server: roll back, and repeat the whole transaction"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
 """The errors that connecting may raise."""
 _DAMAGED: Final = "; the database is damaged: stop writing, and restore a backup"
@@ -48,7 +48,9 @@ def translated(doing: str) -> Iterator[None]:
 def failure_of(
     error: BaseException, doing: str, *, unknown: bool = False, lost: bool = False
 ) -> SessionRepositoryError:
-    """Return this package's error for one of SQLAlchemy or a driver, with its cause if that shows no data.
+    """Return this package's error for an error of SQLAlchemy or a driver.
+
+    The original error becomes its cause, unless it shows data.
 
     :param doing: the step that failed: "reach", "use" or "commit".
     :param unknown: the write may have been committed.
@@ -57,10 +59,10 @@ def failure_of(
     """
     text = f"could not {doing} the database: "
     if isinstance(error, DBAPIError) and str(error.orig).startswith("Could not decode to UTF-8"):  # SQLite's driver
-        raise ValueError("a text is no text") from None
+        raise ValueError("a stored string is not valid UTF-8") from None
     if isinstance(error, OSError):  # asyncpg's; it shows an address
         return StorageError(text + type(error).__name__)
-    if not isinstance(error, SQLAlchemyError):  # a driver's own, for options that it does not know
+    if not isinstance(error, SQLAlchemyError):  # the driver itself raised it, for options that it does not know
         return ConfigurationError(
             f"{text}the driver raised {type(error).__name__}: check the options in the URL and in connect_args"
         )
@@ -79,13 +81,13 @@ def failure_of(
 
 
 def _hide_values(error: SQLAlchemyError) -> None:
-    """Remove values from an error before it is chained: with the caller's engine, too, it ends up in logs."""
+    """Remove values from an error before it is chained, because logs show it. A caller's engine may not hide them."""
     if not isinstance(error, StatementError):
         return
     error.hide_parameters = True
     _keep_first_lines(error)
     raised: Any = error.orig
-    while raised is not None:  # asyncpg's own error is the cause of what SQLAlchemy takes for the driver's
+    while raised is not None:  # the cause of `error.orig` can be asyncpg's own error
         _keep_first_lines(raised)
         if hasattr(raised, "detail"):
             raised.detail = None

@@ -70,7 +70,7 @@ class Executor:
     database: DatabaseDialect
     dialect: Dialect
     joined: bool
-    """Whether the transaction is the caller's, who may have chosen a level at which two reads see two moments."""
+    """Whether the transaction is the caller's. Its isolation level may let two reads see different states."""
     writes: JoinedWrites
     """The sessions that a joined transaction has written; not set in other transactions."""
 
@@ -92,7 +92,7 @@ class Executor:
 
     @property
     def server_session(self) -> Any:
-        """The argument of `DatabaseDialect.end_server_session`, which a lost connection cannot return."""
+        """The argument of `DatabaseDialect.end_server_session`, kept because it cannot be read after a loss."""
         info = self.connection.info
         if _SESSION not in info:
             info[_SESSION] = self.database.server_session(self.driver)
@@ -143,14 +143,14 @@ class Executor:
         """Roll back what is not committed, and return the connection to the pool as it was."""
         try:
             self.connection.close()
-        except BaseException as error:  # lost at the ROLLBACK: the error before matters
+        except BaseException as error:  # the connection was lost at the ROLLBACK; the earlier error matters more
             self.give_up()
             self.connection.close()
             if not isinstance(error, Exception):
                 raise
 
     def columns(self, statement: Executable, parameters: Parameters) -> Rows:
-        """Execute a statement; return its rows by column, nothing for no rows. Long histories are built so."""
+        """Execute a statement; return its columns, or an empty list if there are no rows. Used for long histories."""
         return list(zip(*self.connection.execute(statement, parameters).all(), strict=True))
 
     def rows(self, statement: Executable, parameters: Parameters) -> Rows:
@@ -158,7 +158,7 @@ class Executor:
         return list(zip(*self.columns(statement, parameters), strict=True))
 
     def row(self, statement: Executable, parameters: Parameters) -> Sequence[Any] | None:
-        """Execute a statement that returns one row at the most."""
+        """Execute a statement that returns at most one row."""
         return next(zip(*self.columns(statement, parameters), strict=True), None)
 
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
@@ -166,7 +166,7 @@ class Executor:
         return self.connection.execute(statement, parameters if len(parameters) > 1 else parameters[0]).rowcount
 
     def failed(self, error: BaseException) -> BaseException:
-        """Return what a method has raised as SQLAlchemy would raise it; discard the connection if it is lost."""
+        """Return an error of a method as SQLAlchemy's error; discard the connection if it is lost."""
         return error
 
     def is_duplicate(self, error: BaseException) -> bool:
@@ -184,7 +184,7 @@ class Executor:
             self.writes.deleted[session_id] = deleted
 
     def has_deleted(self, session_id: str) -> bool:
-        """Return whether the joined transaction has deleted a session, and not written it since."""
+        """Return whether the joined transaction has deleted a session and has not written it again."""
         return self.joined and self.writes.deleted.get(session_id, False)
 
     def transaction_of(self, session_id: str) -> str | None:
@@ -210,7 +210,7 @@ class PrecompiledStatement:
         self._pick = _picker(names) if compiled.positional else None
         binds = {name: compiled.binds[name] for name in names}
         if untyped := [name for name, bind in binds.items() if isinstance(bind.type, NullType)]:
-            raise AssertionError(f"the driver alone would convert parameters without a type: {', '.join(untyped)}")
+            raise AssertionError(f"the driver would convert parameters that have no type: {', '.join(untyped)}")
         self._constants = {name: bind.value for name, bind in binds.items() if not bind.required}
         into = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in binds.items()}
         self._in: list[tuple[str, Processor]] = [(name, each) for name, each in into.items() if each is not None]
@@ -226,7 +226,7 @@ class PrecompiledStatement:
         return values if self._pick is None else self._pick(values)
 
     def columns(self, rows: Rows) -> list[Sequence[Any]]:
-        """Return rows by column, in Python's types; nothing for no rows."""
+        """Return the columns of rows, in Python's types; an empty list if there are no rows."""
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
         if columns:
             for index, process in self._out:
@@ -237,7 +237,7 @@ class PrecompiledStatement:
 def _picker(names: Sequence[str]) -> Callable[[Parameters], tuple[Any, ...]]:
     if len(names) > 1:
         return operator.itemgetter(*names)
-    return lambda values: tuple(values[name] for name in names)  # of a single name, itemgetter makes no tuple
+    return lambda values: tuple(values[name] for name in names)  # with a single name, itemgetter returns no tuple
 
 
 class PrecompiledStatements(dict[Executable, PrecompiledStatement]):

@@ -110,7 +110,7 @@ def _queue(host: Connection | orm.Session, until: ExitStack) -> None:
 
     Interleaved, one call's savepoint would be released or rolled back within another's.
 
-    :param until: the call's turn ends with it.
+    :param until: the next call starts when this stack is closed.
     """
     if in_greenlet():
         turn = _queues.setdefault(host, asyncio.Lock())

@@ -1,4 +1,4 @@
-"""The interface by which the transaction runners know an operation."""
+"""Interface of operations, as the transaction runners use it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Operation(ABC, Generic[T_co]):
 
     is_write: ClassVar[bool] = False
     needs_transaction: bool = False
-    """Whether it is a transaction even if each write is a single statement.
+    """Whether it needs a transaction even if each write is a single statement.
 
     See `DatabaseDialect.supports_writable_ctes`.
     """
@@ -38,11 +38,11 @@ class Operation(ABC, Generic[T_co]):
 
     @abstractmethod
     def execute(self, executor: Executor) -> T_co:
-        """Execute the statements, wholly."""
+        """Execute all statements."""
 
 
 class WriteOperation(Operation[T_co]):
-    """An operation that writes: if the COMMIT was not answered, the runner has it find out the outcome."""
+    """An operation that writes: if the COMMIT was not answered, the runner calls `resolve`."""
 
     __slots__ = ()
 

@@ -68,13 +68,13 @@ class _AttemptFailed(Exception):  # noqa: N818 (private)
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Call(Generic[T]):
-    """An operation, how far its current attempt has come, and what earlier attempts have left behind."""
+    """An operation with the stage of its current attempt and the results of earlier attempts."""
 
     operation: Operation[T]
     in_doubt: SessionRepositoryError | None = None
     """The error of the first attempt after which the write may have been committed."""
     lost_sessions: list[tuple[Any, bool]] = dataclasses.field(default_factory=list)
-    """Of lost connections: the argument of `DatabaseDialect.end_server_session`, and `commits_itself`."""
+    """For each lost connection: the argument of `DatabaseDialect.end_server_session`, and `commits_itself`."""
     may_still_arrive: bool = False
     """Whether the server may still execute a statement that commits itself."""
     stage: str = "reach"
@@ -103,7 +103,7 @@ class OwnedTransactions:
         return self.bind.dialect.name
 
     def transaction_of(self, session_id: str) -> None:
-        """Return None: what was written is committed."""
+        """Return None, because every write is already committed."""
 
     def run(self, operation: Operation[T]) -> T:
         """Execute the operation, wholly or not at all.
@@ -174,18 +174,18 @@ class OwnedTransactions:
                 try:
                     if executor is not None:
                         executor.close()
-                finally:  # also if closing was interrupted
+                finally:  # even if closing was interrupted
                     if limit is not None:
                         limit.is_over = True  # at once: the connection may soon have another user
                     if self._calls is not None:
                         self._calls.pop(call, None)
 
     def _connect(self, call: _Call[Any], statements: PrecompiledStatements | None) -> Executor:
-        """Take a connection of the pool, for precompiled statements if nothing would miss the engine's events.
+        """Take a connection from the pool, and choose precompiled statements if no code depends on the engine's events.
 
-        Nothing does if the engine was made by `create_engine`, has no event listeners, does not log its statements and
-        has no execution options that precompiled statements do not follow. The first call on a server takes the
-        ordinary path, which reads the server's settings.
+        That is so if the engine was made by `create_engine`, has no event listeners, does not log its statements, and
+        has only execution options that precompiled statements follow. The first call on a server takes the ordinary
+        path, which reads the server's settings.
 
         :param statements: the precompiled statements of the engine; None to execute through SQLAlchemy in any case.
         :raises SQLAlchemyError: the database cannot be reached.
@@ -213,7 +213,7 @@ class OwnedTransactions:
     def _raise_failure(
         self, call: _Call[Any], executor: Executor | None, raised: BaseException, *, is_late: bool
     ) -> None:
-        """Raise what an attempt's error means, if it is the database's."""
+        """Translate and raise the error of an attempt, if it is an error of the database."""
         error = raised if executor is None else executor.failed(raised)
         if executor is not None and call.stage == "commit":
             executor.rollback()

@@ -40,8 +40,8 @@ ExecutorT = TypeVar("ExecutorT", bound=Executor)
 class Limit:
     """A context manager that ends an attempt after a number of seconds, by closing its socket.
 
-    A driver that is only cancelled may wait for the server again. This class alone sets no limit: an embedded database
-    always answers.
+    Cancelling alone is not enough, because a driver may then wait for the server again. This base class sets no limit;
+    it is used for embedded databases, which always answer.
     """
 
     __slots__ = ("__weakref__", "_database", "connection", "expired", "is_over", "until")
@@ -126,7 +126,7 @@ class _OnTheLoop(Limit):
         return self.expired
 
     def _close(self, error: BaseException | None) -> bool:
-        """Return whether the limit has cancelled the task, and not another task; only asyncio knows."""
+        """Return whether this limit, and not another task, has cancelled the task. Only asyncio knows this."""
         self._timer.cancel()
         is_open, self._is_open = self._is_open, False
         try:
@@ -151,12 +151,12 @@ class _InThreads(Limit):
         _watchdog.remove(self)
 
     def connecting(self, connect: Callable[..., ExecutorT], *arguments: Any) -> ExecutorT:
-        context = contextvars.copy_context()  # its variables end with it, however the attempt ends
+        context = contextvars.copy_context()  # the variables set in it disappear with it, however the attempt ends
         context.run(_current.set, self)
         try:
             return context.run(super().connecting, connect, *arguments)
         except BaseException:
-            self.connection = _no_connection  # it may have been opened, and has not come into the pool
+            self.connection = _no_connection  # it may have been opened without reaching the pool
             raise
 
 
@@ -195,7 +195,7 @@ class _Watchdog:
                     return
 
     def check(self) -> None:
-        """Expire limits, and forget those of interrupted attempts, which were not removed."""
+        """Expire limits that are over. Forget limits that interrupted attempts did not remove."""
         now = time.monotonic()
         for limit in self._limits:
             if limit.until <= now:
@@ -239,7 +239,7 @@ def _no_connection() -> None:
 
 
 def _call_later(seconds: float, method: Callable[[], None]) -> asyncio.TimerHandle:
-    """Schedule a limit's method on the event loop; it is not called if the limit was collected by then."""
+    """Schedule a limit's method on the event loop; it is not called if the limit has been garbage-collected."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:
