@@ -100,7 +100,7 @@ ASYNCHRONOUS = {"sqlite": None, "postgresql": "postgresql+asyncpg", "mariadb": "
     scope="module",
     params=cases(
         [*DATABASES, *(f"{name}, asynchronous" for name in ASYNCHRONOUS)],
-        ("memory", "sqlite", "postgresql, asynchronous"),
+        ("memory",),
     ),
 )
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:

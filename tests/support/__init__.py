@@ -12,4 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 def cases(values: Iterable[Any], quick: Container[Any]) -> list[Any]:
     """Return parameters of a test; values that are not in `quick` are marked as exhaustive (`make test-all`)."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+    return [value if value in quick else _exhaustive(value) for value in values]
+
+
+def _exhaustive(value: Any) -> Any:
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.exhaustive)
