@@ -104,3 +104,13 @@ def test_fast_tests_exist() -> None:
     for node in block.replace("\\", "").split():
         path, _, name = node.partition("::")
         assert not name or re.search(rf"^class {name}\b", (ROOT / path).read_text("utf-8"), re.MULTILINE), node
+
+
+def test_ci_runs_each_exhaustive_test_in_turn() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    groups = re.findall(r"tests/\S+", script.split("groups=(")[1].split("\n)")[0].replace('"', " "))
+    marked = re.compile(r"mark\.(exhaustive|cluster|variant)|\bcases\(|params=ALL_DRIVERS")
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if marked.search(path.read_text("utf-8")) and path != Path(__file__):
+            assert any(name == group or name.startswith(f"{group}/") for group in groups), name
