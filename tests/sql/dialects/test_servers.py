@@ -122,7 +122,7 @@ def test_async_mariadb_engine_sets_utc_strict_mode_and_utf8mb4(mariadb: Storage,
     ],
 )
 def test_driver_of_other_kind_is_rejected_with_function_to_use(url: str, make: type, hint: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"use {hint}") as caught:
+    with pytest.raises(ConfigurationError, match=f"pass the URL to {hint}") as caught:
         make(url)
     assert "s3cret" not in str(caught.value)
 
