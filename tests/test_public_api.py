@@ -67,9 +67,9 @@ def test_lazy_tables_hold_the_names_of_all() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_ALL)
-def test_all_is_sorted_and_there(name: str) -> None:
+def test_all_lists_existing_names_once(name: str) -> None:
     module = importlib.import_module(name)
-    assert list(module.__all__) == sorted(set(module.__all__))
+    assert len(module.__all__) == len(set(module.__all__))
     for public in module.__all__:
         assert not public.startswith("_")
         assert hasattr(module, public)
