@@ -41,7 +41,7 @@ NO_SERVERS := -k 'not postgresql and not mariadb'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-all test-fast faults bench docs lint types wheel-test constraints clean
+.PHONY: help demo serve test test-all coverage test-fast faults bench docs lint types wheel-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test: $(STAMP) ## run the tests of a user's machine
 
 test-all: $(STAMP) ## run all tests: also clusters, soak, scale, all drivers, values and fault points
 	@$(BIN)/python -m pytest $(DISTRIBUTED) $(ARGS)
+
+coverage: $(STAMP) ## run the same tests, and report the coverage of the package (at least 95 %)
+	@$(BIN)/python -m pytest $(DISTRIBUTED) $(USUAL) --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
 
 test-fast: $(STAMP) ## run unit tests and the contract in memory and on SQLite, without database servers
 	@$(BIN)/python -m pytest $(FAST_TESTS) $(NO_SERVERS) -n $(WORKERS) --dist worksteal $(ARGS)
