@@ -228,7 +228,7 @@ def test_copy_transfers_only_sessions_that_match_the_filter(new_repository: NewR
 
 def test_copy_rejects_invalid_arguments() -> None:
     repository = InMemorySessionRepository()
-    with pytest.raises(InvalidArgumentError, match="another repository"):
+    with pytest.raises(InvalidArgumentError, match="same repository"):
         copy_sessions(repository, repository)
     with pytest.raises(InvalidArgumentError, match="on_conflict"):
         copy_sessions(repository, InMemorySessionRepository(), on_conflict="rename")  # type: ignore[arg-type]
