@@ -262,7 +262,6 @@ def test_migrations_run_from_python(installed: Installed) -> None:
     tables = installed.evaluate("""
 import json
 from sqlalchemy import inspect
-from tests.support import ROOT
 from vibeforge_sessions.sql import create_engine, migrate
 
 engine = create_engine("sqlite:///sessions.db")
