@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,6 +282,28 @@ def test_unwritable_file_raises_archive_error(tmp_path: Path) -> None:
         with pytest.raises(ArchiveError, match="cannot be read or written"):
             export_sessions(repository, path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_hard_links", [True, False], ids=["hard links", "no hard links"])
+def test_file_that_appears_during_an_export_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_hard_links: bool
+) -> None:
+    repository: SessionRepository = InMemorySessionRepository()
+    repository.create_session()
+    path = tmp_path / "sessions.jsonl"
+    if not has_hard_links:
+        monkeypatch.setattr(os, "link", reject_link)
+    with pytest.raises(ArchiveError, match="exists already"):
+        export_sessions(repository, path, on_session=lambda _: path.write_text("of another process"))
+    assert path.read_text() == "of another process"
+    assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    assert export_sessions(repository, path).exported == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def reject_link(*_arguments: object, **_options: object) -> None:
+    raise PermissionError(errno.EPERM, "no hard links")
 
 
 def test_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:

@@ -75,19 +75,33 @@ def _export(repository: SessionRepository[Any], file: IO[bytes], longest: int, s
 @contextmanager
 def _new_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
     """Provide a file that gets its name once it is complete."""
-    _check_target(path, overwrite=overwrite)
+    if path.exists() and not overwrite:
+        raise _exists_error()
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False) as part:
         try:
             yield part
             part.flush()
             os.fsync(part.fileno())
-            _check_target(path, overwrite=overwrite)
-            Path(part.name).replace(path)
+            if overwrite:
+                Path(part.name).replace(path)
+            else:
+                _rename_to_new(Path(part.name), path)
             sync_folder(path.parent)
         finally:
             Path(part.name).unlink(missing_ok=True)
 
 
-def _check_target(path: Path, *, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise ArchiveError("a file of this name exists already: choose another name, or allow overwriting")
+def _rename_to_new(part: Path, path: Path) -> None:
+    """Give a file a name that no other file has. Unlike a rename, a hard link never replaces a file."""
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        raise _exists_error() from None
+    except OSError:  # this file system has no hard links
+        if path.exists():
+            raise _exists_error() from None
+        part.replace(path)
+
+
+def _exists_error() -> ArchiveError:
+    return ArchiveError("a file of this name exists already: choose another name, or allow overwriting")
