@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from alembic.script import Script
 from sqlalchemy import Engine
 
 from tests.support.migrations import (
-    FILES,
     HEAD,
-    MEMORY,
     OTHER_APPLICATION,
     OTHER_TYPE,
     chain,
@@ -30,19 +27,6 @@ from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.migrations.schema_status import comparison
 from vibeforge_sessions.sql.tables import VERSION_TABLE
-
-
-@pytest.fixture(params=[*FILES, MEMORY])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "application.db") as engine:
-        yield engine
-
-
-@pytest.fixture(params=FILES)
-def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "application.db") as engine:
-        yield engine
-
 
 # ---------------------------------------------------------------------------------------------------------------- chain
 

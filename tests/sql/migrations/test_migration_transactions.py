@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from tests.support.migrations import (
-    FILES,
     HEAD,
     MEMORY,
     OTHER_APPLICATION,
@@ -24,18 +23,6 @@ from tests.support.migrations import (
 from vibeforge_sessions import SchemaError, StorageError
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
-
-
-@pytest.fixture(params=[*FILES, MEMORY])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "application.db") as engine:
-        yield engine
-
-
-@pytest.fixture(params=FILES)
-def file_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "application.db") as engine:
-        yield engine
 
 
 def test_migration_with_engine_is_committed(engine: Engine) -> None:

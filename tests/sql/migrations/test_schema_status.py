@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Engine
 from tests.support.migrations import (
     FILES,
     HEAD,
-    MEMORY,
     OTHER_APPLICATION,
     committed,
     fill,
@@ -40,12 +39,6 @@ REJECTED = {
     "drifted, with all tables missing": ("upgrade and back", STAMP),
 }
 """For each rejected state: the preceding migration, and the SQL that produces the state."""
-
-
-@pytest.fixture(params=[*FILES, MEMORY])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with opened(request.param, tmp_path / "application.db") as engine:
-        yield engine
 
 
 @pytest.fixture(params=REJECTED)
