@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from tests.support import cases
 from tests.support.databases import SQL_DATABASES, Storage
 from tests.support.servers.process import connected
 from vibeforge_sessions import SQLAlchemySessionRepository
@@ -91,7 +92,7 @@ def test_each_test_has_its_own_sqlite_file(project: Project, workers: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in SQL_DATABASES if name in SHOW_DATABASES])
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", cases(["0", "2"], ["2"]))
 def test_each_test_has_its_own_database_on_a_server(
     request: pytest.FixtureRequest, project: Project, name: str, workers: str
 ) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from tests.support import cli_runner as running
 from tests.support.cli_runner import URL, Done
 from tests.support.migrations import HEAD, chain
+from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of
 from tests.support.servers import AvailableServer
 from vibeforge_sessions import SQLAlchemySessionRepository
@@ -40,13 +41,11 @@ main()
 WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from vibeforge_sessions.cli import main; main()"
 
 
-def run(
-    folder: Path, *arguments: str, url: str | None = None, program: tuple[str, ...] = ("-m", "vibeforge_sessions")
-) -> Done:
+def run(folder: Path, *arguments: str, url: str | None = None, program: tuple[str, ...] = ()) -> Done:
     """Run a command in a new process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     done = subprocess.run(
-        [sys.executable, *program, *arguments],
+        [*(program or (*preloaded_python(), "-m", "vibeforge_sessions")), *arguments],
         cwd=folder,
         env={**environment, "COLUMNS": "200", **({URL: url} if url else {})},
         input="",
@@ -170,9 +169,11 @@ def test_plan_lists_pending_migrations(db: Db) -> None:
 def test_sql_option_needs_neither_driver_nor_connection(kind: str, tmp_path: Path) -> None:
     url = "sqlite:///no.db" if kind == "sqlite" else f"{kind}://user:s3cret@no.such.host.invalid/db"
     options = ("--sql", "--lock-timeout", "2") + (() if kind == "sqlite" else ("--statement-timeout", "30"))
-    up = run(tmp_path, "db", "upgrade", *options, url=url, program=("-c", WITHOUT_DRIVERS))
-    down = run(tmp_path, "db", "downgrade", "base", *options, url=url, program=("-c", WITHOUT_DRIVERS))
-    partial = run(tmp_path, "db", "upgrade", "--sql", "--since", FIRST, url=url, program=("-c", WITHOUT_DRIVERS))
+    up = run(tmp_path, "db", "upgrade", *options, url=url, program=(sys.executable, "-c", WITHOUT_DRIVERS))
+    down = run(tmp_path, "db", "downgrade", "base", *options, url=url, program=(sys.executable, "-c", WITHOUT_DRIVERS))
+    partial = run(
+        tmp_path, "db", "upgrade", "--sql", "--since", FIRST, url=url, program=(sys.executable, "-c", WITHOUT_DRIVERS)
+    )
     for each in (up, down, partial):
         assert (each.code, each.errors) == (0, "")
         assert "s3cret" not in each.out
@@ -208,7 +209,7 @@ def test_wait_ends_after_migration_by_another_process(db: Db, url: str) -> None:
     late = db("wait", "--timeout", "0")
     assert (late.code, late.out) == (3, "")
     environment = {**os.environ, URL: url}
-    command = [sys.executable, "-m", "vibeforge_sessions", "db", "wait", "--timeout", "100"]
+    command = [*preloaded_python(), "-m", "vibeforge_sessions", "db", "wait", "--timeout", "100"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiting:
         assert db("upgrade").code == 0
         output, _ = waiting.communicate()
@@ -321,7 +322,7 @@ def test_every_command_is_tested() -> None:
 
 
 def test_command_without_typer_names_missing_extra(tmp_path: Path) -> None:
-    done = run(tmp_path, "db", "status", program=("-c", WITHOUT_TYPER))
+    done = run(tmp_path, "db", "status", program=(sys.executable, "-c", WITHOUT_TYPER))
     assert (done.code, done.out) == (1, "")
     assert "vibeforge-sessions[cli]" in done.errors
     assert "Traceback" not in done.errors
@@ -334,9 +335,17 @@ def test_command_without_url_names_environment_variable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3cret", "memory://", "oracle://u:s3cret@h/d", "postgresql://u:s3cret@127.0.0.1:PORT/d"]
+    ("url", "command"),
+    [
+        ("s3cret", "status"),
+        ("memory://", "upgrade"),
+        ("oracle://u:s3cret@h/d", "check"),
+        *(
+            ("postgresql://u:s3cret@127.0.0.1:PORT/d", command)
+            for command in ("status", "upgrade", "check", "plan", "verify-data")
+        ),
+    ],
 )
-@pytest.mark.parametrize("command", ["status", "upgrade", "check", "plan", "verify-data"])
 def test_failure_is_one_line_without_password(url: str, command: str, tmp_path: Path) -> None:
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
@@ -349,5 +358,5 @@ def test_failure_is_one_line_without_password(url: str, command: str, tmp_path: 
 
 def test_path_command_prints_configuration_for_alembic(tmp_path: Path) -> None:
     ini = run(tmp_path, "db", "path").out.strip()
-    done = run(tmp_path, "-c", ini, "heads", program=("-m", "alembic"))
+    done = run(tmp_path, "-c", ini, "heads", program=(*preloaded_python(), "-m", "alembic"))
     assert done.out.strip() == f"{HEAD} (vibeforge_sessions) (head)"

@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.support import ROOT
 from tests.support.cli_runner import URL, Done, run
 from tests.support.databases import SQL_DATABASES, Storage
 from tests.support.documentation import blocks
+from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of
 from tests.support.retention import DAY, ids_of, imported, put, put_many
 from vibeforge_sessions import SessionPhase, SQLAlchemySessionRepository, open_repository
@@ -104,7 +104,7 @@ def test_prune_failures_have_exit_codes(
 def test_interrupted_prune_reports_its_progress(url: str, repository: SQLAlchemySessionRepository) -> None:
     ids = put_many(repository, 3)
     repository.hold_session(ids[0])  # a batch without a deletion is not followed by a pause
-    command = [sys.executable, "-m", "vibeforge_sessions", "sessions", "prune", *RULE, "--yes"]
+    command = [*preloaded_python(), "-m", "vibeforge_sessions", "sessions", "prune", *RULE, "--yes"]
     command += ["--batch-size", "1", "--pause", "100000"]
     with subprocess.Popen(
         command, env={**os.environ, URL: url}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import URL, make_url
 
 from tests.support.faults.shown import records_of
+from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of
 from tests.support.servers import AvailableServer
 from vibeforge_sessions import (
@@ -302,7 +303,7 @@ def run(folder: Path, url: str, *command: str) -> str:
     """Return the exit code and the output of a process that fails with the URL in its environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     result = subprocess.run(
-        [sys.executable, *command],
+        [*(preloaded_python() if command[0] == "-m" else (sys.executable,)), *command],
         cwd=folder,
         env={**kept, URL_VARIABLE: url, "COLUMNS": "200"},
         capture_output=True,

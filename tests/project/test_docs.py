@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sqlalchemy import URL, make_url
 from tests.data.make import sessions
 from tests.support import ROOT
 from tests.support.documentation import blocks
+from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of, upgrade
 from tests.support.servers import AvailableServer, find_bindir
 from tests.support.servers.process import connected
@@ -50,7 +52,13 @@ def filled(url: URL) -> URL:
 
 def shell(script: str, folder: Path, url: URL, *programs: Path, **environment: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), *map(str, programs), os.environ["PATH"]])
+    for name, module in (("vibeforge-sessions", "vibeforge_sessions"), ("alembic", "alembic")):
+        program = folder.parent / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(preloaded_python())} -m {module} "$@"\n')
+        program.chmod(0o755)
+    folders = [folder.parent / "bin", Path(sys.executable).parent, *programs]
+    path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,

@@ -16,6 +16,7 @@ import pytest
 
 from examples.service.forge import QUESTIONS, TASKS, ForgeSession
 from examples.service.load import address_of, check, drive, listening, serving
+from tests.support import cases
 from tests.support.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import SessionPhase, StaleSessionError, open_repository
 from vibeforge_sessions.sql import create_engine
@@ -23,7 +24,7 @@ from vibeforge_sessions.sql import create_engine
 TIMEOUT_SECONDS = 60
 
 
-@pytest.fixture(params=SQL_DATABASES)
+@pytest.fixture(params=cases(SQL_DATABASES, ("postgresql",)))
 def url(request: pytest.FixtureRequest) -> str:
     storage: Storage = request.getfixturevalue(request.param)
     assert storage.new_url is not None

@@ -16,6 +16,7 @@ import pytest
 from examples.file_repository import FileSessionRepository
 from tests.support import ROOT
 from tests.support.databases import fast_folder
+from tests.support.preloaded import preloaded_python
 from vibeforge_sessions import CorruptSessionError, Session, SessionRepository, StorageError
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 from vibeforge_sessions.testing.base import full_session
@@ -47,7 +48,7 @@ for number in range(40):
 def test_concurrent_processes_append_without_loss(tmp_path: Path) -> None:
     repository = FileSessionRepository(tmp_path)
     repository.create_session(session_id="s")
-    command = [sys.executable, "-c", APPEND, str(tmp_path)]
+    command = [*preloaded_python(), "-c", APPEND, str(tmp_path)]
     processes = [subprocess.Popen([*command, name], cwd=ROOT) for name in "abc"]
     assert [process.wait() for process in processes] == [0, 0, 0]
     lines = [line.split("] ")[1] for line in repository.list_logs("s", limit=1000)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
-import sys
 
 import pytest
 
+from tests.support import cases
 from tests.support.databases import SQL_DATABASES, Storage
+from tests.support.preloaded import preloaded_python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -22,6 +24,7 @@ SCENARIOS = [
     "migrating",
     "asynchronous_in_threads",
 ]
+ON_A_SERVER = ("our_engine", "callers_engine", "joined", "migrating")
 ASYNC_DRIVERS = [
     ("postgresql", "postgresql+psycopg"),
     ("postgresql", "postgresql+asyncpg"),
@@ -32,7 +35,7 @@ ASYNC_DRIVERS = [
 
 def run(scenario: str, url: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.forking", scenario, url],
+        [*preloaded_python(), "-m", "tests.support.forking", scenario, url],
         check=False,
         capture_output=True,
         text=True,
@@ -52,8 +55,17 @@ def test_concurrent_children_store_all_their_entries(name: str, request: pytest.
     run("four_children", url_of(request.getfixturevalue(name)))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("name", SQL_DATABASES)
+@pytest.mark.parametrize(
+    ("name", "scenario"),
+    cases(
+        itertools.product(SQL_DATABASES, SCENARIOS),
+        [
+            *(("sqlite", scenario) for scenario in SCENARIOS),
+            *(("postgresql", s) for s in ON_A_SERVER),
+            ("mariadb", "joined"),
+        ],
+    ),
+)
 def test_child_opens_its_own_connections(name: str, scenario: str, request: pytest.FixtureRequest) -> None:
     if scenario == "joined_with_callers_engine" and name == "sqlite":
         pytest.skip("SQLite's driver begins no transaction that a repository can join")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tests.support.preloaded import preloaded_python
 
 
 @contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Provide the process of a module, ``started("tests.support.worker", …)``; it is killed at the end of the block."""
     with subprocess.Popen(
-        [sys.executable, "-m", *arguments],
+        [*preloaded_python(), "-m", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -27,6 +27,7 @@ from tests.support.migrations import (
     run_script,
     without,
 )
+from tests.support.preloaded import preloaded_python
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 
@@ -45,13 +46,14 @@ main(sys.argv[1:], prog="alembic")
 
 
 def alembic(
-    folder: Path, *arguments: str | Path, url: str | None = None, program: tuple[str, ...] = ("-m", "alembic")
+    folder: Path, *arguments: str | Path, url: str | None = None, program: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIBEFORGE_SESSIONS_")}
     if url is not None:
         environment[VARIABLE] = url
+    command = program or (*preloaded_python(), "-m", "alembic")
     return subprocess.run(
-        [sys.executable, *program, *(("-c", INI) if folder != INI.parent else ()), *arguments],
+        [*command, *(("-c", INI) if folder != INI.parent else ()), *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -282,7 +284,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("dialect", EXPECTED)
 def test_sql_for_server_is_printed_without_driver_or_connection(dialect: str, tmp_path: Path) -> None:
-    program = ("-c", WITHOUT_DRIVERS)
+    program = (sys.executable, "-c", WITHOUT_DRIVERS)
     url = f"{dialect}://user:s3cret@no.such.host.invalid/db"
     up = alembic(tmp_path, "upgrade", "head", "--sql", url=url, program=program)
     down = alembic(tmp_path, "downgrade", "head:base", "--sql", url=url, program=program)
@@ -312,7 +314,7 @@ def test_sql_for_server_is_printed_without_driver_or_connection(dialect: str, tm
     ids=["URL without tables", "malformed boolean"],
 )
 def test_error_for_invalid_setting_has_no_traceback(tmp_path: Path, settings: dict[str, str], message: str) -> None:
-    command = [sys.executable, "-m", "alembic", "-c", str(INI), "upgrade", "head"]
+    command = [*preloaded_python(), "-m", "alembic", "-c", str(INI), "upgrade", "head"]
     process = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False
     )

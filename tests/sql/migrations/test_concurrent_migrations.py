@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.migrations import FILES, HEAD, MEMORY, committed, fill, opened
+from tests.support.preloaded import preloaded_python
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
@@ -74,7 +74,7 @@ def running(program: str, *arguments: str, count: int = 1) -> Iterator[list[subp
         processes = [
             stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-c", program, *arguments],
+                    [*preloaded_python(), "-c", program, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ import sqlalchemy
 from sqlalchemy import URL, Engine, text
 
 from tests.support.migrations import HEAD, chain
+from tests.support.preloaded import preloaded_python
 from tests.support.repositories import ReusedDatabases, text_of
 from tests.support.servers import AvailableServer, DatabaseFactory
 from vibeforge_sessions import (
@@ -99,7 +99,7 @@ def tables_of(url: str, schema: str) -> set[str]:
 
 def run(*command: str, folder: Path, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *command],
+        [*preloaded_python(), "-m", *command],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from tests.support import cases
 from tests.support.migrations import HEAD, chain
 from tests.support.older_code import OlderClient, older_code
 from tests.support.repositories import text_of
@@ -112,7 +113,7 @@ def test_older_code_uses_newer_schema_if_compatible(engine: Engine, url: str, ol
         "DROP TABLE vibeforge_sessions_compatibility",
     ],
 )
-@pytest.mark.parametrize("how", ["check", "migrate"])
+@pytest.mark.parametrize("how", cases(["check", "migrate"], ["check"]))
 def test_older_code_rejects_incompatible_schema(engine: Engine, url: str, older: Path, how: str, change: str) -> None:
     migrate.upgrade(engine)
     with engine.begin() as connection:

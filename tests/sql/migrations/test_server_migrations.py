@@ -23,6 +23,7 @@ from sqlalchemy import URL, Engine, make_url, text
 
 from tests.support import ROOT
 from tests.support.migrations import HEAD
+from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of
 from tests.support.servers import AvailableServer, find_bindir
 from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository
@@ -70,7 +71,7 @@ def opened(url: str) -> Iterator[Engine]:
 
 def alembic(*arguments: str, url: str) -> str:
     """Run the alembic command line, and return its output."""
-    command = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "-x", f"url={url}", *arguments]
+    command = [*preloaded_python(), "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "-x", f"url={url}", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -275,7 +276,7 @@ engine.dispose()
 def test_concurrent_upgrades_of_empty_database_all_succeed(url: str) -> None:
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", UPGRADE, url],
+            [*preloaded_python(), "-W", "error", "-c", UPGRADE, url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -210,8 +210,8 @@ def fill(connection: Connection) -> None:
         }
         for number in numbers
     ]
-    rows[50_000] |= {"error_count": SESSIONS, "log_count": SESSIONS}
-    long = rows[50_000]["session_id"]
+    rows[SESSIONS // 2] |= {"error_count": SESSIONS, "log_count": SESSIONS}
+    long = rows[SESSIONS // 2]["session_id"]
     texts = {"answers": "{}", "completed_task_ids": "[]", "failed_task_ids": "[]"}
     entry = {"session_id": long, "write_id": "w"}
     for table, contents in (
@@ -251,7 +251,7 @@ def large(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 CREATED = datetime(2026, 1, 1, 6, tzinfo=UTC)
-LONG = f"s{50_000 * 7919 % SESSIONS:06}"
+LONG = f"s{SESSIONS // 2 * 7919 % SESSIONS:06}"
 IDS = "ids of a phase"
 LISTS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
     "newest": lambda r: r.find_sessions(),
@@ -275,9 +275,9 @@ LISTS: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
 }
 SLICES: dict[str, Callable[[SQLAlchemySessionRepository], object]] = {
     "first errors": lambda r: r.list_errors(LONG, limit=20),
-    "errors in the middle": lambda r: r.list_errors(LONG, after=50_000, limit=20),
-    "last errors": lambda r: r.list_errors(LONG, after=99_980, limit=20),
-    "logs in the middle": lambda r: r.list_logs(LONG, after=50_000, limit=20),
+    "errors in the middle": lambda r: r.list_errors(LONG, after=SESSIONS // 2, limit=20),
+    "last errors": lambda r: r.list_errors(LONG, after=SESSIONS - 20, limit=20),
+    "logs in the middle": lambda r: r.list_logs(LONG, after=SESSIONS // 2, limit=20),
     "recent": lambda r: r.get_session(LONG, recent=20),
 }
 
