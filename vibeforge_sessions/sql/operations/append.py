@@ -19,7 +19,6 @@ from vibeforge_sessions.sql.operations.session_rows import (
     WRITE_ID,
     History,
     counters,
-    returning_counters,
     select_counters,
 )
 from vibeforge_sessions.sql.operations.writable_ctes import parameter
@@ -75,11 +74,8 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
         if is_single:
             entry = {history.prefix + name: value for name, value in row.items()}
             counted = executor.row(_single_statement(history), {**entry, **count})
-        elif executor.dialect.update_returning:
-            counted = executor.row(returning_counters(history.count_one), count)
         else:
-            is_stored = executor.write(history.count_one, [count])
-            counted = executor.row(select_counters, {ID: session_id}) if is_stored else None
+            counted = executor.updated_row(history.count_one, count, select_counters)
         if counted is None:
             raise SessionNotFoundError(session_id)
         errors, logs, _, phase = counted

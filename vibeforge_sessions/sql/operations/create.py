@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Insert, Select, insert, select
+from sqlalchemy import Select, insert, select
 
 from vibeforge_sessions.errors import SessionExistsError
 from vibeforge_sessions.repository.changeset import Changeset
@@ -15,10 +15,8 @@ from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row,
 from vibeforge_sessions.sql.operations.session_rows import (
     duplicate_raises,
     entry_rows,
-    insert_session,
     session_row,
-    store_entries,
-    store_rows,
+    store_session,
 )
 from vibeforge_sessions.sql.operations.writable_ctes import (
     DOCUMENT,
@@ -30,8 +28,6 @@ from vibeforge_sessions.sql.operations.writable_ctes import (
 from vibeforge_sessions.sql.tables import documents, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import ResolutionConflict, UnresolvableOutcome, WriteOperation
-
-insert_documents: Final[Insert] = insert(documents)
 
 
 @functools.cache
@@ -63,17 +59,13 @@ class CreateSession(WriteOperation[Record]):
 
     def execute(self, executor: Executor) -> Record:
         write, record = self.write, self._record
-        is_single = executor.database.supports_writable_ctes
-        with duplicate_raises(executor, SessionExistsError(write.session_id)):
-            if is_single:
-                statement = _single_statement(with_errors=bool(write.errors), with_logs=bool(write.logs))
-                row = {SESSION + name: value for name, value in session_row(record).items()}
+        if executor.database.supports_writable_ctes:
+            statement = _single_statement(with_errors=bool(write.errors), with_logs=bool(write.logs))
+            row = {SESSION + name: value for name, value in session_row(record).items()}
+            with duplicate_raises(executor, SessionExistsError(write.session_id)):
                 executor.rows(statement, {**row, **changeset_parameters(executor, write)})
-            else:
-                executor.write(insert_session, [session_row(record)])
-        if not is_single:
-            store_rows(executor, insert_documents, [{"session_id": record.session_id, **write.documents}])
-            store_entries(executor, entry_rows(write, record.error_count, record.log_count))
+        else:
+            store_session(executor, record, entry_rows(write, record.error_count, record.log_count))
         executor.wrote(write.session_id)
         return record
 

@@ -10,20 +10,19 @@ from sqlalchemy import Delete, bindparam, delete
 
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.sql.operations.in_doubt import LockedRow, lock_row, make_durable, row_state, select_for_update
-from vibeforge_sessions.sql.operations.session_rows import ID, VERSION, WRITE_ID, this_session
+from vibeforge_sessions.sql.operations.session_rows import ID, this_session
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import WriteOperation
 
+_STATE: Final = ("version", "write_id", "error_count", "log_count")
+"""Columns that every write of a session changes."""
 _delete_session: Final[Delete] = delete(sessions).where(this_session)
 _delete_children: Final[tuple[Delete, ...]] = tuple(
     delete(table).where(table.c.session_id == bindparam(ID)) for table in (documents, errors, logs)
 )
 delete_unchanged: Final[Delete] = _delete_session.where(
-    sessions.c.version == bindparam(VERSION),
-    sessions.c.write_id == bindparam(WRITE_ID),
-    sessions.c.error_count == bindparam("read_error_count", type_=sessions.c.error_count.type),
-    sessions.c.log_count == bindparam("read_log_count", type_=sessions.c.log_count.type),
+    *(sessions.c[name] == bindparam(f"read_{name}", type_=sessions.c[name].type) for name in _STATE)
 )
 _delete_unheld: Final[Delete] = delete_unchanged.where(sessions.c.held_at.is_(None))
 
@@ -35,13 +34,7 @@ def _returning_state(statement: Delete) -> Any:
 
 def state_parameters(record: Record) -> dict[str, Any]:
     """Return the parameters of `delete_unchanged`."""
-    return {
-        ID: record.session_id,
-        VERSION: record.version,
-        WRITE_ID: record.write_id,
-        "read_error_count": record.error_count,
-        "read_log_count": record.log_count,
-    }
+    return {ID: record.session_id} | {f"read_{name}": getattr(record, name) for name in _STATE}
 
 
 def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> LockedRow | None:

@@ -19,8 +19,8 @@ from vibeforge_sessions.sql.operations.session_rows import (
     LOGS,
     UNTIL,
     History,
+    committed,
     inline,
-    select_counters,
     this_session,
 )
 from vibeforge_sessions.sql.tables import sessions
@@ -43,28 +43,28 @@ def _select_entries(history: History) -> Select[Any]:
     )
 
 
-select_slices: Final = {
-    history: _select_entries(history).where(history.table.c.position <= bindparam(UNTIL)) for history in (ERRORS, LOGS)
-}
-select_slices_now: Final = {history: entries.with_for_update(read=True) for history, entries in select_slices.items()}
-"""Committed entries, whatever snapshot the transaction has."""
-_select_counters_now: Final = select_counters.with_for_update(read=True)
+@functools.cache
+def select_slice(history: History, *, now: bool) -> Select[Any]:
+    """Return the selection of the entries between two positions.
+
+    :param now: read the committed entries, whatever snapshot the transaction has.
+    """
+    entries = _select_entries(history).where(history.table.c.position <= bindparam(UNTIL))
+    return committed(entries) if now else entries
 
 
 @functools.lru_cache(maxsize=128)
 def _select_page(history: History, limit: int, filters: frozenset[str], *, now: bool) -> Select[Any]:
-    """Return the statement that lists a history. Unless `now`, its last column is the count at the same moment.
+    """Return the statement that lists a history; its last column is the count at the same moment.
 
     One statement distinguishes an unknown session (no row) from an empty slice (one row of NULLs). The slice is cut
     before it is joined: a database that joins first sorts all entries after it. The join has no order of its own.
     """
     entries = _select_entries(history).limit(inline(limit))
     entries = entries.where(*(history.table.c[name] == bindparam(name) for name in filters))
-    if now:
-        return entries.with_for_update(read=True)
-    cut = entries.subquery()
-    columns = (*cut.c, sessions.c[history.counter])
-    return select(*columns).select_from(sessions.outerjoin(cut, true())).where(this_session)
+    cut = (committed(entries) if now else entries).subquery()
+    page = select(*cut.c, sessions.c[history.counter]).select_from(sessions.outerjoin(cut, true())).where(this_session)
+    return committed(page) if now else page
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,15 +82,10 @@ class ListEntries(Operation[Rows]):
     """Values of columns that the entries must have."""
 
     def execute(self, executor: Executor) -> Rows:
-        this = {ID: self.session_id}
-        parameters = {**this, AFTER: self.after, **self.filters}
         now = executor.reads_now(self.session_id)
-        counts = executor.row(_select_counters_now, this) if now else None
-        rows = executor.rows(_select_page(self.history, self.limit, frozenset(self.filters), now=now), parameters)
-        if counts is not None:
-            length = counts[0 if self.history is ERRORS else 1]
-            rows = [(*row, length) for row in rows or [(None,)]]
-        elif now or not rows:
+        statement = _select_page(self.history, self.limit, frozenset(self.filters), now=now)
+        rows = executor.rows(statement, {ID: self.session_id, AFTER: self.after, **self.filters})
+        if not rows:
             raise SessionNotFoundError(self.session_id)
         if len(rows) > 1:
             rows = sorted(rows, key=operator.itemgetter(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -150,11 +151,7 @@ def _page(statement: Select[Any], column: str, *, descending: bool, resumed: boo
     if resumed:
         last_time: BindParameter[Any] = bindparam("last_time")
         last_id: BindParameter[Any] = bindparam("last_id")
+        until, beyond = (operator.le, operator.lt) if descending else (operator.ge, operator.gt)
         # the first half is what an index can use; (a, b) < (x, y) is a full scan on MariaDB
-        if descending:
-            statement = statement.where(time <= last_time, or_(time < last_time, session_id < last_id))
-        else:
-            statement = statement.where(time >= last_time, or_(time > last_time, session_id > last_id))
-    if descending:
-        return statement.order_by(time.desc(), session_id.desc())
-    return statement.order_by(time, session_id)
+        statement = statement.where(until(time, last_time), or_(beyond(time, last_time), beyond(session_id, last_id)))
+    return statement.order_by(*((time.desc(), session_id.desc()) if descending else (time, session_id)))

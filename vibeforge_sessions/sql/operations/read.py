@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, literal_column, null, s
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError, StorageError
 from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
-from vibeforge_sessions.sql.operations.histories import incomplete, select_slices, select_slices_now
+from vibeforge_sessions.sql.operations.histories import incomplete, select_slice
 from vibeforge_sessions.sql.operations.session_rows import (
     AFTER,
     ERRORS,
@@ -24,9 +24,9 @@ from vibeforge_sessions.sql.operations.session_rows import (
     LOGS,
     UNTIL,
     History,
+    committed,
     no_documents,
     select_version,
-    select_version_now,
     this_session,
 )
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
@@ -42,8 +42,6 @@ _select_session: Final[Select[Any]] = (
     .where(this_session)
 )
 """The session's row and its documents in one statement: old documents with a new version would be a lost update."""
-_select_session_now: Final[Select[Any]] = _select_session.with_for_update(read=True)
-"""The committed session, whatever snapshot the transaction has."""
 
 # --- both histories in one statement ---
 
@@ -128,8 +126,8 @@ class FindState(Operation[int | None]):
     """The caller's transaction that has written the session."""
 
     def execute(self, executor: Executor) -> int | None:
-        select_state = select_version_now if executor.reads_now(self.session_id) else select_version
-        row = executor.row(select_state, {ID: self.session_id})
+        statement = committed(select_version) if executor.reads_now(self.session_id) else select_version
+        row = executor.row(statement, {ID: self.session_id})
         if row is None:
             if executor.has_deleted(self.session_id):
                 raise SessionNotFoundError(self.session_id)
@@ -144,7 +142,6 @@ class FindState(Operation[int | None]):
 
     def _has_entries_of(self, executor: Executor, state: Baseline) -> bool:
         """Return whether the last entries of a state are stored. If so, all earlier entries are stored as well."""
-        statements = select_slices_now if executor.reads_now(self.session_id) else select_slices
         entries: dict[History, tuple[Any, ...]] = {}
         if state.errors:
             error = state.errors[-1]
@@ -152,7 +149,8 @@ class FindState(Operation[int | None]):
         if state.logs:
             entries[LOGS] = (state.log_position, state.logs[-1])
         for history, entry in entries.items():
-            row = executor.row(statements[history], {ID: self.session_id, AFTER: entry[0] - 1, UNTIL: entry[0]})
+            statement = select_slice(history, now=executor.reads_now(self.session_id))
+            row = executor.row(statement, {ID: self.session_id, AFTER: entry[0] - 1, UNTIL: entry[0]})
             if row is None or tuple(row) != entry:
                 return False
         return True
@@ -160,7 +158,7 @@ class FindState(Operation[int | None]):
 
 def _record(executor: Executor, session_id: str) -> Record | None:
     now = executor.reads_now(session_id)  # otherwise old documents would come with a new version: a lost update
-    row = executor.row(_select_session_now if now else _select_session, {ID: session_id})
+    row = executor.row(committed(_select_session) if now else _select_session, {ID: session_id})
     if row is None:
         return None
     session_id, phase, created_at, updated_at, version, write_id, question, task_id, error_count, log_count, held_at = (
@@ -174,10 +172,10 @@ def _record(executor: Executor, session_id: str) -> Record | None:
 
 
 def _histories(executor: Executor, record: Record, slices: Sequence[tuple[int, int]]) -> tuple[Rows, Rows]:
-    statements = select_slices_now if executor.reads_now(record.session_id) else select_slices
+    statements = [select_slice(each, now=executor.reads_now(record.session_id)) for each in (ERRORS, LOGS)]
     error_columns, log_columns = (
         executor.columns(statement, {ID: record.session_id, AFTER: after, UNTIL: until}) if after < until else ()
-        for statement, (after, until) in zip(statements.values(), slices, strict=True)
+        for statement, (after, until) in zip(statements, slices, strict=True)
     )
     return error_columns, log_columns
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable
 from typing import Final
 
@@ -12,26 +11,20 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository.restoration import check_history, check_logs
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.sql.operations.create import insert_documents
 from vibeforge_sessions.sql.operations.delete import delete_rows, delete_unchanged, state_parameters
 from vibeforge_sessions.sql.operations.in_doubt import lock_row, make_durable
 from vibeforge_sessions.sql.operations.session_rows import (
     ERRORS,
     ID,
     LOGS,
-    duplicate_raises,
     error_rows,
-    insert_session,
     log_rows,
     select_version,
-    session_row,
-    store_rows,
+    store_session,
 )
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
-_BATCH: Final = 1_000
-"""Entries of a history that are sent at once."""
 _ENTRIES_PER_SECOND: Final = 1_000
 _LONGEST_EXTRA: Final = 86_400.0
 """Maximum seconds that a history may take, whatever length its record states."""
@@ -70,14 +63,9 @@ class RestoreRecord(WriteOperation[None]):
             if stored is None:
                 raise SessionNotFoundError(session_id)
             raise StaleSessionError(session_id, replacing.version, stored[0])
-        with duplicate_raises(executor, SessionExistsError(session_id)):
-            executor.write(insert_session, [session_row(record)])
-        store_rows(executor, insert_documents, [{"session_id": session_id, **record.content.documents}])
         errors = error_rows(session_id, check_history(record, self.errors), record.write_id)
         logs = log_rows(session_id, check_logs(record, self.logs), 1, record.write_id)
-        for history, rows in ((ERRORS, errors), (LOGS, logs)):
-            while batch := list(itertools.islice(rows, _BATCH)):
-                store_rows(executor, history.insert, batch)
+        store_session(executor, record, {ERRORS: errors, LOGS: logs})
         executor.wrote(session_id)
 
     def resolve(self, executor: Executor, *, may_still_arrive: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -27,12 +28,12 @@ from sqlalchemy import (
     update,
 )
 
-from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError, StaleSessionError
+from vibeforge_sessions.errors import CorruptSessionError, SessionExistsError, SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository import changeset
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.sql.tables import errors, logs, sessions
+from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 
 # Names of parameters that are not columns: SQLAlchemy keeps a column's own name for the value to be set.
@@ -43,24 +44,26 @@ NOW: Final = "now"
 AFTER: Final = "after_position"
 UNTIL: Final = "until_position"
 
+_BATCH: Final = 1_000
+"""Entries of a history that are sent at once."""
+
 this_session: Final = sessions.c.session_id == bindparam(ID)
 now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type)
 later_updated_at: Final = case((sessions.c.updated_at < now, now), else_=sessions.c.updated_at)
 """The greater of the stored time and the given one: it never decreases."""
 
 insert_session: Final[Insert] = insert(sessions)
+_insert_documents: Final[Insert] = insert(documents)
 counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
 """Columns of the session's row that updates and appends return."""
 select_counters: Final[Select[Any]] = select(*counters).where(this_session)
 select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write_id).where(this_session)
-select_version_now: Final[Select[Any]] = select_version.with_for_update(read=True)
-"""The committed version, whatever snapshot the transaction has."""
 
 
 @functools.cache
-def returning_counters(statement: Update) -> Any:
-    """Return the update with RETURNING, for databases that have it."""
-    return statement.returning(*counters)
+def committed(statement: Select[Any]) -> Select[Any]:
+    """Return the selection of the committed rows, whatever snapshot the transaction has."""
+    return statement.with_for_update(read=True)
 
 
 def inline(limit: int) -> ColumnElement[int]:
@@ -165,17 +168,29 @@ def store_rows(executor: Executor, statement: Executable, rows: list[dict[str, A
     return sum(executor.write(statement, batch) for batch in executor.batches(rows))
 
 
-def store_entries(executor: Executor, entries: Mapping[History, list[dict[str, Any]]]) -> None:
+def store_entries(executor: Executor, entries: Mapping[History, Iterable[dict[str, Any]]]) -> None:
     """Insert the rows of new entries."""
     for history, rows in entries.items():
-        if rows:
-            store_rows(executor, history.insert, rows)
+        remaining = iter(rows)
+        while batch := list(itertools.islice(remaining, _BATCH)):
+            store_rows(executor, history.insert, batch)
+
+
+def store_session(executor: Executor, record: Record, entries: Mapping[History, Iterable[dict[str, Any]]]) -> None:
+    """Insert a session with its documents and histories.
+
+    :raises SessionExistsError: the id is taken.
+    """
+    with duplicate_raises(executor, SessionExistsError(record.session_id)):
+        executor.write(insert_session, [session_row(record)])
+    store_rows(executor, _insert_documents, [{"session_id": record.session_id, **record.content.documents}])
+    store_entries(executor, entries)
 
 
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
     """Return the error of a guarded update that matched no row."""
     # the snapshot of a joined transaction may be older than what the update has found
-    stored = executor.row(select_version_now if executor.joined else select_version, {ID: session_id})
+    stored = executor.row(committed(select_version) if executor.joined else select_version, {ID: session_id})
     if stored is None:
         return SessionNotFoundError(session_id)
     if tuple(stored) == (version, write_id):  # the version matches, so the documents are missing

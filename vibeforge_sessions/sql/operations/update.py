@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Update, bindparam, exists, select, update
@@ -25,7 +24,6 @@ from vibeforge_sessions.sql.operations.session_rows import (
     later_updated_at,
     missed,
     no_documents,
-    returning_counters,
     select_counters,
     store_entries,
     store_rows,
@@ -69,7 +67,7 @@ def _single_statement(names: tuple[str, ...], *, with_errors: bool, with_logs: b
     if names:  # a session without documents is corrupt, and stays as it is
         guarded = guarded.where(exists().where(documents.c.session_id == bindparam(ID)))
     elif not with_errors and not with_logs:
-        return returning_counters(guarded)
+        return guarded.returning(*counters)
     row = guarded.returning(sessions.c.session_id, *counters).cte("session_row")
     parts = entry_parts(row, with_errors=with_errors, with_logs=with_logs)
     if names:
@@ -112,14 +110,12 @@ class UpdateSession(WriteOperation[Record]):
         if is_single:
             statement = _single_statement(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
             found = executor.row(statement, {**parameters, **changeset_parameters(executor, write)})
-        elif executor.dialect.update_returning:
-            found = executor.row(returning_counters(_update_session), parameters)
         else:
-            is_current = executor.write(_update_session, [parameters])
-            found = executor.row(select_counters, {ID: write.session_id}) if is_current else None
+            found = executor.updated_row(_update_session, parameters, select_counters)
         if found is None:
             raise missed(executor, write.session_id, write.version, write.expected_write_id)
-        record = self._record(found)
+        errors, logs, updated_at, _ = found
+        record = write.record(write.version + 1, updated_at, errors, logs)
         if not is_single:
             if names and not store_rows(
                 executor, _update_documents(names), [{ID: write.session_id, **write.documents}]
@@ -141,16 +137,11 @@ class UpdateSession(WriteOperation[Record]):
         positions = last_positions(executor, write)
         if row.write_id == write.write_id or positions:
             updated_at = make_durable(executor, write.session_id, row)
-            errors = positions.get(ERRORS, row.error_count)
-            logs = positions.get(LOGS, row.log_count)
-            return self._record((errors, logs, updated_at, None))
+            errors, logs = positions.get(ERRORS, row.error_count), positions.get(LOGS, row.log_count)
+            return write.record(write.version + 1, updated_at, errors, logs)
         same_incarnation = row.created_at == write.created_at and row.version > write.version
         if same_incarnation and (write.errors or write.logs or row.version == write.version + 1):
             raise StaleSessionError(write.session_id, write.version, row.version)
         raise UnresolvableOutcome(
             "another writer has stored the session, and whether it was updated before is not visible"
         )
-
-    def _record(self, found: Sequence[Any]) -> Record:
-        errors, logs, updated_at, _ = found
-        return self.write.record(self.write.version + 1, updated_at, errors, logs)

@@ -9,12 +9,13 @@ is used.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Dialect, Executable, PoolProxiedConnection, RootTransaction
+from sqlalchemy import Connection, Dialect, Executable, PoolProxiedConnection, RootTransaction, Select, Update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.types import NullType
 
@@ -56,6 +57,11 @@ def joined_writes(connection: Connection) -> JoinedWrites:
     if writes is None or writes.transaction() is not transaction:
         writes = connection.info[_WRITES] = JoinedWrites(weakref.ref(transaction))
     return writes
+
+
+@functools.cache
+def _returning(update: Update, select: Select[Any]) -> Any:
+    return update.returning(*select.selected_columns)
 
 
 class Executor:
@@ -164,6 +170,12 @@ class Executor:
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
         """Execute a statement without rows once for each set of parameters; return the number of rows it matched."""
         return self.connection.execute(statement, parameters if len(parameters) > 1 else parameters[0]).rowcount
+
+    def updated_row(self, update: Update, parameters: Parameters, select: Select[Any]) -> Sequence[Any] | None:
+        """Update a row, and return the columns that `select` reads of it; None if the update matches no row."""
+        if self.dialect.update_returning:
+            return self.row(_returning(update, select), parameters)
+        return self.row(select, parameters) if self.write(update, [parameters]) else None
 
     def failed(self, error: BaseException) -> BaseException:
         """Return an error of a method as SQLAlchemy's error; discard the connection if it is lost."""
