@@ -9,19 +9,10 @@ from typing import Any, TypeVar
 from vibeforge_sessions.errors import SessionExistsError, SessionNotFoundError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.session import ErrorEntry, S, Session
-from vibeforge_sessions.repository import restoration, serialization
+from vibeforge_sessions.repository import changeset, restoration, serialization
 from vibeforge_sessions.repository.aio import AsyncRepositoryAdapter
 from vibeforge_sessions.repository.arguments import check_after, check_limit, check_recent, check_session_id
 from vibeforge_sessions.repository.base import SessionRepository
-from vibeforge_sessions.repository.changeset import (
-    adopt_content,
-    changeset_for_create,
-    changeset_for_update,
-    check_session,
-    mark_stored,
-    needs_content,
-    new_session,
-)
 from vibeforge_sessions.repository.fork_locks import fork_lock
 from vibeforge_sessions.repository.query import Query, SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.serialization import Record
@@ -44,14 +35,14 @@ class InMemorySessionRepository(SessionRepository[S]):
         self._lock = fork_lock()
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
-        session = new_session(session, session_id, self._session_type)
-        changeset = changeset_for_create(session)
+        session = changeset.new_session(session, session_id, self._session_type)
+        write = changeset.changeset_for_create(session)
         with self._lock:
-            if changeset.session_id in self._sessions:
-                raise SessionExistsError(changeset.session_id)
-            stored = self._sessions[changeset.session_id] = StoredSession.from_changeset(changeset)
+            if write.session_id in self._sessions:
+                raise SessionExistsError(write.session_id)
+            stored = self._sessions[write.session_id] = StoredSession.from_changeset(write)
             record = stored.record
-        mark_stored(session, changeset, record)
+        changeset.mark_stored(session, write, record)
         return serialization.decode_session(self._session_type, record, session.error_history, session.logs)
 
     def get_session(self, session_id: str, *, recent: int | None = None) -> S | None:
@@ -64,22 +55,22 @@ class InMemorySessionRepository(SessionRepository[S]):
         return recent_part.to_session(self._session_type)  # decoded outside the lock, because it takes time
 
     def update_session(self, session: S) -> None:
-        check_session(session, self._session_type)
+        changeset.check_session(session, self._session_type)
         if not session.version:
             self.create_session(session)
             return
-        if needs_content(session):
+        if changeset.needs_content(session):
             with self._lock:
                 current = self._current(session).record
-            adopt_content(session, current)
-        changeset = changeset_for_update(session)
-        if changeset is None:
+            changeset.adopt_content(session, current)
+        write = changeset.changeset_for_update(session)
+        if write is None:
             return
         with self._lock:
             stored = self._current(session)
-            stored.update(changeset)
+            stored.update(write)
             record = stored.record
-        mark_stored(session, changeset, record)
+        changeset.mark_stored(session, write, record)
 
     def delete_session(self, session_id: str, *, unchanged_since: Record | None = None) -> bool:
         session_id = check_session_id(session_id)

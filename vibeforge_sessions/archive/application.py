@@ -13,7 +13,8 @@ from vibeforge_sessions.archive.reading import displayable_id
 from vibeforge_sessions.archive.report import Result
 from vibeforge_sessions.archive.serialization import ERRORS, LOGS, canonical
 from vibeforge_sessions.errors import InvalidSessionError
-from vibeforge_sessions.model import SessionPhase, validation
+from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.history import SessionPhase
 from vibeforge_sessions.model.session import STORED, Session
 from vibeforge_sessions.repository.changeset import changeset_for_create
 from vibeforge_sessions.repository.stored_session import StoredSession

@@ -272,44 +272,39 @@ def raise_invalid(error: ValidationError) -> NoReturn:
 
 def _restore_baseline(session: Session, given: object) -> Baseline:
     stored = validation.decode_json(validation.encode_json(given, STORED))
-    counts = {key: stored[key] for key in ("errors", "logs", "omitted_errors", "omitted_logs")}
-    for key in (*counts, "log_position"):
+    for key in ("errors", "logs", "omitted_errors", "omitted_logs", "log_position"):
         validation.check_integer(stored[key], key, least=0)
     validation.check_integer(session.version, "version", least=1)
     if type(stored["committed"]) is not bool:
         raise TypeError("committed must be true or false")
-    write_id = validation.check_session_id(stored["write_id"])
-    if len(stored["positions"]) != counts["errors"]:
+    if len(stored["positions"]) != stored["errors"]:
         raise ValueError("each stored entry must have a position")
-    times = {name: validation.check_time(stored[name]) for name in ("created_at", "updated_at")}
+    times: dict[str, Any] = {name: validation.check_time(stored[name]) for name in ("created_at", "updated_at")}
     missing = type(session).model_fields.keys() - session.model_fields_set
     documents = missing - times.keys() - {"error_history", "logs"}
     # the entries of a missing history count as omitted, as after `get_session(recent=0)`
     for name, history in (("errors", "error_history"), ("logs", "logs")):
         if history in missing:
-            counts[f"omitted_{name}"] += counts[name]
-            counts[name] = 0
+            stored[f"omitted_{name}"] += stored[name]
+            stored[name] = 0
     for name in missing & times.keys():
         setattr(session, name, times[name])
     errors = tuple(
         entry.at(validation.check_integer(position, "positions", least=1))
         for entry, position in zip(session.error_history, stored["positions"], strict=False)
     )
-    logs = tuple(session.logs[: counts["logs"]])
+    logs = tuple(session.logs[: stored["logs"]])
     session.error_history[: len(errors)] = errors
     same_errors = "error_history" in missing or _digest(map(dict, errors)) == stored["error_digest"]
     same_logs = "logs" in missing or _digest(logs) == stored["log_digest"]
     return Baseline(
         version=session.version,
-        write_id=write_id,
-        created_at=times["created_at"],
-        updated_at=times["updated_at"],
-        errors=errors if same_errors and len(errors) == counts["errors"] else None,
-        logs=logs if same_logs and len(logs) == counts["logs"] else None,
-        omitted_errors=counts["omitted_errors"],
-        omitted_logs=counts["omitted_logs"],
+        write_id=validation.check_session_id(stored["write_id"]),
+        **times,
+        errors=errors if same_errors and len(errors) == stored["errors"] else None,
+        logs=logs if same_logs and len(logs) == stored["logs"] else None,
+        **{name: stored[name] for name in ("omitted_errors", "omitted_logs", "log_position")},
         missing={name: copy.deepcopy(getattr(session, name)) for name in documents},
-        log_position=stored["log_position"],
         transaction=None if stored["committed"] else _UNKNOWN_TRANSACTION,
     )
 

@@ -23,7 +23,9 @@ MAX_BIGINT: Final = 2**63 - 1
 
 SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
 SESSION_ID_RULE: Final = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -"
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_CONTROL_PICTURES: Final = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_CONTROL_PICTURES[0x7F] = 0x2421
+"""Visible characters for the control characters of ASCII, and a replacement for the others."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -125,7 +127,7 @@ def check_session_id(
 def check_task_id(value: object, path: str) -> str:
     """Return `value` if it is 1 to 255 characters without control characters or surrogates."""
     text = check_type(value, str, path)
-    if not 1 <= len(text) <= MAX_TASK_ID or _CONTROL.search(text) or _SURROGATE.search(text):
+    if storable_task_id(text) != text:
         raise InvalidSessionError(
             f"must be 1 to {MAX_TASK_ID} characters without control characters or surrogates", path
         )
@@ -172,8 +174,14 @@ def storable_text(value: object) -> str:
 
 def storable_task_id(value: object) -> str:
     """Return a task id for the error history, with control characters replaced, cut at 255 characters."""
-    text = _CONTROL.sub(_control_picture, storable_text(value))[:MAX_TASK_ID]
-    return text or "\ufffd"
+    return storable_text(value).translate(_CONTROL_PICTURES)[:MAX_TASK_ID] or "\ufffd"
+
+
+def check_phase(text: str) -> str:
+    """Return the text of a phase if every database can store it."""
+    if storable_phase(text) != text:
+        raise InvalidSessionError(f"must be 1 to {MAX_PHASE} characters without control characters", "phase")
+    return text
 
 
 def storable_phase(value: object) -> str:
@@ -191,13 +199,6 @@ def _as_text(value: object) -> str:
         return str.__str__(str(value))
     except Exception:  # noqa: BLE001 (a broken __str__ must not hide the failure that is being recorded)
         return f"<{type(value).__name__}>"
-
-
-def _control_picture(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:  # noqa: PLR2004 (the pictures of the C0 controls are in the same order)
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else "\ufffd"  # noqa: PLR2004 (DEL)
 
 
 # --- JSON values: exact or rejected ----------------------------------------------------------------------

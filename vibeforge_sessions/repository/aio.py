@@ -19,8 +19,6 @@ from vibeforge_sessions.repository.instrumentation import Instrumented
 from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, SessionPage
 from vibeforge_sessions.repository.serialization import Record
 
-__all__ = ["AsyncRepositoryAdapter", "AsyncSessionRepository"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 

@@ -13,17 +13,6 @@ from datetime import datetime
 from vibeforge_sessions.errors import InvalidArgumentError, InvalidSessionError
 from vibeforge_sessions.model import validation
 
-__all__ = [
-    "check_after",
-    "check_attempts",
-    "check_datetime",
-    "check_integer",
-    "check_limit",
-    "check_recent",
-    "check_session_id",
-]
-
-
 check_session_id = functools.partial(validation.check_session_id, error=InvalidArgumentError)
 """Return an id if it consists of 1 to 64 of the characters ``A-Z a-z 0-9 . _ : ~ -``."""
 

@@ -16,8 +16,6 @@ from vibeforge_sessions.repository.query import SessionFilter, SessionOrder, Ses
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.repository.serialization import Record
 
-__all__ = ["SessionRepository"]
-
 STALE_RETRY_POLICY = RetryPolicy(longest_delay=0.064)
 """Retry policy of `modify_session` for stale sessions; only its delays are used."""
 

@@ -108,7 +108,7 @@ def changeset_for_create(session: Session) -> Changeset:
         content=content,
         documents=content.documents,
         errors=normalize_errors(validation.check_field(vars(session), "error_history", list), phases_of(type(session))),
-        logs=_normalize_logs(validation.check_field(vars(session), "logs", list)),
+        logs=tuple(map(validation.storable_text, validation.check_field(vars(session), "logs", list))),
         fingerprints=fingerprints,
     )
 
@@ -129,7 +129,7 @@ def changeset_for_update(session: Session) -> Changeset | None:
     added = _new_entries(session, "error_history", baseline.errors)
     errors = normalize_errors(added, phases_of(type(session)), len(baseline.errors or ())) if added else ()
     lines = _new_entries(session, "logs", baseline.logs)
-    logs = _normalize_logs(lines) if lines else ()
+    logs = tuple(map(validation.storable_text, lines))
     updated_at = validation.check_datetime(session.updated_at, "updated_at")
     if updated_at == baseline.updated_at and not errors and not logs and content == baseline.content:
         return None
@@ -267,7 +267,3 @@ def _new_entries(session: Session, name: str, stored: tuple[Any, ...] | None) ->
     if stored is None or changed:
         raise InvalidSessionError("stored entries must not be changed or removed: append only", name)
     return entries[len(stored) :]
-
-
-def _normalize_logs(lines: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(validation.storable_text(line) for line in lines)

@@ -81,10 +81,7 @@ def record_for_restore(record: object) -> Record:
         raise InvalidArgumentError(f"must be a Record, not {type(record).__name__}", "record")
     if type(record.content) is not Content:
         raise InvalidSessionError(f"must be a Content, not {type(record.content).__name__}", "content")
-    content, phase = record.content, validation.check_type(record.content.phase, str, "phase")
-    if validation.storable_phase(phase) != phase:
-        raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
-    task_id = content.active_task_id
+    content, task_id = record.content, record.content.active_task_id
     return Record(
         session_id=validation.check_session_id(record.session_id),
         created_at=validation.check_datetime(record.created_at, "created_at"),
@@ -95,7 +92,7 @@ def record_for_restore(record: object) -> Record:
         log_count=validation.check_integer(record.log_count, "log_count", least=0),
         held_at=None if record.held_at is None else validation.check_datetime(record.held_at, "held_at"),
         content=Content(
-            phase,
+            validation.check_phase(validation.check_type(content.phase, str, "phase")),
             validation.check_integer(content.current_question_index, "current_question_index", least=0),
             None if task_id is None else validation.check_task_id(task_id, "active_task_id"),
             check_documents(content.documents),
@@ -132,18 +129,20 @@ def _check_error(entry: Any, position: int, path: str) -> ErrorEntry:
     if type(given) is not int or given != position:
         raise InvalidSessionError("must be the next entry of this history", path)
     task_id = validation.check_task_id(entry.task_id, f"{path}.task_id")
-    message = _check_line(entry.error_message, position, f"{path}.error_message")
-    phase = validation.check_type(entry.phase, str, f"{path}.phase")
-    if validation.storable_phase(phase) != phase:
-        raise InvalidSessionError("must not contain characters that an append replaces", f"{path}.phase")
+    message = _check_text(entry.error_message, f"{path}.error_message", validation.storable_text)
+    phase = _check_text(entry.phase, f"{path}.phase", validation.storable_phase)
     timestamp = validation.check_datetime(entry.timestamp, f"{path}.timestamp")
     known = entry.phase if issubclass(type(entry.phase), StrEnum) else phase
     return ErrorEntry(timestamp, task_id, message, known, position)
 
 
 def _check_line(line: Any, _position: int, path: str) -> str:
-    text = validation.check_type(line, str, path)
-    if validation.storable_text(text) != text:
+    return _check_text(line, path, validation.storable_text)
+
+
+def _check_text(value: Any, path: str, storable: Callable[[str], str]) -> str:
+    text = validation.check_type(value, str, path)
+    if storable(text) != text:
         raise InvalidSessionError("must not contain characters that an append replaces", path)
     return text
 

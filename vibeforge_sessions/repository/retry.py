@@ -9,8 +9,6 @@ from typing import Final
 from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.model.builtin_types import exact
 
-__all__ = ["RetryPolicy"]
-
 _MAX_SECONDS: Final = 1_000_000_000
 """31 years; the operating system's timers may not accept longer times."""
 

@@ -91,9 +91,7 @@ def encode_content(session: Session, stored: Baseline | None = None) -> tuple[Co
     :raises InvalidSessionError: a value is invalid; the error names its path.
     """
     phases, phase = phases_of(type(session)), session.phase
-    text = _phase_texts(phases).get(phase if type(phase) is phases else parse_phase(type(session), phase))
-    if text is None:
-        raise InvalidSessionError(f"must be 1 to {validation.MAX_PHASE} characters without control characters", "phase")
+    member = phase if type(phase) is phases else parse_phase(type(session), phase)
     fields, known = vars(session), stored.fingerprints if stored else {}
     texts = stored.content.documents if stored and stored.content else {}
     documents: dict[str, str | None] = {}
@@ -111,7 +109,7 @@ def encode_content(session: Session, stored: Baseline | None = None) -> tuple[Co
             documents[name] = _encode_extension(session) if is_extension else _encode_document(fields, name)
     active = session.active_task_id
     content = Content(
-        text,
+        _phase_texts(phases).get(member) or validation.check_phase(member.value),
         validation.check_integer(session.current_question_index, "current_question_index", least=0),
         None if active is None else validation.check_task_id(active, "active_task_id"),
         documents,
@@ -128,12 +126,8 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
     """
     content = record.content
     try:
-        documents = {
-            name: validation.decode_json(text)
-            for name, text in content.documents.items()
-            if text is not None and name != "extension"
-        }
-        extension = validation.decode_json(content.documents["extension"] or "{}")
+        documents = {name: validation.decode_json(text) for name, text in content.documents.items() if text is not None}
+        extension = documents.pop("extension", {})
         if not isinstance(extension, dict):
             raise TypeError("the extension is not a JSON object")
         session = session_type.model_validate(
@@ -176,20 +170,18 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
     given = exact_dict(documents)
     if given is None or given.keys() != set(DOCUMENTS):
         raise InvalidSessionError(f"must be {', '.join(DOCUMENTS)}", "documents")
-    values: dict[str, Any] = {}
-    for name, text in given.items():
-        try:
-            values[name] = None if text is None else validation.decode_json(exact(text))
-        except (ValueError, TypeError, RecursionError):
-            raise InvalidSessionError("must be JSON text as this package encodes it", name) from None
     checked: dict[str, str | None] = {}
     for name in DOCUMENTS:
-        if values[name] is None and name not in REQUIRED:
+        try:
+            value = None if given[name] is None else validation.decode_json(exact(given[name]))
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidSessionError("must be JSON text as this package encodes it", name) from None
+        if value is None and name not in REQUIRED:
             checked[name] = None
         elif name == "extension":
-            checked[name] = _encode_fields(validation.check_type(values[name], dict, name), validation.encode_json)
+            checked[name] = _encode_fields(validation.check_type(value, dict, name), validation.encode_json)
         else:
-            checked[name] = _encode_document(values, name)
+            checked[name] = _encode_document({name: value}, name)
     return checked
 
 

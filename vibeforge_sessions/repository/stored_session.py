@@ -6,7 +6,8 @@ It does no locking and no I/O; the repository that uses it does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Self
 
@@ -36,7 +37,7 @@ class StoredSession:
     def from_changeset(cls, changeset: Changeset) -> Self:
         """Return the stored session of a changeset of `changeset_for_create`."""
         stored = cls(changeset.record(1, changeset.updated_at, 0, 0), [], [])
-        stored._append(changeset)
+        stored._store(changeset.errors, changeset.logs, changeset.updated_at)
         return stored
 
     @classmethod
@@ -67,14 +68,9 @@ class StoredSession:
 
     def update(self, changeset: Changeset) -> None:
         """Apply a changeset of `changeset_for_update` that is based on this state."""
-        self.record = dataclasses.replace(
-            self.record,
-            updated_at=max(self.record.updated_at, changeset.updated_at),
-            version=self.record.version + 1,
-            write_id=changeset.write_id,
-            content=changeset.content,
-        )
-        self._append(changeset)
+        version, write_id, content = self.record.version + 1, changeset.write_id, changeset.content
+        self.record = dataclasses.replace(self.record, version=version, write_id=write_id, content=content)
+        self._store(changeset.errors, changeset.logs, changeset.updated_at)
 
     def append_error(
         self, task_id: str, error_message: str, phase: str | None, session_type: type[Session]
@@ -83,17 +79,13 @@ class StoredSession:
         now = validation.utc_now()
         task_id, message = validation.storable_task_id(task_id), validation.storable_text(error_message)
         known = phase_or_text(self.record.content.phase if phase is None else phase, phases_of(session_type))
-        entry = ErrorEntry(now, task_id, message, known, self.record.error_count + 1)
-        self.errors.append(entry)
-        self._update_counts(now)
-        return entry
+        self._store([ErrorEntry(now, task_id, message, known)], [], now)
+        return self.errors[-1]
 
     def append_log(self, message: str) -> str:
         """Do what `SessionRepository.append_log` does."""
-        line = log_line(message)
-        self.logs.append(line)
-        self._update_counts(validation.utc_now())
-        return line
+        self._store([], [log_line(message)], validation.utc_now())
+        return self.logs[-1]
 
     def to_session(self, session_type: type[S], recent: int | None = None) -> S:
         """Return a decoded copy, as `SessionRepository.get_session` does."""
@@ -120,35 +112,23 @@ class StoredSession:
         """Return a slice of the log lines, as `SessionRepository.list_logs` does."""
         return self.logs[after : after + limit]
 
-    def _append(self, changeset: Changeset) -> None:
+    def _store(self, errors: Sequence[ErrorEntry], logs: Sequence[str], updated_at: datetime) -> None:
+        """Append entries to the histories; set the counts and the update time of the record."""
+        self.errors.extend(assign_positions(errors, len(self.errors) + len(errors)))
+        self.logs.extend(logs)
+        updated_at, counts = max(self.record.updated_at, updated_at), (len(self.errors), len(self.logs))
         self.record = dataclasses.replace(
-            self.record,
-            error_count=self.record.error_count + len(changeset.errors),
-            log_count=self.record.log_count + len(changeset.logs),
-        )
-        self.errors.extend(assign_positions(changeset.errors, self.record.error_count))
-        self.logs.extend(changeset.logs)
-
-    def _update_counts(self, now: datetime) -> None:
-        """Set the counts and the update time of the record after an append; the version stays the same."""
-        self.record = dataclasses.replace(
-            self.record,
-            updated_at=max(self.record.updated_at, now),
-            error_count=len(self.errors),
-            log_count=len(self.logs),
+            self.record, updated_at=updated_at, error_count=counts[0], log_count=counts[1]
         )
 
 
 def select(query: Query, records: Iterable[Record]) -> list[Record]:
     """Return the records that match a query, in its order, starting after its cursor."""
-
-    def key(record: Record) -> tuple[datetime, str]:
-        return (record.updated_at if query.column == "updated_at" else record.created_at), record.session_id
-
+    key = operator.attrgetter(query.column, "session_id")
     found = [record for record in records if matches(record, query.filter)]
     if query.after is not None:
-        after = query.after
-        found = [record for record in found if (key(record) < after if query.descending else key(record) > after)]
+        is_beyond = operator.lt if query.descending else operator.gt
+        found = [record for record in found if is_beyond(key(record), query.after)]
     return sorted(found, key=key, reverse=query.descending)
 
 
