@@ -11,16 +11,9 @@ from typing import Any, Final
 from sqlalchemy import func, insert, select
 
 from vibeforge_sessions.errors import SessionNotFoundError
+from vibeforge_sessions.sql.operations import session_rows
 from vibeforge_sessions.sql.operations.in_doubt import lock_row, make_durable
-from vibeforge_sessions.sql.operations.session_rows import (
-    ERRORS,
-    ID,
-    NOW,
-    WRITE_ID,
-    History,
-    counters,
-    select_counters,
-)
+from vibeforge_sessions.sql.operations.session_rows import ERRORS, ID, NOW, WRITE_ID, History
 from vibeforge_sessions.sql.operations.writable_ctes import parameter
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
@@ -34,13 +27,13 @@ _SMALL: Final = 1_000
 def _single_statement(history: History) -> Any:
     """Return the statement that counts and inserts an entry; it returns the counters of the session's row."""
     table = history.table
-    row = history.count_one.returning(sessions.c.session_id, *counters).cte("session_row")
+    row = history.count_one.returning(sessions.c.session_id, *session_rows.counters).cte("session_row")
     entry: dict[str, Any] = {column.name: parameter(history.prefix, column) for column in table.columns}
     entry |= {"session_id": row.c.session_id, "position": row.c[history.counter]}
     if "phase" in entry:
         entry["phase"] = func.coalesce(entry["phase"], row.c.phase)
     added = insert(table).from_select(list(entry), select(*entry.values())).cte("added")
-    return select(*(row.c[column.name] for column in counters)).add_cte(added)
+    return select(*(row.c[column.name] for column in session_rows.counters)).add_cte(added)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +68,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
             entry = {history.prefix + name: value for name, value in row.items()}
             counted = executor.row(_single_statement(history), {**entry, **count})
         else:
-            counted = executor.updated_row(history.count_one, count, select_counters)
+            counted = executor.updated_row(history.count_one, count, session_rows.select_counters)
         if counted is None:
             raise SessionNotFoundError(session_id)
         errors, logs, _, phase = counted

@@ -11,18 +11,14 @@ from sqlalchemy import Select, insert, select
 from vibeforge_sessions.errors import SessionExistsError
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
+from vibeforge_sessions.sql.operations import session_rows
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
-from vibeforge_sessions.sql.operations.session_rows import (
-    duplicate_raises,
-    entry_rows,
-    session_row,
-    store_session,
-)
+from vibeforge_sessions.sql.operations.session_rows import History
 from vibeforge_sessions.sql.operations.writable_ctes import (
     DOCUMENT,
     SESSION,
     changeset_parameters,
-    entry_parts,
+    entry_part,
     parameter,
 )
 from vibeforge_sessions.sql.tables import documents, sessions
@@ -31,8 +27,8 @@ from vibeforge_sessions.sql.transactions.operation import ResolutionConflict, Un
 
 
 @functools.cache
-def _single_statement(*, with_errors: bool, with_logs: bool) -> Select[Any]:
-    """Return the insert of a session with its documents and its initial histories."""
+def _single_statement(histories: tuple[History, ...]) -> Select[Any]:
+    """Return the insert of a session with its documents and entries of these histories."""
     row = (
         insert(sessions)
         .values({column.name: parameter(SESSION, column) for column in sessions.columns})
@@ -41,7 +37,7 @@ def _single_statement(*, with_errors: bool, with_logs: bool) -> Select[Any]:
     )
     texts = {name: parameter(DOCUMENT, documents.c[name]) for name in DOCUMENTS}
     kept = insert(documents).from_select(["session_id", *texts], select(row.c.session_id, *texts.values())).cte("kept")
-    return select(row.c.session_id).add_cte(kept, *entry_parts(row, with_errors=with_errors, with_logs=with_logs))
+    return select(row.c.session_id).add_cte(kept, *(entry_part(row, history) for history in histories))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,19 +49,16 @@ class CreateSession(WriteOperation[Record]):
 
     write: Changeset
 
-    @property
-    def about(self) -> str:
-        return self.write.session_id
-
     def execute(self, executor: Executor) -> Record:
         write, record = self.write, self._record
+        entries = session_rows.entry_rows(write, record.error_count, record.log_count)
         if executor.database.supports_writable_ctes:
-            statement = _single_statement(with_errors=bool(write.errors), with_logs=bool(write.logs))
-            row = {SESSION + name: value for name, value in session_row(record).items()}
-            with duplicate_raises(executor, SessionExistsError(write.session_id)):
-                executor.rows(statement, {**row, **changeset_parameters(executor, write)})
+            row = {SESSION + name: value for name, value in session_rows.session_row(record).items()}
+            parameters = changeset_parameters(executor, write.documents, entries)
+            with session_rows.duplicate_raises(executor, SessionExistsError(write.session_id)):
+                executor.rows(_single_statement(tuple(entries)), {**row, **parameters})
         else:
-            store_session(executor, record, entry_rows(write, record.error_count, record.log_count))
+            session_rows.store_session(executor, record, entries)
         executor.wrote(write.session_id)
         return record
 

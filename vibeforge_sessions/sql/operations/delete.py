@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, Final
 
 from sqlalchemy import Delete, bindparam, delete
 
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.sql.operations.in_doubt import LockedRow, lock_row, make_durable, row_state, select_for_update
-from vibeforge_sessions.sql.operations.session_rows import ID, this_session
+from vibeforge_sessions.sql.operations import in_doubt
+from vibeforge_sessions.sql.operations.session_rows import ID, delete_session
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
-from vibeforge_sessions.sql.transactions.executor import Executor
+from vibeforge_sessions.sql.transactions.executor import Executor, returning
 from vibeforge_sessions.sql.transactions.operation import WriteOperation
 
 _STATE: Final = ("version", "write_id", "error_count", "log_count")
-"""Columns that every write of a session changes."""
-_delete_session: Final[Delete] = delete(sessions).where(this_session)
+"""Columns of which every write of a session changes one."""
 _delete_children: Final[tuple[Delete, ...]] = tuple(
     delete(table).where(table.c.session_id == bindparam(ID)) for table in (documents, errors, logs)
 )
-delete_unchanged: Final[Delete] = _delete_session.where(
+delete_unchanged: Final[Delete] = delete_session.where(
     *(sessions.c[name] == bindparam(f"read_{name}", type_=sessions.c[name].type) for name in _STATE)
 )
 _delete_unheld: Final[Delete] = delete_unchanged.where(sessions.c.held_at.is_(None))
-
-
-@functools.cache
-def _returning_state(statement: Delete) -> Any:
-    return statement.returning(*row_state)
 
 
 def state_parameters(record: Record) -> dict[str, Any]:
@@ -37,13 +30,13 @@ def state_parameters(record: Record) -> dict[str, Any]:
     return {ID: record.session_id} | {f"read_{name}": getattr(record, name) for name in _STATE}
 
 
-def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> LockedRow | None:
+def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> in_doubt.LockedRow | None:
     """Delete a session and its children, whether or not the database cascades; None if there is no such session."""
     session_id = parameters[ID]
     if executor.dialect.delete_returning:
-        row = executor.row(_returning_state(statement), parameters)
+        row = executor.row(returning(statement, in_doubt.select_for_update), parameters)
     else:
-        row = executor.row(select_for_update, {ID: session_id})
+        row = executor.row(in_doubt.select_for_update, {ID: session_id})
         if not executor.write(statement, [parameters]):
             row = None
     if row is None:
@@ -51,7 +44,7 @@ def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any
     for each in _delete_children:
         executor.write(each, [{ID: session_id}])
     executor.wrote(session_id, deleted=True)
-    return LockedRow(*row)
+    return in_doubt.LockedRow(*row)
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,12 +57,12 @@ class DeleteSession(WriteOperation[bool]):
     session_id: str
     unchanged_since: Record | None = None
     """Delete the session only if this is still its state, and it is not held."""
-    deleted: LockedRow | None = dataclasses.field(default=None, init=False)
+    deleted: in_doubt.LockedRow | None = dataclasses.field(default=None, init=False)
     """What the last execution deleted."""
 
     def execute(self, executor: Executor) -> bool:
         if self.unchanged_since is None:
-            self.deleted = delete_rows(executor, _delete_session, {ID: self.session_id})
+            self.deleted = delete_rows(executor, delete_session, {ID: self.session_id})
         else:
             self.deleted = delete_rows(executor, _delete_unheld, state_parameters(self.unchanged_since))
         return self.deleted is not None
@@ -78,11 +71,11 @@ class DeleteSession(WriteOperation[bool]):
         deleted = self.deleted
         if deleted is None:
             return False
-        row = lock_row(executor, self.session_id)
+        row = in_doubt.lock_row(executor, self.session_id)
         same_incarnation = row is not None and (
             row.write_id == deleted.write_id or (row.created_at == deleted.created_at and row.version > deleted.version)
         )
         if same_incarnation:
             return self.execute(executor)
-        make_durable(executor, self.session_id, row)
+        in_doubt.make_durable(executor, self.session_id, row)
         return True

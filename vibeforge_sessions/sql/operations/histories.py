@@ -12,17 +12,8 @@ from sqlalchemy import Select, bindparam, select, true
 
 from vibeforge_sessions.errors import CorruptSessionError, SessionNotFoundError
 from vibeforge_sessions.repository.serialization import WRONG_COUNTS
-from vibeforge_sessions.sql.operations.session_rows import (
-    AFTER,
-    ERRORS,
-    ID,
-    LOGS,
-    UNTIL,
-    History,
-    committed,
-    inline,
-    this_session,
-)
+from vibeforge_sessions.sql.operations import session_rows
+from vibeforge_sessions.sql.operations.session_rows import AFTER, ERRORS, ID, LOGS, UNTIL, History, this_session
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.executor import Executor, Rows
 from vibeforge_sessions.sql.transactions.operation import Operation
@@ -47,10 +38,10 @@ def _select_entries(history: History) -> Select[Any]:
 def select_slice(history: History, *, now: bool) -> Select[Any]:
     """Return the selection of the entries between two positions.
 
-    :param now: read the committed entries, whatever snapshot the transaction has.
+    :param now: read the session_rows.committed entries, whatever snapshot the transaction has.
     """
     entries = _select_entries(history).where(history.table.c.position <= bindparam(UNTIL))
-    return committed(entries) if now else entries
+    return session_rows.committed(entries) if now else entries
 
 
 @functools.lru_cache(maxsize=128)
@@ -60,11 +51,11 @@ def _select_page(history: History, limit: int, filters: frozenset[str], *, now: 
     One statement distinguishes an unknown session (no row) from an empty slice (one row of NULLs). The slice is cut
     before it is joined: a database that joins first sorts all entries after it. The join has no order of its own.
     """
-    entries = _select_entries(history).limit(inline(limit))
+    entries = _select_entries(history).limit(session_rows.inline(limit))
     entries = entries.where(*(history.table.c[name] == bindparam(name) for name in filters))
-    cut = (committed(entries) if now else entries).subquery()
+    cut = (session_rows.committed(entries) if now else entries).subquery()
     page = select(*cut.c, sessions.c[history.counter]).select_from(sessions.outerjoin(cut, true())).where(this_session)
-    return committed(page) if now else page
+    return session_rows.committed(page) if now else page
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

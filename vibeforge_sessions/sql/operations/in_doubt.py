@@ -14,22 +14,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Select, Update, delete, select, update
+from sqlalchemy import Select, Update, select, update
 
 from vibeforge_sessions.model import validation
+from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.repository.changeset import Changeset
-from vibeforge_sessions.sql.operations.session_rows import (
-    ERRORS,
-    ID,
-    LOGS,
-    NOW,
-    WRITE_ID,
-    History,
-    duplicate_raises,
-    insert_session,
-    now,
-    this_session,
-)
+from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.operations import session_rows
+from vibeforge_sessions.sql.operations.session_rows import ERRORS, ID, LOGS, NOW, WRITE_ID, History, now, this_session
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import ResolutionConflict
@@ -46,11 +38,10 @@ class LockedRow(NamedTuple):
     log_count: int
 
 
-row_state: Final = tuple(sessions.c[name] for name in LockedRow._fields)
-select_for_update: Final[Select[Any]] = select(*row_state).where(this_session).with_for_update()
+_row_state: Final = select(*(sessions.c[name] for name in LockedRow._fields))
+select_for_update: Final[Select[Any]] = _row_state.where(this_session).with_for_update()
 """The committed row, once no other transaction is about to change it."""
 _touch: Final[Update] = update(sessions).where(this_session).values(updated_at=now)
-_delete_session: Final = delete(sessions).where(this_session)
 
 
 def lock_row(executor: Executor, session_id: str) -> LockedRow | None:
@@ -82,10 +73,8 @@ def make_durable(executor: Executor, session_id: str, row: LockedRow | None) -> 
         time = max(time, row.updated_at + timedelta(microseconds=1))
         executor.write(_touch, [{ID: session_id, NOW: time}])
         return time
-    placeholder = {**dict.fromkeys(column.name for column in sessions.columns), "session_id": session_id}
-    placeholder |= {"phase": "-", "created_at": time, "updated_at": time, "write_id": validation.new_write_id()}
-    placeholder |= dict.fromkeys(("version", "current_question_index", "error_count", "log_count"), 0)
-    with duplicate_raises(executor, ResolutionConflict("the session was created meanwhile")):
-        executor.write(insert_session, [placeholder])
-    executor.write(_delete_session, [{ID: session_id}])
+    placeholder = Record(session_id, time, time, 0, validation.new_write_id(), 0, 0, Content("-", 0, None, {}))
+    with session_rows.duplicate_raises(executor, ResolutionConflict("the session was created meanwhile")):
+        executor.write(session_rows.insert_session, [session_rows.session_row(placeholder)])
+    executor.write(session_rows.delete_session, [{ID: session_id}])
     return time

@@ -29,6 +29,8 @@ _CONDITIONS: Final[dict[str, ColumnElement[bool]]] = {
     "errors": sessions.c.error_count > 0,
     "no_errors": sessions.c.error_count == 0,
 }
+_SUMMARY: Final = [field.name for field in dataclasses.fields(SessionSummary) if field.name in sessions.columns]
+"""Columns whose values are in a summary as they are."""
 _HAS_ERRORS: Final = {True: "errors", False: "no_errors"}
 
 
@@ -61,7 +63,8 @@ class FindSessions(Operation[list[SessionSummary]]):
 
 def _in_summary(row: Sequence[Any]) -> Sequence[Any]:
     """Return the values of a summary, in order."""
-    return [*row[:8], frozenset(itertools.compress(ARTIFACTS, row[9:])), bool(row[8])]
+    *values, is_held = row[: len(_SUMMARY) + 1]
+    return [*values, frozenset(itertools.compress(ARTIFACTS, row[len(_SUMMARY) + 1 :])), bool(is_held)]
 
 
 class _Kind(NamedTuple):
@@ -130,14 +133,7 @@ def _select_page(
         source, conditions = found.join(sessions, sessions.c.session_id == found.c.session_id), []
     return page(
         select(
-            sessions.c.session_id,
-            sessions.c.phase,
-            sessions.c.created_at,
-            sessions.c.updated_at,
-            sessions.c.version,
-            sessions.c.error_count,
-            sessions.c.log_count,
-            sessions.c.active_task_id,
+            *(sessions.c[name] for name in _SUMMARY),
             sessions.c.held_at.is_not(None).label("held"),
             *(documents.c[name].is_not(None).label(name) for name in ARTIFACTS),
         )

@@ -16,19 +16,9 @@ from sqlalchemy import ColumnElement, Select, bindparam, literal_column, null, s
 from vibeforge_sessions.errors import SessionNotFoundError, StaleSessionError, StorageError
 from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
+from vibeforge_sessions.sql.operations import session_rows
 from vibeforge_sessions.sql.operations.histories import incomplete, select_slice
-from vibeforge_sessions.sql.operations.session_rows import (
-    AFTER,
-    ERRORS,
-    ID,
-    LOGS,
-    UNTIL,
-    History,
-    committed,
-    no_documents,
-    select_version,
-    this_session,
-)
+from vibeforge_sessions.sql.operations.session_rows import AFTER, ERRORS, ID, LOGS, UNTIL, select_version, this_session
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor, Rows
 from vibeforge_sessions.sql.transactions.operation import Operation
@@ -52,7 +42,7 @@ _OF_ROW: Final = 3
 _BY_PLACE: Final = operator.itemgetter(0, 1)
 
 
-def _slice(history: History, kind: int, *columns: ColumnElement[Any]) -> Select[Any]:
+def _slice(history: session_rows.History, kind: int, *columns: ColumnElement[Any]) -> Select[Any]:
     table, prefix = history.table, history.prefix
     return select(literal_column(str(kind)), table.c.position, *columns).where(
         table.c.session_id == bindparam(ID),
@@ -126,10 +116,10 @@ class FindState(Operation[int | None]):
     """The caller's transaction that has written the session."""
 
     def execute(self, executor: Executor) -> int | None:
-        statement = committed(select_version) if executor.reads_now(self.session_id) else select_version
+        statement = session_rows.committed(select_version) if executor.reads_now(self.session_id) else select_version
         row = executor.row(statement, {ID: self.session_id})
         if row is None:
-            if executor.has_deleted(self.session_id):
+            if executor.joined and executor.writes.deleted.get(self.session_id):
                 raise SessionNotFoundError(self.session_id)
             raise StaleSessionError(self.session_id, self.states[0].version, 0)
         for index, state in enumerate(self.states):
@@ -142,7 +132,7 @@ class FindState(Operation[int | None]):
 
     def _has_entries_of(self, executor: Executor, state: Baseline) -> bool:
         """Return whether the last entries of a state are stored. If so, all earlier entries are stored as well."""
-        entries: dict[History, tuple[Any, ...]] = {}
+        entries: dict[session_rows.History, tuple[Any, ...]] = {}
         if state.errors:
             error = state.errors[-1]
             entries[ERRORS] = (error.position, error.timestamp, error.task_id, error.error_message, error["phase"])
@@ -158,7 +148,7 @@ class FindState(Operation[int | None]):
 
 def _record(executor: Executor, session_id: str) -> Record | None:
     now = executor.reads_now(session_id)  # otherwise old documents would come with a new version: a lost update
-    row = executor.row(committed(_select_session) if now else _select_session, {ID: session_id})
+    row = executor.row(session_rows.committed(_select_session) if now else _select_session, {ID: session_id})
     if row is None:
         return None
     session_id, phase, created_at, updated_at, version, write_id, question, task_id, error_count, log_count, held_at = (
@@ -166,7 +156,7 @@ def _record(executor: Executor, session_id: str) -> Record | None:
     )
     texts = dict(zip(DOCUMENTS, row[11:], strict=True))
     if texts["answers"] is None:
-        raise no_documents(session_id)
+        raise session_rows.no_documents(session_id)
     content = Content(phase, question, task_id, texts)
     return Record(session_id, created_at, updated_at, version, write_id, error_count, log_count, content, held_at)
 

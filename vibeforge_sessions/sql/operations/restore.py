@@ -11,17 +11,10 @@ from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository.restoration import check_history, check_logs
 from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.operations import session_rows
 from vibeforge_sessions.sql.operations.delete import delete_rows, delete_unchanged, state_parameters
 from vibeforge_sessions.sql.operations.in_doubt import lock_row, make_durable
-from vibeforge_sessions.sql.operations.session_rows import (
-    ERRORS,
-    ID,
-    LOGS,
-    error_rows,
-    log_rows,
-    select_version,
-    store_session,
-)
+from vibeforge_sessions.sql.operations.session_rows import ERRORS, ID, LOGS
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
@@ -51,21 +44,17 @@ class RestoreRecord(WriteOperation[None]):
         extra = min(_LONGEST_EXTRA, sum(self.record.counts) / _ENTRIES_PER_SECOND)
         object.__setattr__(self, "extra_seconds", extra)
 
-    @property
-    def about(self) -> str:
-        return self.record.session_id
-
     def execute(self, executor: Executor) -> None:
         record, session_id = self.record, self.record.session_id
         replacing = self.replacing
         if replacing is not None and delete_rows(executor, delete_unchanged, state_parameters(replacing)) is None:
-            stored = executor.row(select_version, {ID: session_id})
+            stored = executor.row(session_rows.select_version, {ID: session_id})
             if stored is None:
                 raise SessionNotFoundError(session_id)
             raise StaleSessionError(session_id, replacing.version, stored[0])
-        errors = error_rows(session_id, check_history(record, self.errors), record.write_id)
-        logs = log_rows(session_id, check_logs(record, self.logs), 1, record.write_id)
-        store_session(executor, record, {ERRORS: errors, LOGS: logs})
+        errors = session_rows.error_rows(session_id, check_history(record, self.errors), record.write_id)
+        logs = session_rows.log_rows(session_id, check_logs(record, self.logs), 1, record.write_id)
+        session_rows.store_session(executor, record, {ERRORS: errors, LOGS: logs})
         executor.wrote(session_id)
 
     def resolve(self, executor: Executor, *, may_still_arrive: bool) -> None:

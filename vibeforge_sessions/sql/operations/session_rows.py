@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
+    Delete,
     Executable,
     Insert,
     Integer,
@@ -22,17 +23,20 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    delete,
     insert,
     literal_column,
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from vibeforge_sessions.errors import CorruptSessionError, SessionExistsError, SessionNotFoundError, StaleSessionError
 from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository import changeset
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import Record
+from vibeforge_sessions.sql.dialects import failure_code
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 
@@ -53,6 +57,7 @@ later_updated_at: Final = case((sessions.c.updated_at < now, now), else_=session
 """The greater of the stored time and the given one: it never decreases."""
 
 insert_session: Final[Insert] = insert(sessions)
+delete_session: Final[Delete] = delete(sessions).where(this_session)
 _insert_documents: Final[Insert] = insert(documents)
 counters: Final = (sessions.c.error_count, sessions.c.log_count, sessions.c.updated_at, sessions.c.phase)
 """Columns of the session's row that updates and appends return."""
@@ -141,21 +146,23 @@ def log_rows(session_id: str, lines: Iterable[str], first: int, write_id: str) -
 
 def entry_rows(write: Changeset, error_count: int, log_count: int) -> dict[History, list[dict[str, Any]]]:
     """Return the rows of a changeset's new entries, in the last positions of histories of these lengths."""
-    placed = changeset.assign_positions(write.errors, error_count)
-    first = log_count - len(write.logs) + 1
-    return {
-        ERRORS: list(error_rows(write.session_id, placed, write.write_id)),
-        LOGS: list(log_rows(write.session_id, write.logs, first, write.write_id)),
-    }
+    rows: dict[History, list[dict[str, Any]]] = {}
+    if write.errors:
+        placed = changeset.assign_positions(write.errors, error_count)
+        rows[ERRORS] = list(error_rows(write.session_id, placed, write.write_id))
+    if write.logs:
+        rows[LOGS] = list(log_rows(write.session_id, write.logs, log_count - len(write.logs) + 1, write.write_id))
+    return rows
 
 
 @contextlib.contextmanager
 def duplicate_raises(executor: Executor, error: Exception) -> Iterator[None]:
-    """Raise the error if the statements within violate a primary key."""
+    """Raise the error if the statements within violate a primary key, but not a constraint that the DBA has added."""
     try:
         yield
-    except Exception as failure:
-        if executor.is_duplicate(failure):
+    except Exception as raised:
+        failure = executor.failed(raised)
+        if isinstance(failure, IntegrityError) and failure_code(failure) in executor.database.duplicate_key_codes:
             raise error from None
         raise
 

@@ -11,25 +11,10 @@ from sqlalchemy import Update, bindparam, exists, select, update
 from vibeforge_sessions.errors import StaleSessionError
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
+from vibeforge_sessions.sql.operations import session_rows
 from vibeforge_sessions.sql.operations.in_doubt import last_positions, lock_row, make_durable
-from vibeforge_sessions.sql.operations.session_rows import (
-    ERRORS,
-    ID,
-    LOGS,
-    NOW,
-    VERSION,
-    WRITE_ID,
-    counters,
-    entry_rows,
-    later_updated_at,
-    missed,
-    no_documents,
-    select_counters,
-    store_entries,
-    store_rows,
-    this_session,
-)
-from vibeforge_sessions.sql.operations.writable_ctes import DOCUMENT, changeset_parameters, entry_parts, parameter
+from vibeforge_sessions.sql.operations.session_rows import ERRORS, ID, LOGS, NOW, VERSION, WRITE_ID, this_session
+from vibeforge_sessions.sql.operations.writable_ctes import DOCUMENT, changeset_parameters, entry_part, parameter
 from vibeforge_sessions.sql.tables import documents, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
@@ -38,12 +23,9 @@ _update_session: Final[Update] = (
     update(sessions)
     .where(this_session, sessions.c.version == bindparam(VERSION), sessions.c.write_id == bindparam(WRITE_ID))
     .values(
-        phase=bindparam("phase"),
-        current_question_index=bindparam("current_question_index"),
-        active_task_id=bindparam("active_task_id"),
-        updated_at=later_updated_at,
+        **{name: bindparam(name) for name in ("phase", "current_question_index", "active_task_id", "write_id")},
+        updated_at=session_rows.later_updated_at,
         version=sessions.c.version + 1,
-        write_id=bindparam("write_id"),
         error_count=sessions.c.error_count + bindparam("new_errors"),
         log_count=sessions.c.log_count + bindparam("new_logs"),
     )
@@ -61,19 +43,19 @@ def _update_documents(names: tuple[str, ...]) -> Update:
 
 
 @functools.cache
-def _single_statement(names: tuple[str, ...], *, with_errors: bool, with_logs: bool) -> Any:
-    """Return the guarded update of a session, these documents and new entries; the statement returns the counters."""
+def _single_statement(names: tuple[str, ...], histories: tuple[session_rows.History, ...]) -> Any:
+    """Return the guarded update of a session, these documents and histories; the statement returns the counters."""
     guarded = _update_session
     if names:  # a session without documents is corrupt, and stays as it is
         guarded = guarded.where(exists().where(documents.c.session_id == bindparam(ID)))
-    elif not with_errors and not with_logs:
-        return guarded.returning(*counters)
-    row = guarded.returning(sessions.c.session_id, *counters).cte("session_row")
-    parts = entry_parts(row, with_errors=with_errors, with_logs=with_logs)
+    elif not histories:
+        return guarded.returning(*session_rows.counters)
+    row = guarded.returning(sessions.c.session_id, *session_rows.counters).cte("session_row")
+    parts = [entry_part(row, history) for history in histories]
     if names:
         texts = {name: parameter(DOCUMENT, documents.c[name]) for name in names}
         parts.append(update(documents).where(documents.c.session_id == row.c.session_id).values(texts).cte("kept"))
-    return select(*(row.c[column.name] for column in counters)).add_cte(*parts)
+    return select(*(row.c[column.name] for column in session_rows.counters)).add_cte(*parts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,10 +68,6 @@ class UpdateSession(WriteOperation[Record]):
     """
 
     write: Changeset
-
-    @property
-    def about(self) -> str:
-        return self.write.session_id
 
     def execute(self, executor: Executor) -> Record:
         write = self.write
@@ -108,21 +86,22 @@ class UpdateSession(WriteOperation[Record]):
         names = tuple([name for name in DOCUMENTS if name in write.documents]) if write.documents else ()
         is_single = executor.database.supports_writable_ctes
         if is_single:
-            statement = _single_statement(names, with_errors=bool(write.errors), with_logs=bool(write.logs))
-            found = executor.row(statement, {**parameters, **changeset_parameters(executor, write)})
+            entries = session_rows.entry_rows(write, len(write.errors), len(write.logs))
+            parameters |= changeset_parameters(executor, write.documents, entries)
+            found = executor.row(_single_statement(names, tuple(entries)), parameters)
         else:
-            found = executor.updated_row(_update_session, parameters, select_counters)
+            found = executor.updated_row(_update_session, parameters, session_rows.select_counters)
         if found is None:
-            raise missed(executor, write.session_id, write.version, write.expected_write_id)
+            raise session_rows.missed(executor, write.session_id, write.version, write.expected_write_id)
         errors, logs, updated_at, _ = found
         record = write.record(write.version + 1, updated_at, errors, logs)
         if not is_single:
-            if names and not store_rows(
-                executor, _update_documents(names), [{ID: write.session_id, **write.documents}]
-            ):
-                raise no_documents(write.session_id)
+            texts = {ID: write.session_id, **write.documents}
+            if names and not session_rows.store_rows(executor, _update_documents(names), [texts]):
+                raise session_rows.no_documents(write.session_id)
             if write.errors or write.logs:
-                store_entries(executor, entry_rows(write, record.error_count, record.log_count))
+                entries = session_rows.entry_rows(write, errors, logs)
+                session_rows.store_entries(executor, entries)
         if executor.joined:
             executor.wrote(write.session_id)
         return record

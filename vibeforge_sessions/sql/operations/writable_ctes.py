@@ -10,13 +10,13 @@ statement.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, Table, bindparam, func, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from vibeforge_sessions.repository.changeset import Changeset
-from vibeforge_sessions.sql.operations.session_rows import ERRORS, LOGS, History, entry_rows
+from vibeforge_sessions.sql.operations.session_rows import History
 from vibeforge_sessions.sql.transactions.executor import Executor
 
 # Prefixes of the parameters of each table: the name of a column alone is SQLAlchemy's.
@@ -29,12 +29,8 @@ def parameter(prefix: str, column: ColumnElement[Any]) -> Any:
     return bindparam(f"{prefix}{column.name}", type_=column.type)
 
 
-def entry_parts(row: CTE, *, with_errors: bool, with_logs: bool) -> list[CTE]:
-    """Return the inserts of new entries, in their order, up to the counts of the session's row."""
-    return [_entry_part(row, history) for history, wanted in ((ERRORS, with_errors), (LOGS, with_logs)) if wanted]
-
-
-def _entry_part(row: CTE, history: History) -> CTE:
+def entry_part(row: CTE, history: History) -> CTE:
+    """Return the insert of new entries, in their order, up to the count of the session's row."""
     table = history.table
     names = _own_columns(table)
     arrays = [bindparam(history.prefix + name, type_=ARRAY(table.c[name].type)) for name in names]
@@ -49,17 +45,16 @@ def _entry_part(row: CTE, history: History) -> CTE:
     return insert(table).from_select(["session_id", "position", *names], select(*columns)).cte(f"added_{table.name}")
 
 
-def changeset_parameters(executor: Executor, write: Changeset) -> dict[str, Any]:
+def changeset_parameters(
+    executor: Executor, documents: Mapping[str, str | None], entries: Mapping[History, list[dict[str, Any]]]
+) -> dict[str, Any]:
     """Return the parameters of a changeset's documents and new entries, whose positions the database assigns."""
-    if not (write.documents or write.errors or write.logs):
-        return {}
-    entries = entry_rows(write, len(write.errors), len(write.logs))
-    executor.batches([dict(write.documents), *itertools.chain(*entries.values())])
-    parameters: dict[str, Any] = {DOCUMENT + name: text for name, text in write.documents.items()}
+    if documents or entries:
+        executor.batches([dict(documents), *itertools.chain(*entries.values())])  # rejects what no statement can hold
+    parameters: dict[str, Any] = {DOCUMENT + name: text for name, text in documents.items()}
     for history, rows in entries.items():
-        if rows:
-            names = _own_columns(history.table)
-            parameters |= {history.prefix + name: [row[name] for row in rows] for name in names}
+        names = _own_columns(history.table)
+        parameters |= {history.prefix + name: [row[name] for row in rows] for name in names}
     return parameters
 
 

@@ -9,8 +9,6 @@ from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql.transactions.joined import JoinedTransaction
 from vibeforge_sessions.sql.transactions.owned import OwnedTransactions
 
-__all__ = ["transactions_on"]
-
 
 def transactions_on(bind: object, *, precompiled: bool, retry: RetryPolicy) -> OwnedTransactions | JoinedTransaction:
     """Return the runner of a repository on an engine, or on a connection or session of the caller."""

@@ -71,10 +71,8 @@ def failure_of(
     text += failure_name(error)
     if any(failure_code(error) in each.corruption_codes for each in DATABASE_DIALECTS):
         text += _DAMAGED
-    failure: SessionRepositoryError
-    if unknown:
-        failure = OutcomeUnknownError(text)
-    else:
+    failure: SessionRepositoryError = OutcomeUnknownError(text)
+    if not unknown:
         failure = StorageError(text + (LOST if lost else ""), transaction_lost=lost)
     failure.__cause__ = error
     return failure

@@ -15,13 +15,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Dialect, Executable, PoolProxiedConnection, RootTransaction, Select, Update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import Connection, Delete, Dialect, Executable, PoolProxiedConnection, RootTransaction, Select, Update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import NullType
 
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import DatabaseDialect, failure_code
+from vibeforge_sessions.sql.dialects import DatabaseDialect
 from vibeforge_sessions.sql.dialects.base import ISOLATION_LEVEL_CHANGED
 
 Parameters = Mapping[str, Any]
@@ -60,8 +60,9 @@ def joined_writes(connection: Connection) -> JoinedWrites:
 
 
 @functools.cache
-def _returning(update: Update, select: Select[Any]) -> Any:
-    return update.returning(*select.selected_columns)
+def returning(statement: Update | Delete, select: Select[Any]) -> Any:
+    """Return an update or a deletion that returns the columns of `select`, for databases with RETURNING."""
+    return statement.returning(*select.selected_columns)
 
 
 class Executor:
@@ -72,9 +73,6 @@ class Executor:
 
     __slots__ = ("connection", "database", "dialect", "joined", "writes")
 
-    connection: Connection
-    database: DatabaseDialect
-    dialect: Dialect
     joined: bool
     """Whether the transaction is the caller's. Its isolation level may let two reads see different states."""
     writes: JoinedWrites
@@ -174,17 +172,12 @@ class Executor:
     def updated_row(self, update: Update, parameters: Parameters, select: Select[Any]) -> Sequence[Any] | None:
         """Update a row, and return the columns that `select` reads of it; None if the update matches no row."""
         if self.dialect.update_returning:
-            return self.row(_returning(update, select), parameters)
+            return self.row(returning(update, select), parameters)
         return self.row(select, parameters) if self.write(update, [parameters]) else None
 
     def failed(self, error: BaseException) -> BaseException:
         """Return an error of a method as SQLAlchemy's error; discard the connection if it is lost."""
         return error
-
-    def is_duplicate(self, error: BaseException) -> bool:
-        """Return whether a primary key exists already; a constraint that the DBA has added does not count."""
-        error = self.failed(error)
-        return isinstance(error, IntegrityError) and failure_code(error) in self.database.duplicate_key_codes
 
     def batches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """Return the rows in batches that each fit into one statement (see `DatabaseDialect.batches`)."""
@@ -194,10 +187,6 @@ class Executor:
         """Record that a joined transaction has written or deleted a session."""
         if self.joined:
             self.writes.deleted[session_id] = deleted
-
-    def has_deleted(self, session_id: str) -> bool:
-        """Return whether the joined transaction has deleted a session and has not written it again."""
-        return self.joined and self.writes.deleted.get(session_id, False)
 
     def transaction_of(self, session_id: str) -> str | None:
         """Return the id of the joined transaction if it has written a session."""

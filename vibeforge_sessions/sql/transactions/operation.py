@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 if TYPE_CHECKING:
     from vibeforge_sessions.sql.transactions.executor import Executor
 
-__all__ = ["Operation", "ResolutionConflict", "UnresolvableOutcome", "WriteOperation"]
-
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -33,8 +31,9 @@ class Operation(ABC, Generic[T_co]):
 
     @property
     def about(self) -> str | None:
-        """The id of the session that it is about."""
-        return getattr(self, "session_id", None)
+        """The id of the session that it is about: its own, or that of the changeset or record that it writes."""
+        of = getattr(self, "write", None) or getattr(self, "record", None) or self
+        return getattr(of, "session_id", None)
 
     @abstractmethod
     def execute(self, executor: Executor) -> T_co:

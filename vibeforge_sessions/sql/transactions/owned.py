@@ -51,19 +51,16 @@ _KNOWN_OPTIONS: Final = {PREPARED, BEHIND_POOLER, _SCHEMAS}
 """The execution options of an engine that precompiled statements follow."""
 
 
+@dataclasses.dataclass(eq=False)
 class _AttemptFailed(Exception):  # noqa: N818 (private)
-    """The failure of one attempt.
+    """The failure of one attempt."""
 
-    :param in_doubt: the write may have been committed.
-    :param name: the name of the failure, for log records.
-    """
-
-    def __init__(self, error: SessionRepositoryError, *, retryable: bool, in_doubt: bool, name: str) -> None:
-        super().__init__()
-        self.error = error
-        self.retryable = retryable
-        self.in_doubt = in_doubt
-        self.name = name
+    error: SessionRepositoryError
+    retryable: bool
+    in_doubt: bool
+    """Whether the write may have been committed."""
+    name: str
+    """The name of the failure, for log records."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -73,8 +70,8 @@ class _Call(Generic[T]):
     operation: Operation[T]
     in_doubt: SessionRepositoryError | None = None
     """The error of the first attempt after which the write may have been committed."""
-    lost_sessions: list[tuple[Any, bool]] = dataclasses.field(default_factory=list)
-    """For each lost connection: the argument of `DatabaseDialect.end_server_session`, and `commits_itself`."""
+    lost_session: tuple[Any, bool] | None = None
+    """Of a lost connection: the argument of `DatabaseDialect.end_server_session`, and `commits_itself`."""
     may_still_arrive: bool = False
     """Whether the server may still execute a statement that commits itself."""
     stage: str = "reach"
@@ -152,8 +149,8 @@ class OwnedTransactions:
                 else:
                     executor = limit.connecting(self._connect, call, statements)
                 call.stage = "use"
-                if call.lost_sessions:
-                    _end_lost_sessions(call, executor)
+                if call.lost_session is not None:
+                    _end_lost_session(call, executor, call.lost_session)
                 operation, write = call.operation, call.operation.is_write
                 call.session = executor.server_session if write and self._database.is_server else None
                 single_statement = call.in_doubt is None and not operation.needs_transaction
@@ -242,23 +239,21 @@ class OwnedTransactions:
         else:
             return
         if call.session is not None and is_cut:
-            call.lost_sessions.append((call.session, call.commits_itself))
+            call.lost_session = call.session, call.commits_itself
         raise _AttemptFailed(failure, retryable=retryable, in_doubt=in_doubt, name=name) from error
 
 
-def _end_lost_sessions(call: _Call[Any], executor: Executor) -> None:
-    """End the server sessions of connections that the call has lost, on the connection of a later attempt."""
-    while call.lost_sessions:
-        session, commits_itself = call.lost_sessions[-1]
-        connection, database = executor.connection, executor.database
-        is_certain = False
-        try:
-            is_certain = database.end_server_session(connection, session)
-        except DBAPIError as error:
-            if database.is_lost(error) or failure_code(error) in database.unavailable_codes:
-                raise
-        finally:
-            if not connection.closed:
-                connection.rollback()
-        call.may_still_arrive |= commits_itself and not is_certain
-        call.lost_sessions.pop()
+def _end_lost_session(call: _Call[Any], executor: Executor, lost_session: tuple[Any, bool]) -> None:
+    """End the server session of the connection that the call has lost, on the connection of a later attempt."""
+    (session, commits_itself), connection, database = lost_session, executor.connection, executor.database
+    is_certain = False
+    try:
+        is_certain = database.end_server_session(connection, session)
+    except DBAPIError as error:
+        if database.is_lost(error) or failure_code(error) in database.unavailable_codes:
+            raise
+    finally:
+        if not connection.closed:
+            connection.rollback()
+    call.may_still_arrive |= commits_itself and not is_certain
+    call.lost_session = None
