@@ -38,11 +38,8 @@ SELF_EVIDENT = {
     # a damaged line of an archive: its number is part of the message, and only another copy of the file helps
     "does not have the number of {kind} that the header states and the chunks contain",
     "has no version of the format",
-    "is not a chunk of errors",
-    "is not a chunk of logs",
     "is not a chunk of {kind}",
     "is not a header of a session",
-    "is not a header of a session that can be stored",
     "is not a line of an archive",
     "is not the closing line of this session",
     "is not a header of a session that can be stored: {error}",

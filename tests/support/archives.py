@@ -11,7 +11,7 @@ from typing import Any
 
 from vibeforge_sessions import ErrorEntry, InMemorySessionRepository, SessionRepository
 from vibeforge_sessions.archive import Report, export_sessions, import_sessions
-from vibeforge_sessions.archive.serialization import end_line
+from vibeforge_sessions.archive.serialization import encode_line, end_of
 from vibeforge_sessions.repository.serialization import Record
 from vibeforge_sessions.testing.base import full_session
 
@@ -87,4 +87,4 @@ def closed(record: Record, *lines: bytes) -> list[bytes]:
     """Return the lines of an archive, followed by the matching closing line."""
     import hashlib  # noqa: PLC0415
 
-    return [*lines, end_line(record, hashlib.sha256(b"".join(lines)).hexdigest())]
+    return [*lines, encode_line(end_of(record, hashlib.sha256(b"".join(lines)).hexdigest()))]

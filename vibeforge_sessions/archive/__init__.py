@@ -6,9 +6,8 @@ Equal sessions give equal bytes, whatever database they are stored in.
 
 from __future__ import annotations
 
-from vibeforge_sessions.archive.copying import copy_sessions
 from vibeforge_sessions.archive.exporting import export_sessions
-from vibeforge_sessions.archive.importing import OnConflict, import_sessions
+from vibeforge_sessions.archive.importing import OnConflict, copy_sessions, import_sessions
 from vibeforge_sessions.archive.report import OnSession, Outcome, Report, Result
 from vibeforge_sessions.archive.writer import ArchiveWriter
 

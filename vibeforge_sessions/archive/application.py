@@ -24,8 +24,7 @@ _SESSION_FIELDS: Final = frozenset({"phase", "created_at", "answers", "error_his
 """A JSON object with one of these keys is a session. Any other object maps ids to sessions."""
 
 
-def is_session(data: object) -> bool:
-    """Return whether a JSON value is a session of the application."""
+def _is_session(data: object) -> bool:
     return isinstance(data, dict) and not _SESSION_FIELDS.isdisjoint(data)
 
 
@@ -39,14 +38,11 @@ def decode_sessions(file: bytes) -> list[tuple[str | None, Any]] | None:
         data = validation.decode_json(file.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
-    sessions: list[tuple[str | None, Any]] = []
-    if is_session(data):
-        sessions = [(None, data)]
-    elif isinstance(data, dict):
+    if isinstance(data, dict) and not _is_session(data):
         sessions = list(data.items())
-    elif isinstance(data, list):
-        sessions = [(None, fields) for fields in data]
-    return sessions if sessions and all(is_session(fields) for _, fields in sessions) else None
+    else:
+        sessions = [(None, fields) for fields in (data if isinstance(data, list) else [data])]
+    return sessions if sessions and all(_is_session(fields) for _, fields in sessions) else None
 
 
 def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Bundle | Result, None, None]:
@@ -66,12 +62,9 @@ def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Ge
 
 
 def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Bundle:
-    known = {
-        # in a dict that to_dict has written, a field that is null does not count as missing
-        name: value
-        for name, value in fields.items()
-        if name in _KNOWN and (value is not None or STORED in fields)
-    }
+    known = {name: value for name, value in fields.items() if name in _KNOWN}
+    if STORED not in fields:  # to_dict has not written it: a field that is null counts as missing
+        known = {name: value for name, value in known.items() if value is not None}
     if known.setdefault("session_id", session_id) is None:
         raise InvalidSessionError("must be present", "session_id")
     if session_id is not None and known["session_id"] != session_id:

@@ -63,7 +63,7 @@ class Bundle:
         self.longest = 0
         """Length of its longest line in bytes."""
         self.histories = {kind: Entries(self._spool) for kind in (serialization.ERRORS, serialization.LOGS)}
-        self._append(serialization.header_line(record))
+        self._append(serialization.encode_line(serialization.header_of(record)))
 
     @property
     def digest(self) -> str:
@@ -96,7 +96,7 @@ class Bundle:
         with disk_errors():
             self._spool.seek(0)
             yield from self._spool
-        yield serialization.end_line(self.record, self.digest)
+        yield serialization.encode_line(serialization.end_of(self.record, self.digest))
 
     def close(self) -> None:
         """Release the memory or the temporary file."""
@@ -153,7 +153,11 @@ def pack_record(source: SessionRepository[Any], record: Record, longest: int | N
         for kind, entries in histories_of(source, record).items():
             bundle.add_history(kind, entries)
         if any(record.counts):
-            _check_state(record, source.get_record(record.session_id))
+            now = source.get_record(record.session_id)
+            if now is None:
+                raise errors.SessionNotFoundError(record.session_id)
+            if (now.version, now.write_id) != (record.version, record.write_id):
+                raise errors.StaleSessionError(record.session_id, record.version, now.version)
         if bundle.counts != record.counts:
             raise errors.CorruptSessionError(record.session_id, WRONG_COUNTS)
         if longest is not None and bundle.longest > longest:
@@ -210,11 +214,3 @@ def _history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) ->
         last = entries[-1:]
         size = sum(len(entry if isinstance(entry, str) else entry.error_message) for entry in entries)
         limit = max(1, min(serialization.CHUNK, _PAGE_CHARACTERS * len(entries) // (size + 1)))
-
-
-def _check_state(record: Record, now: Record | None) -> None:
-    """Check that the histories belong to the state of this record."""
-    if now is None:
-        raise errors.SessionNotFoundError(record.session_id)
-    if (now.version, now.write_id) != (record.version, record.write_id):
-        raise errors.StaleSessionError(record.session_id, record.version, now.version)

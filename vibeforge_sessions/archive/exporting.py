@@ -55,11 +55,11 @@ def export_sessions(
         else:
             files.callback(target.flush)
         file = files.enter_context(compressing(target)) if compress else target
-        file.write(serialization.archive_line())
+        file.write(serialization.encode_line({"kind": "archive", "format": serialization.FORMAT}))
         transfer = functools.partial(_export, repository, file, longest_line)
         ids = repository.list_sessions(filter)
         report = transfer_each(ids, transfer, stop_on_error=stop_on_error, on_session=on_session)
-        file.write(serialization.archive_end_line(report.exported))
+        file.write(serialization.encode_line({"kind": "archive_end", "sessions": report.exported}))
     return report
 
 

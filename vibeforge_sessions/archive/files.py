@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_COMPRESSION_LEVEL: Final = 6
+_LEVEL: Final = 6
 _OPEN_OR_CREATE: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _CAREFULLY: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """With O_NONBLOCK, opening a named pipe does not wait. It has no effect on a regular file."""
@@ -44,10 +44,7 @@ def is_compressed(path: Path, compress: bool | None) -> bool:  # noqa: FBT001 (a
 
 def compressing(file: IO[bytes]) -> IO[bytes]:
     """Return a file that compresses into another file, which stays open. Equal data gives equal bytes."""
-    return cast(
-        "IO[bytes]",
-        gzip.GzipFile(filename="", mode="wb", compresslevel=_COMPRESSION_LEVEL, fileobj=file, mtime=0),
-    )
+    return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0))
 
 
 def open_locked(path: Path) -> io.FileIO:
@@ -77,12 +74,11 @@ def _check_unprepared(opened: os.stat_result) -> None:
         raise _unsafe_error("is not a regular file")
     if opened.st_nlink > 1:
         raise _unsafe_error("has a second name (a hard link)")
-    if sys.platform == "win32":  # Windows has no such owners and modes
-        return
-    if opened.st_uid != os.geteuid():
-        raise _unsafe_error("belongs to another user")
-    if opened.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _unsafe_error("is one that other users may write")
+    if sys.platform != "win32":  # Windows has no such owners and modes
+        if opened.st_uid != os.geteuid():
+            raise _unsafe_error("belongs to another user")
+        if opened.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise _unsafe_error("is one that other users may write")
 
 
 def _unsafe_error(reason: str) -> ArchiveError:

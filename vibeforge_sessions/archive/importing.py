@@ -1,22 +1,24 @@
-"""Import of sessions from a file into a repository."""
+"""Import of sessions from a file into a repository, and copies from one repository to another."""
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, get_args
 
 from vibeforge_sessions import errors
 from vibeforge_sessions.archive import application, reading, serialization
-from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of
+from vibeforge_sessions.archive.bundle import Bundle, canonical_of, digest_of, histories_of, pack
 from vibeforge_sessions.archive.files import disk_errors
-from vibeforge_sessions.archive.report import PER_SESSION, OnSession, Outcome, Report, Result
+from vibeforge_sessions.archive.report import PER_SESSION, OnSession, Outcome, Report, Result, transfer_each
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.base import SessionRepository
+from vibeforge_sessions.repository.query import SessionFilter
 from vibeforge_sessions.repository.serialization import Record
 
 OnConflict: TypeAlias = Literal["fail", "skip", "replace", "newer"]
@@ -62,8 +64,12 @@ def import_sessions(
         raise errors.InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
     report = Report()
     seen: set[str] = set()
-    with _open_source(source) as (file, written_at), closing(_items(file, written_at, longest_line)) as items:
-        for item in items:
+    with ExitStack() as files:
+        if isinstance(source, (str, os.PathLike)):
+            with disk_errors():
+                source = files.enter_context(Path(source).open("rb"))
+        file = files.enter_context(reading.opened(source))
+        for item in files.enter_context(closing(_items(file, _written_at(source), longest_line))):
             result = item if isinstance(item, Result) else _import(repository, item, on_conflict, seen)
             report.add(result, on_session)
             if stop_on_error and result.outcome == "failed":
@@ -82,52 +88,12 @@ def _import(repository: SessionRepository[Any], bundle: Bundle, on_conflict: OnC
                 )
             seen.add(record.session_id)
             _check_clocks(record)
-            result = store(repository, bundle, on_conflict)
+            result = _store(repository, bundle, on_conflict)
             if result.outcome == "skipped" and on_conflict == "fail":
                 raise errors.SessionExistsError(record.session_id)
             return result
     except PER_SESSION as error:
         return Result("failed", record.session_id, reason=str(error), line=bundle.line)
-
-
-def store(
-    repository: SessionRepository[Any],
-    bundle: Bundle,
-    on_conflict: OnConflict,
-    is_earlier_state: Callable[[Record], bool] = lambda _: False,
-) -> Result:
-    """Store a session; return the outcome.
-
-    :param is_earlier_state: returns whether a stored session with different content is replaced in any case.
-    """
-    session_id = bundle.record.session_id
-    for attempt in range(1, _ATTEMPTS + 1):
-        stored = repository.get_record(session_id)
-        try:
-            if stored is not None and _equals_stored(repository, stored, bundle):
-                return Result("unchanged", session_id, line=bundle.line)
-            if stored is not None and not (
-                on_conflict == "replace"
-                or (on_conflict == "newer" and bundle.record.updated_at > stored.updated_at)
-                or is_earlier_state(stored)
-            ):
-                return Result("skipped", session_id, line=bundle.line)
-            repository.restore_record(bundle.record, *bundle.histories.values(), replacing=stored)
-        except _CHANGED_MEANWHILE:
-            if attempt == _ATTEMPTS:
-                raise
-        else:
-            outcome: Outcome = "created" if stored is None else "replaced"
-            return Result(outcome, session_id, *bundle.record.counts, line=bundle.line)
-    raise AssertionError("unreachable")
-
-
-def _equals_stored(repository: SessionRepository[Any], stored: Record, bundle: Bundle) -> bool:
-    """Return whether a stored session equals a bundle. The digests are compared if the rest is equal."""
-    try:
-        return canonical_of(stored) == bundle.record and digest_of(repository, stored) == bundle.digest
-    except errors.CorruptSessionError:  # an unreadable session differs from every bundle
-        return False
 
 
 def _check_clocks(record: Record) -> None:
@@ -142,16 +108,6 @@ def _check_clocks(record: Record) -> None:
             raise errors.InvalidSessionError(
                 "is more than a day ahead of this machine's clock: correct the clock or the file", name
             )
-
-
-@contextmanager
-def _open_source(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[reading.Lines, datetime]]:
-    """Provide the file for reading, and its modification time."""
-    with ExitStack() as stack:
-        if isinstance(source, (str, os.PathLike)):
-            with disk_errors():
-                source = stack.enter_context(Path(source).open("rb"))
-        yield stack.enter_context(reading.opened(source)), _written_at(source)
 
 
 def _written_at(file: IO[bytes]) -> datetime:
@@ -183,3 +139,132 @@ def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator
         yield from application.read_bundles(sessions, written_at)
     else:
         yield from reading.read_bundles(file if is_archive else io.BufferedReader(io.BytesIO(content)), longest)
+
+
+# --- copies ---
+
+_Repository: TypeAlias = SessionRepository[Any]
+
+
+def copy_sessions(
+    source: SessionRepository[Any],
+    target: SessionRepository[Any],
+    filter: SessionFilter | None = None,  # noqa: A002 (the contract's name)
+    *,
+    on_conflict: OnConflict = "fail",
+    thorough: bool = False,
+    stop_on_error: bool = False,
+    on_session: OnSession | None = None,
+) -> Report:
+    """Copy sessions unchanged from one repository to another, while the source is in use.
+
+    Each session is read in one consistent state, stored in one transaction, read back from the target, and compared by
+    its digest. Nothing is deleted in the target. An interrupted copy can be started again. A second copy transfers the
+    changes since the first: if the target has an earlier state of a session, it is ``replaced``. Applications should
+    not write to the target before the last copy is complete.
+
+    :param filter: selects sessions; all by default.
+    :param on_conflict: what to do if the target has a session of the same id that is not an earlier state: another
+        incarnation, or one with changes made in the target. ``fail``: report the conflict and keep the target's.
+        ``skip``: keep the target's. ``replace``: store the source's instead. ``newer``: store the source's if its
+        ``updated_at`` is later.
+    :param thorough: compare the histories, too, of sessions that are otherwise equal. By default such a session counts
+        as copied if it has as many entries, because histories only grow and every entry advances ``updated_at``.
+    :param stop_on_error: raise the first problem instead of continuing. Sessions that were copied before stay.
+    :raises InvalidArgumentError: source and target are the same repository, or `on_conflict` is not one of its values.
+    """
+    if on_conflict not in get_args(OnConflict):
+        raise errors.InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
+    if source is target:
+        raise errors.InvalidArgumentError("must not be the same repository as the source", "target")
+    transfer = functools.partial(_copy, source, target, on_conflict=on_conflict, thorough=thorough)
+    return transfer_each(source.list_sessions(filter), transfer, stop_on_error=stop_on_error, on_session=on_session)
+
+
+def _copy(
+    source: _Repository,
+    target: _Repository,
+    session_id: str,
+    *,
+    on_conflict: OnConflict,
+    thorough: bool,
+) -> Result:
+    copied = None if thorough else target.get_record(session_id)
+    stored = None if copied is None else source.get_record(session_id)
+    if copied is not None and stored is not None and canonical_of(stored) == canonical_of(copied):
+        return Result("unchanged", session_id)
+    bundle = pack(source, session_id)
+    if bundle is None:
+        return Result("gone", session_id)
+    with bundle:
+        result = _store(target, bundle, on_conflict, lambda stored: _is_earlier_state(target, stored, bundle))
+        if result.outcome == "skipped" and on_conflict == "fail":
+            raise errors.InvalidSessionError(
+                "the target has another session of this id, or a later state of it: choose another on_conflict"
+            )
+        if result.outcome in {"created", "replaced"}:
+            stored = target.get_record(session_id)
+            if stored is None or digest_of(target, stored) != bundle.digest:
+                raise errors.CorruptSessionError(
+                    session_id,
+                    "it differs from what was copied: another process writes to the target, or its data is damaged",
+                )
+        return result
+
+
+def _is_earlier_state(target: _Repository, stored: Record, bundle: Bundle) -> bool:
+    """Return whether the record of the target is an earlier state of the session in the source."""
+    record = bundle.record
+    if (
+        stored.created_at != record.created_at
+        or stored.updated_at > record.updated_at
+        or stored.version > record.version
+        or any(map(int.__gt__, stored.counts, record.counts))
+        or (stored.version == record.version and canonical_of(stored).content != record.content)
+    ):
+        return False
+    pairs = zip(histories_of(target, stored).values(), bundle.histories.values(), strict=True)
+    return all(old == new for copied, history in pairs for old, new in zip(copied, history, strict=False))
+
+
+# --- storing ---
+
+
+def _store(
+    repository: _Repository,
+    bundle: Bundle,
+    on_conflict: OnConflict,
+    is_earlier_state: Callable[[Record], bool] = lambda _: False,
+) -> Result:
+    """Store a session; return the outcome.
+
+    :param is_earlier_state: returns whether a stored session with different content is replaced in any case.
+    """
+    session_id = bundle.record.session_id
+    for attempt in range(1, _ATTEMPTS + 1):
+        stored = repository.get_record(session_id)
+        try:
+            if stored is not None and _equals_stored(repository, stored, bundle):
+                return Result("unchanged", session_id, line=bundle.line)
+            if stored is not None and not (
+                on_conflict == "replace"
+                or (on_conflict == "newer" and bundle.record.updated_at > stored.updated_at)
+                or is_earlier_state(stored)
+            ):
+                return Result("skipped", session_id, line=bundle.line)
+            repository.restore_record(bundle.record, *bundle.histories.values(), replacing=stored)
+        except _CHANGED_MEANWHILE:
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            outcome: Outcome = "created" if stored is None else "replaced"
+            return Result(outcome, session_id, *bundle.record.counts, line=bundle.line)
+    raise AssertionError("unreachable")
+
+
+def _equals_stored(repository: _Repository, stored: Record, bundle: Bundle) -> bool:
+    """Return whether a stored session equals a bundle. The digests are compared if the rest is equal."""
+    try:
+        return canonical_of(stored) == bundle.record and digest_of(repository, stored) == bundle.digest
+    except errors.CorruptSessionError:  # an unreadable session differs from every bundle
+        return False

@@ -101,9 +101,10 @@ class _Reader:
         :raises DamagedLineError: the line is rejected.
         """
         data = serialization.parse(line)
+        if data["kind"] in {"session", "archive", "archive_end"}:
+            yield from self._reject_unfinished(number - 1)
         match data["kind"]:
             case "session":
-                yield from self._reject_unfinished(number - 1)
                 self._session_id = displayable_id(data.get("session_id"))
                 self._bundle = Bundle(serialization.record_from(data), number)
                 self._skipping = False
@@ -122,7 +123,10 @@ class _Reader:
                 self._export, self._sessions, self._problems = number, 0, 0
                 serialization.check_format(data)
             case "archive_end":
-                yield from self._end_export(number, data)
+                if self._export is not None and not self._problems and self._sessions != data.get("sessions"):
+                    reason = f"has another number of sessions than the export, which contains {self._sessions}"
+                    yield Result("failed", None, reason=reason, line=number)
+                self._export = None
             case _:
                 raise DamagedLineError("is not a line of an archive")
 
@@ -146,13 +150,6 @@ class _Reader:
         if self._export is not None and not self._skipping:
             reason = f"ends early: the last line of the export that begins at line {self._export} is missing"
             yield Result("failed", None, reason=reason, line=number)
-
-    def _end_export(self, number: int, data: dict[str, Any]) -> Iterator[Result]:
-        yield from self._reject_unfinished(number - 1)
-        if self._export is not None and not self._problems and self._sessions != data.get("sessions"):
-            reason = f"has another number of sessions than the export, which contains {self._sessions}"
-            yield Result("failed", None, reason=reason, line=number)
-        self._export = None
 
     def _current_bundle(self) -> Bundle | None:
         """Return the current session; None if the line may belong to a rejected session."""

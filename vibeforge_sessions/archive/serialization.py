@@ -62,12 +62,13 @@ def canonical(record: Record) -> Record:
     return dataclasses.replace(restoration.record_for_restore(record), write_id="")
 
 
-def header_line(record: Record) -> bytes:
+def encode_line(data: dict[str, Any]) -> bytes:
+    """Return a line of an archive."""
+    return f"{_encode(data)}\n".encode("ascii")
+
+
+def header_of(record: Record) -> dict[str, Any]:
     """Return the first line of a session, from a canonical record."""
-    return _line(_header(record))
-
-
-def _header(record: Record) -> dict[str, Any]:
     documents = record.content.documents
     return {
         "kind": "session",
@@ -108,28 +109,10 @@ def _chunk(kind: str, after: int, texts: list[str]) -> bytes:
     return f'{{"kind":"{kind}","after":{after},"entries":[{",".join(texts)}]}}\n'.encode("ascii")
 
 
-def end_line(record: Record, digest: str) -> bytes:
+def end_of(record: Record, digest: str) -> dict[str, Any]:
     """Return the last line of a session."""
-    return _line(_end(record, digest))
-
-
-def _end(record: Record, digest: str) -> dict[str, Any]:
     counts = {ERRORS: record.error_count, LOGS: record.log_count}
     return {"kind": "end", "session_id": record.session_id, **counts, "sha256": digest}
-
-
-def archive_line() -> bytes:
-    """Return the first line of an export."""
-    return _line({"kind": "archive", "format": FORMAT})
-
-
-def archive_end_line(sessions: int) -> bytes:
-    """Return the last line of an export."""
-    return _line({"kind": "archive_end", "sessions": sessions})
-
-
-def _line(data: dict[str, Any]) -> bytes:
-    return f"{_encode(data)}\n".encode("ascii")
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -170,34 +153,26 @@ def record_from(data: dict[str, Any]) -> Record:
     """
     check_format(data)
     try:
-        held_at, documents = data["held_at"], data["documents"]
-        record = canonical(
-            Record(
-                session_id=data["session_id"],
-                created_at=validation.check_time(data["created_at"]),
-                updated_at=validation.check_time(data["updated_at"]),
-                held_at=None if held_at is None else validation.check_time(held_at),
-                version=data["version"],
-                write_id="",
-                error_count=data[ERRORS],
-                log_count=data[LOGS],
-                content=Content(
-                    phase=data["phase"],
-                    current_question_index=data["current_question_index"],
-                    active_task_id=data["active_task_id"],
-                    documents={
-                        name: None if documents[name] is None else _encode(documents[name]) for name in DOCUMENTS
-                    },
-                ),
-            )
+        held_at, given = data["held_at"], data["documents"]
+        documents = {name: None if given[name] is None else _encode(given[name]) for name in DOCUMENTS}
+        content = Content(data["phase"], data["current_question_index"], data["active_task_id"], documents)
+        record = Record(
+            session_id=data["session_id"],
+            created_at=validation.check_time(data["created_at"]),
+            updated_at=validation.check_time(data["updated_at"]),
+            held_at=None if held_at is None else validation.check_time(held_at),
+            version=data["version"],
+            write_id="",
+            error_count=data[ERRORS],
+            log_count=data[LOGS],
+            content=content,
         )
+        record = canonical(record)
     except InvalidSessionError as error:
         raise DamagedLineError(f"is not a header of a session that can be stored: {error}") from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, RecursionError):  # or integers or nesting beyond this interpreter's limits
         raise DamagedLineError("is not a header of a session") from None
-    except (ValueError, RecursionError):  # integers or nesting beyond the limits of this interpreter
-        raise DamagedLineError("is not a header of a session that can be stored") from None
-    if tuple(data) != tuple(_header(record)) or tuple(documents) != DOCUMENTS:
+    if tuple(data) != tuple(header_of(record)) or tuple(given) != DOCUMENTS:
         raise DamagedLineError("is not a header of a session")
     return record
 
@@ -213,14 +188,10 @@ def entries_from(data: dict[str, Any], after: int) -> list[Any]:
         raise DamagedLineError(f"is not a chunk of {kind}")
     if data["after"] != after:
         raise DamagedLineError(f"is not the next chunk of {kind}: a chunk is missing or repeated")
-    if kind == LOGS:
-        if not all(isinstance(line, str) for line in entries):
-            raise DamagedLineError("is not a chunk of logs")
-        return entries
     try:
-        return [_error_from(entry, position) for position, entry in enumerate(entries, after + 1)]
-    except (InvalidSessionError, KeyError, TypeError, ValueError):
-        raise DamagedLineError("is not a chunk of errors") from None
+        return [_entry_from(kind, entry, position) for position, entry in enumerate(entries, after + 1)]
+    except (KeyError, TypeError, ValueError):
+        raise DamagedLineError(f"is not a chunk of {kind}") from None
 
 
 def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], digest: str) -> None:
@@ -229,7 +200,7 @@ def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], dig
     :param counts: the numbers of errors and logs in these lines.
     :raises DamagedLineError: they differ.
     """
-    expected = _end(record, digest)
+    expected = end_of(record, digest)
     if tuple(data) != tuple(expected) or data["session_id"] != record.session_id:
         raise DamagedLineError("is not the closing line of this session")
     for kind, count in zip((ERRORS, LOGS), counts, strict=True):
@@ -239,7 +210,9 @@ def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], dig
         raise DamagedLineError("does not match the checksum of the session: the file was damaged, or changed by hand")
 
 
-def _error_from(entry: dict[str, Any], position: int) -> ErrorEntry:
+def _entry_from(kind: str, entry: Any, position: int) -> ErrorEntry | str:
+    if kind == LOGS:
+        return validation.check_type(entry, str, LOGS)
     timestamp, task_id, message, phase = (entry[key] for key in ("timestamp", "task_id", "error_message", "phase"))
     if len(entry) != 4 or not (type(task_id) is type(message) is type(phase) is str):  # noqa: PLR2004 (these four)
         raise TypeError("not an entry")

@@ -6,16 +6,26 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import mmap
 import os
+import zlib
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Final, Self, cast
 
-from vibeforge_sessions.archive import files, reading, serialization, truncation
+from vibeforge_sessions.archive import files, serialization
 from vibeforge_sessions.archive.bundle import pack_record
+from vibeforge_sessions.archive.reading import GZIP, lines_of, opened
+from vibeforge_sessions.archive.serialization import BEGINNING, DamagedLineError
 from vibeforge_sessions.errors import ArchiveError
 from vibeforge_sessions.repository.aio import AsyncSessionRepository, BlockingRepository
 from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import Record
+
+_CLOSING_KINDS: Final = {"end", "archive_end"}
+_KINDS: Final = {"archive", "session", serialization.ERRORS, serialization.LOGS, *_CLOSING_KINDS}
+_READ_SIZE: Final = 64 * 1024
+_MEMBER_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+"""First bytes of each gzip member that `compressing` writes; they contain neither a name nor a time."""
 
 
 class ArchiveWriter:
@@ -57,11 +67,9 @@ class ArchiveWriter:
         self._file = files.open_locked(self._path)
         try:
             with files.disk_errors():
-                self.size = truncation.recover_truncated(self._file, longest_line)
+                self.size = _recover(self._file, longest_line)
                 """Size of the file in bytes after the last commit."""
-                self._compresses = (
-                    truncation.is_gzip(self._file) if self.size else files.is_compressed(self._path, compress)
-                )
+                self._compresses = _is_gzip(self._file) if self.size else files.is_compressed(self._path, compress)
         except BaseException:
             self._file.close()
             raise
@@ -160,9 +168,81 @@ class ArchiveWriter:
         files.drop_page_cache(self._file)
         with self._path.open("rb", buffering=0) as disk:
             disk.seek(self.size)
-            with reading.opened(disk) as file:
+            with opened(disk) as file:
                 stored = hashlib.file_digest(file, "sha256")
         if stored.digest() != self._hash.digest():
             raise ArchiveError(
                 "the data on the disk differ from what was written: do not delete these sessions, and check the disk"
             )
+
+
+# --- truncation recovery: removal of the incomplete end that an interrupted writer has left ---
+
+
+def _is_gzip(file: io.FileIO) -> bool:
+    """Return whether a file is compressed."""
+    file.seek(0)
+    return file.read(len(GZIP)) == GZIP
+
+
+def _recover(file: io.FileIO, longest: int) -> int:
+    """Remove an incomplete end behind the last complete session; return the new size of the file.
+
+    :param longest: maximum length of a line in bytes.
+    :raises ArchiveError: the file is not an archive, or is damaged.
+    """
+    try:
+        end = _end_of_members(file) if _is_gzip(file) else _end_of_lines(file, longest)
+    except (DamagedLineError, zlib.error):
+        raise ArchiveError(
+            "nothing can be appended to this file: it is damaged, or not an archive; name a new file"
+        ) from None
+    file.truncate(end)
+    return end
+
+
+def _end_of_lines(file: io.FileIO, longest: int) -> int:
+    """Return the offset after the last closing line. If only the newline of this line is missing, write it."""
+    end = offset = 0
+    file.seek(0)
+    with opened(file) as lines:
+        for line in lines_of(lines, longest):
+            if line is None:
+                raise DamagedLineError("must be shorter: allow longer lines")
+            offset += len(line)
+            try:
+                kind = serialization.parse(line)["kind"]
+            except DamagedLineError:
+                is_cut_off = not line.endswith(b"\n") and BEGINNING.startswith(line[: len(BEGINNING)])
+                if is_cut_off or line.isspace():
+                    continue
+                raise
+            if kind not in _KINDS:
+                raise DamagedLineError("is not a line of an archive")
+            if kind in _CLOSING_KINDS:
+                end = offset
+    file.seek(max(0, end - 1))
+    if end and file.read(1) != b"\n":
+        end += file.write(b"\n")
+    return end
+
+
+def _end_of_members(file: io.FileIO) -> int:
+    """Return the offset after the last complete gzip member."""
+    end, block = 0, b""
+    file.seek(0)
+    while True:
+        member, beginning = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
+        while not member.eof and (block := block or file.read(_READ_SIZE)):
+            beginning += member.decompress(block)[: len(BEGINNING) - len(beginning)]
+            block = member.unused_data
+        if not BEGINNING.startswith(beginning):
+            raise DamagedLineError("is not a line of an archive")
+        if not member.eof:
+            break
+        end = file.tell() - len(block)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # an interrupted writer leaves one incomplete member: it is a damaged one if another follows
+        if content.find(_MEMBER_HEADER, end + 1) != -1:
+            raise DamagedLineError("an incomplete member must be the last one")
+    return end
