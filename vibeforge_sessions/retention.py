@@ -7,13 +7,13 @@ session from deletion, and `SessionRepository.release_session` ends the hold.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias, cast
 
@@ -120,8 +120,7 @@ def prune(
     :raises InvalidArgumentError: the filter names no phases, or an argument is out of range.
     :raises ArchiveError: the archive cannot be opened or written, or contains different data when it is read back.
     """
-    asked, before = _conditions(filter, older_than)
-    report = PruneReport(dry_run, before)
+    asked, report = _plan(filter, older_than, dry_run=dry_run)
     return _Pruning(repository, asked, report, batch_size, pause, on_batch, time.sleep).run(archive)
 
 
@@ -140,8 +139,7 @@ async def prune_async(
 
     It runs in a thread. The calls of the repository and of `on_batch` run on the event loop.
     """
-    asked, before = _conditions(filter, older_than)
-    report = PruneReport(dry_run, before)
+    asked, report = _plan(filter, older_than, dry_run=dry_run)
     calls = BlockingRepository(repository)
 
     async def report_batch(report: PruneReport) -> None:
@@ -153,8 +151,8 @@ async def prune_async(
     return await await_completion(asyncio.to_thread(pruning.run, archive), calls.cancel)
 
 
-def _conditions(asked: SessionFilter, older_than: timedelta) -> tuple[SessionFilter, datetime]:
-    """Return the filter of the sessions that are old enough, and the upper limit of their ``updated_at``."""
+def _plan(asked: SessionFilter, older_than: timedelta, *, dry_run: bool) -> tuple[SessionFilter, PruneReport]:
+    """Return the filter of the sessions that are old enough, and the report before the first deletion."""
     if not isinstance(asked, SessionFilter):
         raise errors.InvalidArgumentError(f"must be a SessionFilter, not {type(asked).__name__}", "filter")
     if not asked.phases:
@@ -168,7 +166,7 @@ def _conditions(asked: SessionFilter, older_than: timedelta) -> tuple[SessionFil
     except OverflowError:  # before the year 1: no session is that old
         before = datetime.min.replace(tzinfo=UTC)
     before = min(before, asked.updated_before or before)
-    return dataclasses.replace(asked, updated_before=before), before
+    return dataclasses.replace(asked, updated_before=before), PruneReport(dry_run, before)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,26 +186,22 @@ class _Pruning:
 
     def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
         """Prune. If an archive is named, archive each batch before deleting from it."""
-        if archive is None or self.report.dry_run:
-            return self._prune(None)
-        with ArchiveWriter(archive) as writer:
-            return self._prune(writer)
-
-    def _prune(self, archive: ArchiveWriter | None) -> PruneReport:
+        find = functools.partial(self.repository.find_sessions, self.asked, order="created_at", limit=self.batch_size)
         cursor = None
-        while True:
-            # an index contains the sessions of a phase in this order, so only the sessions of the page are read; the
-            # cursor continues after the sessions that were kept, so each is found once
-            page = self.repository.find_sessions(self.asked, order="created_at", limit=self.batch_size, cursor=cursor)
-            records = self._unchanged(page.items) if archive is None else self._archived(page.items, archive)
-            for record in records:
-                with self._count_skipped(record.session_id):
-                    self._delete(record)
-            if self.on_batch is not None:
-                self.on_batch(self.report)
-            cursor = page.next_cursor
-            if cursor is None:
-                return self.report
+        with nullcontext() if archive is None or self.report.dry_run else ArchiveWriter(archive) as writer:
+            while True:
+                # an index contains the sessions of a phase in this order, so only the sessions of the page are read;
+                # the cursor continues after the sessions that were kept, so each is found once
+                page = find(cursor=cursor)
+                records = self._unchanged(page.items) if writer is None else self._archived(page.items, writer)
+                for record in records:
+                    with self._count_skipped(record.session_id):
+                        self._delete(record)
+                if self.on_batch is not None:
+                    self.on_batch(self.report)
+                cursor = page.next_cursor
+                if cursor is None:
+                    return self.report
 
     def _archived(self, items: Iterable[SessionSummary], archive: ArchiveWriter) -> list[Record]:
         """Archive the sessions that may be deleted; return their records."""
@@ -224,15 +218,11 @@ class _Pruning:
         """Yield the records of the sessions that may still be deleted."""
         for item in items:
             with self._count_skipped(item.session_id):
-                yield self._read_unchanged(item)
-
-    def _read_unchanged(self, item: SessionSummary) -> Record:
-        """Return the record of a session that was found, if it may still be deleted."""
-        record = self._read_unheld(item.session_id)
-        # both the filter and the summaries are compared: under a slow clock, a write may not change updated_at
-        if not matches(record, self.asked) or summary_of(record) != item:
-            raise errors.StaleSessionError(item.session_id, item.version, record.version)
-        return record
+                record = self._read_unheld(item.session_id)
+                # both the filter and the summaries are compared: under a slow clock, a write may not change updated_at
+                if not matches(record, self.asked) or summary_of(record) != item:
+                    raise errors.StaleSessionError(item.session_id, item.version, record.version)
+                yield record
 
     def _read_unheld(self, session_id: str) -> Record:
         record = self.repository.get_record(session_id)
@@ -243,18 +233,12 @@ class _Pruning:
         return record
 
     def _delete(self, record: Record) -> None:
-        if self.report.dry_run:
-            self._count(record)
-            return
+        """Delete a session, count it, and pause."""
         began = time.perf_counter()
-        if not self.repository.delete_session(record.session_id, unchanged_since=record):
+        if not self.report.dry_run and not self.repository.delete_session(record.session_id, unchanged_since=record):
             stored = self._read_unheld(record.session_id)
             raise errors.StaleSessionError(record.session_id, record.version, stored.version)
         took = time.perf_counter() - began
-        self._count(record)
-        self.sleep(self.pause * took)
-
-    def _count(self, record: Record) -> None:
         report, phase, touched = self.report, record.content.phase, record.updated_at
         report.phases[phase] = report.phases.get(phase, 0) + 1
         report.oldest = min(report.oldest or touched, touched)
@@ -262,8 +246,10 @@ class _Pruning:
         report.document_bytes += sum(len(text) for text in record.content.documents.values() if text is not None)
         report.errors += record.error_count
         report.logs += record.log_count
+        if not report.dry_run:
+            self.sleep(self.pause * took)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _count_skipped(self, session_id: str) -> Iterator[None]:
         """If a session is not deleted, count it under the reason, and continue with the other sessions."""
         try:
