@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import ROOT
 from vibeforge_sessions.cli.commands import app
-from vibeforge_sessions.cli.sessions import sessions
+from vibeforge_sessions.cli.groups import sessions
 
 PROGRAM = ROOT / "examples" / "looking_inside.py"
 NAMES = sorted(

@@ -12,9 +12,8 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.support.cli_sessions import HOUR, restore
 from vibeforge_sessions import ErrorEntry, Session, StorageError
-from vibeforge_sessions.cli.rendering import shorten
-from vibeforge_sessions.cli.tables import bar, console, spark
-from vibeforge_sessions.cli.times import format_age
+from vibeforge_sessions.cli.output import format_age
+from vibeforge_sessions.cli.rendering import bar, console, shorten, spark
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql.admin import statistics
 

@@ -23,7 +23,7 @@ from tests.support.cli_sessions import HOSTILE, UNSAFE, fill
 from tests.support.repositories import text_of
 from tests.support.servers import AvailableServer
 from vibeforge_sessions import SQLAlchemySessionRepository
-from vibeforge_sessions.cli.terminal import safe, safe_json
+from vibeforge_sessions.cli.output import safe, safe_json
 from vibeforge_sessions.sql import create_engine, migrate
 from vibeforge_sessions.sql.tables import metadata
 from vibeforge_sessions.testing.base import full_session

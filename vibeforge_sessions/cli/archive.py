@@ -22,28 +22,14 @@ from vibeforge_sessions.archive import (
 )
 from vibeforge_sessions.archive.serialization import LONGEST_LINE
 from vibeforge_sessions.cli import options
-from vibeforge_sessions.cli.output import UNREADABLE
-from vibeforge_sessions.cli.sessions import repository_on, sessions
-from vibeforge_sessions.cli.terminal import safe, safe_json
+from vibeforge_sessions.cli.groups import Repository, repository_on, sessions
+from vibeforge_sessions.cli.output import UNREADABLE, safe, show
 from vibeforge_sessions.errors import ArchiveError
 from vibeforge_sessions.repository.query import SessionFilter
 
 _STANDARD: Final = "-"
 _MIB: Final = 1024 * 1024
 
-_File = Annotated[
-    str,
-    typer.Argument(
-        envvar="VIBEFORGE_SESSIONS_EXPORT_FILE", help="A new file, compressed if its name ends in .gz; - is stdout."
-    ),
-]
-_Files = Annotated[
-    list[str],
-    typer.Argument(
-        envvar="VIBEFORGE_SESSIONS_IMPORT_FILES",
-        help="Exports, archives, or the application's session_state.json; - is stdin.",
-    ),
-]
 _Conflict = Annotated[
     OnConflict,
     typer.Option(
@@ -53,45 +39,27 @@ _Conflict = Annotated[
 ]
 _Stop = Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first problem.")]
 _LongestLine = Annotated[int, typer.Option(min=1, help="Maximum size of a line in MiB. A line is held in memory.")]
-_Gzip = Annotated[bool | None, typer.Option(help="Compress or not, whatever the name.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
-_Thorough = Annotated[
-    bool, typer.Option("--thorough", help="Compare the histories, too, of sessions that are otherwise equal.")
-]
 _PREFER: Final = "Prefer the variable to the option."
-_Source = Annotated[str, typer.Option("--from", help=f"The database to read. {_PREFER}")]
-_Target = Annotated[str, typer.Option("--to", help=f"The database to write. {_PREFER}")]
-_FromSchema = Annotated[str | None, typer.Option(help="PostgreSQL only: the schema to read.")]
-_ToSchema = Annotated[str | None, typer.Option(help="PostgreSQL only: the schema to write.")]
 
 
 @sessions.command("export")
 def export_(
-    file: _File,
-    url: options.Url,
-    schema: options.Schema = None,
-    phase: options.Phases = None,
-    created_from: options.CreatedFrom = None,
-    created_before: options.CreatedBefore = None,
-    updated_from: options.UpdatedFrom = None,
-    updated_before: options.UpdatedBefore = None,
-    has_errors: options.HasErrors = None,
-    gzip: _Gzip = None,
-    overwrite: _Overwrite = False,
+    asked: SessionFilter,
+    file: Annotated[
+        str,
+        typer.Argument(
+            envvar="VIBEFORGE_SESSIONS_EXPORT_FILE", help="A new file, compressed if its name ends in .gz; - is stdout."
+        ),
+    ],
+    repository: Repository,
+    gzip: Annotated[bool | None, typer.Option(help="Compress or not, whatever the name.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     stop_on_error: _Stop = False,
     longest_line: _LongestLine = LONGEST_LINE // _MIB,
     as_json: options.Json = False,
 ) -> None:
     """Write sessions to a file, oldest first, while the database is in use. The file appears once it is complete."""
-    with repository_on(url, schema) as repository, _TransferProgress() as progress:
-        asked = SessionFilter(
-            phases=phase or None,
-            created_from=created_from,
-            created_before=created_before,
-            updated_from=updated_from,
-            updated_before=updated_before,
-            has_errors=has_errors,
-        )
+    with _TransferProgress() as progress:
         report = export_sessions(
             repository,
             sys.stdout.buffer if file == _STANDARD else file,
@@ -107,9 +75,14 @@ def export_(
 
 @sessions.command("import")
 def import_(
-    files: _Files,
-    url: options.Url,
-    schema: options.Schema = None,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            envvar="VIBEFORGE_SESSIONS_IMPORT_FILES",
+            help="Exports, archives, or the application's session_state.json; - is stdin.",
+        ),
+    ],
+    repository: Repository,
     on_conflict: _Conflict = "fail",
     stop_on_error: _Stop = False,
     longest_line: _LongestLine = LONGEST_LINE // _MIB,
@@ -117,7 +90,7 @@ def import_(
 ) -> None:
     """Store the sessions of files unchanged. After an interruption, run it again to continue."""
     reports: dict[str, Report] = {}
-    with repository_on(url, schema) as repository, _TransferProgress() as progress:
+    with _TransferProgress() as progress:
         for name in files:
             on_session = functools.partial(progress.report_result, file=name)
             try:
@@ -140,18 +113,15 @@ def import_(
 
 @sessions.command("copy")
 def copy_(
-    copy_from: _Source,
-    copy_to: _Target,
-    from_schema: _FromSchema = None,
-    to_schema: _ToSchema = None,
-    phase: options.Phases = None,
-    created_from: options.CreatedFrom = None,
-    created_before: options.CreatedBefore = None,
-    updated_from: options.UpdatedFrom = None,
-    updated_before: options.UpdatedBefore = None,
-    has_errors: options.HasErrors = None,
+    asked: SessionFilter,
+    copy_from: Annotated[str, typer.Option("--from", help=f"The database to read. {_PREFER}")],
+    copy_to: Annotated[str, typer.Option("--to", help=f"The database to write. {_PREFER}")],
+    from_schema: Annotated[str | None, typer.Option(help="PostgreSQL only: the schema to read.")] = None,
+    to_schema: Annotated[str | None, typer.Option(help="PostgreSQL only: the schema to write.")] = None,
     on_conflict: _Conflict = "fail",
-    thorough: _Thorough = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Compare the histories, too, of sessions that are otherwise equal.")
+    ] = False,
     stop_on_error: _Stop = False,
     as_json: options.Json = False,
 ) -> None:
@@ -163,14 +133,6 @@ def copy_(
         repository_on(copy_to, to_schema) as new,
         _TransferProgress() as progress,
     ):
-        asked = SessionFilter(
-            phases=phase or None,
-            created_from=created_from,
-            created_before=created_before,
-            updated_from=updated_from,
-            updated_before=updated_before,
-            has_errors=has_errors,
-        )
         report = copy_sessions(
             old,
             new,
@@ -205,11 +167,9 @@ class _TransferProgress(Progress):
 
 def _show(report: Report, value: Any, *, as_json: bool, err: bool = False) -> None:
     """Print the numbers of a report. Exit with code 8 if a session failed."""
-    if as_json:
-        typer.echo(safe_json(value, indent=2), err=err)
-    else:
-        counts = {name: getattr(report, name) for name in get_args(Outcome)}
-        outcomes = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
-        typer.echo(f"sessions: {outcomes}; with {report.errors:,} errors and {report.logs:,} log lines", err=err)
+    counts = {name: getattr(report, name) for name in get_args(Outcome)}
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+    text = f"sessions: {outcomes}; with {report.errors:,} errors and {report.logs:,} log lines"
+    show(value, [text], as_json=as_json, err=err)
     if report.failed:
         raise typer.Exit(UNREADABLE)

@@ -16,9 +16,8 @@ from rich.progress import Progress
 from typer.core import TyperGroup
 
 from vibeforge_sessions.cli import archive, inspection, options, retention, statistics, watch  # noqa: F401 (they register commands)
-from vibeforge_sessions.cli.output import EXIT_CODES, EXITS, UNREADABLE, Commands, ask_confirmation, show
-from vibeforge_sessions.cli.sessions import sessions
-from vibeforge_sessions.cli.terminal import safe
+from vibeforge_sessions.cli.groups import Commands, Engine, sessions
+from vibeforge_sessions.cli.output import EXIT_CODES, EXITS, UNREADABLE, ask_confirmation, safe, show
 from vibeforge_sessions.errors import SchemaError, SessionRepositoryError
 from vibeforge_sessions.model.session import Session
 from vibeforge_sessions.settings import reject_misspelled_variables
@@ -69,14 +68,10 @@ def _session_class(name: str) -> type[Session]:
 
 def _show_status(status: migrate.SchemaStatus, *, as_json: bool) -> None:
     """Print the status of a schema."""
-    if as_json:
-        show(status)
-        return
-    typer.echo(f"{status.state}: {status.reason}")
-    for revision in status.pending:
-        typer.echo(f"pending: {revision}")
+    lines = [f"{status.state}: {status.reason}", *(f"pending: {revision}" for revision in status.pending)]
     if status.command is not None:
-        typer.echo(f"run: {status.command}")
+        lines.append(f"run: {status.command}")
+    show(status, lines, as_json=as_json)
 
 
 def _show_revisions(revisions: Sequence[migrate.Revision], *, as_json: bool) -> None:
@@ -94,31 +89,23 @@ def _show_revisions(revisions: Sequence[migrate.Revision], *, as_json: bool) -> 
 
 
 @db.command()
-def status(url: options.Url, schema: options.Schema = None, as_json: options.Json = False) -> None:
+def status(engine: Engine, as_json: options.Json = False) -> None:
     """Show the status of the schema, and the command to run next. The exit code reports the status, too."""
-    with engine_on(url, schema=schema) as engine:
-        found = migrate.status(engine)
+    found = migrate.status(engine)
     _show_status(found, as_json=as_json)
     raise typer.Exit(EXIT_CODES[found.state])
 
 
 @db.command()
-def check(url: options.Url, schema: options.Schema = None, as_json: options.Json = False) -> None:
+def check(engine: Engine, as_json: options.Json = False) -> None:
     """Exit with 0 only if the database is at the head and equals the models: for CI and readiness probes."""
-    with engine_on(url, schema=schema) as engine:
-        _show_status(migrate.check_schema(engine, exact=True), as_json=as_json)
+    _show_status(migrate.check_schema(engine, exact=True), as_json=as_json)
 
 
 @db.command()
-def wait(
-    url: options.Url,
-    wait_timeout: options.WaitTimeout = 60.0,
-    schema: options.Schema = None,
-    as_json: options.Json = False,
-) -> None:
+def wait(engine: Engine, wait_timeout: options.WaitTimeout = 60.0, as_json: options.Json = False) -> None:
     """Wait until another process has migrated the database to a schema that this version supports."""
-    with engine_on(url, schema=schema) as engine:
-        _show_status(migrate.wait(engine, wait_timeout), as_json=as_json)
+    _show_status(migrate.wait(engine, wait_timeout), as_json=as_json)
 
 
 @db.command()
@@ -176,10 +163,9 @@ def downgrade(
 
 
 @db.command()
-def plan(url: options.Url, schema: options.Schema = None, as_json: options.Json = False) -> None:
+def plan(engine: Engine, as_json: options.Json = False) -> None:
     """Show the pending revisions: locks, rewritten tables, whether others may write, and what a downgrade loses."""
-    with engine_on(url, schema=schema) as engine:
-        _show_revisions(migrate.plan(engine), as_json=as_json)
+    _show_revisions(migrate.plan(engine), as_json=as_json)
 
 
 @db.command()
@@ -189,15 +175,9 @@ def history(as_json: options.Json = False) -> None:
 
 
 @db.command()
-def stamp(
-    url: options.Url,
-    revision: options.Revision,
-    schema: options.Schema = None,
-    lock_timeout: options.LockTimeout = None,
-) -> None:
+def stamp(engine: Engine, revision: options.Revision, lock_timeout: options.LockTimeout = None) -> None:
     """Record a revision without running a migration, for example after a restore without the version table."""
-    with engine_on(url, schema=schema) as engine:
-        migrate.stamp(engine, revision, lock_timeout=lock_timeout)
+    migrate.stamp(engine, revision, lock_timeout=lock_timeout)
 
 
 @db.command()
@@ -209,8 +189,8 @@ def path() -> None:
 @db.command()
 def grants(
     url: options.Url,
-    role: options.Role = None,
-    migrator: options.Migrator = None,
+    role: Annotated[str | None, typer.Option(help="The role of the application; on MariaDB user or user@host.")] = None,
+    migrator: Annotated[str | None, typer.Option(help="The role that runs the migrations.")] = None,
     schema: options.Schema = None,
 ) -> None:
     """Print SQL that grants the least privileges, without connecting.
@@ -224,7 +204,7 @@ def grants(
 
 @db.command("verify-data")
 def verify_data(
-    url: options.Url,
+    engine: Engine,
     session_type: Annotated[
         type[Session] | None,
         typer.Option(
@@ -233,12 +213,11 @@ def verify_data(
             help="The session class of the application, as package.module:Class.",
         ),
     ] = None,
-    batch: options.Batch = 500,
-    schema: options.Schema = None,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of ids that are read at once.")] = 500,
     as_json: options.Json = False,
 ) -> None:
     """Read every stored session, and list unreadable sessions with the reason. Nothing is written."""
-    with engine_on(url, schema=schema) as engine, Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("sessions", total=None)
         found = list(
             maintenance.verify_data(
@@ -248,18 +227,14 @@ def verify_data(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
-    if as_json:
-        show(found)
-    for each in () if as_json else found:
-        typer.echo(f"{each.session_id}: {each.reason}")
+    show(found, (f"{each.session_id}: {each.reason}" for each in found), as_json=as_json)
     if found:
         raise typer.Exit(UNREADABLE)
 
 
 @db.command()
 def backup(
-    url: options.Url,
-    file: Annotated[Path, typer.Argument(envvar="VIBEFORGE_SESSIONS_BACKUP_FILE", help="A new file.")],
+    url: options.Url, file: Annotated[Path, typer.Argument(envvar="VIBEFORGE_SESSIONS_BACKUP_FILE", help="A new file.")]
 ) -> None:
     """Copy a live SQLite database. For other databases, print the command of their own tool."""
     with engine_on(url) as engine:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from vibeforge_sessions.cli import options, rendering
-from vibeforge_sessions.cli.output import ask_confirmation, show
-from vibeforge_sessions.cli.sessions import record_of, repository_on, sessions
-from vibeforge_sessions.cli.tables import Listing, console
-from vibeforge_sessions.cli.terminal import safe, safe_json
-from vibeforge_sessions.cli.times import clock
+from vibeforge_sessions.cli.groups import Repository, record_of, sessions
+from vibeforge_sessions.cli.output import ask_confirmation, clock, safe, safe_json, show
+from vibeforge_sessions.cli.rendering import Listing, console
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
 
 _PAGE: Final = 200
@@ -26,61 +24,44 @@ Entry = dict[str, Any]
 
 @sessions.command("list")
 def list_(
-    url: options.Url,
-    phase: options.Phases = None,
-    created_from: options.CreatedFrom = None,
-    created_before: options.CreatedBefore = None,
-    updated_from: options.UpdatedFrom = None,
-    updated_before: options.UpdatedBefore = None,
-    has_errors: options.HasErrors = None,
+    repository: Repository,
+    asked: SessionFilter,
     order: options.Order = "-created_at",
     limit: options.Limit = 50,
     all_: options.All = False,
-    cursor: options.Cursor = None,
-    schema: options.Schema = None,
+    cursor: Annotated[str | None, typer.Option(help="Start of the page, as printed after the page before.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """List sessions, newest first; with --json one object per line. At most one page of them is in memory."""
-    asked = SessionFilter(
-        phases=phase or None,
-        created_from=created_from,
-        created_before=created_before,
-        updated_from=updated_from,
-        updated_before=updated_before,
-        has_errors=has_errors,
-    )
     out = console()
     listing = Listing(out, *rendering.LISTED, needed=2)
     remaining: float = float("inf") if all_ else limit
-    with repository_on(url, schema) as repository:
-        while remaining > 0:
-            page = repository.find_sessions(asked, order=order, limit=int(min(remaining, MAX_PAGE)), cursor=cursor)
-            if as_json:
-                for item in page.items:
-                    typer.echo(safe_json(rendering.summary_json(item)))
-            else:
-                listing.add(rendering.summary_row(item, out) for item in page.items)
-            remaining, cursor = remaining - len(page.items), page.next_cursor
-            if cursor is None:
-                return
-        typer.echo(f"more: --cursor {cursor}", err=True)
+    while remaining > 0:
+        page = repository.find_sessions(asked, order=order, limit=int(min(remaining, MAX_PAGE)), cursor=cursor)
+        if as_json:
+            for item in page.items:
+                typer.echo(safe_json(rendering.summary_json(item)))
+        else:
+            listing.add(rendering.summary_row(item, out) for item in page.items)
+        remaining, cursor = remaining - len(page.items), page.next_cursor
+        if cursor is None:
+            return
+    typer.echo(f"more: --cursor {cursor}", err=True)
 
 
 @sessions.command("show")
 def show_session(
-    url: options.Url,
+    repository: Repository,
     session_id: options.SessionId,
-    last: options.Recent = 5,
+    last: Annotated[int, options.LAST] = 5,
     full: options.Full = False,
-    schema: options.Schema = None,
     as_json: options.Json = False,
 ) -> None:
     """Show one session: its state, tasks and documents, and its last errors and logs."""
-    with repository_on(url, schema) as repository:
-        record = record_of(repository, session_id)
-        after_error, after_log = max(0, record.error_count - last), max(0, record.log_count - last)
-        found = repository.list_errors(session_id, after=after_error, limit=last)
-        lines = repository.list_logs(session_id, after=after_log, limit=last)
+    record = record_of(repository, session_id)
+    after_error, after_log = max(0, record.error_count - last), max(0, record.log_count - last)
+    found = repository.list_errors(session_id, after=after_error, limit=last)
+    lines = repository.list_logs(session_id, after=after_log, limit=last)
     errors, logs = list(map(rendering.error_json, found)), rendering.log_json(lines, after_log)
     if as_json:
         show({**rendering.record_json(record), "errors": errors, "logs": logs})
@@ -90,83 +71,74 @@ def show_session(
 
 @sessions.command()
 def errors(
-    url: options.Url,
+    repository: Repository,
     session_id: options.SessionId,
     after: options.After = 0,
     limit: options.Limit = 50,
     last: options.Last = None,
     all_: options.All = False,
-    task: options.Task = None,
-    phase: options.OfPhase = None,
+    task: Annotated[str | None, typer.Option(help="Only entries of this task.")] = None,
+    phase: Annotated[str | None, typer.Option(help="Only entries of this phase.")] = None,
     full: options.Full = False,
-    schema: options.Schema = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the error history of a session, oldest first; with --json one object per line."""
-    with repository_on(url, schema) as repository:
-        if last is not None and task is None and phase is None:  # the last entries have the last positions
-            after = max(after, record_of(repository, session_id).error_count - last)
+    if last is not None and task is None and phase is None:  # the last entries have the last positions
+        after = max(after, record_of(repository, session_id).error_count - last)
 
-        def read(position: int) -> list[Entry]:
-            found = repository.list_errors(session_id, after=position, limit=_PAGE, task_id=task, phase=phase)
-            return list(map(rendering.error_json, found))
+    def read(position: int) -> list[Entry]:
+        found = repository.list_errors(session_id, after=position, limit=_PAGE, task_id=task, phase=phase)
+        return list(map(rendering.error_json, found))
 
-        _print_history(read, after, limit=None if all_ else limit, last=last, full=full, as_json=as_json)
+    _print_history(read, after, limit=None if all_ else limit, last=last, full=full, as_json=as_json)
 
 
 @sessions.command()
 def logs(
-    url: options.Url,
+    repository: Repository,
     session_id: options.SessionId,
     after: options.After = 0,
     limit: options.Limit = 50,
     last: options.Last = None,
     all_: options.All = False,
     full: options.Full = False,
-    schema: options.Schema = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the log lines of a session, oldest first; with --json one object per line."""
-    with repository_on(url, schema) as repository:
-        if last is not None:
-            after = max(after, record_of(repository, session_id).log_count - last)
+    if last is not None:
+        after = max(after, record_of(repository, session_id).log_count - last)
 
-        def read(position: int) -> list[Entry]:
-            return rendering.log_json(repository.list_logs(session_id, after=position, limit=_PAGE), position)
+    def read(position: int) -> list[Entry]:
+        return rendering.log_json(repository.list_logs(session_id, after=position, limit=_PAGE), position)
 
-        _print_history(read, after, limit=None if all_ else limit, last=last, full=full, as_json=as_json)
+    _print_history(read, after, limit=None if all_ else limit, last=last, full=full, as_json=as_json)
 
 
 @sessions.command()
 def delete(
-    url: options.Url,
-    session_ids: options.SessionIds,
-    yes: options.Yes = False,
-    schema: options.Schema = None,
-    as_json: options.Json = False,
+    repository: Repository, session_ids: options.SessionIds, yes: options.Yes = False, as_json: options.Json = False
 ) -> None:
     """Show sessions, ask for confirmation, and delete them with their histories, even if they are held."""
-    with repository_on(url, schema) as repository:
-        shown = set(session_ids)
-        if not yes:
-            found = [record for record in map(repository.get_record, session_ids) if record is not None]
-            shown = {record.session_id for record in found}
-            for record in found:
-                held = ", held" if record.held_at else ""
-                text = f"{record.session_id}: {record.content.phase}, {record.error_count:,} errors, last updated "
-                typer.echo(safe(f"{text}{clock(record.updated_at)}{held}"), err=True)
-            if found and not ask_confirmation():
-                raise typer.Exit(1)
-        missing = 0
-        for session_id in session_ids:
-            deleted = session_id in shown and repository.delete_session(session_id)
-            missing += not deleted
-            if as_json:
-                typer.echo(safe_json({"session_id": session_id, "deleted": deleted}))
-            elif deleted:
-                typer.echo(f"deleted {safe(session_id)}")
-            else:
-                typer.echo(f"there is no session {safe(session_id)!r}", err=True)
+    shown = set(session_ids)
+    if not yes:
+        found = [record for record in map(repository.get_record, session_ids) if record is not None]
+        shown = {record.session_id for record in found}
+        for record in found:
+            held = ", held" if record.held_at else ""
+            text = f"{record.session_id}: {record.content.phase}, {record.error_count:,} errors, last updated "
+            typer.echo(safe(f"{text}{clock(record.updated_at)}{held}"), err=True)
+        if found and not ask_confirmation():
+            raise typer.Exit(1)
+    missing = 0
+    for session_id in session_ids:
+        deleted = session_id in shown and repository.delete_session(session_id)
+        missing += not deleted
+        if as_json:
+            typer.echo(safe_json({"session_id": session_id, "deleted": deleted}))
+        elif deleted:
+            typer.echo(f"deleted {safe(session_id)}")
+        else:
+            typer.echo(f"there is no session {safe(session_id)!r}", err=True)
     if missing:
         raise typer.Exit(1)
 

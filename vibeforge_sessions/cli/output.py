@@ -1,15 +1,20 @@
-"""Groups of commands, their output and their exit codes."""
+"""Output and exit codes of the commands.
+
+Stored text is untrusted: on a terminal, it could move the cursor, hide other text, or imitate output of the command.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import typer
-from typer.models import CommandFunctionType
 
-from vibeforge_sessions.cli.terminal import safe_json
 from vibeforge_sessions.errors import SchemaState
 
 EXIT_CODES: Final[dict[SchemaState, int]] = {
@@ -26,14 +31,11 @@ EXITS: Final = (
     "6 foreign, 7 drifted; 8 unreadable sessions."
 )
 
-
-class Commands(typer.Typer):
-    """A group of commands whose options are also environment variables: ``--limit`` is ``VIBEFORGE_SESSIONS_LIMIT``."""
-
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
-        """Register a command; see `typer.Typer.command`."""
-        settings.setdefault("context_settings", {"auto_envvar_prefix": "VIBEFORGE_SESSIONS"})
-        return super().command(name, **settings)
+UNIT_SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+"""Seconds of each unit of an age."""
+_JOINERS: Final = "\u200c\u200d"
+"""Joiners. Scripts and emoji need them, and they do not move the cursor."""
+_PICTURES: Final = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
 
 
 def ask_confirmation() -> bool:
@@ -42,6 +44,49 @@ def ask_confirmation() -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def show(value: Any) -> None:
-    """Print JSON."""
-    typer.echo(safe_json(value, indent=2))
+def show(value: Any, lines: Iterable[str] = (), *, as_json: bool = True, err: bool = False) -> None:
+    """Print a value as JSON, or else the lines that describe it."""
+    for line in [safe_json(value, indent=2)] if as_json else lines:
+        typer.echo(line, err=err)
+
+
+def safe(text: str, *, lines: bool = False) -> str:
+    r"""Return text that a terminal displays without executing control sequences.
+
+    Control characters become their pictures (``␛`` for ESC). Other invisible characters (of the writing direction, of
+    line ends, unassigned characters, surrogates) become escapes such as ``\u202e``. Printable text stays unchanged.
+
+    :param lines: keep line ends and tabs. ``\r\n`` is a line end.
+    """
+    kept = _JOINERS
+    if lines:
+        text, kept = text.replace("\r\n", "\n"), f"{_JOINERS}\n\t"
+    return "".join(
+        character
+        if character.isprintable() or character in kept or unicodedata.category(character) == "Zs"
+        else _PICTURES.get(character) or character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def safe_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON in which everything beyond printable ASCII is escaped. It may contain dataclasses and times."""
+    return json.dumps(value, indent=indent, ensure_ascii=True, default=_plain).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value.isoformat()
+
+
+def format_age(length: timedelta) -> str:
+    """Return a length of time in one unit, at most in days."""
+    seconds = int(length.total_seconds())
+    unit = next((unit for unit in "dhm" if seconds >= UNIT_SECONDS[unit]), "s")
+    return f"{seconds // UNIT_SECONDS[unit]}{unit}"
+
+
+def clock(time: datetime) -> str:
+    """Return a time to the second."""
+    return time.isoformat(" ", "seconds").removesuffix("+00:00")

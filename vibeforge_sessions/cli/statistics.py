@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 
 from vibeforge_sessions.cli import options
-from vibeforge_sessions.cli.output import show
-from vibeforge_sessions.cli.sessions import sessions
-from vibeforge_sessions.cli.tables import Listing, bar, cell, console, phase, spark
-from vibeforge_sessions.cli.terminal import safe
-from vibeforge_sessions.cli.times import clock, format_age
+from vibeforge_sessions.cli.groups import Engine, sessions
+from vibeforge_sessions.cli.output import clock, format_age, safe, show
+from vibeforge_sessions.cli.rendering import Listing, bar, cell, console, phase, spark
 from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql import migrate
 from vibeforge_sessions.sql.admin import statistics as queries
-from vibeforge_sessions.sql.engine import engine_on
 
 _BAR: Final = 20
 _SPARK: Final = 48
@@ -31,12 +28,13 @@ _UNITS: Final = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 
 @sessions.command()
 def stats(
-    url: options.Url,
+    engine: Engine,
     window: options.Window = timedelta(days=7),
-    by: options.Unit = "day",
-    top: options.Top = 10,
-    query_timeout: options.QueryTimeout = 30.0,
-    schema: options.Schema = None,
+    by: Annotated[Literal["hour", "day"], typer.Option(help="Count errors by hour or by day.")] = "day",
+    top: Annotated[int, typer.Option(min=1, max=100, help="Number of tasks with the most errors to show.")] = 10,
+    query_timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, max=86_400, help="Time limit of each query in seconds.")
+    ] = 30.0,
     as_json: options.Json = False,
 ) -> None:
     """Show sessions by phase and age, errors by time, task and phase, and the size of each table on disk.
@@ -50,21 +48,20 @@ def stats(
     if by == "day":
         since = since.replace(hour=0)
     found: dict[str, Any] = {}
-    with engine_on(url, schema=schema) as engine:
-        migrate.check_schema(engine)
-        parts: dict[str, Callable[[], Any]] = {
-            "phases": lambda: queries.count_phases(engine, timeout=query_timeout),
-            "errors": lambda: queries.count_errors(engine, since=since, every=by, top=top, timeout=query_timeout),
-            "touched": lambda: queries.count_ages(engine, of="updated_at", timeout=query_timeout),
-            "created": lambda: queries.count_ages(engine, of="created_at", timeout=query_timeout),
-            "tables": lambda: queries.table_sizes(engine, timeout=query_timeout),
-        }
-        for part, query in parts.items():
-            try:
-                found[part] = query()
-            except StorageError as error:
-                found[part] = None
-                typer.echo(f"error: {part}: {safe(str(error))}", err=True)
+    migrate.check_schema(engine)
+    parts: dict[str, Callable[[], Any]] = {
+        "phases": lambda: queries.count_phases(engine, timeout=query_timeout),
+        "errors": lambda: queries.count_errors(engine, since=since, every=by, top=top, timeout=query_timeout),
+        "touched": lambda: queries.count_ages(engine, of="updated_at", timeout=query_timeout),
+        "created": lambda: queries.count_ages(engine, of="created_at", timeout=query_timeout),
+        "tables": lambda: queries.table_sizes(engine, timeout=query_timeout),
+    }
+    for part, query in parts.items():
+        try:
+            found[part] = query()
+        except StorageError as error:
+            found[part] = None
+            typer.echo(f"error: {part}: {safe(str(error))}", err=True)
     if as_json:
         show({"errors_since": since, **found})
     else:

@@ -15,11 +15,9 @@ from rich.rule import Rule
 from rich.text import Text
 
 from vibeforge_sessions.cli import options
-from vibeforge_sessions.cli.rendering import heading
-from vibeforge_sessions.cli.sessions import record_of, repository_on, sessions
-from vibeforge_sessions.cli.tables import cell, console
-from vibeforge_sessions.cli.terminal import safe_json
-from vibeforge_sessions.cli.times import clock
+from vibeforge_sessions.cli.groups import Repository, record_of, sessions
+from vibeforge_sessions.cli.output import clock, safe_json
+from vibeforge_sessions.cli.rendering import cell, console, heading
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.model.history import SessionPhase
 from vibeforge_sessions.repository.base import SessionRepository
@@ -87,36 +85,31 @@ def _line(change: Change) -> Text:
 
 @sessions.command()
 def watch(
-    url: options.Url,
-    session_id: options.SessionId,
-    every: options.Every = 1.0,
-    schema: options.Schema = None,
-    as_json: options.Json = False,
+    repository: Repository, session_id: options.SessionId, every: options.Every = 1.0, as_json: options.Json = False
 ) -> None:
     """Print the changes of a session until it is COMPLETE, FAILED (exit code 9), or until Ctrl-C (130).
 
     On a terminal, the current state is shown below the changes. With --json, each change is one object per line.
     """
     out = console()
-    with repository_on(url, schema) as repository:
-        watched = Watch(repository, session_id)
+    watched = Watch(repository, session_id)
 
-        def page() -> Group:
-            footer = Text(f"read at {clock(validation.utc_now())}, Ctrl-C ends", style="dim")
-            return Group(Rule(style="dim"), heading(watched.record), footer)
+    def page() -> Group:
+        footer = Text(f"read at {clock(validation.utc_now())}, Ctrl-C ends", style="dim")
+        return Group(Rule(style="dim"), heading(watched.record), footer)
 
-        live = Live(console=out, auto_refresh=False, get_renderable=page) if out.is_terminal and not as_json else None
-        with live or nullcontext():
-            changes: Iterable[Change] = [_change("phase", watched.record.updated_at, watched.record.content.phase)]
-            while True:
-                for change in changes:
-                    if as_json:
-                        typer.echo(safe_json(change))
-                    else:
-                        out.print(_line(change), soft_wrap=True)
-                if live is not None:
-                    live.refresh()
-                if watched.record.content.phase in _ENDS:
-                    raise typer.Exit(_ENDS[watched.record.content.phase])
-                time.sleep(every)
-                changes = watched.poll()
+    live = Live(console=out, auto_refresh=False, get_renderable=page) if out.is_terminal and not as_json else None
+    with live or nullcontext():
+        changes: Iterable[Change] = [_change("phase", watched.record.updated_at, watched.record.content.phase)]
+        while True:
+            for change in changes:
+                if as_json:
+                    typer.echo(safe_json(change))
+                else:
+                    out.print(_line(change), soft_wrap=True)
+            if live is not None:
+                live.refresh()
+            if watched.record.content.phase in _ENDS:
+                raise typer.Exit(_ENDS[watched.record.content.phase])
+            time.sleep(every)
+            changes = watched.poll()
