@@ -17,7 +17,7 @@ import vibeforge_sessions
 from vibeforge_sessions import errors
 
 PACKAGE = Path(vibeforge_sessions.__file__).parent
-PUBLIC = {name for name in errors.__all__ if name.endswith("Error")}
+PUBLIC = {name for name in vars(errors) if name.endswith("Error")}
 REASONS = {"DamagedLineError", "ResolutionConflict", "UnresolvableOutcome"}
 """Exceptions of the package whose text becomes part of a public error."""
 CHECKED = PUBLIC | REASONS | {"ImportError", "RuntimeError"}

@@ -78,7 +78,7 @@ import sys
 
 def test_modules():
     loaded = [name for name in sys.modules if name.startswith("vibeforge_sessions")]
-    assert loaded == ["vibeforge_sessions", "vibeforge_sessions.pytest_plugin"]
+    assert sorted(loaded) == ["vibeforge_sessions", "vibeforge_sessions.errors", "vibeforge_sessions.pytest_plugin"]
     assert {"sqlalchemy", "alembic", "pydantic"}.isdisjoint(sys.modules)
 """
     assert project.last_line(code) == "1 passed"

@@ -25,21 +25,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vibeforge_sessions.errors import (
+    ArchiveError,
+    ConfigurationError,
+    CorruptSessionError,
+    InvalidArgumentError,
+    InvalidSessionError,
+    OutcomeUnknownError,
+    SchemaError,
+    SessionExistsError,
+    SessionNotFoundError,
+    SessionRepositoryError,
+    StaleSessionError,
+    StorageError,
+)
+
 if TYPE_CHECKING:
-    from vibeforge_sessions.errors import (
-        ArchiveError,
-        ConfigurationError,
-        CorruptSessionError,
-        InvalidArgumentError,
-        InvalidSessionError,
-        OutcomeUnknownError,
-        SchemaError,
-        SessionExistsError,
-        SessionNotFoundError,
-        SessionRepositoryError,
-        StaleSessionError,
-        StorageError,
-    )
     from vibeforge_sessions.memory import AsyncInMemorySessionRepository, InMemorySessionRepository
     from vibeforge_sessions.model.session import ErrorEntry, Session, SessionPhase
     from vibeforge_sessions.repository.aio import AsyncSessionRepository
@@ -81,23 +82,9 @@ __all__ = [
     "open_repository",
 ]
 
-# Each name is imported at its first use (PEP 562). Importing the package for its model therefore does not import
-# SQLAlchemy, and pytest, which imports the package for its fixtures, does not import pydantic.
+# Each name except the errors is imported at its first use (PEP 562). Importing the package for its model therefore does
+# not import SQLAlchemy, and pytest, which imports the package for its fixtures, does not import pydantic.
 _MODULES = {
-    "errors": (
-        "ArchiveError",
-        "ConfigurationError",
-        "CorruptSessionError",
-        "InvalidArgumentError",
-        "InvalidSessionError",
-        "OutcomeUnknownError",
-        "SchemaError",
-        "SessionExistsError",
-        "SessionNotFoundError",
-        "SessionRepositoryError",
-        "StaleSessionError",
-        "StorageError",
-    ),
     "memory": ("AsyncInMemorySessionRepository", "InMemorySessionRepository"),
     "model.session": ("ErrorEntry", "Session", "SessionPhase"),
     "repository.aio": ("AsyncSessionRepository",),

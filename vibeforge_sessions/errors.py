@@ -26,22 +26,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "ArchiveError",
-    "ConfigurationError",
-    "CorruptSessionError",
-    "InvalidArgumentError",
-    "InvalidSessionError",
-    "OutcomeUnknownError",
-    "SchemaError",
-    "SchemaState",
-    "SessionExistsError",
-    "SessionNotFoundError",
-    "SessionRepositoryError",
-    "StaleSessionError",
-    "StorageError",
-]
-
 SchemaState = Literal["empty", "behind", "current", "ahead", "foreign", "drifted"]
 """State of a database's schema, compared with this version of the package.
 
