@@ -35,6 +35,7 @@ from vibeforge_sessions import (
 from vibeforge_sessions.integrations import opentelemetry
 from vibeforge_sessions.settings import Settings
 from vibeforge_sessions.sql import create_async_engine, create_engine, migrate
+from vibeforge_sessions.sql.dialects import base
 from vibeforge_sessions.sql.dialects import mariadb as mariadb_module
 
 CORE = "s3cr3t"
@@ -135,7 +136,7 @@ def logged() -> Iterator[Callable[[], str]]:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the wait for servers whose protocol lets the client speak first."""
-    monkeypatch.setattr(mariadb_module, "CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(base, "CONNECT_TIMEOUT", 1)
     monkeypatch.setattr(mariadb_module, "_GREETING_TIMEOUT", 0.3)
 
 

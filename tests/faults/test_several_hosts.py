@@ -12,8 +12,8 @@ from tests.support.databases import Storage
 from tests.support.faults.writer import Settings, repository_of
 from tests.support.repositories import text_of
 from tests.support.servers.process import several_hosts
+from vibeforge_sessions.sql.dialects import base
 from vibeforge_sessions.sql.dialects import mariadb as mariadb_module
-from vibeforge_sessions.sql.dialects import postgresql as postgresql_module
 
 DRIVERS = [
     ("postgresql", "postgresql+psycopg", False),
@@ -33,8 +33,7 @@ def silent_host() -> Iterator[str]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql_module, "CONNECT_TIMEOUT", 2)
-    monkeypatch.setattr(mariadb_module, "CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(base, "CONNECT_TIMEOUT", 2)
     monkeypatch.setattr(mariadb_module, "_GREETING_TIMEOUT", 1.0)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
 from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, func
-from sqlalchemy.engine.interfaces import DBAPIConnection, IsolationLevel
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 
 from vibeforge_sessions.errors import ConfigurationError, InvalidSessionError, SchemaError
@@ -86,9 +87,8 @@ class DatabaseDialect(ABC):
     short_lock_timeout_statements: ClassVar[tuple[str, ...]] = ()
     """Statements that limit the waits of a connection for locks to ten seconds."""
 
-    def __init__(self) -> None:
-        self.server_settings: weakref.WeakKeyDictionary[Dialect, Any] = weakref.WeakKeyDictionary()
-        """Results of `check_server`, by the dialect of each engine."""
+    server_settings: ClassVar[weakref.WeakKeyDictionary[Dialect, Any]] = weakref.WeakKeyDictionary()
+    """Results of `check_server`, by the dialect of each engine."""
 
     @abstractmethod
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
@@ -153,8 +153,17 @@ class DatabaseDialect(ABC):
         """Return whether the outcome of a COMMIT that failed with this code is unknown."""
         return code not in self.transient_codes
 
-    def abort_connection(self, connection: Any) -> None:  # noqa: B027 (not all need it)
+    def abort_connection(self, connection: Any) -> None:
         """Close the socket of a driver connection on which a thread or a task waits for the server."""
+        with contextlib.suppress(Exception):  # the connection was closed meanwhile
+            if hasattr(connection, "terminate"):  # of asyncpg
+                connection.terminate()
+            elif getattr(connection, "_transport", None) is not None:  # of asyncmy
+                connection._transport.abort()  # noqa: SLF001
+            else:  # of psycopg and PyMySQL
+                number = getattr(connection, "_sock", connection).fileno()
+                with socket.socket(fileno=os.dup(number)) as duplicate:
+                    duplicate.shutdown(socket.SHUT_RDWR)
 
     def server_session(self, connection: Any) -> Any:
         """Return the data about a driver connection that `end_server_session` needs."""
@@ -174,8 +183,8 @@ class DatabaseDialect(ABC):
         """Let the next read wait until this node has applied all commits of its cluster."""
 
     @abstractmethod
-    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        """Split the rows into batches that each fit into one statement of the driver connection.
+    def check_rows(self, dialect: Dialect, driver: Any, rows: Rows) -> None:
+        """Check that the driver connection can send the rows; the driver splits them into statements.
 
         :raises InvalidSessionError: a row is too large. The error names its size and the limit.
         """
@@ -202,12 +211,40 @@ class DatabaseDialect(ABC):
         """
         return ()
 
-    @abstractmethod
-    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
+    @contextmanager
+    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
         """Hold the migration lock. If the connection is in a transaction, take the lock in it; the caller ends it.
 
         :raises SchemaError: another migration still has the lock after ``timeouts.migration`` seconds.
         """
+        if connection.in_transaction():
+            with self.named_lock(connection, timeouts):
+                yield
+            return
+        # Another connection holds the lock. While this one waits for it, it has no open transaction and no table lock.
+        try:
+            second = connection.engine.connect()
+        except TimeoutError:
+            raise SchemaError(
+                "a migration needs a second connection for its lock, but the engine's pool has none left: allow the "
+                "pool at least two connections"
+            ) from None
+        with second, self.named_lock(second, timeouts), self.migration_session(connection, timeouts):
+            yield
+
+    def named_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
+        """Hold a lock that the server knows by a name or number.
+
+        If the connection is in no transaction, take the lock so that neither an idle timeout nor CREATE INDEX
+        CONCURRENTLY collides with it.
+
+        :raises SchemaError: as `migration_lock` does.
+        """
+        raise NotImplementedError
+
+    def migration_session(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
+        """Set the time limits of a connection that migrates outside a transaction, and reset them at the end."""
+        raise NotImplementedError
 
     @abstractmethod
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
@@ -257,37 +294,14 @@ def is_prepared(connection: Connection) -> bool:
     return bool(options.get(PREPARED)) and "isolation_level" not in options
 
 
-@contextmanager
-def second_connection(connection: Connection) -> Iterator[Connection]:
-    """Provide another connection of the same engine, for a lock."""
-    try:
-        second = connection.engine.connect()
-    except TimeoutError:
-        raise SchemaError(
-            "a migration needs a second connection for its lock, but the engine's pool has none left: allow the pool "
-            "at least two connections"
-        ) from None
-    with second:
-        yield second
-
-
-def shut_down_socket(file_descriptor: int) -> None:
-    """Shut down the socket of a driver connection, so that a thread that waits on it continues."""
-    try:
-        with socket.socket(fileno=os.dup(file_descriptor)) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    except OSError:  # closed meanwhile
-        pass
-
-
-def check_size(texts: Iterable[str], limit: int, setting: str, *, overhead: int = 0, escaped: str = "") -> int:
-    """Check that the strings of a statement are not too large; return an upper limit of their size in bytes.
+def check_size(rows: Rows, limit: int, setting: str, *, overhead: int = 0, escaped: str = "") -> None:
+    """Check that the rows of a statement are not too large.
 
     :param overhead: upper limit of the bytes of a statement without its values.
     :param escaped: characters that the driver escapes with a second one.
     :raises InvalidSessionError: they are too large. The error names the size and the limit.
     """
-    texts = list(texts)
+    texts = [value for row in rows for value in row.values() if isinstance(value, str)]
     size = 4 * sum(map(len, texts)) + overhead  # UTF-8 takes at most four bytes per character
     if size > limit:  # encode only strings that may be too large: encoding takes longer than `len`
         size = sum(len(text.encode()) + sum(map(text.count, escaped)) for text in texts) + overhead
@@ -296,57 +310,19 @@ def check_size(texts: Iterable[str], limit: int, setting: str, *, overhead: int 
                 f"one statement would need {size:,} bytes, but this database accepts at most {limit:,} ({setting}): "
                 "make the session smaller, or raise the limit"
             )
-    return size
 
 
-def texts_of(row: Mapping[str, Any]) -> list[str]:
-    """Return the strings of a row."""
-    return [value for value in row.values() if isinstance(value, str)]
+def quoted(name: str, mark: str = '"') -> str:
+    """Return a name between quotation marks."""
+    return mark + name.replace(mark, 2 * mark) + mark
 
 
-def lock_error(timeout: float, holder: str) -> SchemaError:
+def lock_error(timeouts: MigrationTimeouts, holder: str | None) -> SchemaError:
     """Return the error of a migration that did not get its lock."""
     return SchemaError(
-        f"another migration still has the lock after {timeout:g} s: {holder}; nothing was migrated: retry later"
+        f"another migration still has the lock after {timeouts.migration:g} s: {holder or 'it was released just now'}; "
+        "nothing was migrated: retry later"
     )
-
-
-def connect_to_ready_host(
-    hosts_of: Callable[[Mapping[str, Any]], Sequence[tuple[str, int]]],
-) -> Callable[..., DBAPIConnection | None]:
-    """Return a `do_connect` listener that connects to the first host that is ready.
-
-    It begins with the host to which it connected last.
-
-    :param hosts_of: returns the hosts and ports that the parameters of a connection name.
-    """
-    first = 0
-
-    def connect(
-        dialect: Dialect, _record: object, args: Sequence[Any], parameters: dict[str, Any]
-    ) -> DBAPIConnection | None:
-        nonlocal first
-        failure: Exception | None = None
-        hosts = hosts_of(parameters)
-        for index in [*range(first, len(hosts)), *range(first)]:
-            host, port = hosts[index]
-            try:
-                connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
-                try:  # a node of Galera that is not ready rejects a ROLLBACK, but not SELECT 1
-                    connection.rollback()
-                except BaseException:
-                    connection.close()
-                    raise
-            except Exception as error:  # noqa: BLE001 (drivers and the operating system raise errors of many classes)
-                failure = error
-            else:
-                first = index
-                return connection
-        if failure is not None:
-            raise failure
-        return None
-
-    return connect
 
 
 def failure_code(error: BaseException | None) -> Any:

@@ -10,27 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, event, text
+from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, event, func, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 from vibeforge_sessions.errors import ConfigurationError
-from vibeforge_sessions.sql.dialects.base import (
-    CONNECT_TIMEOUT,
-    IDLE_TIMEOUT,
-    LOCK_TIMEOUT,
-    DatabaseDialect,
-    EngineSettings,
-    MigrationTimeouts,
-    Rows,
-    check_size,
-    connect_to_ready_host,
-    is_prepared,
-    lock_error,
-    second_connection,
-    shut_down_socket,
-    texts_of,
-)
+from vibeforge_sessions.sql.dialects import base
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings, MigrationTimeouts, Rows
+from vibeforge_sessions.sql.dialects.several_hosts import connect_to_ready_host
 from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES
 
 _OVERHEAD: Final = 2_000
@@ -44,13 +31,13 @@ _TABLE_SIZES: Final = text(
 ).bindparams(bindparam("names", expanding=True))
 _SESSION_SETTINGS: Final = (  # strict mode: the server raises an error instead of truncating a value
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
-    f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {LOCK_TIMEOUT}, "
+    f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {base.LOCK_TIMEOUT}, "
     # init_connect and skip-character-set-client-handshake override what the driver asks for at the handshake
     "NAMES utf8mb4"
-    f"/*M!, idle_transaction_timeout = {IDLE_TIMEOUT}*/"  # MySQL has none
+    f"/*M!, idle_transaction_timeout = {base.IDLE_TIMEOUT}*/"  # MySQL has none
 )
 
-_GREETING_TIMEOUT: Final = float(CONNECT_TIMEOUT)
+_GREETING_TIMEOUT: Final = float(base.CONNECT_TIMEOUT)
 """Seconds that a server may stay silent during the handshake. The `connect` listener recognizes it by identity."""
 _UNKNOWN_VARIABLE: Final = 1193
 _UNKNOWN_THREAD: Final = 1094
@@ -96,7 +83,7 @@ class MariaDBDialect(DatabaseDialect):
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         connect_args: dict[str, Any] = {"charset": "utf8mb4"}
         if "connect_timeout" not in url.query:
-            connect_args["connect_timeout"] = CONNECT_TIMEOUT
+            connect_args["connect_timeout"] = base.CONNECT_TIMEOUT
         if "read_timeout" not in url.query and url.drivername in self.drivers:
             connect_args["read_timeout"] = _GREETING_TIMEOUT
         return {
@@ -115,12 +102,12 @@ class MariaDBDialect(DatabaseDialect):
         def connect(connection: DBAPIConnection, _record: object) -> None:
             if getattr(connection, "_read_timeout", None) is _GREETING_TIMEOUT:
                 connection._read_timeout = None  # noqa: SLF001 (PyMySQL has no other way; a migration may take longer)
-            cursor = connection.cursor()
-            cursor.execute(_SESSION_SETTINGS)
-            cursor.close()
+            with contextlib.closing(connection.cursor()) as cursor:
+                cursor.execute(_SESSION_SETTINGS)
 
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
-        if not is_prepared(connection):  # a caller's engine may use AUTOCOMMIT, or a new snapshot for each statement
+        if not base.is_prepared(connection):
+            # a caller's engine may use AUTOCOMMIT, or a new snapshot for each statement
             connection.execution_options(isolation_level="REPEATABLE READ")
         self.check_server(connection)
         connection.begin()
@@ -129,22 +116,23 @@ class MariaDBDialect(DatabaseDialect):
     def check_settings(self, row: Sequence[Any], driver: Any) -> int:
         """Check the character sets of a connection; return the size limit of one statement in bytes."""
         packet, *values = row
-        settings = dict(zip(_CHARACTER_SETS, values, strict=True))
-        if settings["character_set_results"] is None:  # no conversion: the server sends text as it is stored
-            del settings["character_set_results"]
-        for name, value in settings.items():
-            if str(value).partition("_")[0] != _CHARACTER_SET:
-                raise _character_set_error(f"{name} is {value}")
-        of_driver = driver.character_set_name()
-        # a listener has sent SET NAMES, which does not change the encoding of the driver
-        if not of_driver.startswith("utf8"):
-            raise _character_set_error(f"the driver's character set is {of_driver}")
+        problems = [
+            f"{name} is {value}"
+            for name, value in zip(_CHARACTER_SETS, values, strict=True)
+            # None as character_set_results: no conversion, the server sends text as it is stored
+            if value is not None and value.partition("_")[0] != _CHARACTER_SET
+        ]
+        # a listener may have sent SET NAMES, which does not change the encoding of the driver
+        if not driver.character_set_name().startswith("utf8"):
+            problems.append(f"the driver's character set is {driver.character_set_name()}")
+        if problems:
+            raise ConfigurationError(
+                f"this engine's connections change text before it is stored: {problems[0]} and must be "
+                f"{_CHARACTER_SET}: add ?charset={_CHARACTER_SET} to its URL, and let no connect event, init_command "
+                f"or init_connect of the server set a different one (SET NAMES {_CHARACTER_SET} in the engine's "
+                "connect event overrides the server)"
+            )
         return int(packet)
-
-    def abort_connection(self, connection: Any) -> None:
-        with contextlib.suppress(Exception):  # the connection was closed meanwhile
-            transport = getattr(connection, "_transport", None)  # of asyncmy
-            shut_down_socket(connection._sock.fileno()) if transport is None else transport.abort()  # noqa: SLF001
 
     def server_session(self, connection: Any) -> Any:
         return connection.get_host_info(), connection.thread_id()
@@ -169,18 +157,10 @@ class MariaDBDialect(DatabaseDialect):
             if error.orig is None or error.orig.args[0] != _UNKNOWN_VARIABLE:  # the server was built without Galera
                 raise
 
-    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
+    def check_rows(self, dialect: Dialect, driver: Any, rows: Rows) -> None:
         limit = self.server_settings[dialect]
-        batches: list[Rows] = [[]]
-        remaining = limit
-        for row in rows:
-            size = check_size(texts_of(row), limit, "max_allowed_packet", overhead=_OVERHEAD, escaped=_ESCAPED)
-            if size > remaining:  # the driver writes all rows of one call into one statement
-                batches.append([])
-                remaining = limit
-            batches[-1].append(row)
-            remaining -= size
-        return batches
+        for row in rows:  # the drivers begin a new statement after one megabyte, which every server accepts by default
+            base.check_size([row], limit, "max_allowed_packet", overhead=_OVERHEAD, escaped=_ESCAPED)
 
     @contextmanager
     def statement_time_limit(self, driver: Any, seconds: float) -> Iterator[None]:
@@ -207,32 +187,41 @@ class MariaDBDialect(DatabaseDialect):
         return tuple(settings)
 
     @contextmanager
-    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        if connection.in_transaction():
-            with _named_lock(connection, timeouts):
-                yield
-            return
-        # a connection of its own: while this one waits for the migration lock, it holds no table lock
-        with second_connection(connection) as lock, _named_lock(lock, timeouts):
-            lock.rollback()  # GET_LOCK outlasts the transaction, which the server would end when it is idle
-            before = connection.execute(text("SELECT @@lock_wait_timeout, @@max_statement_time")).one()
-            try:
-                for setting in self.migration_settings(timeouts, of_session=True):
-                    connection.exec_driver_sql(setting)
-                connection.commit()
-                yield
-            finally:
+    def named_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        is_joined = connection.in_transaction()
+        database = connection.execute(text("SELECT DATABASE()")).scalar_one()
+        # lock names apply to the whole server and have at most 64 characters
+        name = f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"
+        if not connection.execute(select(func.get_lock(name, timeouts.migration))).scalar():
+            holder = connection.execute(select(func.is_used_lock(name))).scalar()
+            raise base.lock_error(timeouts, f"connection {holder} of the server" if holder else None)
+        if not is_joined:
+            connection.rollback()  # the lock outlasts the transaction, which the server would end when it is idle
+        try:
+            yield
+        finally:
+            connection.execute(select(func.release_lock(name)))
+
+    @contextmanager
+    def migration_session(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        before = connection.exec_driver_sql("SELECT @@lock_wait_timeout, @@max_statement_time").one()
+        try:
+            for setting in self.migration_settings(timeouts, of_session=True):
+                connection.exec_driver_sql(setting)
+            connection.commit()
+            yield
+        finally:
+            connection.rollback()
+            if not connection.invalidated:  # restore the settings of a caller's connection
+                connection.exec_driver_sql(
+                    f"SET SESSION lock_wait_timeout = {before[0]}, max_statement_time = {before[1]}"
+                )
                 connection.rollback()
-                if not connection.invalidated:  # restore the settings of a caller's connection
-                    connection.exec_driver_sql(
-                        f"SET SESSION lock_wait_timeout = {before[0]}, max_statement_time = {before[1]}"
-                    )
-                    connection.rollback()
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
         if not database:
             raise ConfigurationError("privileges on MariaDB are granted for a database: name the database in the URL")
-        of, lines = _quoted(database), list[str]()
+        of, lines = base.quoted(database, "`"), list[str]()
         if migrator is not None:
             changes = "CREATE, ALTER, DROP, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
             lines.append("-- migrations")
@@ -268,40 +257,13 @@ def _limit_connect_time(dialect: Dialect, _record: object, _args: object, parame
     connect = parameters.get("async_creator_fn", dialect.loaded_dbapi.asyncmy.connect)
 
     async def connect_in_time(*args: Any, **given: Any) -> Any:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
+        async with asyncio.timeout(base.CONNECT_TIMEOUT):
             return await connect(*args, **given)
 
     parameters["async_creator_fn"] = connect_in_time
 
 
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
-
-
 def _account(name: str) -> str:
     """Return a quoted account: for any host unless the name contains one, as in ``app@10.0.0.%``."""
     user, _, host = name.rpartition("@") if "@" in name else (name, "", "%")
-    return f"{_quoted(user)}@{_quoted(host)}"
-
-
-@contextmanager
-def _named_lock(connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-    database = connection.execute(text("SELECT DATABASE()")).scalar_one()
-    # lock names apply to the whole server and have at most 64 characters
-    name = {"name": f"vibeforge_sessions:{hashlib.sha256(str(database).encode()).hexdigest()[:32]}"}
-    timeout = timeouts.migration
-    if not connection.execute(text("SELECT GET_LOCK(:name, :timeout)"), {**name, "timeout": timeout}).scalar():
-        holder = connection.execute(text("SELECT IS_USED_LOCK(:name)"), name).scalar()
-        raise lock_error(timeout, f"connection {holder} of the server" if holder else "it was released just now")
-    try:
-        yield
-    finally:
-        connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
-
-
-def _character_set_error(problem: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"this engine's connections change text before it is stored: {problem} and must be {_CHARACTER_SET}: "
-        f"add ?charset={_CHARACTER_SET} to its URL, and let no connect event, init_command or init_connect of the "
-        f"server set a different one (SET NAMES {_CHARACTER_SET} in the engine's connect event overrides the server)"
-    )
+    return f"{base.quoted(user, '`')}@{base.quoted(host, '`')}"

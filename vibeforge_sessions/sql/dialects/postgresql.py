@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -16,23 +14,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from vibeforge_sessions.errors import ConfigurationError
-from vibeforge_sessions.sql.dialects.base import (
-    BEHIND_POOLER,
-    CONNECT_TIMEOUT,
-    IDLE_TIMEOUT,
-    ISOLATION_LEVEL_CHANGED,
-    LOCK_TIMEOUT,
-    DatabaseDialect,
-    EngineSettings,
-    MigrationTimeouts,
-    Rows,
-    check_size,
-    connect_to_ready_host,
-    lock_error,
-    second_connection,
-    shut_down_socket,
-    texts_of,
-)
+from vibeforge_sessions.sql.dialects import base
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings, MigrationTimeouts, Rows
+from vibeforge_sessions.sql.dialects.several_hosts import connect_to_ready_host
 from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES, schema_of
 
 _MIGRATION_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key is the same in every release
@@ -44,7 +28,10 @@ CREATE INDEX CONCURRENTLY would wait for the snapshot of this portal.
 """
 _LOCK_HOLDER: Final = text(
     """
-    SELECT a.pid, a.application_name, a.client_addr::text
+    SELECT format(
+        'process %s of the server, application %L, from %s, holds it',
+        a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), coalesce(host(a.client_addr), 'a local socket')
+    )
     FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) | l.objid::bigint = :key
@@ -53,8 +40,8 @@ _LOCK_HOLDER: Final = text(
 )
 _SESSION_SETTINGS: Final = {
     "TimeZone": "UTC",
-    "lock_timeout": f"{LOCK_TIMEOUT}s",
-    "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT}s",
+    "lock_timeout": f"{base.LOCK_TIMEOUT}s",
+    "idle_in_transaction_session_timeout": f"{base.IDLE_TIMEOUT}s",
 }
 _TERMINATE_SESSION: Final = text(
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
@@ -113,11 +100,11 @@ class PostgreSQLDialect(DatabaseDialect):
             connect_args = {"options": " ".join([*options, *((given,) if isinstance(given, str) else given)])}
         timeout = "timeout" if driver == "asyncpg" else "connect_timeout"
         if timeout not in url.query:
-            connect_args[timeout] = CONNECT_TIMEOUT
+            connect_args[timeout] = base.CONNECT_TIMEOUT
         return {
             "isolation_level": "READ COMMITTED",
             "connect_args": connect_args,
-            "execution_options": {BEHIND_POOLER: True} if settings.pgbouncer else {},
+            "execution_options": {base.BEHIND_POOLER: True} if settings.pgbouncer else {},
         }
 
     def add_event_listeners(self, engine: Engine, url: URL, settings: EngineSettings) -> None:
@@ -130,15 +117,16 @@ class PostgreSQLDialect(DatabaseDialect):
             # the pool discards a connection whose reset raises
             if not state.asyncio_safe:  # collected as garbage: psycopg would leave its transaction open
                 self.abort_connection(driver.driver_connection)
-            elif record is not None and ISOLATION_LEVEL_CHANGED in record.info:
+            elif record is not None and base.ISOLATION_LEVEL_CHANGED in record.info:
                 if not driver.autocommit:
                     driver.rollback()  # the level cannot be set inside a transaction
                 engine.dialect.reset_isolation_level(driver)
-                del record.info[ISOLATION_LEVEL_CHANGED]
+                del record.info[base.ISOLATION_LEVEL_CHANGED]
 
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
         connection.connection.commit()  # keep the settings of a caller's `connect` listener
-        connection.info[ISOLATION_LEVEL_CHANGED] = True  # before the change: SQLAlchemy resets only its own changes
+        # before the change: SQLAlchemy resets only its own changes
+        connection.info[base.ISOLATION_LEVEL_CHANGED] = True
         self.check_server(connection)
         # the driver sends the level along with BEGIN, and both with the first statement: no round trip
         level = self.isolation_level(connection.dialect, write=write, single_statement=single_statement)
@@ -175,11 +163,6 @@ class PostgreSQLDialect(DatabaseDialect):
         # libpq reports no code; if its messages are not in English, a wrong password is retried until the deadline
         return not any(words in str(error.orig) for words in _PERMANENT_FAILURES)
 
-    def abort_connection(self, connection: Any) -> None:
-        with contextlib.suppress(Exception):  # the connection was closed meanwhile
-            terminate = getattr(connection, "terminate", None)  # of asyncpg
-            shut_down_socket(connection.fileno()) if terminate is None else terminate()
-
     def server_session(self, connection: Any) -> Any:
         get_server_pid = getattr(connection, "get_server_pid", None)  # of asyncpg
         return connection.info.backend_pid if get_server_pid is None else get_server_pid()
@@ -194,23 +177,21 @@ class PostgreSQLDialect(DatabaseDialect):
             connection.rollback()  # within a transaction, pg_stat_activity does not change
         return False
 
-    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        check_size(chain.from_iterable(map(texts_of, rows)), _LARGEST_MESSAGE, "the largest message")
-        return [rows]
+    def check_rows(self, dialect: Dialect, driver: Any, rows: Rows) -> None:
+        base.check_size(rows, _LARGEST_MESSAGE, "the largest message")
 
     @contextmanager
     def statement_time_limit(self, driver: Any, seconds: float) -> Iterator[None]:
-        cursor = driver.cursor()
-        cursor.execute(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")  # 0 would mean "no limit"
-        cursor.close()
+        with closing(driver.cursor()) as cursor:  # 0 would mean "no limit"
+            cursor.execute(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
         yield
 
     def period_start(self, time: ColumnElement[Any], unit: str) -> ColumnElement[Any]:
         return func.date_trunc(unit, func.timezone("UTC", time))  # a string would depend on the DateStyle
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
-        qualifier = "" if schema is None else f"{_quoted(schema)}."
-        return connection.execute(_TABLE_SIZES, {"paths": [f"{qualifier}{_quoted(name)}" for name in tables]}).all()
+        qualifier = "" if schema is None else f"{base.quoted(schema)}."
+        return connection.execute(_TABLE_SIZES, {"paths": [f"{qualifier}{base.quoted(name)}" for name in tables]}).all()
 
     def migration_settings(self, timeouts: MigrationTimeouts, *, of_session: bool) -> tuple[str, ...]:
         scope = "SET" if of_session else "SET LOCAL"
@@ -221,58 +202,62 @@ class PostgreSQLDialect(DatabaseDialect):
         return tuple(settings)
 
     @contextmanager
-    def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        if connection.in_transaction():
-            _wait_for_lock(connection, timeouts)
-            yield
-            return
-        # The lock is held by a connection of its own, and a migration that waits for it has no open transaction: CREATE
-        # INDEX CONCURRENTLY waits for every older transaction, so it would wait for the waiting migrations.
-        with second_connection(connection) as lock:
-            # a caller's engine may use REPEATABLE READ: CREATE INDEX CONCURRENTLY would wait for the lock's transaction
-            lock.execution_options(isolation_level="READ COMMITTED")
-            _wait_for_lock(lock, timeouts, between_attempts=lock.rollback)
-            lock.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # idle during the migration
-            driver = connection.connection.driver_connection  # AUTOCOMMIT exists in the driver only
-            level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
-            connection.connection.rollback()  # reading the level has begun a transaction
+    def named_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        is_joined, deadline = connection.in_transaction(), time.monotonic() + timeouts.migration
+        if not is_joined:  # CREATE INDEX CONCURRENTLY would wait for the snapshot of REPEATABLE READ
             connection.execution_options(isolation_level="READ COMMITTED")
-            # Each transaction sets its own limits. CREATE INDEX CONCURRENTLY runs in none, so it needs settings of the
-            # session. They would leak through PgBouncer, so they are set only if the caller asks for limits.
-            of_session = self.migration_settings(timeouts, of_session=True) if timeouts != MigrationTimeouts() else ()
-            try:
-                for setting in of_session:
-                    connection.exec_driver_sql(setting)
-                connection.commit()
-                yield
-            finally:
+        while not connection.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
+            if time.monotonic() >= deadline:
+                raise base.lock_error(timeouts, connection.execute(_LOCK_HOLDER, {"key": _MIGRATION_LOCK}).scalar())
+            if not is_joined:  # CREATE INDEX CONCURRENTLY waits for every older transaction
                 connection.rollback()
-                if of_session and not connection.invalidated:
-                    connection.exec_driver_sql("RESET lock_timeout")
-                    connection.exec_driver_sql("RESET statement_timeout")
-                    connection.commit()
-                connection.execution_options(isolation_level=level)  # restore the level of a caller's connection
+            time.sleep(0.1)
+        if not is_joined:  # its transaction is idle during the migration
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        yield
+
+    @contextmanager
+    def migration_session(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
+        driver = connection.connection.driver_connection  # AUTOCOMMIT exists in the driver only
+        level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
+        connection.connection.rollback()  # reading the level has begun a transaction
+        connection.execution_options(isolation_level="READ COMMITTED")
+        # Each transaction sets its own limits. CREATE INDEX CONCURRENTLY runs in none, so it needs settings of the
+        # session. They would leak through PgBouncer, so they are set only if the caller asks for limits.
+        of_session = self.migration_settings(timeouts, of_session=True) if timeouts != MigrationTimeouts() else ()
+        try:
+            for setting in of_session:
+                connection.exec_driver_sql(setting)
+            connection.commit()
+            yield
+        finally:
+            connection.rollback()
+            if of_session and not connection.invalidated:
+                connection.exec_driver_sql("RESET lock_timeout")
+                connection.exec_driver_sql("RESET statement_timeout")
+                connection.commit()
+            connection.execution_options(isolation_level=level)  # restore the level of a caller's connection
 
     def grants(self, role: str | None, migrator: str | None, *, database: str | None, schema: str | None) -> list[str]:
-        path = _quoted(schema or "public")
+        path = base.quoted(schema or "public")
         lines: list[str] = []
         if migrator is not None:
             lines += [
                 "-- migrations: the role that creates the tables owns them, and may change and drop them",
-                f"GRANT USAGE, CREATE ON SCHEMA {path} TO {_quoted(migrator)};",
+                f"GRANT USAGE, CREATE ON SCHEMA {path} TO {base.quoted(migrator)};",
             ]
         if role is not None:
             lines += [
                 "-- application: rows, no DDL; run after the first upgrade and after each upgrade that adds a table",
-                f"GRANT USAGE ON SCHEMA {path} TO {_quoted(role)};",
+                f"GRANT USAGE ON SCHEMA {path} TO {base.quoted(role)};",
             ]
             privileges = APPLICATION_PRIVILEGES.items()
-            lines += [f"GRANT {granted} ON {path}.{table} TO {_quoted(role)};" for table, granted in privileges]
+            lines += [f"GRANT {granted} ON {path}.{table} TO {base.quoted(role)};" for table, granted in privileges]
         if role is not None and migrator is not None:
-            defaults = f"FOR ROLE {_quoted(migrator)} IN SCHEMA {path} GRANT SELECT ON TABLES"
+            defaults = f"FOR ROLE {base.quoted(migrator)} IN SCHEMA {path} GRANT SELECT ON TABLES"
             lines += [
                 "-- tables of later migrations are readable at once: a replica may start before these lines run again",
-                f"ALTER DEFAULT PRIVILEGES {defaults} TO {_quoted(role)};",
+                f"ALTER DEFAULT PRIVILEGES {defaults} TO {base.quoted(role)};",
             ]
         return lines
 
@@ -289,30 +274,3 @@ def _hosts(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
     if not isinstance(hosts, list):
         return []
     return list(zip(hosts, ports if isinstance(ports, list) else [ports] * len(hosts), strict=True))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _holder(connection: Connection) -> str:
-    row = connection.execute(_LOCK_HOLDER, {"key": _MIGRATION_LOCK}).first()
-    if row is None:
-        return "it was released just now"
-    pid, application, address = row
-    return (
-        f"process {pid} of the server, application {application or 'unnamed'!r}, "
-        f"from {address or 'a local socket'}, holds it"
-    )
-
-
-def _wait_for_lock(
-    connection: Connection, timeouts: MigrationTimeouts, between_attempts: Callable[[], object] = lambda: None
-) -> None:
-    deadline = time.monotonic() + timeouts.migration
-    while not connection.exec_driver_sql(_TRY_MIGRATION_LOCK).scalar():
-        holder = _holder(connection)
-        between_attempts()
-        if time.monotonic() >= deadline:
-            raise lock_error(timeouts.migration, holder)
-        time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))

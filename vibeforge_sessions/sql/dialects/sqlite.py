@@ -6,37 +6,18 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import (
-    URL,
-    AsyncAdaptedQueuePool,
-    Connection,
-    Dialect,
-    Engine,
-    QueuePool,
-    bindparam,
-    event,
-    inspect,
-    text,
-)
+from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, event, inspect, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool
 
 from vibeforge_sessions.errors import ConfigurationError, InvalidArgumentError, SchemaError, StorageError
-from vibeforge_sessions.sql.dialects.base import (
-    DatabaseDialect,
-    EngineSettings,
-    MigrationTimeouts,
-    Rows,
-    check_size,
-    is_prepared,
-    lock_error,
-    texts_of,
-)
+from vibeforge_sessions.sql.dialects import base
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings, MigrationTimeouts, Rows
 from vibeforge_sessions.sql.tables import metadata
 
 _STEPS_BETWEEN_CLOCK_CHECKS: Final = 10_000
@@ -131,16 +112,12 @@ class SQLiteDialect(DatabaseDialect):
         # this process commits, so it knows the outcome, unless the sync failed: then the WAL may contain the commit
         return code in {"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"}
 
-    def batches(self, dialect: Dialect, driver: Any, rows: Rows) -> list[Rows]:
-        # aiosqlite has no getlimit: a limit that the caller has lowered then raises an error of the database
-        limit = (
-            driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
-            if isinstance(driver, sqlite3.Connection)
-            else _DEFAULT_LENGTH_LIMIT
-        )
+    def check_rows(self, dialect: Dialect, driver: Any, rows: Rows) -> None:
+        limit = _DEFAULT_LENGTH_LIMIT
+        if isinstance(driver, sqlite3.Connection):  # not of aiosqlite, where a lower limit raises the database's error
+            limit = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
         for row in rows:
-            check_size(texts_of(row), limit, "SQLITE_LIMIT_LENGTH")
-        return [rows]
+            base.check_size([row], limit, "SQLITE_LIMIT_LENGTH")
 
     @contextmanager
     def statement_time_limit(self, driver: Any, seconds: float) -> Iterator[None]:
@@ -159,10 +136,7 @@ class SQLiteDialect(DatabaseDialect):
             if getattr(error.orig, "sqlite_errorname", None) not in self.statement_timeout_codes:
                 raise
             _driver(connection).set_progress_handler(None, 0)
-        pages, size = (
-            _driver(connection).execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
-        )
-        return [(None, pages * size, 0)]
+        return [(None, _pragma(connection, "page_count") * _pragma(connection, "page_size"), 0)]
 
     @contextmanager
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
@@ -194,7 +168,7 @@ class SQLiteDialect(DatabaseDialect):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
                 if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-                    raise lock_error(timeouts.migration, "another connection is writing to the file") from error
+                    raise base.lock_error(timeouts, "another connection is writing to the file") from error
                 raise
             yield
             _check_foreign_keys(connection)
@@ -212,16 +186,17 @@ class SQLiteDialect(DatabaseDialect):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             raise StorageError(f"the file {path} exists already: name a new file") from None
+        except ValueError:  # the name cannot be encoded
+            raise StorageError("could not write the copy: no file can have this name: name another file") from None
         except OSError as error:
             raise StorageError(f"could not write {path}: {error.strerror}") from error
-        with ExitStack() as on_failure, closing(_driver(connection).cursor()) as cursor:
-            on_failure.callback(path.unlink, missing_ok=True)
+        with closing(_driver(connection).cursor()) as cursor:
             try:
                 # VACUUM INTO accepts an empty file; it reads one snapshot and does not wait for writers
                 cursor.execute("VACUUM INTO ?", (str(path.absolute()),))
             except sqlite3.Error as error:
+                path.unlink(missing_ok=True)
                 raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
-            on_failure.pop_all()
 
 
 def _in_memory(url: URL) -> bool:
@@ -237,7 +212,7 @@ def _ensures_begin(connection: Connection) -> bool:
     """Return whether every transaction of the connection's engine starts with BEGIN before any SAVEPOINT."""
     driver = _driver(connection)
     # with autocommit=False, the driver always keeps a transaction open
-    if is_prepared(connection) or getattr(driver, "autocommit", None) is False:
+    if base.is_prepared(connection) or getattr(driver, "autocommit", None) is False:
         return True
     return driver.isolation_level is None and bool(connection.dispatch.begin)
 
@@ -291,12 +266,9 @@ def _use_wal(cursor: Any, busy_timeout: float) -> None:
 
 def _pragma(connection: Connection, pragma: str) -> Any:
     """Execute a PRAGMA on the driver connection: SQLAlchemy would begin a transaction first."""
-    cursor = connection.connection.cursor()
-    try:
+    with closing(connection.connection.cursor()) as cursor:
         cursor.execute(f"PRAGMA {pragma}")
         row = cursor.fetchone()
-    finally:
-        cursor.close()
     return None if row is None else row[0]
 
 

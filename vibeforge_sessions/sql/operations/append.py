@@ -61,7 +61,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
     def execute(self, executor: Executor) -> Sequence[Any]:
         history, row, session_id = self.history, self.row, self.row["session_id"]
         if len(row[history.text]) > _SMALL:
-            executor.batches([row])  # rejects an entry that no statement can hold
+            executor.check_rows([row])  # rejects an entry that no statement can hold
         count = {ID: session_id, NOW: self.time}
         is_single = executor.database.supports_writable_ctes
         if is_single:

@@ -168,11 +168,12 @@ def duplicate_raises(executor: Executor, error: Exception) -> Iterator[None]:
 
 
 def store_rows(executor: Executor, statement: Executable, rows: list[dict[str, Any]]) -> int:
-    """Execute a statement for rows with strings of any length, in batches that the database accepts.
+    """Execute a statement for rows with strings of any length.
 
     :returns: the number of rows that it matched.
     """
-    return sum(executor.write(statement, batch) for batch in executor.batches(rows))
+    executor.check_rows(rows)
+    return executor.write(statement, rows)
 
 
 def store_entries(executor: Executor, entries: Mapping[History, Iterable[dict[str, Any]]]) -> None:

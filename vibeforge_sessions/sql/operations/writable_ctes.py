@@ -50,7 +50,7 @@ def changeset_parameters(
 ) -> dict[str, Any]:
     """Return the parameters of a changeset's documents and new entries, whose positions the database assigns."""
     if documents or entries:
-        executor.batches([dict(documents), *itertools.chain(*entries.values())])  # rejects what no statement can hold
+        executor.check_rows([dict(documents), *itertools.chain(*entries.values())])
     parameters: dict[str, Any] = {DOCUMENT + name: text for name, text in documents.items()}
     for history, rows in entries.items():
         names = _own_columns(history.table)

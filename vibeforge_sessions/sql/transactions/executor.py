@@ -21,8 +21,7 @@ from sqlalchemy.types import NullType
 
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import DatabaseDialect
-from vibeforge_sessions.sql.dialects.base import ISOLATION_LEVEL_CHANGED
+from vibeforge_sessions.sql.dialects.base import ISOLATION_LEVEL_CHANGED, DatabaseDialect
 
 Parameters = Mapping[str, Any]
 Rows = Sequence[Sequence[Any]]
@@ -179,9 +178,9 @@ class Executor:
         """Return an error of a method as SQLAlchemy's error; discard the connection if it is lost."""
         return error
 
-    def batches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """Return the rows in batches that each fit into one statement (see `DatabaseDialect.batches`)."""
-        return self.database.batches(self.dialect, self.driver, rows)
+    def check_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Check that the rows can be written (see `DatabaseDialect.check_rows`)."""
+        self.database.check_rows(self.dialect, self.driver, rows)
 
     def wrote(self, session_id: str, *, deleted: bool = False) -> None:
         """Record that a joined transaction has written or deleted a session."""
