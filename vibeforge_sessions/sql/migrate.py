@@ -13,26 +13,19 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Final
 
 from alembic import command
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import Connection, Engine
 
 from vibeforge_sessions.errors import InvalidArgumentError, SchemaError
-from vibeforge_sessions.sql.dialects import MigrationTimeouts, database_dialect_named, database_dialect_of
+from vibeforge_sessions.sql.dialects import database_dialect_of
+from vibeforge_sessions.sql.dialects.base import MigrationTimeouts
 from vibeforge_sessions.sql.migrations import scripts
-from vibeforge_sessions.sql.migrations.schema_status import (
-    UPGRADE,
-    SchemaStatus,
-    comparison,
-    inspect_schema,
-    reading,
-    revision_of,
-)
+from vibeforge_sessions.sql.migrations.schema_status import UPGRADE, SchemaStatus, connection_of, inspect_schema
 from vibeforge_sessions.sql.migrations.scripts import Revision, history, render, script_folder
-from vibeforge_sessions.sql.tables import VERSION_TABLE, metadata_in, schema_of
-from vibeforge_sessions.sql.transactions.error_translation import connected, translated
+from vibeforge_sessions.sql.transactions.error_translation import translated
 
 __all__ = [
     "MigrationTimeouts",
@@ -64,14 +57,8 @@ _POLL_INTERVAL: Final = 0.2
 # Alembic passes the context to its scripts in a module-level proxy, so a process runs one migration at a time.
 _process_lock = threading.RLock()
 
-
-def _replace_process_lock() -> None:
-    global _process_lock  # noqa: PLW0603 (a thread that holds the lock at a fork does not exist in the child)
-    _process_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_replace_process_lock)
+if hasattr(os, "register_at_fork"):  # a thread that holds the lock at a fork does not exist in the child
+    os.register_at_fork(after_in_child=_process_lock._at_fork_reinit)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def upgrade(
@@ -105,7 +92,7 @@ def upgrade(
     found = _inspect(bind, timeouts)
     if found.usable and revision == "head":
         return  # without the lock: the start of an application must not wait for its writers
-    _check_migratable(found)
+    check_migratable(found)
     _run(bind, timeouts, report, command.upgrade, revision)
 
 
@@ -146,8 +133,8 @@ def stamp(bind: Engine | Connection, revision: str, *, lock_timeout: float | Non
 
 def current(bind: Engine | Connection) -> str | None:
     """Return the revision of the database; None if it has none."""
-    with reading(bind) as connection:
-        return revision_of(connection)
+    with connection_of(bind) as connection:
+        return inspect_schema(connection).revision
 
 
 def status(bind: Engine | Connection) -> SchemaStatus:
@@ -195,14 +182,12 @@ def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
     :raises SchemaError: the revision is unknown, or not older than the revision of the database.
     """
     at, chain = current(bind), history()
-    known = [each.revision for each in chain]
-    there = known.index(at) + 1 if at in known else 0
-    if revision == "base":
-        to = 0
-    elif re.fullmatch(r"-[0-9]{1,9}", revision):
+    known = ["base", *(each.revision for each in chain)]
+    there = known.index(at) if at in known else 0
+    if re.fullmatch(r"-[0-9]{1,9}", revision):
         to = there - int(revision[1:])
     else:
-        to = known.index(revision) + 1 if revision in known else -1
+        to = known.index(revision) if revision in known else -1
     if not 0 <= to <= there:
         raise SchemaError(
             f"there is no revision {revision} below the current revision {at}: see vibeforge-sessions db history"
@@ -222,7 +207,7 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
         raise InvalidArgumentError("must be a number of seconds", "timeout")
     deadline = time.monotonic() + timeout
     while True:
-        with reading(bind) as connection:
+        with connection_of(bind) as connection:
             found = inspect_schema(connection)
         if found.usable:
             return found
@@ -246,61 +231,21 @@ def migrating(bind: Engine | Connection, timeouts: MigrationTimeouts = Migration
     :raises SchemaError: another migration still runs after ``timeouts.migration`` seconds; or on SQLite, the
         transaction was rejected, or rows refer to missing sessions.
     """
-    database_dialect = database_dialect_of(bind.dialect)
-    opened = connected(bind) if isinstance(bind, Engine) else nullcontext(bind)
-    with (
-        _process_lock,
-        translated("migrate"),
-        opened as connection,
-        database_dialect.migration_lock(connection, timeouts),
-    ):
+    lock = database_dialect_of(bind.dialect).migration_lock
+    with _process_lock, connection_of(bind) as connection, translated("migrate"), lock(connection, timeouts):
         yield connection
 
 
-def run_in_environment(
-    bind: Connection | URL,
-    context: Any,
-    *,
-    upgrading: bool,
-    schema: str | None = None,
-    timeouts: MigrationTimeouts = MigrationTimeouts(),  # noqa: B008 (a tuple)
-) -> None:
-    """Run migrations for ``migrations/env.py``: on a connection, or as SQL for the database of a URL.
+def check_migratable(found: SchemaStatus) -> None:
+    """Check that this version of the package can upgrade a database.
 
-    :param context: the module ``alembic.context``.
-    :param upgrading: reject a database that is ahead or foreign. The check runs under the migration lock.
-    :param schema: the schema for the SQL. A connection has its own.
+    :raises SchemaError: the database is ahead, foreign or unusable, or the Alembic of the application migrates it.
     """
-    options: dict[str, Any]
-    if isinstance(bind, URL):
-        database_dialect = database_dialect_named(bind.get_backend_name())
-        options = {"url": bind, "literal_binds": True}
-        settings = database_dialect.migration_settings(timeouts, of_session=True)
-        if schema is not None:  # the SQL runs in a database client, whose session gets the search path
-            quoted = schema.replace('"', '""')
-            settings += (f'SET search_path = "{quoted}"',)
-    else:
-        database_dialect, schema, of_host = database_dialect_of(bind.dialect), schema_of(bind), bind.in_transaction()
-        if upgrading:
-            _check_migratable(inspect_schema(bind))
-            if not of_host:
-                bind.rollback()  # Alembic begins and commits its own transactions
-        options = {"connection": bind, "version_table_schema": schema, **comparison(schema)}
-        settings = () if of_host else database_dialect.migration_settings(timeouts, of_session=False)
-    report = context.config.attributes.get("report")
-    context.configure(
-        **options,
-        target_metadata=metadata_in(schema),
-        version_table=VERSION_TABLE,
-        # Alembic disables it on SQLite by default, because the driver begins no transaction for DDL; this engine does
-        transactional_ddl=database_dialect.transactional_ddl,
-        render_as_batch=True,
-        on_version_apply=(lambda *, step, **_: report(str(step.up_revision_id))) if report else None,
-    )
-    with context.begin_transaction():
-        for setting in settings:
-            context.execute(setting)
-        context.run_migrations()
+    if found.of_host:
+        raise _host_alembic_error()
+    no_schema = found.state == "empty" and found.command != UPGRADE
+    if no_schema or found.state in {"ahead", "foreign"} or (found.state == "drifted" and not found.usable):
+        raise found.error()
 
 
 def _run(
@@ -311,26 +256,18 @@ def _run(
     revision: str,
 ) -> None:
     with migrating(bind, timeouts) as connection:
-        scripts.run(migrate, scripts.check_revision(revision), connection=connection, timeouts=timeouts, report=report)
+        scripts.run(migrate, scripts.check_revision(revision), bind=connection, timeouts=timeouts, report=report)
 
 
 def _inspect(bind: Engine | Connection, timeouts: MigrationTimeouts, *, exact: bool = False) -> SchemaStatus:
-    with reading(bind) as connection:
+    with connection_of(bind) as connection:
         found = inspect_schema(connection, exact=exact)
     is_in_doubt = found.state == "foreign" or (found.state == "drifted" and not found.usable)
     if is_in_doubt and not (isinstance(bind, Connection) and bind.in_transaction()):
         # the tables and the revision are read one after the other: check again under the migration lock
-        with migrating(bind, timeouts) as connection, reading(connection):
+        with migrating(bind, timeouts) as connection, connection_of(connection):
             return inspect_schema(connection, exact=exact)
     return found
-
-
-def _check_migratable(found: SchemaStatus) -> None:
-    if found.of_host:
-        raise _host_alembic_error()
-    no_schema = found.state == "empty" and found.command != UPGRADE
-    if no_schema or found.state in {"ahead", "foreign"} or (found.state == "drifted" and not found.usable):
-        raise found.error()
 
 
 def _host_alembic_error() -> SchemaError:

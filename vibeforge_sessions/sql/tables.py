@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table
+from sqlalchemy import BigInteger, Column, Connection, Engine, ForeignKey, Index, MetaData, Table
 
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.serialization import DOCUMENTS, REQUIRED
-from vibeforge_sessions.sql.types import BigInt, LongText, UTCDateTime, identifier
+from vibeforge_sessions.sql.types import LongText, UTCDateTime, identifier
 
 VERSION_TABLE: Final = "vibeforge_sessions_alembic_version"
 """Version table of this package. The application may have its own ``alembic_version`` in the same database."""
@@ -22,8 +21,6 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
         "fk": "fk_%(table_name)s_%(column_0_N_name)s",
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
 """Tables of this package, without the version table."""
@@ -37,7 +34,7 @@ _MARIADB_OPTIONS: Final[dict[str, Any]] = {
 
 
 def _session_id(*constraints: ForeignKey) -> Column[str]:
-    return Column("session_id", identifier(64), *constraints, nullable=False)
+    return Column("session_id", identifier(64), *constraints, primary_key=True)
 
 
 def _of_session() -> Column[str]:
@@ -56,14 +53,13 @@ sessions = Table(
     Column("phase", identifier(validation.MAX_PHASE), nullable=False),
     Column("created_at", UTCDateTime(), nullable=False),
     Column("updated_at", UTCDateTime(), nullable=False),
-    Column("version", BigInt(), nullable=False),
+    Column("version", BigInteger(), nullable=False),
     _write_id(),
-    Column("current_question_index", BigInt(), nullable=False),
+    Column("current_question_index", BigInteger(), nullable=False),
     Column("active_task_id", identifier(validation.MAX_TASK_ID), nullable=True),
-    Column("error_count", BigInt(), nullable=False),
-    Column("log_count", BigInt(), nullable=False),
+    Column("error_count", BigInteger(), nullable=False),
+    Column("log_count", BigInteger(), nullable=False),
     Column("held_at", UTCDateTime(), nullable=True),
-    PrimaryKeyConstraint("session_id"),
     # Listings by creation, and of the sessions in a phase.
     Index(None, "created_at", "session_id"),
     Index(None, "phase", "created_at", "session_id"),
@@ -77,7 +73,6 @@ documents = Table(
     metadata,
     _of_session(),
     *(Column(name, LongText, nullable=name not in REQUIRED) for name in DOCUMENTS),
-    PrimaryKeyConstraint("session_id"),
     **_MARIADB_OPTIONS,
 )
 
@@ -86,13 +81,12 @@ errors = Table(
     "vibeforge_session_errors",
     metadata,
     _of_session(),
-    Column("position", BigInt(), nullable=False),
+    Column("position", BigInteger(), primary_key=True),
     Column("timestamp", UTCDateTime(), nullable=False),
     Column("task_id", identifier(validation.MAX_TASK_ID), nullable=False),
     Column("error_message", LongText, nullable=False),
     Column("phase", identifier(validation.MAX_PHASE), nullable=False),
     _write_id(),
-    PrimaryKeyConstraint("session_id", "position"),
     **_MARIADB_OPTIONS,
 )
 
@@ -100,10 +94,9 @@ logs = Table(
     "vibeforge_session_logs",
     metadata,
     _of_session(),
-    Column("position", BigInt(), nullable=False),
+    Column("position", BigInteger(), primary_key=True),
     Column("message", LongText, nullable=False),
     _write_id(),
-    PrimaryKeyConstraint("session_id", "position"),
     **_MARIADB_OPTIONS,
 )
 
@@ -113,9 +106,8 @@ logs = Table(
 compatibility = Table(
     "vibeforge_sessions_compatibility",
     metadata,
-    Column("revision", identifier(32), nullable=False),
+    Column("revision", identifier(32), primary_key=True),
     Column("floor", identifier(32), nullable=False),
-    PrimaryKeyConstraint("revision"),
     **_MARIADB_OPTIONS,
 )
 
@@ -134,17 +126,6 @@ APPLICATION_PRIVILEGES: Final = {
 
 A service reads the last two tables when it checks the schema.
 """
-
-
-@functools.cache
-def metadata_in(schema: str | None) -> MetaData:
-    """Return the metadata of the tables in a schema of PostgreSQL, for comparison."""
-    if schema is None:
-        return metadata
-    copy = MetaData(schema=schema, naming_convention=metadata.naming_convention)
-    for table in metadata.sorted_tables:
-        table.to_metadata(copy, schema=schema)
-    return copy
 
 
 def schema_of(bind: Engine | Connection) -> str | None:

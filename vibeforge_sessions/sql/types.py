@@ -6,17 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, DateTime, Dialect, String, Text, TypeDecorator
+from sqlalchemy import ColumnElement, DateTime, Dialect, String, Text, TypeDecorator
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import ReturnTypeFromArgs
 from sqlalchemy.types import TypeEngine
-
-__all__ = ["BigInt", "LongText", "UTCDateTime", "identifier"]
-
-BigInt = BigInteger
-"""Counters and versions."""
 
 
 class _InUTC(ReturnTypeFromArgs[datetime]):

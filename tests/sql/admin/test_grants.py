@@ -16,7 +16,7 @@ from tests.support.servers import AvailableServer, DatabaseFactory
 from vibeforge_sessions import ConfigurationError, SQLAlchemySessionRepository, StorageError, open_repository
 from vibeforge_sessions.sql import create_engine, metadata, migrate
 from vibeforge_sessions.sql.admin import maintenance
-from vibeforge_sessions.sql.dialects import failure_code
+from vibeforge_sessions.sql.dialects.base import failure_code
 from vibeforge_sessions.sql.tables import VERSION_TABLE
 from vibeforge_sessions.testing import NewRepository, SessionRepositoryContract
 

@@ -20,7 +20,7 @@ from tests.support.servers import AvailableServer, MariaDBDatabases, MariaDBServ
 from tests.support.servers.fixtures import skipping
 from tests.support.servers.machine import free_port
 from vibeforge_sessions.sql import create_engine, migrate
-from vibeforge_sessions.sql.dialects import MigrationTimeouts
+from vibeforge_sessions.sql.dialects.base import MigrationTimeouts
 
 REVISIONS = migrate.history()
 LATER_REVISIONS = REVISIONS[1:]

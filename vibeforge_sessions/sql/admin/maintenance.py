@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import URL, Engine, func, select
 
-from vibeforge_sessions.errors import CorruptSessionError, StorageError
+from vibeforge_sessions.errors import CorruptSessionError
 from vibeforge_sessions.model.session import Session
 from vibeforge_sessions.sql.dialects import database_dialect_named, database_dialect_of
 from vibeforge_sessions.sql.engine import parse_url
-from vibeforge_sessions.sql.migrations.schema_status import reading
+from vibeforge_sessions.sql.migrations.schema_status import connection_of
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 from vibeforge_sessions.sql.tables import sessions
 
-__all__ = ["Progress", "UnreadableSession", "backup", "grants", "verify_data"]
+__all__ = ["Progress", "backup", "grants", "verify_data"]
 
 Progress = Callable[[int, int], object]
 """Callback with the number of sessions that were read, and the number of all sessions."""
-
-
-@dataclass(frozen=True, slots=True)
-class UnreadableSession:
-    """A stored session that this code cannot read."""
-
-    session_id: str
-    reason: str
-    """The reason, without any value of the session."""
 
 
 def grants(url: str | URL, role: str | None = None, *, migrator: str | None = None, schema: str | None = None) -> str:
@@ -49,8 +39,8 @@ def grants(url: str | URL, role: str | None = None, *, migrator: str | None = No
 
 def verify_data(
     engine: Engine, *, session_type: type[Session] = Session, batch: int = 500, progress: Progress | None = None
-) -> Iterator[UnreadableSession]:
-    """Read every stored session, and yield the unreadable ones. Nothing is written.
+) -> Iterator[CorruptSessionError]:
+    """Read every stored session, and yield the errors of the unreadable ones. Nothing is written.
 
     Sessions that are created or deleted meanwhile may or may not be read. At most one session and `batch` ids are in
     memory at a time. No transaction lasts longer than the reading of one session.
@@ -59,7 +49,7 @@ def verify_data(
     :raises SchemaError: this version of the package cannot read the tables.
     """
     repository = SQLAlchemySessionRepository(engine, session_type=session_type)
-    with reading(engine) as connection:
+    with connection_of(engine) as connection:
         total = connection.execute(select(func.count()).select_from(sessions)).scalar_one()
     done, last = 0, ""
     while ids := _session_ids(engine, last, batch):
@@ -67,7 +57,7 @@ def verify_data(
             try:
                 repository.get_session(session_id)
             except CorruptSessionError as error:
-                yield UnreadableSession(session_id, error.reason)
+                yield error
         done, last = done + len(ids), ids[-1]
         if progress is not None:
             progress(done, max(done, total))
@@ -79,14 +69,11 @@ def backup(engine: Engine, path: Path) -> None:
     :raises StorageError: the file exists or cannot be written.
     :raises ConfigurationError: the database is not SQLite: the error names the command of its own tool.
     """
-    with reading(engine) as connection:
-        try:
-            database_dialect_of(engine.dialect).backup(connection, path)
-        except (OSError, ValueError):  # a name that is too long or cannot be encoded
-            raise StorageError("could not write the copy: no file can have this name: name another file") from None
+    with connection_of(engine) as connection:
+        database_dialect_of(engine.dialect).backup(connection, path)
 
 
 def _session_ids(engine: Engine, after: str, limit: int) -> list[str]:
     key = sessions.c.session_id
-    with reading(engine) as connection:
+    with connection_of(engine) as connection:
         return list(connection.execute(select(key).where(key > after).order_by(key).limit(limit)).scalars())

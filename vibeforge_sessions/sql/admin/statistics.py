@@ -15,8 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from vibeforge_sessions.errors import InvalidArgumentError, StorageError
 from vibeforge_sessions.model import validation
 from vibeforge_sessions.repository.arguments import check_datetime, check_integer
-from vibeforge_sessions.sql.dialects import database_dialect_of, failure_code
-from vibeforge_sessions.sql.migrations.schema_status import reading
+from vibeforge_sessions.sql.dialects import database_dialect_of
+from vibeforge_sessions.sql.dialects.base import failure_code
+from vibeforge_sessions.sql.migrations.schema_status import connection_of
 from vibeforge_sessions.sql.tables import documents, errors, logs, schema_of, sessions
 
 __all__ = [
@@ -225,7 +226,7 @@ def _limited(engine: Engine, timeout: float) -> Iterator[Connection]:
         raise InvalidArgumentError(f"must be a number of seconds, more than 0 and at most {_MAX_TIMEOUT:,}", "timeout")
     database = database_dialect_of(engine.dialect)
     try:
-        with reading(engine) as connection:
+        with connection_of(engine) as connection:
             database.begin(connection, write=False, single_statement=False)
             with database.statement_time_limit(connection.connection.driver_connection, timeout):
                 yield connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,22 +11,14 @@ from typing import Any, Final
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Column, Connection, Engine, Inspector, Table, column, select, table
+from sqlalchemy import Column, Connection, Engine, Inspector, MetaData, Table, column, select, table
 
 from vibeforge_sessions.errors import SchemaError, SchemaState
 from vibeforge_sessions.sql.dialects import database_dialect_of
+from vibeforge_sessions.sql.dialects.base import quoted
 from vibeforge_sessions.sql.migrations.scripts import PREFIX, head, history, script_folder
-from vibeforge_sessions.sql.tables import (
-    DEFAULT_VERSION_TABLE,
-    VERSION_TABLE,
-    compatibility,
-    metadata,
-    metadata_in,
-    schema_of,
-)
+from vibeforge_sessions.sql.tables import DEFAULT_VERSION_TABLE, VERSION_TABLE, compatibility, metadata, schema_of
 from vibeforge_sessions.sql.transactions.error_translation import connected, translated
-
-__all__ = ["SchemaStatus", "inspect_schema"]
 
 UPGRADE: Final = "vibeforge-sessions db upgrade"
 _UPGRADE_OF_HOST: Final = "alembic upgrade vibeforge_sessions@head, with the Alembic of the application"
@@ -87,12 +80,6 @@ def inspect_schema(connection: Connection, *, exact: bool = False) -> SchemaStat
         return _Inspection(connection, exact=exact).status()
 
 
-def revision_of(connection: Connection) -> str | None:
-    """Return the revision of a database; None if it has none."""
-    with translated("inspect"):
-        return _Inspection(connection, exact=False).revision
-
-
 class _Inspection:
     """The tables and the revision of a database at one time."""
 
@@ -143,7 +130,7 @@ class _Inspection:
             command = UPGRADE
             if self.schema is not None and not self.inspector.has_schema(self.schema):
                 reason = f"this database has no schema {self.schema}"
-                command = f'CREATE SCHEMA "{self.schema}"'  # run by the DBA, who also decides on its privileges
+                command = f"CREATE SCHEMA {quoted(self.schema)}"  # run by the DBA, who also decides on its privileges
             return self._status("empty", reason, pending=tuple(known), command=command)
         names = ", ".join(sorted(self.existing))
         reason = (
@@ -184,16 +171,16 @@ class _Inspection:
         """Return the tables and columns that statements use and the database lacks."""
         found = self.inspector.get_multi_columns(schema=self.schema, filter_names=sorted(self.existing))
         columns_of = {name: {each["name"] for each in columns} for (_, name), columns in found.items()}
-        return tuple(
-            f"{each} is missing"
-            for name, model in sorted(metadata.tables.items())
-            if model is not compatibility  # only migrations and the compatibility check of older code use it
-            for each in (
-                (f"{name}.{column}" for column in sorted(model.columns.keys()) if column not in columns_of[name])
-                if name in columns_of
-                else [f"table {name}"]
-            )
-        )
+        missing: list[str] = []
+        for name, model in sorted(metadata.tables.items()):
+            if model is compatibility:  # only migrations and the compatibility check of older code use it
+                continue
+            if name not in columns_of:
+                missing.append(f"table {name} is missing")
+                continue
+            lacking = set(model.columns.keys()) - columns_of[name]
+            missing += [f"{name}.{each} is missing" for each in sorted(lacking)]
+        return tuple(missing)
 
     def differences(self) -> Iterator[str]:
         """Yield descriptions of the differences from the models."""
@@ -221,6 +208,17 @@ class _Inspection:
             if heads:
                 return heads[0], name == DEFAULT_VERSION_TABLE
         return None, False
+
+
+@functools.cache
+def metadata_in(schema: str | None) -> MetaData:
+    """Return the metadata of the tables in a schema of PostgreSQL, for comparison."""
+    if schema is None:
+        return metadata
+    copy = MetaData(schema=schema, naming_convention=metadata.naming_convention)
+    for each in metadata.sorted_tables:
+        each.to_metadata(copy, schema=schema)
+    return copy
 
 
 def comparison(schema: str | None) -> dict[str, Any]:
@@ -251,14 +249,12 @@ def _describe(found: Any) -> str:
     if kind.startswith("modify"):
         _schema, name, of_column, _about, stored, wanted = what
         return f"{kind.removeprefix('modify_')} of {name}.{of_column} is {stored!r} instead of {wanted!r}"
-    owner = getattr(thing, "table", None)
-    of = f" of {owner.name}" if owner is not None else ""
-    return f"{type(thing).__name__.lower()} {getattr(thing, 'name', None)}{of} {verb}"
+    return f"{type(thing).__name__.lower()} {thing.name} of {thing.table.name} {verb}"
 
 
 @contextmanager
-def reading(bind: Engine | Connection) -> Iterator[Connection]:
-    """Provide a connection for reading. A caller's connection is in a transaction afterwards only if it was before."""
+def connection_of(bind: Engine | Connection) -> Iterator[Connection]:
+    """Provide a connection. A caller's connection is in a transaction afterwards only if it was before."""
     with translated("reach"):
         database_dialect_of(bind.dialect)
         with connected(bind) if isinstance(bind, Engine) else nullcontext(bind) as connection:

@@ -17,17 +17,13 @@ from alembic.util import CommandError
 from sqlalchemy import URL
 
 from vibeforge_sessions.errors import InvalidArgumentError, SchemaError
-from vibeforge_sessions.sql.dialects import MigrationTimeouts
+from vibeforge_sessions.sql.dialects.base import MigrationTimeouts
 from vibeforge_sessions.sql.engine import parse_url
-
-__all__ = ["PREFIX", "Revision", "history", "render", "script_folder"]
 
 PREFIX: Final = "vibeforge_"
 """Prefix of the revision ids. It distinguishes them from the revisions of an application that uses the same Alembic."""
 
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_@]{0,99}([+-][0-9]{1,9})?|[+-][0-9]{1,9}")
-
-Locks = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +34,7 @@ class Revision:
     after: str | None
     """The previous revision."""
     summary: str
-    locks: Locks
+    locks: Mapping[str, Mapping[str, str]]
     """For each database: the existing tables that the migration locks, and the lock in the terms of the database."""
     rewrites: tuple[str, ...]
     """Tables that are rewritten, which takes time and disk space."""
@@ -96,7 +92,7 @@ def render(
         command.downgrade if downgrade else command.upgrade,
         f"{check_revision(since or ('head' if downgrade else 'base'))}:{check_revision(revision)}",
         output=output,
-        connection=parse_url(url),
+        bind=parse_url(url),
         schema=schema,
         timeouts=MigrationTimeouts(lock_timeout, statement_timeout),
     )
@@ -109,7 +105,7 @@ def run(
     """Run a command of Alembic.
 
     :param output: gets the SQL instead of the database.
-    :param attributes: for ``migrations/env.py``.
+    :param attributes: arguments of ``run`` in ``migrations/env.py``.
     :raises SchemaError: the revision is unknown.
     """
     settings = config(output)
