@@ -23,8 +23,6 @@ from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-__all__ = ["AsyncSQLAlchemySessionRepository", "open_async_database"]
-
 _DEFAULT: Final = RetryPolicy()
 _THREADS: Final = 5
 """Number of threads for an engine whose pool has no size."""

@@ -13,14 +13,12 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.model.builtin_types import exact
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, DatabaseDialect, EngineSettings, database_dialect_named
-from vibeforge_sessions.sql.dialects.base import PREPARED
+from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, database_dialect_named
+from vibeforge_sessions.sql.dialects.base import PREPARED, DatabaseDialect, EngineSettings
 from vibeforge_sessions.sql.transactions.time_limits import watch_new
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-__all__ = ["create_async_engine", "create_engine", "engine_on", "parse_url"]
 
 
 def create_engine(
@@ -57,7 +55,7 @@ def create_engine(
     :raises ConfigurationError: the URL is unsupported, its driver is not installed (the error names the extra), or an
         option has no valid value.
     """
-    settings = EngineSettings(synchronous, busy_timeout, pgbouncer)
+    settings = EngineSettings(exact(synchronous), exact(busy_timeout), pgbouncer)
     engine: Engine = _create(url, settings, schema, options, is_async=False)
     return engine
 
@@ -108,8 +106,9 @@ def parse_url(url: str | URL) -> URL:
         parsed = make_url(given)
     except (ArgumentError, ValueError, TypeError):
         raise ConfigurationError("the database URL is malformed: write it like sqlite:///sessions.db") from None
-    if parsed.drivername in _DEFAULT_DRIVERS:
-        parsed = parsed.set(drivername=_DEFAULT_DRIVERS[parsed.drivername])
+    default = next((name for name in _EXTRAS if name.startswith(f"{parsed.drivername}+")), None)
+    if default is not None:
+        parsed = parsed.set(drivername=default)
     if parsed.drivername == "memory":
         raise ConfigurationError(
             "memory:// stores sessions in this process, without tables: give a database's URL, such as sqlite:///sessions.db"
@@ -133,13 +132,9 @@ _EXTRAS = {
     for database_dialect in DATABASE_DIALECTS
     for name, extra in {**database_dialect.drivers, **database_dialect.async_drivers}.items()
 }
+"""Supported drivers, the default of each backend before its others, with the extras that install them."""
 _LONGEST_WAIT = 1_000_000
 """Seconds: SQLite takes the timeout as milliseconds in 32 bits."""
-_DEFAULT_DRIVERS = {
-    backend: next(name for name in database_dialect.drivers if name.startswith(f"{backend}+"))
-    for database_dialect in DATABASE_DIALECTS
-    for backend in database_dialect.names
-}
 
 
 def _create(
@@ -147,7 +142,7 @@ def _create(
 ) -> Any:
     parsed = parse_url(url)
     database_dialect = database_dialect_named(parsed.get_backend_name())
-    settings = _checked(settings, database_dialect)
+    _check(settings, database_dialect)
     if parsed.drivername not in (database_dialect.async_drivers if is_async else database_dialect.drivers):
         kind, function = ("not an", "create_engine") if is_async else ("an", "create_async_engine")
         raise ConfigurationError(f"{parsed.drivername}:// is {kind} asynchronous driver: pass the URL to {function}")
@@ -158,7 +153,15 @@ def _create(
                 f"{database_dialect.names[0]} has no schemas within a database: name another database in its URL"
             )
         prepared.setdefault("execution_options", {})["schema_translate_map"] = {None: schema}
-    create: Any = _async_factory() if is_async else sqlalchemy.create_engine
+    create: Any = sqlalchemy.create_engine
+    if is_async:
+        try:
+            import greenlet  # noqa: F401, PLC0415 (SQLAlchemy reports that it is missing only at the first use)
+            from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415
+        except ImportError:
+            raise ConfigurationError(
+                "asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'"
+            ) from None
     try:
         created = create(parsed, **_merge(prepared, options))
     except (ImportError, NoSuchModuleError):
@@ -178,30 +181,16 @@ def _create(
     return created
 
 
-def _async_factory() -> Any:
-    try:
-        import greenlet  # noqa: F401, PLC0415 (an extra; SQLAlchemy reports that it is missing only at the first use)
-        from sqlalchemy.ext.asyncio import create_async_engine as create  # noqa: PLC0415
-    except ImportError:
-        raise ConfigurationError(
-            "asynchronous engines need greenlet: pip install 'vibeforge-sessions[async]'"
-        ) from None
-    return create
-
-
-def _checked(settings: EngineSettings, database_dialect: DatabaseDialect) -> EngineSettings:
-    """Return the options that only some databases have, once they are checked."""
-    level = exact(settings.synchronous)
-    if type(level) is not str or level not in {"FULL", "NORMAL"}:
+def _check(settings: EngineSettings, database_dialect: DatabaseDialect) -> None:
+    """Check the options that only some databases have."""
+    if settings.synchronous not in ("FULL", "NORMAL"):
         raise ConfigurationError("must be FULL or NORMAL", "synchronous")
-    seconds = exact(settings.busy_timeout)
-    if type(seconds) not in {int, float} or not 0 <= seconds <= _LONGEST_WAIT:
+    if type(settings.busy_timeout) not in {int, float} or not 0 <= settings.busy_timeout <= _LONGEST_WAIT:
         raise ConfigurationError(f"must be a number of seconds from 0 to {_LONGEST_WAIT:,}", "busy_timeout")
     if type(settings.pgbouncer) is not bool:
         raise ConfigurationError("must be True or False", "pgbouncer")
     if settings.pgbouncer and "postgresql" not in database_dialect.names:
         raise ConfigurationError(f"is for PostgreSQL only: leave it out for {database_dialect.names[0]}", "pgbouncer")
-    return EngineSettings(str(level), seconds, settings.pgbouncer)
 
 
 def _merge(prepared: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

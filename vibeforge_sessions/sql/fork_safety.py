@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import threading
 import time
 from typing import Any, Final
@@ -130,10 +129,9 @@ def _record_origin(connection: Any, record: ConnectionPoolEntry) -> None:
     """Record the process of a new connection, and the file of a SQLite connection."""
     _records.add(record)
     if hasattr(type(record.driver_connection), "total_changes"):  # SQLite's drivers
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA database_list")
-        path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
-        cursor.close()
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute("PRAGMA database_list")
+            path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
         record.info[_FILE_KEY] = os.path.realpath(path) if path else ""
     # a fork copies a database in memory, and the child may use its copy
     record.info[_PROCESS_KEY] = None if record.info.get(_FILE_KEY) == "" else os.getpid()
@@ -163,16 +161,10 @@ def _before_fork() -> None:
     acquire_until_fork(*filter(None, map(_initialization_lock, pools)))
     for record in (record for pool in pools for record in _open_records(pool)):
         if record.info.get(_FILE_KEY) and not record.in_use:
-            _close_sqlite(record)
-
-
-def _close_sqlite(record: ConnectionPoolEntry) -> None:
-    driver: Any = record.driver_connection
-    if isinstance(driver, sqlite3.Connection):
-        record.invalidate()
-    elif hasattr(driver, "stop"):  # aiosqlite closes in a thread of its own
-        record.invalidate()
-        getattr(driver, "_thread", driver).join(_MAX_WAIT)
+            driver: Any = record.driver_connection
+            record.invalidate()
+            if hasattr(driver, "stop"):  # aiosqlite closes in a thread of its own
+                getattr(driver, "_thread", driver).join(_MAX_WAIT)
 
 
 def _after_in_child() -> None:

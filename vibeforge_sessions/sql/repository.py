@@ -34,8 +34,6 @@ from vibeforge_sessions.sql.transactions import transactions_on
 from vibeforge_sessions.sql.transactions.error_translation import has_wrong_schema
 from vibeforge_sessions.sql.transactions.operation import Operation
 
-__all__ = ["SQLAlchemySessionRepository", "open_database"]
-
 _DEFAULT = RetryPolicy()
 
 T = TypeVar("T")

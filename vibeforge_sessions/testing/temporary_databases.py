@@ -14,7 +14,8 @@ from sqlalchemy import URL, Engine, make_url
 
 from vibeforge_sessions.errors import ConfigurationError, StorageError
 from vibeforge_sessions.sql import migrate
-from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_named
+from vibeforge_sessions.sql.dialects import database_dialect_named
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect
 from vibeforge_sessions.sql.engine import engine_on, parse_url
 from vibeforge_sessions.sql.tables import sessions
 from vibeforge_sessions.sql.transactions.error_translation import connected

@@ -7,20 +7,10 @@ from typing import Final
 from sqlalchemy import Dialect
 
 from vibeforge_sessions.errors import ConfigurationError
-from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings, MigrationTimeouts, failure_code
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect
 from vibeforge_sessions.sql.dialects.mariadb import MariaDBDialect
 from vibeforge_sessions.sql.dialects.postgresql import PostgreSQLDialect
 from vibeforge_sessions.sql.dialects.sqlite import SQLiteDialect
-
-__all__ = [
-    "DATABASE_DIALECTS",
-    "DatabaseDialect",
-    "EngineSettings",
-    "MigrationTimeouts",
-    "database_dialect_named",
-    "database_dialect_of",
-    "failure_code",
-]
 
 DATABASE_DIALECTS: Final[tuple[DatabaseDialect, ...]] = (SQLiteDialect(), PostgreSQLDialect(), MariaDBDialect())
 _BY_NAME: Final = {name: each for each in DATABASE_DIALECTS for name in each.names}

@@ -36,7 +36,7 @@ from vibeforge_sessions.model.history import ErrorEntry
 from vibeforge_sessions.repository import changeset
 from vibeforge_sessions.repository.changeset import Changeset
 from vibeforge_sessions.repository.serialization import Record
-from vibeforge_sessions.sql.dialects import failure_code
+from vibeforge_sessions.sql.dialects.base import failure_code
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
 from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, SessionRepositoryError, StorageError
-from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS, failure_code
+from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS
+from vibeforge_sessions.sql.dialects.base import failure_code
 
 LOST: Final = "; the transaction was rolled back by the server: roll back, and repeat the whole transaction"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)

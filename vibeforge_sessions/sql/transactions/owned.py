@@ -20,8 +20,8 @@ from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, S
 from vibeforge_sessions.repository import instrumentation
 from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql import fork_safety
-from vibeforge_sessions.sql.dialects import database_dialect_of, failure_code
-from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER, PREPARED
+from vibeforge_sessions.sql.dialects import database_dialect_of
+from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER, PREPARED, failure_code
 from vibeforge_sessions.sql.transactions.error_translation import FAILURES, failure_name, failure_of
 from vibeforge_sessions.sql.transactions.executor import Executor, PrecompiledExecutor, PrecompiledStatements
 from vibeforge_sessions.sql.transactions.operation import (

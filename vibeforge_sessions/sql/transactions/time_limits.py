@@ -24,7 +24,8 @@ from typing import Any, Final, Self, TypeVar
 from sqlalchemy import Dialect, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from vibeforge_sessions.sql.dialects import DatabaseDialect, database_dialect_of
+from vibeforge_sessions.sql.dialects import database_dialect_of
+from vibeforge_sessions.sql.dialects.base import DatabaseDialect
 from vibeforge_sessions.sql.transactions.executor import Executor
 
 _EVERY: Final = 0.1
