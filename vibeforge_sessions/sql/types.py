@@ -6,26 +6,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, DateTime, Dialect, String, Text, TypeDecorator
+from sqlalchemy import ColumnElement, DateTime, Dialect, String, Text, TypeDecorator, func, literal_column
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import ReturnTypeFromArgs
 from sqlalchemy.types import TypeEngine
-
-
-class _InUTC(ReturnTypeFromArgs[datetime]):
-    """A time column that is read in UTC, whatever the time zone of the connection."""
-
-    inherit_cache = True
-
-
-@compiles(_InUTC)
-def _compile(element: _InUTC, compiler: SQLCompiler, **options: Any) -> str:
-    # In another time zone, the years 1 and 9999 leave the range of Python. Behind PgBouncer, other clients may set the
-    # time zone. So PostgreSQL converts, and returns a timestamp without time zone.
-    column = compiler.process(element.clauses, **options)
-    return f"timezone('UTC', {column})" if compiler.dialect.name == "postgresql" else column
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -35,15 +18,12 @@ class UTCDateTime(TypeDecorator[datetime]):
     since its ``DATETIME`` drops microseconds and its ``TIMESTAMP`` ends in 2106.
     """
 
-    impl = DateTime
+    impl = (
+        DateTime()
+        .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
+        .with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    )
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
-        if dialect.name in {"mysql", "mariadb"}:
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(DateTime())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None or dialect.name == "postgresql":
@@ -58,7 +38,10 @@ class UTCDateTime(TypeDecorator[datetime]):
         return _from_text if dialect.name == "sqlite" else _in_utc
 
     def column_expression(self, column: ColumnElement[datetime]) -> ColumnElement[datetime]:
-        return _InUTC(column)
+        # In another time zone, the years 1 and 9999 leave the range of Python. Behind PgBouncer, other clients may set
+        # the time zone. So PostgreSQL converts, and returns a timestamp without time zone.
+        has_timezone = self.impl_instance.timezone  # type: ignore[attr-defined]
+        return func.timezone(literal_column("'UTC'"), column, type_=column.type) if has_timezone else column
 
 
 def _to_text(value: datetime | None) -> str | None:
