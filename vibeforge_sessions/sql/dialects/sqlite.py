@@ -194,9 +194,11 @@ class SQLiteDialect(DatabaseDialect):
             try:
                 # VACUUM INTO accepts an empty file; it reads one snapshot and does not wait for writers
                 cursor.execute("VACUUM INTO ?", (str(path.absolute()),))
-            except sqlite3.Error as error:
+            except BaseException as error:
                 path.unlink(missing_ok=True)
-                raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
+                if isinstance(error, sqlite3.Error):
+                    raise StorageError(f"could not write {path}: {error.sqlite_errorname}") from error
+                raise
 
 
 def _in_memory(url: URL) -> bool:
