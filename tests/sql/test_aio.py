@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -170,6 +171,24 @@ def test_call_cancelled_at_any_await_is_complete_or_undone(call: str, url: str, 
             raise AssertionError("the call did not end within 1,000 awaits")
 
     assert asyncio.run(work()) >= 1
+
+
+@pytest.mark.parametrize("fast_path", [True, False], ids=["precompiled", "through SQLAlchemy"])
+def test_call_cancelled_while_the_isolation_level_changes_returns_its_connection(
+    postgresql: Storage, monkeypatch: pytest.MonkeyPatch, fast_path: bool
+) -> None:
+    """A busy event loop makes psycopg wait in calls that it answers at once otherwise."""
+    for name in ("set_autocommit", "set_isolation_level"):
+        original = getattr(psycopg.AsyncConnection, name)
+
+        async def after_a_wait(self: Any, value: Any, original: Any = original) -> None:
+            await asyncio.sleep(0)
+            await original(self, value)
+
+        monkeypatch.setattr(psycopg.AsyncConnection, name, after_a_wait)
+    test_call_cancelled_at_any_await_is_complete_or_undone(
+        "append_log", postgresql.url_with("postgresql+psycopg"), fast_path, again=False
+    )
 
 
 async def wrapped(awaitable: Awaitable[Any]) -> Any:

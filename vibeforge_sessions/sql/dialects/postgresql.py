@@ -124,13 +124,17 @@ class PostgreSQLDialect(DatabaseDialect):
                 del record.info[base.ISOLATION_LEVEL_CHANGED]
 
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
-        connection.connection.commit()  # keep the settings of a caller's `connect` listener
-        # before the change: SQLAlchemy resets only its own changes
-        connection.info[base.ISOLATION_LEVEL_CHANGED] = True
+        pooled: Any = connection.connection
+        pooled.commit()  # keep the settings of a caller's `connect` listener
+        connection.info[base.ISOLATION_LEVEL_CHANGED] = True  # before it changes: the pool resets it in any case
         self.check_server(connection)
         # the driver sends the level along with BEGIN, and both with the first statement: no round trip
         level = self.isolation_level(connection.dialect, write=write, single_statement=single_statement)
-        connection.execution_options(isolation_level=level)
+        if base.is_prepared(connection):
+            # below SQLAlchemy, whose own reset loses the pooled connection if it is interrupted
+            connection.dialect.set_isolation_level(pooled.dbapi_connection, level)
+        else:
+            connection.execution_options(isolation_level=level)
         if level == "AUTOCOMMIT":
             return False
         connection.begin()
