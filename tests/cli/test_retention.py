@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from tests.support import ROOT
 from tests.support.cli_runner import URL, Done, run
-from tests.support.databases import SQL_DATABASES, Storage
+from tests.support.databases import Storage
 from tests.support.documentation import blocks
 from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of
@@ -26,13 +26,6 @@ from vibeforge_sessions import SessionPhase, SQLAlchemySessionRepository, open_r
 from vibeforge_sessions.sql import create_engine
 
 RULE = ("--phase", "COMPLETE", "--phase", "FAILED", "--older-than", "30d")
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def url(request: pytest.FixtureRequest) -> str:
-    storage: Storage = request.getfixturevalue(request.param)
-    assert storage.new_url is not None
-    return storage.new_url()
 
 
 @pytest.fixture

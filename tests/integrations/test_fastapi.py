@@ -18,7 +18,7 @@ import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from sqlalchemy import make_url
 
-from tests.support.databases import SQL_DATABASES, Storage
+from tests.support.databases import Storage
 from tests.support.servers import AvailableServer
 from vibeforge_sessions import (
     AsyncInMemorySessionRepository,
@@ -94,13 +94,6 @@ def run_with_client(app: FastAPI, ask: Callable[[httpx.AsyncClient], Awaitable[N
             await ask(client)
 
     asyncio.run(work())
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def url(request: pytest.FixtureRequest) -> str:
-    storage: Storage = request.getfixturevalue(request.param)
-    assert storage.new_url is not None
-    return storage.new_url()
 
 
 def test_each_repository_error_has_its_status(url: str) -> None:

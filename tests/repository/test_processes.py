@@ -8,19 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 
-from tests.support.databases import SQL_DATABASES, Storage
 from tests.support.processes import begin, read_line, started
 from vibeforge_sessions import open_repository
 
 PROCESSES = 20
 ROUNDS = 5
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def url(request: pytest.FixtureRequest) -> str:
-    storage: Storage = request.getfixturevalue(request.param)
-    assert storage.new_url is not None
-    return storage.new_url()
 
 
 def worker(task: str, url: str, name: str, count: int) -> AbstractContextManager[subprocess.Popen[str]]:

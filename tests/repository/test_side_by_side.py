@@ -249,4 +249,4 @@ def drive(one: NewRepository, other: NewRepository, monkeypatch: pytest.MonkeyPa
             super().__init__()
             monkeypatch.setattr(validation, "utc_now", self.clock)
 
-    run_state_machine_as_test(Pair, settings=settings(max_examples=40, stateful_step_count=40))
+    run_state_machine_as_test(Pair, settings=settings(stateful_step_count=40))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Engine, make_url, text
 
-from tests.support.databases import DATABASES, SQL_DATABASES, Storage
+from tests.support.databases import DATABASES, Storage
 from tests.support.processes import begin, read_line, started
 from tests.support.repositories import text_of
 from tests.support.retention import (
@@ -65,14 +65,6 @@ def storage(request: pytest.FixtureRequest) -> Storage:
 def repository(storage: Storage) -> Iterator[SessionRepository]:
     with storage.repositories() as new:
         yield new()
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    storage: Storage = request.getfixturevalue(request.param)
-    engine = storage.new_engine()
-    yield engine
-    engine.dispose()
 
 
 def url_of(engine: Engine) -> str:
@@ -140,7 +132,7 @@ def test_killed_prune_is_resumed(engine: Engine, batches: int, name: str, tmp_pa
         begin(process)
         deleted = [int(read_line(process)) for _ in range(batches)][-1]
         process.kill()
-        process.wait()
+        process.communicate()  # the output ends when the program has been killed
     left = ids_of(repository)
     assert deleted == 5 * batches
     assert left == ids[40 - len(left) :]

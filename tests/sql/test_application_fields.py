@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, field_validator
 from sqlalchemy import Engine
 
-from tests.support.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
     CorruptSessionError,
@@ -48,14 +46,6 @@ class Validating(Session):
         if mood == SECRET:
             raise ValueError(f"no such mood: {mood}")
         return mood
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    storage: Storage = request.getfixturevalue(request.param)
-    engine = storage.new_engine()
-    yield engine
-    engine.dispose()
 
 
 @pytest.mark.parametrize("older", [Older, Session])

@@ -110,6 +110,26 @@ def postgresql(postgresql_server: AvailableServer) -> Storage:
     return Storage("postgresql", lambda: text_of(databases.create()), drop=databases.drop)
 
 
+@pytest.fixture(params=SQL_DATABASES)
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Yield the URL of a migrated database, on each kind of database."""
+    storage: Storage = request.getfixturevalue(request.param)
+    assert storage.new_url is not None
+    url = storage.new_url()
+    yield url
+    if storage.drop is not None:
+        storage.drop(make_url(url))
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    """Yield an engine of the package on each kind of database; all its connections must be returned."""
+    engine = create_engine(url)
+    yield engine
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
 @pytest.fixture(scope="session")
 def pgbouncer(postgresql_server: AvailableServer) -> Iterator[Storage]:
     """Provide databases on a PostgreSQL server through PgBouncer in transaction mode."""

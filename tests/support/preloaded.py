@@ -2,7 +2,8 @@
 
 ``subprocess.Popen([*preloaded_python(), "-m", "vibeforge_sessions", …])`` starts a client, which sends its arguments,
 environment, folder and standard streams to the server of this test process. The server forks, and the fork runs the
-program. The client forwards signals, and ends with the program's exit code; if it is killed, the program is killed.
+program. The client forwards signals, and ends with the program's exit code. If the client is killed, the program is
+killed a moment later, and its output ends then.
 
 Use `sys.executable` for programs that prevent imports, replace the package, or need options of the interpreter.
 """

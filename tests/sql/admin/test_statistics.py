@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, event, text
 
-from tests.support.databases import SQL_DATABASES, Storage
+from tests.support.databases import Storage
 from vibeforge_sessions import ErrorEntry, InvalidArgumentError, Session, SQLAlchemySessionRepository, StorageError
 from vibeforge_sessions.model.record import Content
 from vibeforge_sessions.repository.serialization import DOCUMENTS, REQUIRED, Record
@@ -22,16 +21,6 @@ START = datetime(2026, 11, 1, tzinfo=UTC)
 TASKS = ["compile", "Compile", "compile ", "tests", "pack", "\u202eé"]
 PHASES = ["EXECUTION", "VERIFICATION", "OF_TOMORROW"]
 SEED = 20261126
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    storage: Storage = request.getfixturevalue(request.param)
-    engine = storage.new_engine()
-    yield engine
-    engine.dispose()
-    if storage.drop is not None:
-        storage.drop(engine.url)
 
 
 def restore(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
-from tests.support.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
     CorruptSessionError,
@@ -23,16 +22,6 @@ from vibeforge_sessions.archive import ArchiveWriter, copy_sessions, export_sess
 ID, OTHER = "s", "other"
 COUNT = 5
 LISTS = {"errors": "list_errors", "logs": "list_logs"}
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    storage: Storage = request.getfixturevalue(request.param)
-    engine = storage.new_engine()
-    yield engine
-    engine.dispose()
-    if storage.drop is not None:
-        storage.drop(engine.url)
 
 
 def filled(engine: Engine) -> SQLAlchemySessionRepository:

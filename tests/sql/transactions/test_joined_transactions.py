@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
-from tests.support.databases import ASYNC_DRIVERS, SQL_DATABASES, Storage
+from tests.support.databases import ASYNC_DRIVERS, Storage
 from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
@@ -52,14 +52,11 @@ class Order(Base):
     __table__ = orders_table
 
 
-@pytest.fixture(params=SQL_DATABASES)
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    storage: Storage = request.getfixturevalue(request.param)
-    engine = storage.new_engine()
+@pytest.fixture
+def engine(engine: Engine) -> Engine:
+    """Return an engine on a database that also has the application's table."""
     orders_table.create(engine)
-    yield engine
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    engine.dispose()
+    return engine
 
 
 def orders(engine: Engine) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Connection, Engine, orm
+from sqlalchemy import Connection, orm
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.support.databases import ASYNC_DRIVERS, SQL_DATABASES, Storage
+from tests.support.databases import ASYNC_DRIVERS, Storage
 from vibeforge_sessions import (
     AsyncSQLAlchemySessionRepository,
     Session,
@@ -24,15 +24,6 @@ from vibeforge_sessions.sql import create_async_engine
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
 
 ConnectionOrSession = Connection | orm.Session
-
-
-@pytest.fixture(params=SQL_DATABASES)
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    storage: Storage = request.getfixturevalue(request.param)
-    engine = storage.new_engine()
-    yield engine
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    engine.dispose()
 
 
 Copy = Callable[[Session], Session]
