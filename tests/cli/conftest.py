@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, text
 
+from tests.support import cases
 from tests.support.cli_runner import Done, run
 from tests.support.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import SQLAlchemySessionRepository
@@ -34,7 +35,7 @@ class Cli:
         engine.dispose()
 
 
-@pytest.fixture(params=SQL_DATABASES)
+@pytest.fixture(params=cases(SQL_DATABASES, ("sqlite", "postgresql")))
 def cli(request: pytest.FixtureRequest, new_cli: Callable[[str], Cli]) -> Cli:
     """Return the commands on each kind of database."""
     return new_cli(request.param)

@@ -169,11 +169,10 @@ def test_plan_lists_pending_migrations(db: Db) -> None:
 def test_sql_option_needs_neither_driver_nor_connection(kind: str, tmp_path: Path) -> None:
     url = "sqlite:///no.db" if kind == "sqlite" else f"{kind}://user:s3cret@no.such.host.invalid/db"
     options = ("--sql", "--lock-timeout", "2") + (() if kind == "sqlite" else ("--statement-timeout", "30"))
-    up = run(tmp_path, "db", "upgrade", *options, url=url, program=(sys.executable, "-c", WITHOUT_DRIVERS))
-    down = run(tmp_path, "db", "downgrade", "base", *options, url=url, program=(sys.executable, "-c", WITHOUT_DRIVERS))
-    partial = run(
-        tmp_path, "db", "upgrade", "--sql", "--since", FIRST, url=url, program=(sys.executable, "-c", WITHOUT_DRIVERS)
-    )
+    program = (*preloaded_python(), "-c", WITHOUT_DRIVERS)
+    up = run(tmp_path, "db", "upgrade", *options, url=url, program=program)
+    down = run(tmp_path, "db", "downgrade", "base", *options, url=url, program=program)
+    partial = run(tmp_path, "db", "upgrade", "--sql", "--since", FIRST, url=url, program=program)
     for each in (up, down, partial):
         assert (each.code, each.errors) == (0, "")
         assert "s3cret" not in each.out

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, cases
 from vibeforge_sessions import Session, SessionPhase, open_repository
 
 EXAMPLES = ROOT / "examples"
@@ -165,16 +165,19 @@ def test_demo_rejects_database_that_processes_cannot_share(sandbox: Sandbox) -> 
     assert sandbox.remaining_files() == []
 
 
+WITHOUT_EFFECT = [
+    ("forge_app.toml", 'list[int]\n    """', 'list[int]:\n    """', "the syntax error is in the history"),
+    ("forge_app.toml", "10_000, 3)), 10_000", "10_000, 3)), 9_999", "before the tests failed"),
+    ("forge_app.toml", "[share + 1] * rest + [share]", "[share] * rest + [share]", "in FAILED, before it was done"),
+    ("forge_app.toml", '"= 100.00"', '"= 99.99"', "in FAILED, before it was done"),
+    ("forge_worker.py", "if task.id in self._completed:", "if not task:", "no completed task ran again"),
+    ("forge_run.py", "worker.send_signal(signal.SIGKILL)", "worker.terminate()", "the first worker was not killed"),
+]
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "complaint"),
-    [
-        ("forge_app.toml", 'list[int]\n    """', 'list[int]:\n    """', "the syntax error is in the history"),
-        ("forge_app.toml", "10_000, 3)), 10_000", "10_000, 3)), 9_999", "before the tests failed"),
-        ("forge_app.toml", "[share + 1] * rest + [share]", "[share] * rest + [share]", "in FAILED, before it was done"),
-        ("forge_app.toml", '"= 100.00"', '"= 99.99"', "in FAILED, before it was done"),
-        ("forge_worker.py", "if task.id in self._completed:", "if not task:", "no completed task ran again"),
-        ("forge_run.py", "worker.send_signal(signal.SIGKILL)", "worker.terminate()", "the first worker was not killed"),
-    ],
+    cases(WITHOUT_EFFECT, (WITHOUT_EFFECT[1], WITHOUT_EFFECT[5])),
     ids=["no_syntax_error", "no_bug", "no_repair", "no_success", "no_resume", "no_kill"],
 )
 def test_demo_fails_if_a_step_has_no_effect(

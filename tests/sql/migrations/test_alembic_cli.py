@@ -8,7 +8,6 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -284,7 +283,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("dialect", EXPECTED)
 def test_sql_for_server_is_printed_without_driver_or_connection(dialect: str, tmp_path: Path) -> None:
-    program = (sys.executable, "-c", WITHOUT_DRIVERS)
+    program = (*preloaded_python(), "-c", WITHOUT_DRIVERS)
     url = f"{dialect}://user:s3cret@no.such.host.invalid/db"
     up = alembic(tmp_path, "upgrade", "head", "--sql", url=url, program=program)
     down = alembic(tmp_path, "downgrade", "head:base", "--sql", url=url, program=program)

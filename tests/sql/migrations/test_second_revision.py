@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, cases
 from tests.support.migrations import FILES, HEAD, OTHER_APPLICATION, committed, fill, opened, run_script, without
 from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import metadata, migrate
@@ -165,7 +165,7 @@ def schema_error_of(kind: str, database: Path, action: str, *arguments: str) -> 
 # -------------------------------------------------------------------------------------------------- behind and ahead
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_recreating_parent_table_keeps_rows_of_other_tables(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, *GOOD)
     before = made.committed()
@@ -220,7 +220,7 @@ notes = sqlalchemy.Table(
     assert made.ask("engine", "check")["error"] is None
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_upgrade_in_callers_transaction_is_rejected_only_with_foreign_keys(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, *GOOD)
     before = made.committed()
@@ -249,7 +249,7 @@ def test_upgrade_of_empty_database_in_callers_transaction_runs_all_revisions(cop
 
 
 @pytest.mark.parametrize("how", ["engine", "connection"])
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_failed_revision_changes_nothing(copy: MakeCopy, kind: str, how: str) -> None:
     made = copy(kind, PARTIAL + "\n    raise RuntimeError('halfway')")
     before = made.committed()
@@ -261,7 +261,7 @@ def test_failed_revision_changes_nothing(copy: MakeCopy, kind: str, how: str) ->
         migrate.check(engine)
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_failed_statement_raises_storage_error_and_changes_nothing(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, PARTIAL + "\n    op.execute(\"INSERT INTO no_such_table VALUES ('s3cret')\")")
     before = made.committed()
@@ -271,7 +271,7 @@ def test_failed_statement_raises_storage_error_and_changes_nothing(copy: MakeCop
     assert made.committed() == before
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_failed_second_revision_undoes_first_revision(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, PARTIAL + "\n    raise RuntimeError('halfway')", filled=False)
     before = made.committed()
@@ -279,7 +279,7 @@ def test_failed_second_revision_undoes_first_revision(copy: MakeCopy, kind: str)
     assert made.committed() == before
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_killed_process_changes_nothing(copy: MakeCopy, kind: str) -> None:
     made = copy(kind, PARTIAL + "\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")
     before = made.committed()
@@ -291,7 +291,7 @@ def test_killed_process_changes_nothing(copy: MakeCopy, kind: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["engine", "connection"])
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", cases(FILES, ("plain", "package")))
 def test_revision_that_breaks_foreign_keys_is_rejected(copy: MakeCopy, kind: str, how: str) -> None:
     made = copy(kind, "op.execute(\"DELETE FROM vibeforge_sessions WHERE session_id = 's1'\")")
     before = made.committed()
