@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -135,6 +136,9 @@ def test_held_statement_is_undeliverable_after_the_server_closed_its_side(line: 
     with pytest.raises(DBAPIError):
         line.client.exec_driver_sql(INSERT)
     line.direct.exec_driver_sql(kill.format(number))
+    deadline = time.monotonic() + 60
+    while not line.proxy.events["undeliverable"] and time.monotonic() < deadline:
+        time.sleep(0.01)  # until the proxy has seen the server's end of the connection
     line.proxy.release()
     assert (line.rows, line.proxy.events["undeliverable"], line.proxy.events["delivered"]) == (0, 1, 0)
 
