@@ -36,27 +36,27 @@ NEXT_STEP = re.compile(r"\bmust\b|[:;] \w+ \w+")
 
 SELF_EVIDENT = {
     # a damaged line of an archive: its number is part of the message, and only another copy of the file helps
-    "does not have the number of {kind} that the header states and the chunks contain",
-    "has no version of the format",
+    "states a number of {kind} that differs from the header or from the chunks",
+    "has no valid format version",
     "is not a chunk of {kind}",
     "is not a header of a session",
     "is not a line of an archive",
     "is not the closing line of this session",
-    "is not a header of a session that can be stored: {error}",
+    "is the header of a session that cannot be stored: {error}",
     # CorruptSessionError adds what to do
     "a document is not valid JSON text",
     "a value has a different type from its column",
     "its documents are missing",
     "its row counts other numbers of history entries than are stored",
-    "{path} has no value that is valid for {session_type.__name__}",
+    "the stored value of {path} is missing or not valid for {session_type.__name__}",
     # OutcomeUnknownError adds what to do
-    "a session of this id is stored by another writer, and whether this one was created before is not visible",
+    "another writer has stored a session with this id, and the database does not show if this one was stored",
     "another writer has stored or deleted the session since",
-    "another writer has stored the session, and whether it was updated before is not visible",
+    "another writer has stored the session, and the database does not show whether this update was stored first",
     "the entry is not stored, but the server may still execute the statement",
-    "the session is deleted, and whether it was updated before is not visible",
-    "the session is not stored, and whether it was deleted since is not visible",
-    "the session was created again since, without the histories of the one before",
+    "the session was deleted, and the database does not show whether this update was stored first",
+    "the session is not stored, and the database does not show whether it was deleted after the append",
+    "the session was deleted and created again, and its earlier histories no longer exist",
     # the repository itself resolves the outcome again
     "the session was created meanwhile",
     # the operating system's reason, or the database's code, says what to do

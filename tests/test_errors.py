@@ -65,7 +65,7 @@ EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
     (
         StaleSessionError("s1", 3, 5),
         {"session_id": "s1", "version": 3, "stored_version": 5},
-        "session 's1' was changed since version 3 was read, version 5 is stored now: read it again and retry",
+        "session 's1' was changed since version 3 was read (version 5 is now stored): read it again and retry",
     ),
     (
         StaleSessionError("s1", 3),
@@ -76,16 +76,16 @@ EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
         StaleSessionError("s1", 3, 3),
         {"session_id": "s1", "version": 3, "stored_version": 3},
         (
-            "session 's1' is not the one of which version 3 was read: it was deleted and created again, or the "
-            "caller's transaction was rolled back: read it again and retry"
+            "session 's1' was replaced since version 3 was read: it was deleted and created again, or the caller's "
+            "transaction was rolled back; read it again and retry"
         ),
     ),
     (
         StaleSessionError("s1", 3, 0),
         {"session_id": "s1", "version": 3, "stored_version": 0},
         (
-            "session 's1' is not stored: the caller's transaction that created it was rolled back, or it was deleted "
-            "since: create it again, or drop it"
+            "session 's1' is not stored: the caller's transaction that created it was rolled back, or the session "
+            "has since been deleted; create it again, or discard this copy"
         ),
     ),
     (InvalidSessionError("is wrong"), {"reason": "is wrong", "path": None}, "is wrong"),

@@ -86,14 +86,14 @@ class StaleSessionError(SessionRepositoryError):
         if self.stored_version == 0:
             return (
                 f"session {self.session_id!r} is not stored: the caller's transaction that created it was rolled back, "
-                "or it was deleted since: create it again, or drop it"
+                "or the session has since been deleted; create it again, or discard this copy"
             )
         if self.stored_version == self.version:
             return (
-                f"session {self.session_id!r} is not the one of which version {self.version} was read: it was deleted "
-                "and created again, or the caller's transaction was rolled back: read it again and retry"
+                f"session {self.session_id!r} was replaced since version {self.version} was read: it was deleted and "
+                "created again, or the caller's transaction was rolled back; read it again and retry"
             )
-        now = "" if self.stored_version is None else f", version {self.stored_version} is stored now"
+        now = "" if self.stored_version is None else f" (version {self.stored_version} is now stored)"
         return (
             f"session {self.session_id!r} was changed since version {self.version} was read{now}: read it again and "
             "retry"

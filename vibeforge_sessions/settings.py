@@ -156,7 +156,7 @@ def _database(call: str, url: str | None, *, migrate: bool | None, schema: str |
                 raise ConfigurationError(
                     f"this environment variable is set without a database URL: {_NEXT_STEP}", variable
                 )
-        instrumentation.warn(call, f"sessions are kept in memory, and end with this process: {_NEXT_STEP}")
+        instrumentation.warn(call, f"sessions are kept in memory, and are lost when this process ends: {_NEXT_STEP}")
         return None
     if url == MEMORY_URL:
         return None

@@ -130,7 +130,7 @@ def test_writes_to_target_are_lost_only_with_replace(
     assert report.unchanged == 1
     assert exported(target) == (exported(source) if on_conflict == "replace" else before)
     if on_conflict == "fail":
-        assert "another session of this id, or a later state" in str(report.problems[0].reason)
+        assert "a different session with this id, or a later state" in str(report.problems[0].reason)
         with pytest.raises(InvalidSessionError):
             copy_sessions(source, target, stop_on_error=True)
 

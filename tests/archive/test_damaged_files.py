@@ -62,7 +62,7 @@ DAMAGES: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
     "missing_errors": (replace_line(6), 8, "number of errors"),
     "duplicate_logs": (lambda lines: [*lines[:7], lines[7], *lines[7:]], 9, "not the next chunk of logs"),
     "unknown_format": (set_value(5, "format", value=2), 6, "version 2"),
-    "boolean_format": (set_value(5, "format", value=True), 6, "version of the format"),
+    "boolean_format": (set_value(5, "format", value=True), 6, "format version"),
     "missing_field": (drop_key(5, "phase"), 6, "not a header"),
     "missing_document": (
         lambda lines: edited(lines, 5, lambda data: data["documents"].pop("answers")),

@@ -96,7 +96,7 @@ def test_second_copy_reports_conflict(url: str, tmp_path: Path) -> None:
     append_log(url, "s2")
     done = run("", "sessions", "copy", "--from", source, "--to", url, "--json", "--thorough")
     assert (done.code, done.json["replaced"], done.json["unchanged"], done.json["failed"]) == (8, 1, 2, 1)
-    assert "failed: session 's2': the target has another session of this id" in done.errors
+    assert "failed: session 's2': the target has a different session with this id" in done.errors
     engine = create_engine(url)
     SQLAlchemySessionRepository(engine).delete_session("s2")
     engine.dispose()
@@ -134,7 +134,7 @@ def test_damaged_file_is_reported_without_its_content(tmp_path: Path) -> None:
     url = migrated(f"sqlite:///{tmp_path}/a.db")
     done = run(url, "sessions", "import", "a\x1b[31m")
     assert done.code == 8
-    assert "failed: a␛[31m: line 6: session 's1': is not a header" in done.errors
+    assert "failed: a␛[31m: line 6: session 's1': is the header of a session that cannot be stored" in done.errors
     assert "\x1b[31m" not in done.out + done.errors
     assert "s3cret" not in done.errors
 

@@ -295,7 +295,7 @@ def test_delete_asks_for_confirmation(cli: Cli) -> None:
         assert (done.code, done.out) == (1, "")
         assert "s-00" in done.errors
         assert "held" in done.errors
-        assert "Go on? [y/N]" in done.errors
+        assert "Continue? [y/N]" in done.errors
     assert len(cli.repository.list_sessions()) == 6
     done = cli("delete", "s-00", "s-01", given="y\n")
     assert (done.code, done.out) == (0, "deleted s-00\ndeleted s-01\n")

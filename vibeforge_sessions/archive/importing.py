@@ -129,7 +129,7 @@ def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator
             content = b"" if is_archive else file.read(longest + 1)
         if len(content) > longest:
             raise errors.ArchiveError(
-                f"is not an archive, and longer than the limit of {longest} bytes for other files: allow longer lines"
+                f"is not an archive, and longer than the limit of {longest} bytes for other files: raise longest_line"
             )
     except errors.ArchiveError as error:
         yield Result("failed", None, reason=error.reason, line=1)
@@ -200,7 +200,8 @@ def _copy(
         result = _store(target, bundle, on_conflict, lambda stored: _is_earlier_state(target, stored, bundle))
         if result.outcome == "skipped" and on_conflict == "fail":
             raise errors.InvalidSessionError(
-                "the target has another session of this id, or a later state of it: choose another on_conflict"
+                "the target has a different session with this id, or a later state of this session: choose another "
+                "on_conflict"
             )
         if result.outcome in {"created", "replaced"}:
             stored = target.get_record(session_id)

@@ -69,7 +69,7 @@ def read_bundles(file: Lines, longest: int) -> Generator[Bundle | Result, None, 
         for number, line in enumerate(lines_of(file, longest), 1):
             try:
                 if line is None:
-                    raise DamagedLineError(f"is longer than {longest} bytes: allow longer lines")
+                    raise DamagedLineError(f"is longer than {longest} bytes: raise longest_line")
                 if not line.isspace():
                     yield from reader.read_line(number, line.rstrip(b"\r\n") + b"\n")
             except DamagedLineError as error:
@@ -124,7 +124,7 @@ class _Reader:
                 serialization.check_format(data)
             case "archive_end":
                 if self._export is not None and not self._problems and self._sessions != data.get("sessions"):
-                    reason = f"has another number of sessions than the export, which contains {self._sessions}"
+                    reason = f"states a different number of sessions from the {self._sessions} that the export contains"
                     yield Result("failed", None, reason=reason, line=number)
                 self._export = None
             case _:

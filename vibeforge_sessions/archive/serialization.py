@@ -139,10 +139,10 @@ def check_format(data: dict[str, Any]) -> None:
     """
     version = data.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
-        raise DamagedLineError("has no version of the format")
+        raise DamagedLineError("has no valid format version")
     if version != FORMAT:
         raise DamagedLineError(
-            f"has version {version} of the format, but this code reads version {FORMAT}: upgrade the package"
+            f"has format version {version}, but this code reads only versions up to {FORMAT}: upgrade the package"
         )
 
 
@@ -169,7 +169,7 @@ def record_from(data: dict[str, Any]) -> Record:
         )
         record = canonical(record)
     except InvalidSessionError as error:
-        raise DamagedLineError(f"is not a header of a session that can be stored: {error}") from None
+        raise DamagedLineError(f"is the header of a session that cannot be stored: {error}") from None
     except (KeyError, TypeError, ValueError, RecursionError):  # or integers or nesting beyond this interpreter's limits
         raise DamagedLineError("is not a header of a session") from None
     if tuple(data) != tuple(header_of(record)) or tuple(given) != DOCUMENTS:
@@ -205,7 +205,7 @@ def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], dig
         raise DamagedLineError("is not the closing line of this session")
     for kind, count in zip((ERRORS, LOGS), counts, strict=True):
         if not data[kind] == expected[kind] == count:
-            raise DamagedLineError(f"does not have the number of {kind} that the header states and the chunks contain")
+            raise DamagedLineError(f"states a number of {kind} that differs from the header or from the chunks")
     if data["sha256"] != digest:
         raise DamagedLineError("does not match the checksum of the session: the file was damaged, or changed by hand")
 

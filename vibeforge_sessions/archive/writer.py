@@ -208,7 +208,7 @@ def _end_of_lines(file: io.FileIO, longest: int) -> int:
     with opened(file) as lines:
         for line in lines_of(lines, longest):
             if line is None:
-                raise DamagedLineError("must be shorter: allow longer lines")
+                raise DamagedLineError(f"is longer than {longest} bytes: raise longest_line")
             offset += len(line)
             try:
                 kind = serialization.parse(line)["kind"]
@@ -244,5 +244,5 @@ def _end_of_members(file: io.FileIO) -> int:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # an interrupted writer leaves one incomplete member: it is a damaged one if another follows
         if content.find(_MEMBER_HEADER, end + 1) != -1:
-            raise DamagedLineError("an incomplete member must be the last one")
+            raise DamagedLineError("an incomplete gzip member must be the last one of the file")
     return end

@@ -84,7 +84,7 @@ def _show_revisions(revisions: Sequence[migrate.Revision], *, as_json: bool) -> 
         typer.echo(f"{each.revision}: {each.summary}")
         typer.echo(f"    locks: {', '.join(locks) or 'nothing'}")
         typer.echo(f"    rewrites: {', '.join(each.rewrites) or 'nothing'}")
-        typer.echo(f"    others may write on: {', '.join(each.online) or 'nothing'}")
+        typer.echo(f"    databases where writers continue: {', '.join(each.online) or 'none'}")
         typer.echo(f"    a downgrade loses: {each.loses or 'nothing'}")
 
 
@@ -164,7 +164,7 @@ def downgrade(
 
 @db.command()
 def plan(engine: Engine, as_json: options.Json = False) -> None:
-    """Show the pending revisions: locks, rewritten tables, whether others may write, and what a downgrade loses."""
+    """Show the pending revisions: locks, rewritten tables, whether writers are blocked, and what a downgrade loses."""
     _show_revisions(migrate.plan(engine), as_json=as_json)
 
 

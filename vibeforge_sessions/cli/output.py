@@ -40,7 +40,7 @@ _PICTURES: Final = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\
 
 def ask_confirmation() -> bool:
     """Ask for confirmation; return whether the user gave it."""
-    typer.echo("Go on? [y/N] ", nl=False, err=True)  # the prompt of typer writes to stdout
+    typer.echo("Continue? [y/N] ", nl=False, err=True)  # the prompt of typer writes to stdout
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 

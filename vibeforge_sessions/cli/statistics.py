@@ -43,7 +43,7 @@ def stats(
     """
     now = validation.utc_now()
     if window // _UNITS[by] >= _PERIODS:
-        raise typer.BadParameter(f"is longer than {_PERIODS:,} times one {by}", param_hint="--window")
+        raise typer.BadParameter(f"must be shorter than {_PERIODS:,} {by}s", param_hint="--window")
     since = (now - window).replace(minute=0, second=0, microsecond=0)
     if by == "day":
         since = since.replace(hour=0)

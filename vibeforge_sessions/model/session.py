@@ -233,8 +233,8 @@ def missing_fields(session: Session) -> set[str]:
     for name in sorted(missing):
         if getattr(session, name) != baseline.missing[name]:
             raise InvalidSessionError(
-                "was missing from the dict that the session was created from, and was changed in place: assign the "
-                "field, or read the session from the repository",
+                "must not be changed in place, because the dict that the session was created from did not contain it: "
+                "assign a new value, or read the session from the repository",
                 name,
             )
     return missing

@@ -38,7 +38,7 @@ def check_expected_record(record: object, argument: str) -> Record | None:
     if record is None:
         return None
     if type(record) is not Record:
-        raise InvalidArgumentError(f"must be a Record of get_record, not {type(record).__name__}", argument)
+        raise InvalidArgumentError(f"must be a Record that get_record returned, not {type(record).__name__}", argument)
     write_id = exact(record.write_id)
     if type(write_id) is not str or validation.storable_task_id(write_id) != (write_id or "\ufffd"):
         raise InvalidArgumentError("must be the write id of a record", f"{argument}.write_id")
@@ -143,7 +143,7 @@ def _check_line(line: Any, _position: int, path: str) -> str:
 def _check_text(value: Any, path: str, storable: Callable[[str], str]) -> str:
     text = validation.check_type(value, str, path)
     if storable(text) != text:
-        raise InvalidSessionError("must not contain characters that an append replaces", path)
+        raise InvalidSessionError("must not contain NUL or surrogates, which an append would have replaced", path)
     return text
 
 

@@ -142,7 +142,7 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
         path = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
         # not chained, because the message of an application's validator may contain the value
         raise CorruptSessionError(
-            record.session_id, f"{path} has no value that is valid for {session_type.__name__}"
+            record.session_id, f"the stored value of {path} is missing or not valid for {session_type.__name__}"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptSessionError(record.session_id, "a document is not valid JSON text") from error

@@ -398,7 +398,7 @@ def test_lost_connection_is_reported_instead_of_calls_own_error(name: str, reque
             if "UPDATE vibeforge_sessions" in statement:
                 other.execute(text(kill_statement.format(number)))
 
-        with pytest.raises(StorageError, match="roll back") as caught:
+        with pytest.raises(StorageError, match="call rollback") as caught:
             joined.append_log(UNKNOWN_ID, "m")
         assert caught.value.transaction_lost
         caller.rollback()
@@ -697,7 +697,7 @@ def test_in_doubt_write_stays_in_doubt_if_the_next_connection_is_rejected(
     engine = sqlite.new_engine()
     repository = SQLAlchemySessionRepository(engine)
     cause = sqlalchemy.exc.OperationalError(None, None, Exception())
-    unknown = OutcomeUnknownError("could not commit the database")
+    unknown = OutcomeUnknownError("could not commit the transaction")
     unknown.__cause__ = cause
     lost = owned._AttemptFailed(unknown, retryable=True, in_doubt=True, name="lost")
     attempts = iter([lost, ConfigurationError("latin1")])

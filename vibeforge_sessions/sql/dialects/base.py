@@ -320,8 +320,8 @@ def quoted(name: str, mark: str = '"') -> str:
 def lock_error(timeouts: MigrationTimeouts, holder: str | None) -> SchemaError:
     """Return the error of a migration that did not get its lock."""
     return SchemaError(
-        f"another migration still has the lock after {timeouts.migration:g} s: {holder or 'it was released just now'}; "
-        "nothing was migrated: retry later"
+        f"nothing was migrated, because the migration lock was still not free after {timeouts.migration:g} s "
+        f"({holder or 'the other migration has just released it'}): retry later"
     )
 
 

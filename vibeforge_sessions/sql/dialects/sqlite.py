@@ -187,7 +187,9 @@ class SQLiteDialect(DatabaseDialect):
         except FileExistsError:
             raise StorageError(f"the file {path} exists already: name a new file") from None
         except ValueError:  # the name cannot be encoded
-            raise StorageError("could not write the copy: no file can have this name: name another file") from None
+            raise StorageError(
+                "could not write the copy, because its name is not a valid file name: name another file"
+            ) from None
         except OSError as error:
             raise StorageError(f"could not write {path}: {error.strerror}") from error
         with closing(_driver(connection).cursor()) as cursor:
@@ -276,8 +278,8 @@ def _pragma(connection: Connection, pragma: str) -> Any:
 
 def _foreign_keys_error() -> SchemaError:
     return SchemaError(
-        "SQLite's foreign keys are on and cannot be switched off inside a transaction, and a migration could then "
-        "delete rows without an error: pass the Engine, or a Connection that is not in a transaction"
+        "a migration must switch off SQLite's foreign keys, which could otherwise delete rows without an error, and it "
+        "cannot do so inside a transaction: pass the Engine, or a Connection that is not in a transaction"
     )
 
 

@@ -83,13 +83,17 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
         session_id = self.row["session_id"]
         stored = lock_row(executor, session_id)
         if stored is None:
-            raise UnresolvableOutcome("the session is not stored, and whether it was deleted since is not visible")
+            raise UnresolvableOutcome(
+                "the session is not stored, and the database does not show whether it was deleted after the append"
+            )
         found = executor.row(self.history.last_of_write, {ID: session_id, WRITE_ID: self.row["write_id"]})
         if found is not None:
             make_durable(executor, session_id, stored)
             return found
         if stored.created_at >= self.time:
-            raise UnresolvableOutcome("the session was created again since, without the histories of the one before")
+            raise UnresolvableOutcome(
+                "the session was deleted and created again, and its earlier histories no longer exist"
+            )
         if may_still_arrive:  # it would append once more after this transaction
             raise UnresolvableOutcome("the entry is not stored, but the server may still execute the statement")
         return self.execute(executor)

@@ -73,7 +73,7 @@ class CreateSession(WriteOperation[Record]):
             updated_at = make_durable(executor, self.write.session_id, row)
             return dataclasses.replace(self._record, updated_at=updated_at)
         raise UnresolvableOutcome(
-            "a session of this id is stored by another writer, and whether this one was created before is not visible"
+            "another writer has stored a session with this id, and the database does not show if this one was stored"
         )
 
     @property

@@ -110,7 +110,9 @@ class UpdateSession(WriteOperation[Record]):
         write = self.write
         row = lock_row(executor, write.session_id)
         if row is None:
-            raise UnresolvableOutcome("the session is deleted, and whether it was updated before is not visible")
+            raise UnresolvableOutcome(
+                "the session was deleted, and the database does not show whether this update was stored first"
+            )
         if (row.version, row.write_id) == (write.version, write.expected_write_id):
             return self.execute(executor)
         positions = last_positions(executor, write)
@@ -122,5 +124,5 @@ class UpdateSession(WriteOperation[Record]):
         if same_incarnation and (write.errors or write.logs or row.version == write.version + 1):
             raise StaleSessionError(write.session_id, write.version, row.version)
         raise UnresolvableOutcome(
-            "another writer has stored the session, and whether it was updated before is not visible"
+            "another writer has stored the session, and the database does not show whether this update was stored first"
         )

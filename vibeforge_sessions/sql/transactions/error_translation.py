@@ -13,7 +13,7 @@ from vibeforge_sessions.errors import ConfigurationError, OutcomeUnknownError, S
 from vibeforge_sessions.sql.dialects import DATABASE_DIALECTS
 from vibeforge_sessions.sql.dialects.base import failure_code
 
-LOST: Final = "; the transaction was rolled back by the server: roll back, and repeat the whole transaction"
+LOST: Final = "; the server has rolled back the transaction: call rollback(), and repeat the whole transaction"
 FAILURES: Final = (SQLAlchemyError, OSError, TypeError, ValueError)
 """The errors that connecting may raise."""
 _DAMAGED: Final = "; the database is damaged: stop writing, and restore a backup"
@@ -46,6 +46,11 @@ def translated(doing: str) -> Iterator[None]:
         raise failure_of(error, doing) from error
 
 
+def could_not(doing: str) -> str:
+    """Return the beginning of a message about a failed step (see `failure_of`)."""
+    return f"could not {doing} the {'transaction' if doing == 'commit' else 'database'}: "
+
+
 def failure_of(
     error: BaseException, doing: str, *, unknown: bool = False, lost: bool = False
 ) -> SessionRepositoryError:
@@ -58,7 +63,7 @@ def failure_of(
     :param lost: the caller's transaction is lost.
     :raises ValueError: the driver could not decode a stored value.
     """
-    text = f"could not {doing} the database: "
+    text = could_not(doing)
     if isinstance(error, DBAPIError) and str(error.orig).startswith("Could not decode to UTF-8"):  # SQLite's driver
         raise ValueError("a stored string is not valid UTF-8") from None
     if isinstance(error, OSError):  # asyncpg's; it shows an address

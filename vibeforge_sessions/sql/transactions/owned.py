@@ -22,7 +22,7 @@ from vibeforge_sessions.repository.retry import RetryPolicy
 from vibeforge_sessions.sql import fork_safety
 from vibeforge_sessions.sql.dialects import database_dialect_of
 from vibeforge_sessions.sql.dialects.base import BEHIND_POOLER, PREPARED, failure_code
-from vibeforge_sessions.sql.transactions.error_translation import FAILURES, failure_name, failure_of
+from vibeforge_sessions.sql.transactions.error_translation import FAILURES, could_not, failure_name, failure_of
 from vibeforge_sessions.sql.transactions.executor import Executor, PrecompiledExecutor, PrecompiledStatements
 from vibeforge_sessions.sql.transactions.operation import (
     Operation,
@@ -116,7 +116,7 @@ class OwnedTransactions:
             try:
                 return self._attempt(call, statements, min(longest, max(0.0, until - time.monotonic())))
             except UnresolvableOutcome as reason:
-                text = f"{reason}, after this: {call.in_doubt.args[0]}" if call.in_doubt else str(reason)
+                text = f"{call.in_doubt.args[0]}; {reason}" if call.in_doubt else str(reason)
                 raise OutcomeUnknownError(text) from (call.in_doubt.__cause__ if call.in_doubt else None)
             except (ConfigurationError, StorageError):  # raised by a check of the connection, before any statement
                 if call.in_doubt is None:
@@ -225,7 +225,7 @@ class OwnedTransactions:
             in_doubt = is_late or database.may_have_committed(code)
         if is_late:
             kind = OutcomeUnknownError if in_doubt else StorageError
-            failure = kind(f"could not {call.stage} the database: no answer")
+            failure = kind(f"{could_not(call.stage)}no answer")
             retryable, name = True, "TimeoutError"
         elif isinstance(error, SQLAlchemyError) or (executor is None and isinstance(error, FAILURES)):
             failure = failure_of(error, call.stage, unknown=in_doubt)
