@@ -175,7 +175,7 @@ class Executor:
         return self.row(select, parameters) if self.write(update, [parameters]) else None
 
     def failed(self, error: BaseException) -> BaseException:
-        """Return an error of a method as SQLAlchemy's error; discard the connection if it is lost."""
+        """Return an error of a method as SQLAlchemy's error; discard a connection that was interrupted."""
         return error
 
     def check_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -315,8 +315,6 @@ class PrecompiledExecutor(Executor):
                 None, None, error, driver_error, hide_parameters=True, connection_invalidated=lost, dialect=self.dialect
             )
             wrapped.__cause__ = error
-            if lost:
-                self.give_up()
             return wrapped
         if not isinstance(error, Exception):  # interrupted in the middle of the driver's protocol
             self.give_up()
