@@ -59,6 +59,11 @@ def recreates(other: Repository, session_id: str) -> None:
     creates(other, session_id)
 
 
+def recreates_and_updates(other: Repository, session_id: str) -> None:
+    recreates(other, session_id)
+    updates(other, session_id)
+
+
 def recreates_unchanged(other: Repository, session_id: str) -> None:
     session = stored(other, session_id)  # its created_at is kept
     deletes(other, session_id)
@@ -86,6 +91,7 @@ CASES = [
     Case(ENTRIES, DONE, updates_twice, {"answered": "4 new other | new new | 1"}),
     Case(ENTRIES, DONE, deletes, {"unknown": "nothing"}),
     Case(ENTRIES, DONE, recreates, {"unknown": "1 recreated | | 0"}),
+    Case(ENTRIES, DONE, recreates_and_updates, {"unknown": "2 other recreated | | 0"}),
     Case(ENTRIES, NOT_DONE, appends, {"answered": "2 new | other new new | 2"}),
     Case(ENTRIES, NOT_DONE, updates, {"StaleSessionError": "2 other | | 0"}),
     Case(ENTRIES, NOT_DONE, updates_twice, {"StaleSessionError": "3 other | | 0"}),

@@ -23,12 +23,13 @@ NAMES = ("create", "update of the row", "update with entries", "append_error", "
 Pooled = tuple[Stage, PgBouncer]
 
 
-@pytest.fixture
-def pooled(postgresql_server: AvailableServer, postgresql: Storage) -> Iterator[Pooled]:
+@pytest.fixture(params=[True])
+def pooled(postgresql_server: AvailableServer, postgresql: Storage, request: pytest.FixtureRequest) -> Iterator[Pooled]:
+    """Yield a stage behind a pooler; the parameter states whether the engine knows of the pooler."""
     with (
         skipping(),
-        PgBouncer(postgresql_server.url) as bouncer,
-        staged(postgresql, DRIVERS["psycopg"], through=bouncer.url_of, pgbouncer=True) as stage,
+        PgBouncer(postgresql_server.url, accepts_options=not request.param) as bouncer,
+        staged(postgresql, DRIVERS["psycopg"], through=bouncer.url_of, pgbouncer=request.param) as stage,
     ):
         yield stage, bouncer
 
@@ -68,3 +69,10 @@ def test_call_is_answered_when_its_first_statement_is_lost_or_late(
 def test_call_is_answered_when_its_commit_is_lost_or_late(pooled: Pooled, name: str, hold: float | None) -> None:
     outcome = cut_off(pooled, name, Cut("client", pooled[0].undisturbed(name).commit, hold=hold))
     assert outcome.kind == "answered", outcome.answer
+
+
+@pytest.mark.parametrize("pooled", [False], indirect=True)
+@pytest.mark.parametrize("name", ["append_error", "append_log"])
+def test_append_through_an_unknown_pooler_is_reported_as_unknown_and_not_repeated(pooled: Pooled, name: str) -> None:
+    outcome = cut_off(pooled, name, Cut("client", pooled[0].undisturbed(name).write, hold=LONG))
+    assert outcome.kind == "unknown", outcome.answer

@@ -25,11 +25,13 @@ class PgBouncer(PrivateServer):
     shutdown_signal: ClassVar[signal.Signals] = signal.SIGINT
     stop_signal: ClassVar[signal.Signals] = signal.SIGKILL  # the pooler has no resources outside of its directory
 
-    def __init__(self, server: sa.URL, *, connections: int = 2) -> None:
+    def __init__(self, server: sa.URL, *, connections: int = 2, accepts_options: bool = False) -> None:
         super().__init__(durable=False)
         self._program = find_program("pgbouncer", of="PgBouncer", package="pgbouncer")
         self._server = server
         self._connections = connections
+        self._ignored = "options" if accepts_options else ""
+        """Startup parameters that the pooler ignores, as some other poolers do. It rejects others."""
 
     @property
     def url(self) -> sa.URL:
@@ -53,6 +55,7 @@ class PgBouncer(PrivateServer):
             "pgbouncer.ini",
             f"[databases]\n* = host={url.host} port={url.port} user={url.username} password={url.password}\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = transaction\ndefault_pool_size = {self._connections}\nmax_client_conn = 500\n",
+            f"pool_mode = transaction\ndefault_pool_size = {self._connections}\nmax_client_conn = 500\n"
+            f"ignore_startup_parameters = {self._ignored}\n",
         )
         return [str(self._program), "-q", str(config)]
