@@ -145,6 +145,11 @@ def url(request: pytest.FixtureRequest) -> str:
     ),
 )
 def test_call_cancelled_at_any_await_is_complete_or_undone(call: str, url: str, fast_path: bool, again: bool) -> None:
+    check_cancelled_at_each_await(call, url, fast_path=fast_path, again=again)
+
+
+def check_cancelled_at_each_await(call: str, url: str, *, fast_path: bool, again: bool) -> None:
+    """Cancel a call at one await after another; check that it is complete or undone, and returns its connection."""
 
     async def work() -> int:
         async with on_one_connection(url, fast_path=fast_path) as (repository, engine):
@@ -186,9 +191,8 @@ def test_call_cancelled_while_the_isolation_level_changes_returns_its_connection
             await original(self, value)
 
         monkeypatch.setattr(psycopg.AsyncConnection, name, after_a_wait)
-    test_call_cancelled_at_any_await_is_complete_or_undone(
-        "append_log", postgresql.url_with("postgresql+psycopg"), fast_path, again=False
-    )
+    url = postgresql.url_with("postgresql+psycopg")
+    check_cancelled_at_each_await("append_log", url, fast_path=fast_path, again=False)
 
 
 async def wrapped(awaitable: Awaitable[Any]) -> Any:
