@@ -163,7 +163,7 @@ def pack_record(source: SessionRepository[Any], record: Record, longest: int | N
         if longest is not None and bundle.longest > longest:
             raise errors.InvalidSessionError(
                 f"needs a line of {bundle.longest} bytes, but lines of this archive have at most {longest}: "
-                "raise longest_line"
+                "increase longest_line"
             )
     except BaseException:
         bundle.close()

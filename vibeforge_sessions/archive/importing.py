@@ -129,7 +129,8 @@ def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator
             content = b"" if is_archive else file.read(longest + 1)
         if len(content) > longest:
             raise errors.ArchiveError(
-                f"is not an archive, and longer than the limit of {longest} bytes for other files: raise longest_line"
+                f"is not an archive, and longer than the limit of {longest} bytes for other files: increase "
+                "longest_line"
             )
     except errors.ArchiveError as error:
         yield Result("failed", None, reason=error.reason, line=1)

@@ -69,7 +69,7 @@ def read_bundles(file: Lines, longest: int) -> Generator[Bundle | Result, None, 
         for number, line in enumerate(lines_of(file, longest), 1):
             try:
                 if line is None:
-                    raise DamagedLineError(f"is longer than {longest} bytes: raise longest_line")
+                    raise DamagedLineError(f"is longer than {longest} bytes: increase longest_line")
                 if not line.isspace():
                     yield from reader.read_line(number, line.rstrip(b"\r\n") + b"\n")
             except DamagedLineError as error:

@@ -208,7 +208,7 @@ def _end_of_lines(file: io.FileIO, longest: int) -> int:
     with opened(file) as lines:
         for line in lines_of(lines, longest):
             if line is None:
-                raise DamagedLineError(f"is longer than {longest} bytes: raise longest_line")
+                raise DamagedLineError(f"is longer than {longest} bytes: increase longest_line")
             offset += len(line)
             try:
                 kind = serialization.parse(line)["kind"]
