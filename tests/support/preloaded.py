@@ -11,6 +11,7 @@ Use `sys.executable` for programs that prevent imports, replace the package, or 
 from __future__ import annotations
 
 import array
+import atexit
 import functools
 import gc
 import json
@@ -24,11 +25,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
+_IMPORTED = ("alembic.config", "psycopg", "pymysql", "vibeforge_sessions.cli.commands")
 _READY = b"ready\n"
 _MAX_REQUEST_BYTES = 1 << 20
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
-_SERVERS: list[subprocess.Popen[bytes]] = []
-"""Servers of this process. Their standard input is open as long as the process lives."""
 
 
 @functools.cache
@@ -40,14 +40,20 @@ def preloaded_python() -> tuple[str, ...]:
     server = subprocess.Popen(
         [sys.executable, "-m", __name__, address],
         cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
+        stdin=subprocess.PIPE,  # its end ends the server, even if this process is killed
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
     assert server.stdout is not None
     assert server.stdout.readline() == _READY
-    _SERVERS.append(server)
+    atexit.register(_end, server, os.getpid())
     return sys.executable, "-I", "-S", __file__, address
+
+
+def _end(server: subprocess.Popen[bytes], owner: int) -> None:
+    """End the server, unless this is a fork of its owner."""
+    if os.getpid() == owner:
+        server.communicate()  # closes its standard input
 
 
 # --- client: imports as little as possible ---
@@ -137,14 +143,10 @@ def _run() -> None:
     if kind == "-m":
         sys.argv = [program, *arguments]
         runpy.run_module(program, run_name="__main__", alter_sys=True)
-    elif kind == "-c":
+    else:
+        assert kind == "-c"
         sys.argv = ["-c", *arguments]
         exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
-    else:
-        del sys.argv[0], sys.path[0]
-        sys.argv[:0] = [kind]
-        sys.path.insert(0, os.path.dirname(kind))  # noqa: PTH120
-        runpy.run_path(kind, run_name="__main__")
 
 
 if __name__ == "__main__":
@@ -152,8 +154,10 @@ if __name__ == "__main__":
     if given:
         sys.exit(_request(socket_address, given))
 
-    import vibeforge_sessions.cli.commands  # noqa: F401
+    import importlib
 
+    for name in _IMPORTED:
+        importlib.import_module(name)
     gc.freeze()
     _serve(socket_address)
     _run()
