@@ -145,7 +145,7 @@ def test_python_blocks_run_or_compile(page: str, tmp_path: Path) -> None:
         if page == "testing.md" or (page != "services.md" and not code.startswith(PROGRAMS)):
             compile(code, page, "exec")  # a fragment of an application
             continue
-        command = [sys.executable, "-W", "error", "-c", code]
+        command = [*preloaded_python(), "-W", "error", "-c", code]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -158,7 +158,7 @@ def test_tutorial_prints_documented_output(tmp_path: Path) -> None:
         if language == "sh":
             shell(code, tmp_path, make_url(f"sqlite:///{tmp_path}/sessions.db"))
             continue
-        command = [sys.executable, "-W", "error", "-c", code]
+        command = [*preloaded_python(), "-W", "error", "-c", code]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr, done.stdout) == (0, "", shown)
 

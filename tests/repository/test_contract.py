@@ -113,10 +113,12 @@ class TestSQLiteThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
     storage = "sqlite"
 
 
+@pytest.mark.exhaustive  # a plain engine takes the same path
 class TestPostgreSQLThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
     storage = "postgresql"
 
 
+@pytest.mark.exhaustive  # a plain engine takes the same path
 class TestMariaDBThroughSQLAlchemysConnection(ThroughSQLAlchemysConnection):
     storage = "mariadb"
 

@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as create_plain_async_engine
 
 from tests.support.databases import Storage
-from tests.support.repositories import ReusedDatabases, check_connections
+from tests.support.repositories import ReusedDatabases, check_connections, text_of
 from vibeforge_sessions import AsyncInMemorySessionRepository, AsyncSQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_async_engine, create_engine
 from vibeforge_sessions.testing import AsyncSessionRepositoryContract, NewAsyncRepository, Run
 
 
+@pytest.mark.variant
 class TestInMemory(AsyncSessionRepositoryContract):
     @pytest.fixture
     def new_async_repository(self) -> NewAsyncRepository:
@@ -39,18 +40,25 @@ class DatabaseContract(AsyncSessionRepositoryContract):
         with storage.reused() as databases:
             yield databases
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine_of(cls) -> Callable[[Engine], AsyncEngine | Engine]:
+        """Return the engine of the class's driver on a database; it keeps its compiled statements between tests."""
+        return functools.cache(lambda owner: cls.make_engine(text_of(owner.url.set(drivername=cls.driver))))
+
     @pytest.fixture
-    def new_async_repository(self, databases: ReusedDatabases, run: Run) -> Iterator[NewAsyncRepository]:
+    def new_async_repository(
+        self, databases: ReusedDatabases, engine_of: Callable[[Engine], AsyncEngine | Engine], run: Run
+    ) -> Iterator[NewAsyncRepository]:
         engines: list[AsyncEngine | Engine] = []
 
         def new_repository(**options: Any) -> AsyncSQLAlchemySessionRepository:
-            url = take().url.set(drivername=self.driver)
-            engines.append(self.make_engine(url.render_as_string(hide_password=False)))
+            engines.append(engine_of(take()))
             return AsyncSQLAlchemySessionRepository(engines[-1], fast_path=self.fast_path, **options)
 
         with databases.engines() as take:
             yield new_repository
-            for engine in engines:
+            for engine in engines:  # the connections belong to the test's event loop
                 check_connections(engine)
                 if isinstance(engine, AsyncEngine):
                     run(engine.dispose())
@@ -58,11 +66,13 @@ class DatabaseContract(AsyncSessionRepositoryContract):
                     engine.dispose()
 
 
+@pytest.mark.variant
 class TestSQLiteInThreads(DatabaseContract):
     storage, driver = "sqlite", "sqlite"
     make_engine = staticmethod(create_engine)
 
 
+@pytest.mark.variant
 class TestPsycopg(DatabaseContract):
     storage, driver = "postgresql", "postgresql+psycopg"
 
@@ -90,6 +100,7 @@ class TestPsycopgThroughSQLAlchemysConnection(DatabaseContract):
 
 
 @pytest.mark.variant
+@pytest.mark.exhaustive  # the synchronous psycopg and asyncpg use the pooler
 class TestPsycopgThroughPgBouncer(DatabaseContract):
     storage, driver = "pgbouncer", "postgresql+psycopg"
     make_engine = staticmethod(functools.partial(create_async_engine, pgbouncer=True))
@@ -102,6 +113,7 @@ class TestAsyncpgThroughPgBouncer(DatabaseContract):
 
 
 @pytest.mark.variant
+@pytest.mark.exhaustive  # a plain engine with psycopg is tested on the same server
 class TestPlainAsyncpgEngine(DatabaseContract):
     storage, driver = "postgresql_elsewhere", "postgresql+asyncpg"
     make_engine = staticmethod(create_plain_async_engine)

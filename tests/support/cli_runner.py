@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
 
+import typer.main
+import typer.testing
 from typer.testing import CliRunner
 
 from vibeforge_sessions.cli.commands import app
+
+# The runner builds all commands for each call, which takes longer than most of them.
+vars(typer.testing)["_get_command"] = functools.cache(typer.main.get_command)
 
 URL = "VIBEFORGE_SESSIONS_DATABASE_URL"
 

@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 import warnings
 from pathlib import Path
 
@@ -146,7 +147,8 @@ def _run() -> None:
     else:
         assert kind == "-c"
         sys.argv = ["-c", *arguments]
-        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(program, "<string>", "exec"), main.__dict__)  # noqa: S102
 
 
 if __name__ == "__main__":
