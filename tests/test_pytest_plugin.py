@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from sqlalchemy import make_url
 
 from tests.support import cases
 from tests.support.databases import SQL_DATABASES, Storage
+from tests.support.preloaded import preloaded_pytest
 from tests.support.servers.process import connected
 from vibeforge_sessions import SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
@@ -47,14 +50,14 @@ class Project:
         self.temp = folder / "temp"
         (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -W error\n")
 
-    def test(self, code: str, *options: str) -> str:
+    def test(self, code: str, *options: str, command: Sequence[str] | None = None) -> str:
         """Run pytest on a test module with the code, and return its output."""
         (self.folder / "test_project.py").write_text(code)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("VIBEFORGE_", "PYTEST_"))
         }
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", f"--basetemp={self.temp}", *options],
+            [*(command or preloaded_pytest()), f"--basetemp={self.temp}", *options],
             cwd=self.folder,
             env=environment,
             capture_output=True,
@@ -63,8 +66,8 @@ class Project:
         )
         return done.stdout + done.stderr
 
-    def last_line(self, code: str, *options: str) -> str:
-        return re.sub(r" in .*", "", self.test(code, *options, "-q").splitlines()[-1])
+    def last_line(self, code: str, *options: str, command: Sequence[str] | None = None) -> str:
+        return re.sub(r" in .*", "", self.test(code, *options, "-q", command=command).splitlines()[-1])
 
 
 @pytest.fixture
@@ -81,18 +84,21 @@ def test_modules():
     assert sorted(loaded) == ["vibeforge_sessions", "vibeforge_sessions.errors", "vibeforge_sessions.pytest_plugin"]
     assert {"sqlalchemy", "alembic", "pydantic"}.isdisjoint(sys.modules)
 """
-    assert project.last_line(code) == "1 passed"
-    assert project.last_line(code, "-p", "no:vibeforge_sessions") == "1 failed"
+    command = [sys.executable, "-m", "pytest"]
+    assert project.last_line(code, command=command) == "1 passed"
+    assert project.last_line(code, "-p", "no:vibeforge_sessions", command=command) == "1 failed"
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", cases(["0", "2"], ["2"]))
 def test_each_test_has_its_own_sqlite_file(project: Project, workers: str) -> None:
     assert project.last_line(ISOLATED, "-n", workers) == "7 passed"
     assert {path.name for path in project.temp.rglob("*.db*")} == {"template.db"}
 
 
-@pytest.mark.parametrize("name", [name for name in SQL_DATABASES if name in SHOW_DATABASES])
-@pytest.mark.parametrize("workers", cases(["0", "2"], ["2"]))
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    cases(list(itertools.product(SHOW_DATABASES, ["0", "2"])), [("postgresql", "2"), ("mariadb", "0")]),
+)
 def test_each_test_has_its_own_database_on_a_server(
     request: pytest.FixtureRequest, project: Project, name: str, workers: str
 ) -> None:

@@ -26,7 +26,7 @@ import types
 import warnings
 from pathlib import Path
 
-_IMPORTED = ("alembic.config", "psycopg", "pymysql", "vibeforge_sessions.cli.commands")
+_IMPORTED = ("alembic.config", "psycopg", "pymysql", "pytest", "vibeforge_sessions.cli.commands")
 _READY = b"ready\n"
 _MAX_REQUEST_BYTES = 1 << 20
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
@@ -49,6 +49,11 @@ def preloaded_python() -> tuple[str, ...]:
     assert server.stdout.readline() == _READY
     atexit.register(_end, server, os.getpid())
     return sys.executable, "-I", "-S", __file__, address
+
+
+def preloaded_pytest() -> tuple[str, ...]:
+    """Return the beginning of a pytest command; pytest does not rewrite the assertions of imported modules."""
+    return *preloaded_python(), "-m", "pytest", "-W", "ignore:Module already imported"
 
 
 def _end(server: subprocess.Popen[bytes], owner: int) -> None:
