@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
+from tests.support import cases
 from tests.support.databases import DATABASES, Storage
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit needs Linux")
-@pytest.mark.parametrize("name", DATABASES)
+@pytest.mark.parametrize("name", cases(DATABASES, ["sqlite", "mariadb"]))
 def test_large_input_is_stored_or_rejected_within_the_memory_limit(name: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(name)
     url = "memory://" if storage.new_url is None else storage.new_url()

@@ -158,6 +158,7 @@ def test_calls_use_indexes_except_full_scans(place: Place) -> None:
     assert "list_sessions" in full_scans
 
 
+@pytest.mark.exhaustive
 def test_scale_benchmark_reports_every_call(tmp_path: Path) -> None:
     flags = ["--database", "sqlite", "--sessions", "1000", "--errors", "2000", "--directory", str(tmp_path), "--quick"]
     done = subprocess.run(
