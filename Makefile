@@ -7,15 +7,17 @@
 #   make PYTHON=python3.13 test           another interpreter (after `make clean`)
 
 PYTHON ?= python3
-WORKERS ?= 3
+WORKERS ?= 4
 ARGS ?=
 BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# loadscope: a resource that the tests of a module share (a cluster, the installed wheel) is created once
-DISTRIBUTED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+# worksteal: a worker that has finished takes tests from another. loadscope: one worker runs all tests of a module,
+# so that a resource which they share (a cluster, the installed wheel) is created once.
+BALANCED := -n $(WORKERS) --dist worksteal
+BY_MODULE := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 USUAL := -m 'not exhaustive and not cluster and not wheel'
 
@@ -53,19 +55,19 @@ serve: $(STAMP) ## run the example service on http://127.0.0.1:8000, on SQLite o
 	@$(BIN)/python -m uvicorn examples.service.app:app --port 8000
 
 test: $(STAMP) ## run the tests of a user's machine
-	@$(BIN)/python -m pytest $(DISTRIBUTED) $(USUAL) $(ARGS)
+	@$(BIN)/python -m pytest $(BALANCED) $(USUAL) $(ARGS)
 
 test-all: $(STAMP) ## run all tests: also clusters, soak, scale, all drivers, values and fault points
-	@$(BIN)/python -m pytest $(DISTRIBUTED) $(ARGS)
+	@$(BIN)/python -m pytest $(BY_MODULE) $(ARGS)
 
 coverage: $(STAMP) ## run the same tests, and report the coverage of the package (at least 95 %)
-	@$(BIN)/python -m pytest $(DISTRIBUTED) $(USUAL) --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+	@$(BIN)/python -m pytest $(BALANCED) $(USUAL) --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
 
 test-fast: $(STAMP) ## run unit tests and the contract in memory and on SQLite, without database servers
-	@$(BIN)/python -m pytest $(FAST_TESTS) $(NO_SERVERS) -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest $(FAST_TESTS) $(NO_SERVERS) $(BALANCED) $(ARGS)
 
 faults: $(STAMP) ## run the fault tests of docs/reliability.md: killed servers, cut connections, full disks, damaged files
-	@$(BIN)/python -m pytest tests/faults $(DISTRIBUTED) $(ARGS)
+	@$(BIN)/python -m pytest tests/faults $(BY_MODULE) $(ARGS)
 
 bench: $(VENV)/.bench ## compare each call with hand-written code and other stores; results in benchmarks/results
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
