@@ -47,18 +47,18 @@ SELF_EVIDENT = {
     "a document is not valid JSON text",
     "a value has a different type from its column",
     "its documents are missing",
-    "its row counts other numbers of history entries than are stored",
+    "the number of stored history entries differs from the count in its row",
     "the stored value of {path} is missing or not valid for {session_type.__name__}",
     # OutcomeUnknownError adds what to do
-    "another writer has stored a session with this id, and the database does not show if this one was stored",
-    "another writer has stored or deleted the session since",
+    "another writer has stored a session with this id, and the database does not show whether this one was stored",
+    "another writer has since stored or deleted the session",
     "another writer has stored the session, and the database does not show whether this update was stored first",
     "the entry is not stored, but the server may still execute the statement",
     "the session was deleted, and the database does not show whether this update was stored first",
     "the session is not stored, and the database does not show whether it was deleted after the append",
     "the session was deleted and created again, and its earlier histories no longer exist",
     # the repository itself resolves the outcome again
-    "the session was created meanwhile",
+    "another writer has since created the session",
     # the operating system's reason, or the database's code, says what to do
     "a file cannot be read or written: {os.strerror(error.errno or 0)}",
     "could not write {path}: {error.sqlite_errorname}",

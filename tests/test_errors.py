@@ -60,7 +60,7 @@ EXAMPLES: list[tuple[SessionRepositoryError, dict[str, object], str]] = [
     (
         SessionExistsError("s1"),
         {"session_id": "s1"},
-        "there is a session 's1' already: choose another id, or read that session",
+        "session 's1' already exists: choose another id, or read that session",
     ),
     (
         StaleSessionError("s1", 3, 5),

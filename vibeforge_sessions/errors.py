@@ -62,7 +62,7 @@ class SessionExistsError(SessionRepositoryError):
     session_id: str
 
     def __str__(self) -> str:
-        return f"there is a session {self.session_id!r} already: choose another id, or read that session"
+        return f"session {self.session_id!r} already exists: choose another id, or read that session"
 
 
 @dataclass(eq=False, repr=False)

@@ -176,5 +176,5 @@ def test_session_with_gap_in_history_is_reported_as_failed(sqlite: Storage, hist
     file = io.BytesIO()
     report = export_sessions(repository, file)
     assert (report.exported, report.failed, report.problems[0].session_id) == (1, 1, "s")
-    assert "its row counts other numbers of history entries than are stored" in str(report.problems[0].reason)
+    assert "the number of stored history entries differs from the count in its row" in str(report.problems[0].reason)
     engine.dispose()

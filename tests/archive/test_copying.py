@@ -185,7 +185,7 @@ def test_copy_reports_target_that_stores_other_logs() -> None:
     report = copy_sessions(source, target)
     assert (report.created, report.failed) == (1, 1)
     assert report.problems[0].session_id == "s0"
-    assert "differs from what was copied" in str(report.problems[0].reason)
+    assert "differs from the copied data" in str(report.problems[0].reason)
     with pytest.raises(CorruptSessionError):
         copy_sessions(source, AlteringRepository(), stop_on_error=True)
 

@@ -293,7 +293,7 @@ def test_file_that_appears_during_an_export_is_kept(
     path = tmp_path / "sessions.jsonl"
     if not has_hard_links:
         monkeypatch.setattr(os, "link", reject_link)
-    with pytest.raises(ArchiveError, match="exists already"):
+    with pytest.raises(ArchiveError, match="already exists"):
         export_sessions(repository, path, on_session=lambda _: path.write_text("of another process"))
     assert path.read_text() == "of another process"
     assert list(tmp_path.iterdir()) == [path]

@@ -90,7 +90,7 @@ def test_import_continues_after_conflict_without_stop_on_error(repository: Sessi
     (problem,) = report.problems
     assert (problem.session_id, problem.outcome) == ("s1", "failed")
     assert repository.delete_session("s0")
-    with pytest.raises(ArchiveError, match="there is a session 's1' already") as caught:
+    with pytest.raises(ArchiveError, match="session 's1' already exists") as caught:
         imported(archive, repository, stop_on_error=True)
     assert caught.value.line == problem.line
     assert repository.get_session("s0") is None  # the import stopped before it

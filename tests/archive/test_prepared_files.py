@@ -56,8 +56,8 @@ PREPARED: dict[Callable[[Path, Path], None], str] = {
     symbolic_link: "symbolic link",
     symbolic_link_to_nothing: "symbolic link",
     hard_link: "hard link",
-    writable_by_group: "other users may write",
-    writable_by_others: "other users may write",
+    writable_by_group: "writable by other users",
+    writable_by_others: "writable by other users",
     owned_by_another_user: "another user",
     named_pipe: "regular file",
 }

@@ -283,7 +283,7 @@ def test_backup_rejects_existing_file(prepare: Callable[[Path], None], tmp_path:
     prepare(copy)
     done = running.run(url, "db", "backup", str(copy))
     assert done.code == 1
-    assert "exists already: name a new file" in done.errors
+    assert "already exists: name a new file" in done.errors
     assert copy.is_symlink() or copy.stat().st_size == 0
     assert not (tmp_path / "missing").exists()
 

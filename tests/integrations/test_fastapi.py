@@ -105,7 +105,7 @@ def test_each_repository_error_has_its_status(url: str) -> None:
             409,
             {
                 "error": "SessionExistsError",
-                "detail": "there is a session 's-1' already: choose another id, or read that session",
+                "detail": "session 's-1' already exists: choose another id, or read that session",
                 "session_id": "s-1",
             },
         )

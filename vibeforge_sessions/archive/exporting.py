@@ -104,4 +104,4 @@ def _rename_to_new(part: Path, path: Path) -> None:
 
 
 def _exists_error() -> ArchiveError:
-    return ArchiveError("a file of this name exists already: choose another name, or allow overwriting")
+    return ArchiveError("a file with this name already exists: choose another name, or allow overwriting")

@@ -78,7 +78,7 @@ def _check_unprepared(opened: os.stat_result) -> None:
         if opened.st_uid != os.geteuid():
             raise _unsafe_error("belongs to another user")
         if opened.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise _unsafe_error("has permissions under which other users may write it")
+            raise _unsafe_error("is writable by other users")
 
 
 def _unsafe_error(reason: str) -> ArchiveError:

@@ -209,7 +209,8 @@ def _copy(
             if stored is None or digest_of(target, stored) != bundle.digest:
                 raise errors.CorruptSessionError(
                     session_id,
-                    "it differs from what was copied: another process writes to the target, or its data is damaged",
+                    "its data in the target differs from the copied data: another process writes to the target, or the "
+                    "target is damaged",
                 )
         return result
 

@@ -172,7 +172,7 @@ class ArchiveWriter:
                 stored = hashlib.file_digest(file, "sha256")
         if stored.digest() != self._hash.digest():
             raise ArchiveError(
-                "the data on the disk differ from what was written: do not delete these sessions, and check the disk"
+                "the data on the disk differs from the written data: do not delete these sessions, and check the disk"
             )
 
 

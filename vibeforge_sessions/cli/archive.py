@@ -127,7 +127,7 @@ def copy_(
 ) -> None:
     """Copy sessions unchanged, read each back and compare it. A second run transfers the changes since the first."""
     if (copy_from, from_schema) == (copy_to, to_schema):
-        raise typer.BadParameter("these are the same database", param_hint="--to")
+        raise typer.BadParameter("must not be the same database as --from", param_hint="--to")
     with (
         repository_on(copy_from, from_schema) as old,
         repository_on(copy_to, to_schema) as new,

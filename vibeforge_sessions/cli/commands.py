@@ -39,7 +39,7 @@ class _Application(TyperGroup):
             state = error.state if isinstance(error, SchemaError) else None
             raise typer.Exit(1 if state is None else EXIT_CODES[state] or 1) from None
         except UnicodeError:  # Python represents undecodable bytes of an argument as surrogates
-            typer.echo("error: an argument is not text in the encoding of the system", err=True)
+            typer.echo("error: an argument is not valid text in the system's encoding", err=True)
             raise typer.Exit(2) from None
 
 
@@ -154,7 +154,7 @@ def downgrade(
     with engine_on(url, schema=schema) as engine:
         undone = migrate.plan_downgrade(engine, revision)
         for each in undone:
-            typer.echo(f"undoing {each.revision} loses: {each.loses or 'nothing'}", err=True)
+            typer.echo(f"the downgrade of {each.revision} loses: {each.loses or 'nothing'}", err=True)
         if undone and not yes and not ask_confirmation():
             raise typer.Exit(1)
         migrate.downgrade(engine, undone[-1].after or "base" if undone else revision, report=report, **limits)

@@ -106,7 +106,8 @@ async def get_repository(connection: HTTPConnection) -> AsyncSessionRepository[A
     repository: AsyncSessionRepository[Any] | None = getattr(connection.app.state, "session_repository", None)
     if repository is None:
         raise RuntimeError(
-            "no repository is open: give the application vibeforge_sessions.integrations.fastapi.lifespan()"
+            "no repository is open: create the application with lifespan=lifespan() of "
+            "vibeforge_sessions.integrations.fastapi"
         )
     return repository
 

@@ -203,7 +203,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
         if given is None:
             raise InvalidSessionError(f"a session must be given as a dict, not {type(data).__name__}")
         if len(given) > 2 * len(cls.model_fields) + 1:  # pydantic reports each unknown key
-            raise InvalidSessionError("a session must not have more keys than fields: remove unknown keys")
+            raise InvalidSessionError("the dict of a session has too many keys: remove unknown keys")
         has_baseline, stored = STORED in given, given.pop(STORED, None)
         for name in ("session_id", "version"):
             if has_baseline and name not in given:

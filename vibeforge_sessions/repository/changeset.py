@@ -183,7 +183,9 @@ def baseline_of(session: Session) -> Baseline:
     """
     baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     if baseline is None or not session.version:
-        raise InvalidSessionError("must be 0 unless the session was read from a repository or by from_dict", "version")
+        raise InvalidSessionError(
+            "must be 0 unless the session was read from a repository or created by from_dict", "version"
+        )
     return baseline
 
 

@@ -36,7 +36,7 @@ REQUIRED: Final = frozenset({"answers", "completed_task_ids", "failed_task_ids"}
 """Documents that are never None."""
 
 
-WRONG_COUNTS: Final = "its row counts other numbers of history entries than are stored"
+WRONG_COUNTS: Final = "the number of stored history entries differs from the count in its row"
 """Reason of a `CorruptSessionError`."""
 
 

@@ -101,7 +101,7 @@ def _sync(bind: object) -> Any:
     if isinstance(bind, AsyncConnection):
         if bind.sync_connection is None:
             raise ConfigurationError(
-                "the AsyncConnection has not been started: await it, or use it in an async with", "bind"
+                "the AsyncConnection has not been started: await it, or use it in an async with statement", "bind"
             )
         return bind.sync_connection
     if isinstance(bind, Engine):

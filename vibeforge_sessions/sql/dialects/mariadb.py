@@ -238,7 +238,7 @@ class MariaDBDialect(DatabaseDialect):
         tables = " ".join(APPLICATION_PRIVILEGES)
         raise ConfigurationError(
             "only SQLite files are copied: on MariaDB run mariadb-dump --single-transaction "
-            f"--result-file={path} {connection.engine.url.database} {tables} with the options of this server"
+            f"--result-file={path} {connection.engine.url.database} {tables} with the connection options of this server"
         )
 
 

@@ -268,7 +268,8 @@ class PostgreSQLDialect(DatabaseDialect):
     def backup(self, connection: Connection, path: Path) -> None:
         raise ConfigurationError(
             "only SQLite files are copied: on PostgreSQL run pg_dump --format=custom "
-            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' with the options of this server"
+            f"--file={path} --table='{schema_of(connection) or '*'}.vibeforge_session*' with the connection "
+            "options of this server"
         )
 
 

@@ -185,7 +185,7 @@ class SQLiteDialect(DatabaseDialect):
         try:  # SQLite would follow a symbolic link, and create a file that other users can read
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
-            raise StorageError(f"the file {path} exists already: name a new file") from None
+            raise StorageError(f"the file {path} already exists: name a new file") from None
         except ValueError:  # the name cannot be encoded
             raise StorageError(
                 "could not write the copy, because its name is not a valid file name: name another file"

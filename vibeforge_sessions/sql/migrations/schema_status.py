@@ -102,13 +102,13 @@ class _Inspection:
         pending = tuple(known[known.index(self.revision) + 1 :])
         if pending:
             command = _UPGRADE_OF_HOST if self.of_host else UPGRADE
-            return self._status("behind", f"{here}, this version needs {needed}", command=command, pending=pending)
+            return self._status("behind", f"{here}, but this version needs {needed}", command=command, pending=pending)
         missing = self.missing()
         differences = tuple(self.differences()) if self.exact else missing
         if not differences:
             return self._status("current", here, usable=True)
-        advice = "restore it from a backup" if missing else "this version works with it all the same"
-        reason = f"{here}, but differs from what the migrations make: {'; '.join(differences)}; {advice}"
+        advice = "restore it from a backup" if missing else "this version can still use it"
+        reason = f"{here}, but differs from the tables that the migrations create: {'; '.join(differences)}; {advice}"
         return self._status("drifted", reason, usable=not missing, differences=differences)
 
     def _status(self, state: SchemaState, reason: str, *, usable: bool = False, **more: Any) -> SchemaStatus:
@@ -134,8 +134,8 @@ class _Inspection:
             return self._status("empty", reason, pending=tuple(known), command=command)
         names = ", ".join(sorted(self.existing))
         reason = (
-            f"this database already has tables of these names, and no revision in {VERSION_TABLE} shows that the "
-            f"migrations of vibeforge_sessions created them: {names}"
+            f"this database already has the tables {names}, and no revision in {VERSION_TABLE} shows that the "
+            "migrations of vibeforge_sessions created them"
         )
         differences = tuple(self.differences())
         if differences:
@@ -145,12 +145,12 @@ class _Inspection:
         return self._status("foreign", reason, command=f"vibeforge-sessions db stamp {needed}")
 
     def _ahead(self, needed: str, known: list[str]) -> SchemaStatus:
-        minimum, reason = self.minimum_compatible(), f"this database is at revision {self.revision}, of a newer version"
-        missing = self.missing()
+        reason = f"this database is at revision {self.revision}, which belongs to a newer version"
+        minimum, missing = self.minimum_compatible(), self.missing()
         if minimum in known and not missing:
             return self._status(
                 "ahead",
-                f"{reason}; code of revision {minimum} and later can use it, including this version ({needed})",
+                f"{reason}; code for revision {minimum} and later can use it, including this version ({needed})",
                 usable=True,
             )
         return self._status(

@@ -68,12 +68,13 @@ class CreateSession(WriteOperation[Record]):
             try:
                 return self.execute(executor)
             except SessionExistsError:
-                raise ResolutionConflict("the session was created meanwhile") from None
+                raise ResolutionConflict("another writer has since created the session") from None
         if row.write_id == self.write.write_id or last_positions(executor, self.write):
             updated_at = make_durable(executor, self.write.session_id, row)
             return dataclasses.replace(self._record, updated_at=updated_at)
         raise UnresolvableOutcome(
-            "another writer has stored a session with this id, and the database does not show if this one was stored"
+            "another writer has stored a session with this id, and the database does not show whether this one was "
+            "stored"
         )
 
     @property

@@ -74,7 +74,7 @@ def make_durable(executor: Executor, session_id: str, row: LockedRow | None) -> 
         executor.write(_touch, [{ID: session_id, NOW: time}])
         return time
     placeholder = Record(session_id, time, time, 0, validation.new_write_id(), 0, 0, Content("-", 0, None, {}))
-    with session_rows.duplicate_raises(executor, ResolutionConflict("the session was created meanwhile")):
+    with session_rows.duplicate_raises(executor, ResolutionConflict("another writer has since created the session")):
         executor.write(session_rows.insert_session, [session_rows.session_row(placeholder)])
     executor.write(session_rows.delete_session, [{ID: session_id}])
     return time

@@ -65,4 +65,4 @@ class RestoreRecord(WriteOperation[None]):
         try:
             self.execute(executor)
         except (SessionExistsError, SessionNotFoundError, StaleSessionError):
-            raise UnresolvableOutcome("another writer has stored or deleted the session since") from None
+            raise UnresolvableOutcome("another writer has since stored or deleted the session") from None
