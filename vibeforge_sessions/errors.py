@@ -31,7 +31,7 @@ SchemaState = Literal["empty", "behind", "current", "ahead", "foreign", "drifted
 
 empty: none of the package's tables; behind: migrations are pending; current: what this version needs; ahead: migrated
 by a newer version; foreign: tables of the same names, without a record that this package's migrations made them;
-drifted: at the revision that this version needs, but the tables differ from those that its migrations make.
+drifted: at the revision that this version needs, but the tables differ from those that its migrations create.
 """
 
 
@@ -141,7 +141,7 @@ class CorruptSessionError(SessionRepositoryError):
 
 @dataclass(eq=False, repr=False)
 class ConfigurationError(SessionRepositoryError):
-    """The application's configuration cannot work: a URL, an engine, an environment variable, a session class.
+    """The application's configuration is not usable: a URL, an engine, an environment variable, a session class.
 
     Repeating the call does not help. Nothing was written.
     """

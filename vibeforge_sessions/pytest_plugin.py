@@ -95,7 +95,7 @@ def async_session_repository(
     """Yield an asynchronous repository on the database of `session_repository`; it works on any event loop."""
     import asyncio  # noqa: PLC0415 (see the module's docstring)
 
-    # a synchronous engine: its threads depend on no event loop
+    # on a synchronous engine, calls run in threads, which work with any event loop
     repository = store.AsyncSQLAlchemySessionRepository(_session_repository_engine, session_type=stored_session_type)
     yield repository
     asyncio.run(repository.close())

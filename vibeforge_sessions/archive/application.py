@@ -63,7 +63,7 @@ def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Ge
 
 def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, written_at: datetime) -> Bundle:
     known = {name: value for name, value in fields.items() if name in _KNOWN}
-    if STORED not in fields:  # to_dict has not written it: a field that is null counts as missing
+    if STORED not in fields:  # not written by to_dict: null counts as a missing field
         known = {name: value for name, value in known.items() if value is not None}
     if known.setdefault("session_id", session_id) is None:
         raise InvalidSessionError("must be present", "session_id")

@@ -1,4 +1,4 @@
-"""File access: errors of the disk, gzip, locks, and checks of existing files."""
+"""Disk errors, gzip, file locks, and checks of existing files."""
 
 from __future__ import annotations
 

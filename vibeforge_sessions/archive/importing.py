@@ -169,9 +169,9 @@ def copy_sessions(
         incarnation, or one with changes made in the target. ``fail``: report the conflict and keep the target's.
         ``skip``: keep the target's. ``replace``: store the source's instead. ``newer``: store the source's if its
         ``updated_at`` is later.
-    :param thorough: compare the histories, too, of sessions that are otherwise equal. By default such a session counts
+    :param thorough: also compare the histories of sessions that are otherwise equal. By default such a session counts
         as copied if it has as many entries, because histories only grow and every entry advances ``updated_at``.
-    :param stop_on_error: raise the first problem instead of continuing. Sessions that were copied before stay.
+    :param stop_on_error: raise the first problem instead of continuing. Sessions that were already copied stay.
     :raises InvalidArgumentError: source and target are the same repository, or `on_conflict` is not one of its values.
     """
     if on_conflict not in get_args(OnConflict):

@@ -27,7 +27,7 @@ _BUFFER: Final = 1024 * 1024
 
 @contextlib.contextmanager
 def opened(file: IO[bytes] | io.FileIO) -> Iterator[Lines]:
-    """Provide the decompressed content of a file, which may be compressed. The file stays open.
+    """Provide the content of an open file, decompressed if it is compressed. The file stays open.
 
     In a damaged file, all complete lines are read before the error is raised.
     """

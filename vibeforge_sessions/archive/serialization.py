@@ -68,7 +68,7 @@ def encode_line(data: dict[str, Any]) -> bytes:
 
 
 def header_of(record: Record) -> dict[str, Any]:
-    """Return the first line of a session, from a canonical record."""
+    """Return the header line of a session, given its canonical record."""
     documents = record.content.documents
     return {
         "kind": "session",
@@ -110,7 +110,7 @@ def _chunk(kind: str, after: int, texts: list[str]) -> bytes:
 
 
 def end_of(record: Record, digest: str) -> dict[str, Any]:
-    """Return the last line of a session."""
+    """Return the closing line of a session."""
     counts = {ERRORS: record.error_count, LOGS: record.log_count}
     return {"kind": "end", "session_id": record.session_id, **counts, "sha256": digest}
 

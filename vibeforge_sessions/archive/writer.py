@@ -142,7 +142,7 @@ class ArchiveWriter:
     def _reset(self) -> None:
         """Remove everything that was added since the last commit.
 
-        If the disk fails, truncation recovery of the next writer removes it.
+        If the disk fails, the next writer removes it by truncation recovery.
         """
         self._added: list[Record] = []
         self._hash = hashlib.sha256()
@@ -242,7 +242,7 @@ def _end_of_members(file: io.FileIO) -> int:
             break
         end = file.tell() - len(block)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # an interrupted writer leaves one incomplete member: it is a damaged one if another follows
+        # an interrupted writer leaves an incomplete member only at the end: anywhere else, the file is damaged
         if content.find(_MEMBER_HEADER, end + 1) != -1:
             raise DamagedLineError("an incomplete gzip member must be the last one of the file")
     return end

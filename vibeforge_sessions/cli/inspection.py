@@ -146,7 +146,7 @@ def delete(
 def _print_history(
     read: Callable[[int], list[Entry]], after: int, *, limit: int | None, last: int | None, full: bool, as_json: bool
 ) -> None:
-    """Print the entries of a history after a position, and on stderr the option that continues a limited one.
+    """Print the entries of a history after a position; if more exist, print the next ``--after`` on stderr.
 
     :param read: returns a page of the entries after a position.
     :param last: print only this number of entries at the end, instead of `limit` entries at the beginning.

@@ -1,7 +1,7 @@
 """Options that several commands share, and the parsing of their values.
 
-Each is also an environment variable: `vibeforge_sessions.cli.groups.Commands` derives its name from the parameter's. An
-option names its variable only if the names differ.
+Each option can also be set by an environment variable. `vibeforge_sessions.cli.groups.Commands` derives the name of the
+variable from the name of the parameter. An option states the name of its variable only if it is a different one.
 """
 
 from __future__ import annotations

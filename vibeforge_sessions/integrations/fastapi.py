@@ -175,7 +175,7 @@ _SHOWN: Final = RepositoryErrorBody.model_fields.keys() - {"error", "detail"}
 _SERVER_ERROR: Final = 500
 
 
-async def _respond(connection: HTTPConnection, error: Exception) -> Any:  # Any, because it is a response or None
+async def _respond(connection: HTTPConnection, error: Exception) -> Any:  # Any, because WebSockets get no response
     name = type(error).__name__
     status, detail = next(answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
     if status >= _SERVER_ERROR:

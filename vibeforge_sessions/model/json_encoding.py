@@ -36,7 +36,9 @@ def normalize(value: object, path: str) -> Any:
 
 
 def check_count(value: object, path: str) -> None:
-    """Reject a value that contains too many values. A container that occurs several times at a level is read once.
+    """Reject a value that contains too many values.
+
+    A container that occurs several times at a level is read once and counted each time.
 
     :raises InvalidSessionError: the value contains more than 10,000,000 values.
     """

@@ -1,4 +1,4 @@
-"""`Session`: the state of one run of the application; no storage."""
+"""`Session`: the state of one run of the application, without storage code."""
 
 from __future__ import annotations
 
@@ -261,11 +261,11 @@ _ERRORS_OF_PYDANTIC: Final = frozenset(get_args(core_schema.ErrorType))
 
 
 def raise_invalid(error: ValidationError) -> NoReturn:
-    """Raise a pydantic error as `InvalidSessionError`, with its first path and reason and without values."""
+    """Raise `InvalidSessionError` for the first problem of a pydantic error, without values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     reason = details[0]["msg"]
     if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:
-        reason = "was rejected by its validator"  # whose message may quote the value
+        reason = "was rejected by its validator"  # the validator's own message may quote the value
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     raise InvalidSessionError(f"{reason}{more}", format_path(details[0]["loc"])) from None
 

@@ -160,7 +160,7 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
 
 
 def _forwarded(method: F) -> F:
-    """Return the method with the same signature that runs the same method of the synchronous repository."""
+    """Return a coroutine function with this signature that calls the same method of the synchronous repository."""
     name = method.__name__
 
     @functools.wraps(method, updated=())  # without the mark of an abstract method

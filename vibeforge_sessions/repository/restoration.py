@@ -31,7 +31,7 @@ T = TypeVar("T")
 def check_expected_record(record: object, argument: str) -> Record | None:
     """Return a record that the caller got from `SessionRepository.get_record`, for comparison with the stored one.
 
-    None stands for any stored record, and is returned.
+    None means any stored record, and is returned unchanged.
 
     :raises InvalidArgumentError: it is not a `Record`, or its version, a count or its write id is invalid.
     """

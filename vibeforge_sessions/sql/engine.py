@@ -1,4 +1,4 @@
-"""Engines that are prepared for sessions."""
+"""Creation of engines with the settings that this package needs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def track(engine: Engine) -> None:
 
 
 def check_joined(connection: Connection) -> None:
-    """Check that a caller's connection was opened by this process, without touching it.
+    """Check that this process opened a caller's connection, without using the connection.
 
     :raises StorageError: it was inherited in a fork.
     """
@@ -202,7 +202,7 @@ def _abandon(record: Any) -> None:
     if pooled is not None:
         _inherited.append(pooled)
         _checked_out.add(pooled)
-        pooled.dbapi_connection = None  # as after an invalidation: the caller's rollback and close send nothing
+        pooled.dbapi_connection = None  # then the caller's rollback and close send nothing
 
 
 if hasattr(os, "register_at_fork"):

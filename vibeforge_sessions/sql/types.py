@@ -31,7 +31,7 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any] | None:
-        # the same strings as SQLAlchemy's own type, in a third of the time; results are converted as fast
+        # This makes the same strings as SQLAlchemy's own type in a third of the time. Reading takes the same time.
         return _to_text if dialect.name == "sqlite" else super().bind_processor(dialect)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:

@@ -178,7 +178,7 @@ class SubclassTests:
             ("ratio", float("nan")),
             ("owners", [{"name": "Ann"}]),
             ("owners", None),
-            ("deadline", Moment(2026, 1, 2, tzinfo=UTC)),  # decoded as an equal value of another type
+            ("deadline", Moment(2026, 1, 2, tzinfo=UTC)),  # an equal value of a different type is read back
         ],
         ids=[
             "out_of_range",

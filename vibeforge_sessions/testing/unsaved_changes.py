@@ -155,7 +155,7 @@ class AsyncTrackedSessionRepository(AsyncRepositoryAdapter[S]):
     def __init__(self, repository: AsyncSessionRepository[S]) -> None:
         super().__init__(
             cast("SessionRepository[S]", repository)
-        )  # it has the same methods; `_run` awaits their results
+        )  # the methods have the same names; `_run` awaits their results
         self.repository = repository
         """The underlying repository."""
         self._tracker = Tracker()
@@ -313,7 +313,7 @@ def _same(value: object, stored: object) -> bool:
 def _text(value: object) -> str | None:
     try:
         return validation.encode_json(value, "")
-    except InvalidSessionError:  # a time, an entry, or an invalid value
+    except InvalidSessionError:  # not JSON: a time, an entry, or an invalid value
         return None
 
 

@@ -46,7 +46,7 @@ Period = Literal["hour", "day"]
 
 @dataclass(frozen=True, slots=True)
 class PhaseCount:
-    """The sessions of a phase."""
+    """Counts and times of the sessions of a phase."""
 
     phase: str
     sessions: int

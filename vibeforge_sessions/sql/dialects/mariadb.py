@@ -32,7 +32,7 @@ _TABLE_SIZES: Final = text(
 _SESSION_SETTINGS: Final = (  # strict mode: the server raises an error instead of truncating a value
     "SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,"
     f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {base.LOCK_TIMEOUT}, "
-    # init_connect and skip-character-set-client-handshake override what the driver asks for at the handshake
+    # init_connect and skip-character-set-client-handshake override the character set that the driver requests
     "NAMES utf8mb4"
     f"/*M!, idle_transaction_timeout = {base.IDLE_TIMEOUT}*/"  # MySQL has none
 )
@@ -140,7 +140,7 @@ class MariaDBDialect(DatabaseDialect):
     def end_server_session(self, connection: Connection, session: Any) -> bool:
         host, number = session
         galera = connection.exec_driver_sql("SHOW VARIABLES LIKE 'wsrep_on'").first()
-        # connection ids belong to one node, and KILL can disturb a cluster that is committing
+        # a connection id is valid on one node only, and KILL during a commit can disrupt a Galera cluster
         on_other_node = host != connection.connection.driver_connection.get_host_info()  # type: ignore[union-attr]
         if not on_other_node and (galera is None or galera[1] != "ON"):
             try:

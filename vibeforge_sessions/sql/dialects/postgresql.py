@@ -19,7 +19,7 @@ from vibeforge_sessions.sql.dialects.base import DatabaseDialect, EngineSettings
 from vibeforge_sessions.sql.dialects.several_hosts import connect_to_ready_host
 from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES, schema_of
 
-_MIGRATION_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg": the key is the same in every release
+_MIGRATION_LOCK: Final = 0x7669_6265_666F_7267  # "vibeforg" in ASCII; it must never change
 _LARGEST_MESSAGE: Final = 2**30 - 2**16  # bytes of a statement with its parameters; a field is limited to 1 GiB, too
 _TRY_MIGRATION_LOCK: Final = f"SELECT pg_try_advisory_xact_lock({_MIGRATION_LOCK})"
 """The statement has no parameters, because a statement with parameters leaves a portal open.
@@ -115,7 +115,7 @@ class PostgreSQLDialect(DatabaseDialect):
         @event.listens_for(engine, "reset")
         def reset(driver: Any, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
             # the pool discards a connection whose reset raises
-            if not state.asyncio_safe:  # collected as garbage: psycopg would leave its transaction open
+            if not state.asyncio_safe:  # garbage-collected: psycopg would leave the transaction open
                 self.abort_connection(driver.driver_connection)
             elif record is not None and base.ISOLATION_LEVEL_CHANGED in record.info:
                 if not driver.autocommit:
@@ -126,7 +126,7 @@ class PostgreSQLDialect(DatabaseDialect):
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
         pooled: Any = connection.connection
         pooled.commit()  # keep the settings of a caller's `connect` listener
-        connection.info[base.ISOLATION_LEVEL_CHANGED] = True  # before it changes: the pool resets it in any case
+        connection.info[base.ISOLATION_LEVEL_CHANGED] = True  # set first, so that the pool always resets it
         self.check_server(connection)
         # the driver sends the level along with BEGIN, and both with the first statement: no round trip
         level = self.isolation_level(connection.dialect, write=write, single_statement=single_statement)
@@ -175,7 +175,7 @@ class PostgreSQLDialect(DatabaseDialect):
         driver = connection.connection.driver_connection
         if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != self.server_session(driver):
             return False  # a pooler is in between: the process id belongs to one of its own server sessions
-        for _ in range(2):  # a session that ends by itself meanwhile is reported like one that does not end
+        for _ in range(2):  # twice: the first result is also False if the session ended by itself
             if all(connection.execute(_TERMINATE_SESSION, {"pid": session}).scalars().all()):
                 return True
             connection.rollback()  # within a transaction, pg_stat_activity does not change
@@ -216,7 +216,7 @@ class PostgreSQLDialect(DatabaseDialect):
             if not is_joined:  # CREATE INDEX CONCURRENTLY waits for every older transaction
                 connection.rollback()
             time.sleep(0.1)
-        if not is_joined:  # its transaction is idle during the migration
+        if not is_joined:  # the lock's transaction is idle during the migration
             connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         yield
 
@@ -226,8 +226,8 @@ class PostgreSQLDialect(DatabaseDialect):
         level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
         connection.connection.rollback()  # reading the level has begun a transaction
         connection.execution_options(isolation_level="READ COMMITTED")
-        # Each transaction sets its own limits. CREATE INDEX CONCURRENTLY runs in none, so it needs settings of the
-        # session. They would leak through PgBouncer, so they are set only if the caller asks for limits.
+        # Each transaction sets its own limits. CREATE INDEX CONCURRENTLY runs outside a transaction, so it needs
+        # session settings. PgBouncer would pass these on to other clients, so they are set only on request.
         of_session = self.migration_settings(timeouts, of_session=True) if timeouts != MigrationTimeouts() else ()
         try:
             for setting in of_session:
@@ -274,7 +274,7 @@ class PostgreSQLDialect(DatabaseDialect):
 
 
 def _hosts(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the hosts and ports if asyncpg is given several."""
+    """Return the hosts and ports of asyncpg if there are several hosts; otherwise an empty list."""
     hosts, ports = parameters.get("host"), parameters.get("port")
     if not isinstance(hosts, list):
         return []

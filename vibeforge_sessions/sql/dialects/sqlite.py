@@ -60,7 +60,7 @@ class SQLiteDialect(DatabaseDialect):
     duplicate_key_codes = frozenset({"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
     statement_timeout_codes = frozenset({"SQLITE_INTERRUPT"})
     begin_statements = ("BEGIN", "BEGIN IMMEDIATE")
-    missing_schema_codes = frozenset({"SQLITE_ERROR"})  # a missing table has no code of its own
+    missing_schema_codes = frozenset({"SQLITE_ERROR"})  # SQLite has no separate code for a missing table
 
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
         options: dict[str, Any] = {"connect_args": {"check_same_thread": False}}
@@ -96,7 +96,7 @@ class SQLiteDialect(DatabaseDialect):
         _check_engine(connection)
         connection.execution_options(**{_BEGIN_IMMEDIATE: write})
         connection.begin()
-        if not _driver(connection).in_transaction:  # not a prepared engine: the driver would begin at the first INSERT
+        if not _driver(connection).in_transaction:  # not a prepared engine: the driver sends BEGIN too late
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
         return True
 
@@ -230,9 +230,9 @@ def _missing_begin(problem: str) -> ConfigurationError:
 
 
 def _check_engine(connection: Connection) -> None:
-    """Reject an engine on which transactions or threads cannot work.
+    """Reject an engine whose settings break transactions or the use of threads.
 
-    :raises StorageError: it is such an engine. The error names the fix.
+    :raises ConfigurationError: the engine has such a setting. The error names the fix.
     """
     if getattr(_driver(connection), "autocommit", None) is True:
         raise ConfigurationError(

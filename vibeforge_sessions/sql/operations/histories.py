@@ -93,5 +93,5 @@ class ListEntries(Operation[Rows]):
 
 
 def incomplete(session_id: str) -> CorruptSessionError:
-    """Return the error of a session some of whose entries were deleted."""
+    """Return the error for a session with missing history entries."""
     return CorruptSessionError(session_id, WRONG_COUNTS)

@@ -65,7 +65,8 @@ _select_histories: Final = union_all(
 class GetSession(Operation[tuple[Record, Rows, Sequence[str]] | None]):
     """Read a session's record and the last entries of its histories, up to the counts of that record.
 
-    The errors come by column: position, timestamp, task_id, error_message, phase; no columns if there are none.
+    The errors are returned as columns: position, timestamp, task_id, error_message, phase. Without errors, there are
+    no columns.
     """
 
     session_id: str

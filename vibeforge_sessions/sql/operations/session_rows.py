@@ -197,7 +197,7 @@ def store_session(executor: Executor, record: Record, entries: Mapping[History, 
 
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
     """Return the error of a guarded update that matched no row."""
-    # the snapshot of a joined transaction may be older than what the update has found
+    # the snapshot of a joined transaction may be older than the row that the update read
     stored = executor.row(committed(select_version) if executor.joined else select_version, {ID: session_id})
     if stored is None:
         return SessionNotFoundError(session_id)

@@ -30,7 +30,7 @@ def parameter(prefix: str, column: ColumnElement[Any]) -> Any:
 
 
 def entry_part(row: CTE, history: History) -> CTE:
-    """Return the insert of new entries, in their order, up to the count of the session's row."""
+    """Return the INSERT of new entries. The position of the last one is the count in the session's row."""
     table = history.table
     names = _own_columns(table)
     arrays = [bindparam(history.prefix + name, type_=ARRAY(table.c[name].type)) for name in names]

@@ -139,7 +139,7 @@ class Executor:
 
     def give_up(self) -> None:
         """Discard the connection."""
-        if not self.connection.closed:  # SQLAlchemy closes it after an error of its own close
+        if not self.connection.closed:  # a failed close may have closed it
             self.connection.invalidate()
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Executor:
         return next(zip(*self.columns(statement, parameters), strict=True), None)
 
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
-        """Execute a statement without rows once for each set of parameters; return the number of rows it matched."""
+        """Execute a statement that returns no rows once for each set of parameters; return how many rows it matched."""
         return self.connection.execute(statement, parameters if len(parameters) > 1 else parameters[0]).rowcount
 
     def updated_row(self, update: Update, parameters: Parameters, select: Select[Any]) -> Sequence[Any] | None:
@@ -278,7 +278,7 @@ class PrecompiledExecutor(Executor):
             return True
         level = self.database.isolation_level(self.dialect, write=write, single_statement=single_statement)
         if level is not None:  # PostgreSQL's
-            self.connection.info[ISOLATION_LEVEL_CHANGED] = True  # before it changes: the pool resets it in any case
+            self.connection.info[ISOLATION_LEVEL_CHANGED] = True  # set first, so that the pool always resets it
             self._driver.commit()  # keeps the settings of a caller's `connect` listener; sends nothing otherwise
             self.dialect.set_isolation_level(self._driver, level)
         return level != "AUTOCOMMIT"

@@ -97,7 +97,7 @@ def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
             savepoint.rollback()
             return not connection.invalidated
     except SQLAlchemyError:  # after a deadlock MariaDB has rolled back everything
-        # SQLAlchemy does not know that, and would let the caller commit what comes after
+        # SQLAlchemy has not noticed, and would let the caller commit the statements that follow
         connection.invalidate()
     return False
 
@@ -108,7 +108,7 @@ _queues: Final[weakref.WeakKeyDictionary[object, asyncio.Lock]] = weakref.WeakKe
 def _queue(host: Connection | orm.Session, until: ExitStack) -> None:
     """Let the calls of several tasks on one asynchronous connection or session run one after the other.
 
-    Interleaved, one call's savepoint would be released or rolled back within another's.
+    If calls interleaved, one call could release or roll back the savepoint of another.
 
     :param until: the next call starts when this stack is closed.
     """

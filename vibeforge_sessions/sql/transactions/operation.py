@@ -31,7 +31,7 @@ class Operation(ABC, Generic[T_co]):
 
     @property
     def about(self) -> str | None:
-        """The id of the session that it is about: its own, or that of the changeset or record that it writes."""
+        """The id of the operation's session: an attribute of its own, or of the changeset or record that it writes."""
         of = getattr(self, "write", None) or getattr(self, "record", None) or self
         return getattr(of, "session_id", None)
 

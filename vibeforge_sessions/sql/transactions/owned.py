@@ -180,7 +180,7 @@ class OwnedTransactions:
     def _connect(self, call: _Call[Any], statements: PrecompiledStatements | None) -> Executor:
         """Take a connection from the pool, and choose precompiled statements if no code depends on the engine's events.
 
-        That is so if the engine was made by `create_engine`, has no event listeners, does not log its statements, and
+        That is the case if the engine was made by `create_engine`, has no event listeners, does not log statements, and
         has only execution options that precompiled statements follow. The first call on a server takes the ordinary
         path, which reads the server's settings.
 

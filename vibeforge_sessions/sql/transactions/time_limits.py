@@ -152,7 +152,7 @@ class _InThreads(Limit):
         _watchdog.remove(self)
 
     def connecting(self, connect: Callable[..., ExecutorT], *arguments: Any) -> ExecutorT:
-        context = contextvars.copy_context()  # the variables set in it disappear with it, however the attempt ends
+        context = contextvars.copy_context()  # discarded with its variables, even if interrupted
         context.run(_current.set, self)
         try:
             return context.run(super().connecting, connect, *arguments)
