@@ -29,7 +29,7 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
     **Tasks.** All tasks of an event loop can share one repository. They must not share a `Session`: each task reads its
     own copy, and does not change it while a call with it is awaited.
 
-    **Cancellation.** A cancelled call has written everything or nothing, and has returned its connection. The session
+    **Cancellation.** A canceled call has written everything or nothing, and has returned its connection. The session
     that was passed to it may not be marked as stored, so read it again.
     """
 

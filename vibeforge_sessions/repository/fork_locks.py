@@ -1,6 +1,6 @@
 """Locks that are free in a forked child process.
 
-A lock that another thread has acquired at the time of a fork would stay locked in the child for ever.
+A lock that another thread has acquired at the time of a fork would stay locked in the child forever.
 """
 
 from __future__ import annotations

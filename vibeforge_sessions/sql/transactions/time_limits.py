@@ -94,7 +94,7 @@ class Limit:
 class _OnTheLoop(Limit):
     """Closes the socket by a timer of the event loop.
 
-    The task is cancelled if it has no connection yet, or if the driver does not notice the closed socket.
+    The task is canceled if it has no connection yet, or if the driver does not notice the closed socket.
     """
 
     __slots__ = ("_is_open", "_timeout", "_timer")
@@ -127,7 +127,7 @@ class _OnTheLoop(Limit):
         return self.expired
 
     def _close(self, error: BaseException | None) -> bool:
-        """Return whether this limit, and not another task, has cancelled the task. Only asyncio knows this."""
+        """Return whether this limit, and not another task, has canceled the task. Only asyncio records this."""
         self._timer.cancel()
         is_open, self._is_open = self._is_open, False
         try:
@@ -209,7 +209,7 @@ _current: Final[ContextVar[_InThreads | None]] = ContextVar("vibeforge_sessions_
 
 
 def _reset_after_fork() -> None:
-    global _watchdog  # noqa: PLW0603 (a forked child has no such thread, and its lock may be locked for ever)
+    global _watchdog  # noqa: PLW0603 (a forked child has no such thread, and its lock may be locked forever)
     _watchdog = _Watchdog()
     _current.set(None)
 
