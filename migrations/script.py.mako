@@ -1,35 +1,65 @@
-"""${message}
+"""${message.rstrip(".")}.
 
 Revision: ${up_revision}, after ${down_revision | comma,n}
-Created: ${create_date}
+
+Replace this with the reason for the change, and with the figures if there is an index.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-${imports if imports else ""}
+% if imports:
+${imports}
+% endif
 
-revision = ${repr(up_revision)}  # pass --rev-id vibeforge_NNNN with the next number
-down_revision = ${repr(down_revision)}
-branch_labels = ${repr(branch_labels)}
-depends_on = ${repr(depends_on)}
+revision = "${up_revision}"
+down_revision = "${down_revision}"
+branch_labels = None
+depends_on = None
 
-# See `vibeforge_sessions.sql.migrations.scripts.Revision`.
+# Replace: see `vibeforge_sessions.sql.migrations.scripts.Revision`.
 locks: dict[str, dict[str, str]] = {"postgresql": {}, "mariadb": {}, "sqlite": {"the file": "for writers"}}
 rewrites: tuple[str, ...] = ()
 online = ("postgresql", "mariadb")
 loses = None
 
-MINIMUM_COMPATIBLE = "the oldest revision whose code may use this schema"
-COMPATIBILITY = sa.table("vibeforge_sessions_compatibility", sa.column("revision"), sa.column("floor"))
+MINIMUM_COMPATIBLE = "vibeforge_0001"  # replace: the oldest revision whose code can use the new schema
+PREVIOUS_MINIMUM = "vibeforge_0001"  # replace: the minimum compatible revision of the previous revision
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "pass"}
-    op.execute(COMPATIBILITY.update().values(revision=revision, floor=MINIMUM_COMPATIBLE))
+    """Replace this with what the upgrade does. MariaDB must be able to repeat each step: IF NOT EXISTS."""
+% if upgrades:
+    ${upgrades}
+% endif
+    set_minimum_compatible(revision, MINIMUM_COMPATIBLE)
 
 
 def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}
-    op.execute(COMPATIBILITY.update().values(revision=down_revision, floor="the minimum compatible revision of that revision"))
+    """Replace this with what the downgrade does. MariaDB must be able to repeat each step: IF EXISTS."""
+% if downgrades:
+    ${downgrades}
+% endif
+    set_minimum_compatible(down_revision, PREVIOUS_MINIMUM)
+
+
+def set_minimum_compatible(current: str, minimum: str) -> None:
+    """Record the minimum compatible revision for the schema of a revision."""
+    compatibility = sa.table(
+        "vibeforge_sessions_compatibility",
+        sa.column("revision", sa.String),
+        sa.column("floor", sa.String),
+        schema=schema(),
+    )
+    op.execute(compatibility.delete())
+    op.execute(compatibility.insert().values(revision=current, floor=minimum))
+
+
+def schema() -> str | None:
+    """Return the schema of the statements. SQLAlchemy does not translate it for new columns and ad-hoc tables."""
+    context = op.get_context()
+    if context.as_sql or context.connection is None:
+        return None  # SQL for a client, which sets the search path
+    found: str | None = context.connection.get_execution_options().get("schema_translate_map", {}).get(None)
+    return found

@@ -113,6 +113,17 @@ def test_exported_lines_follow_the_format() -> None:
     )
 
 
+def test_checksum_is_that_of_the_lines_in_the_file() -> None:
+    """Another version may have written the same session in other bytes."""
+    repository = InMemorySessionRepository()
+    repository.create_session(session_id="s")
+    start, header, end, last = exported(repository).splitlines(keepends=True)
+    header = header.replace(b":", b": ", 1)
+    checksum = hashlib.sha256(header).hexdigest()
+    end = json.dumps({**json.loads(end), "sha256": checksum}).encode() + b"\n"
+    assert imported(start + header + end + last).created == 1
+
+
 @pytest.mark.parametrize(
     ("length", "count", "expected"),
     [

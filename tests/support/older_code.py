@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ class OlderClient:
                     found[table] = [dict(row) for row in rows]
         return found
 
-    def fill(self) -> None:
-        """Fill each nullable time column, which a later revision may have added."""
+    def fill(self, columns: Container[str]) -> None:
+        """Fill each nullable time column that is not one of `columns`: a later revision has added it."""
         inspector = sqlalchemy.inspect(self.engine)
         for column in inspector.get_columns("vibeforge_sessions"):
-            if column["nullable"] and column["name"].endswith("_at"):
+            if column["nullable"] and column["name"].endswith("_at") and column["name"] not in columns:
                 self._run(f"UPDATE vibeforge_sessions SET {column['name']} = created_at", session_id="")
 
     def _run(self, *statements: str, session_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 from collections.abc import Generator, Iterator
 from typing import IO, Any, Final, TypeAlias, cast
@@ -86,6 +87,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self._bundle: Bundle | None = None
+        self._hash = hashlib.sha256()
+        """Checksum of the session's lines as they are in the file, which may have an earlier format."""
         self._session_id: str | None = None
         """Id in the current header, if it is valid."""
         self._skipping = False
@@ -107,14 +110,16 @@ class _Reader:
             case "session":
                 self._session_id = displayable_id(data.get("session_id"))
                 self._bundle = Bundle(serialization.record_from(data), number)
+                self._hash = hashlib.sha256(line)
                 self._skipping = False
             case serialization.ERRORS | serialization.LOGS as kind:
                 if bundle := self._current_bundle():
                     entries = serialization.entries_from(data, bundle.histories[kind].count)
                     bundle.add(kind, line, len(entries))
+                    self._hash.update(line)
             case "end":
                 if bundle := self._current_bundle():
-                    serialization.check_end(data, bundle.record, bundle.counts, bundle.digest)
+                    serialization.check_end(data, bundle.record, bundle.counts, self._hash.hexdigest())
                     self._bundle = self._session_id = None
                     self._sessions += 1
                     yield bundle
