@@ -196,10 +196,11 @@ class OutcomeUnknownError(SessionRepositoryError):
     or another writer has since deleted or stored the session. (In the caller's own transaction, only the caller's
     COMMIT can end like this.) What the caller can do:
 
-    - after `update_session` or `modify_session`: read the session, and decide by its content;
+    - after `update_session`, `modify_session` or `restore_record`: read the session, and decide by its content;
     - after `create_session` with an id: read the session; after `create_session` without an id: create another one;
     - after `delete_session`: delete again; False means that the first call, or another caller, deleted the session;
-    - after `append_error` and `append_log`: read the last entries, or append again and accept a duplicate.
+    - after `hold_session` or `release_session`: repeat the call;
+    - after `append_error` or `append_log`: read the last entries, or append again and accept a duplicate.
 
     Wait a moment first: a server that was cut off may still finish the statement that it received.
     """

@@ -84,6 +84,8 @@ CALLS: dict[str, Callable[[Repository], Awaitable[Any]]] = {
     "update_session": update,
     "modify_session": lambda r: r.modify_session(SESSION_ID, lambda session: session.add_answer("new", 1)),
     "delete_session": lambda r: r.delete_session(SESSION_ID),
+    "hold_session": lambda r: r.hold_session(SESSION_ID),
+    "get_record": lambda r: r.get_record(SESSION_ID),
     "list_sessions": lambda r: r.list_sessions(),
     "find_sessions": lambda r: r.find_sessions(),
     "append_error": lambda r: r.append_error(SESSION_ID, "new", "new"),

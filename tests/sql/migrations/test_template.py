@@ -60,8 +60,8 @@ def test_new_revision_is_formatted_and_runs_in_a_schema(copy: Path, postgresql_s
     (script,) = (copy / "migrations" / "versions").glob(f"*_{REVISION}_priority.py")
     for command in (["check"], ["format", "--check"]):
         run(copy, "-m", "ruff", *command, "--no-cache", str(script))
-    for url in ("sqlite:///new.db", "postgresql+psycopg://host/db", "mariadb+pymysql://host/db"):
-        assert f"'{REVISION}'" in run(copy, "-m", "alembic", "-x", f"url={url}", "upgrade", "head", "--sql")
+    for given in ("sqlite:///new.db", "postgresql+psycopg://host/db", "mariadb+pymysql://host/db"):
+        assert f"'{REVISION}'" in run(copy, "-m", "alembic", "-x", f"url={given}", "upgrade", "head", "--sql")
     url = postgresql_server.databases.create(migrated=False)
     with connected(url, isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("CREATE SCHEMA app")
