@@ -30,30 +30,30 @@ def create_engine(
     schema: str | None = None,
     **options: Any,
 ) -> Engine:
-    """Return an engine that is prepared for sessions. It does not connect yet.
+    """Return an engine with the settings that sessions need. The function does not connect.
 
-    SQLite gets WAL, foreign keys, explicit transactions (the driver of Python does not begin one for reads and DDL),
-    and BEGIN IMMEDIATE for the writes of this package: a transaction that first reads and then writes fails with
-    "database is locked" in half of the attempts. All threads share a database in memory. PostgreSQL gets READ
-    COMMITTED. MariaDB gets REPEATABLE READ, strict SQL mode and utf8mb4. Both get UTC and time limits: 5 s for
-    connecting, 10 s for a row lock, and 60 s for an idle transaction. The classes in
-    ``vibeforge_sessions/sql/dialects`` give the reasons.
+    SQLite gets WAL, foreign keys, explicit transactions (Python's driver begins none for reads and DDL), and BEGIN
+    IMMEDIATE for the writes of this package. Without BEGIN IMMEDIATE, half of the transactions of four processes that
+    first read and then wrote failed with "database is locked". All threads share one connection to a database in
+    memory. PostgreSQL gets READ COMMITTED. MariaDB gets REPEATABLE READ, strict SQL mode and utf8mb4. Both get UTC and
+    time limits: 5 s for connecting, 10 s for a row lock, and 60 s for an idle transaction. The docstrings of the
+    classes in ``vibeforge_sessions/sql/dialects`` give the reasons.
 
     :param url: ``sqlite:///file.db``, ``sqlite://`` for memory, ``postgresql+psycopg://…``, ``mariadb+pymysql://…``
-        or ``mysql+pymysql://…``. With several servers ``…://user@/database?host=a:3306&host=b:3306``: the first
-        usable server is used, and another one after it is lost. On PostgreSQL add
-        ``&target_session_attrs=read-write``.
-    :param synchronous: SQLite only. FULL: acknowledged writes survive a power loss. NORMAL: they survive a crash of
-        the process, and an append takes 37 µs instead of 209.
+        or ``mysql+pymysql://…``. For several servers, write ``…://user@/database?host=a:3306&host=b:3306``. The
+        engine connects to the first server that is ready, and to another one after that server is lost. On PostgreSQL,
+        add ``&target_session_attrs=read-write``.
+    :param synchronous: SQLite only. FULL: acknowledged writes survive a power loss. NORMAL: they survive only a
+        crash of the process, but an append takes 37 µs instead of 209 µs.
     :param busy_timeout: SQLite only. Seconds to wait for another writer.
-    :param pgbouncer: PostgreSQL only. For PgBouncer in transaction mode, where no statement may be prepared and
-        no setting changed at connect. An append is a transaction there, with BEGIN and COMMIT.
-    :param schema: PostgreSQL only. The schema of the tables. It is written into each statement and not set as
-        ``search_path``, which would leak through PgBouncer. For an engine of your own, use
+    :param pgbouncer: PostgreSQL only. For PgBouncer in transaction mode: the engine neither prepares statements nor
+        changes settings when it connects. Each append then runs in a transaction, with BEGIN and COMMIT.
+    :param schema: PostgreSQL only. The schema of the tables. Its name is written into each statement. It is not set as
+        ``search_path``, because PgBouncer would pass this setting on to other clients. For an engine of your own, use
         ``engine.execution_options(schema_translate_map={None: schema})``.
-    :param options: for `sqlalchemy.create_engine`.
+    :param options: further arguments of `sqlalchemy.create_engine`.
     :raises ConfigurationError: the URL is unsupported, its driver is not installed (the error names the extra), or an
-        option has no valid value.
+        option has an invalid value.
     """
     settings = EngineSettings(exact(synchronous), exact(busy_timeout), pgbouncer)
     engine: Engine = _create(url, settings, schema, options, is_async=False)
@@ -63,12 +63,12 @@ def create_engine(
 def create_async_engine(
     url: str | URL, *, pgbouncer: bool = False, schema: str | None = None, **options: Any
 ) -> AsyncEngine:
-    """Return an asynchronous engine that is prepared like `create_engine`'s.
+    """Return an asynchronous engine with the settings of `create_engine`.
 
     :param url: ``postgresql+psycopg://…``, ``postgresql+asyncpg://…``, ``mariadb+asyncmy://…``, ``mysql+asyncmy://…``
         or ``sqlite+aiosqlite://…``, which is slower than pysqlite: see `AsyncSQLAlchemySessionRepository`.
-    :raises ConfigurationError: the URL is unsupported, its driver or greenlet is not installed, or an option has no
-        valid value.
+    :raises ConfigurationError: the URL is unsupported, its driver or greenlet is not installed, or an option has an
+        invalid value.
     """
     engine: AsyncEngine = _create(url, EngineSettings(pgbouncer=pgbouncer), schema, options, is_async=True)
     return engine
@@ -85,7 +85,7 @@ def is_asynchronous(url: str | URL) -> bool:
 
 @contextmanager
 def engine_on(url: str | URL, *, schema: str | None = None) -> Iterator[Engine]:
-    """Provide an engine of `create_engine`, and dispose of it at the end of the block."""
+    """Provide an engine from `create_engine`, and dispose of it at the end of the block."""
     engine = create_engine(url, schema=schema)
     try:
         yield engine
@@ -94,7 +94,7 @@ def engine_on(url: str | URL, *, schema: str | None = None) -> Iterator[Engine]:
 
 
 def parse_url(url: str | URL) -> URL:
-    """Return the URL with its driver named.
+    """Return the URL, with the default driver if it names none.
 
     :raises ConfigurationError: the URL is malformed, or its database is not supported. The error does not show the
         password.
@@ -102,7 +102,7 @@ def parse_url(url: str | URL) -> URL:
     try:
         given = url if issubclass(type(url), URL) else exact(url)
         if type(given) is not str and not issubclass(type(given), URL):
-            raise TypeError  # the error message of SQLAlchemy would contain its repr
+            raise TypeError  # SQLAlchemy's error message would contain the repr of the value
         parsed = make_url(given)
     except (ArgumentError, ValueError, TypeError):
         raise ConfigurationError("the database URL is malformed: write it like sqlite:///sessions.db") from None
@@ -113,13 +113,13 @@ def parse_url(url: str | URL) -> URL:
         raise ConfigurationError(
             "memory:// stores sessions in this process, without tables: give a database's URL, such as sqlite:///sessions.db"
         )
-    for name in {"password", "passwd"} & parsed.query.keys():  # SQLAlchemy does not hide them there
+    for name in {"password", "passwd"} & parsed.query.keys():  # SQLAlchemy does not hide passwords in the query
         password = parsed.query[name]
         parsed = parsed.difference_update_query([name])
         parsed = parsed.set(password=password if isinstance(password, str) else password[-1])
     if parsed.drivername not in _EXTRAS:
         raise ConfigurationError(
-            f"a database URL that begins with {parsed.drivername}:// is not supported; supported URLs begin with:  "
+            f"a database URL that begins with {parsed.drivername}:// is not supported; supported URLs begin with: "
             + ", ".join(
                 f"{name}://" + (f" (vibeforge-sessions[{extra}])" if extra else "") for name, extra in _EXTRAS.items()
             )
@@ -132,9 +132,9 @@ _EXTRAS = {
     for database_dialect in DATABASE_DIALECTS
     for name, extra in {**database_dialect.drivers, **database_dialect.async_drivers}.items()
 }
-"""Supported drivers, the default of each backend before its others, with the extras that install them."""
+"""Supported drivers, each with the extra that installs it. The default driver of a backend precedes its others."""
 _LONGEST_WAIT = 1_000_000
-"""Seconds: SQLite takes the timeout as milliseconds in 32 bits."""
+"""Maximum of `busy_timeout` in seconds. SQLite takes the timeout in milliseconds, as a 32-bit integer."""
 
 
 def _create(
@@ -177,12 +177,12 @@ def _create(
     database_dialect.add_event_listeners(engine, parsed, settings)
     fork_safety.track(engine)
     if database_dialect.is_server:
-        event.listen(engine, "connect", watch_new, insert=True)  # before the queries of SQLAlchemy's own listeners
+        event.listen(engine, "connect", watch_new, insert=True)  # before SQLAlchemy's listeners, which send queries
     return created
 
 
 def _check(settings: EngineSettings, database_dialect: DatabaseDialect) -> None:
-    """Check the options that only some databases have."""
+    """Check the options that only some databases support."""
     if settings.synchronous not in ("FULL", "NORMAL"):
         raise ConfigurationError("must be FULL or NORMAL", "synchronous")
     if type(settings.busy_timeout) not in {int, float} or not 0 <= settings.busy_timeout <= _LONGEST_WAIT:
@@ -194,12 +194,12 @@ def _check(settings: EngineSettings, database_dialect: DatabaseDialect) -> None:
 
 
 def _merge(prepared: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Merge both options. The options of the caller take precedence."""
+    """Merge the prepared options with the caller's, which take precedence."""
     merged: dict[str, Any] = {"hide_parameters": True, **prepared, **given}  # no user data in messages or logs
     for name in ("connect_args", "execution_options"):
         merged[name] = {**prepared.get(name, {}), **given.get(name, {})}
     merged["execution_options"][PREPARED] = "isolation_level" not in given
-    if "options" in given.get("connect_args", {}):  # of PostgreSQL: the later of two options wins
+    if "options" in given.get("connect_args", {}):  # PostgreSQL's: if both set a parameter, the later one wins
         merged["connect_args"]["options"] = (
             f"{prepared['connect_args'].get('options', '')} {given['connect_args']['options']}"
         )

@@ -19,16 +19,16 @@ from sqlalchemy.exc import DBAPIError, TimeoutError  # noqa: A004 (the pool's)
 from vibeforge_sessions.errors import ConfigurationError, InvalidSessionError, SchemaError
 
 PREPARED: Final = "vibeforge_sessions_prepared"
-"""Execution option of an engine that `create_engine` of this package has made."""
+"""Execution option that marks an engine of this package's `create_engine` as prepared."""
 BEHIND_POOLER: Final = "vibeforge_sessions_pooler"
-"""Execution option of a prepared engine behind a pooler. Through a pooler, no server session can be ended."""
+"""Execution option of a prepared engine behind a pooler. A server session cannot be ended through a pooler."""
 ISOLATION_LEVEL_CHANGED: Final = "vibeforge_sessions_level_changed"
 """Key in the `info` of a pooled connection whose isolation level may differ from the engine's."""
 
 CONNECT_TIMEOUT: Final = 5
 """Seconds that a prepared engine waits for a server to accept a connection."""
 LOCK_TIMEOUT: Final = 10
-"""Seconds that its connections wait for a row lock of another transaction."""
+"""Seconds that the connections of a prepared engine wait for a row lock of another transaction."""
 IDLE_TIMEOUT: Final = 60
 """Seconds after which the server ends an idle transaction.
 
@@ -83,12 +83,12 @@ class DatabaseDialect(ABC):
     settings_query: ClassVar[str] = ""
     """Query for settings of the server that every transaction depends on."""
     begin_statements: ClassVar[tuple[str, str] | None] = None
-    """Statements that begin a transaction that reads, and one that writes. None if the driver begins it."""
+    """Statements that begin a read transaction and a write transaction. None if the driver begins transactions."""
     short_lock_timeout_statements: ClassVar[tuple[str, ...]] = ()
-    """Statements that limit the waits of a connection for locks to ten seconds."""
+    """Statements that limit each wait of a connection for a lock to ten seconds."""
 
     server_settings: ClassVar[weakref.WeakKeyDictionary[Dialect, Any]] = weakref.WeakKeyDictionary()
-    """Results of `check_server`, by the dialect of each engine."""
+    """Results of `check_settings`, by the dialect of each engine."""
 
     @abstractmethod
     def engine_options(self, url: URL, settings: EngineSettings) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class DatabaseDialect(ABC):
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
         """Begin a transaction in which all reads use one snapshot, on any engine.
 
-        :param single_statement: the unit of work needs no transaction if `supports_writable_ctes`.
+        :param single_statement: the operation needs no transaction on a database that `supports_writable_ctes`.
         :returns: whether a transaction was begun. If not, each statement commits itself.
         """
 
@@ -121,7 +121,7 @@ class DatabaseDialect(ABC):
     def isolation_level(self, dialect: Dialect, *, write: bool, single_statement: bool) -> IsolationLevel | None:
         """Return the isolation level that a transaction sets on a prepared engine; None if it sets none.
 
-        In AUTOCOMMIT, each statement commits itself. The settings of the server must have been checked.
+        In AUTOCOMMIT, each statement commits itself. Call `check_server` first.
         """
         return None
 
@@ -139,7 +139,7 @@ class DatabaseDialect(ABC):
                 connection.rollback()
 
     def check_settings(self, row: Sequence[Any], driver: Any) -> Any:  # noqa: B027 (not all need it)
-        """Check the result of `settings_query` on a driver connection; return the part of it that is kept."""
+        """Check the result of `settings_query` on a driver connection; return the value for `server_settings`."""
 
     def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection was lost, and with it the answer to the last statement."""
@@ -155,7 +155,7 @@ class DatabaseDialect(ABC):
 
     def abort_connection(self, connection: Any) -> None:
         """Close the socket of a driver connection on which a thread or a task waits for the server."""
-        with contextlib.suppress(Exception):  # the connection was closed meanwhile
+        with contextlib.suppress(Exception):  # the connection may have been closed meanwhile
             if hasattr(connection, "terminate"):  # of asyncpg
                 connection.terminate()
             elif getattr(connection, "_transport", None) is not None:  # of asyncmy
@@ -172,21 +172,21 @@ class DatabaseDialect(ABC):
     def end_server_session(self, connection: Connection, session: Any) -> bool:
         """End the server session of a lost connection, using another connection that is in no transaction.
 
-        The server may not know that the connection is lost. It would keep the locks for hours and execute statements
-        that arrive late.
+        The server may not have noticed the loss. It would then keep the locks for hours and execute statements that
+        arrive late.
 
         :returns: whether it is certain that the server executes none of the lost connection's statements from now on.
         """
         return True
 
     def wait_for_replication(self, connection: Connection) -> None:  # noqa: B027 (not all need it)
-        """Let the next read wait until this node has applied all commits of its cluster."""
+        """Wait until the node of this connection has applied all earlier commits of its cluster."""
 
     @abstractmethod
     def check_rows(self, dialect: Dialect, driver: Any, rows: Rows) -> None:
         """Check that the driver connection can send the rows; the driver splits them into statements.
 
-        :raises InvalidSessionError: a row is too large. The error names its size and the limit.
+        :raises InvalidSessionError: a statement would be too large. The error names its size and the limit.
         """
 
     @abstractmethod
@@ -194,7 +194,7 @@ class DatabaseDialect(ABC):
         """Limit the duration of each statement in a read transaction of a synchronous driver connection."""
 
     def period_start(self, time: ColumnElement[Any], unit: str) -> ColumnElement[Any]:
-        """Return the start of the hour or the day of a time: a prefix of its ISO text, or a naive datetime in UTC.
+        """Return the start of a time's hour or day, as a prefix of the ISO text or as a naive datetime in UTC.
 
         :param unit: ``hour`` or ``day``.
         """
@@ -213,15 +213,15 @@ class DatabaseDialect(ABC):
 
     @contextmanager
     def migration_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        """Hold the migration lock. If the connection is in a transaction, take the lock in it; the caller ends it.
+        """Hold the migration lock. A transaction that the caller has begun continues, and the caller ends it.
 
-        :raises SchemaError: another migration still has the lock after ``timeouts.migration`` seconds.
+        :raises SchemaError: another migration still holds the lock after ``timeouts.migration`` seconds.
         """
         if connection.in_transaction():
             with self.named_lock(connection, timeouts):
                 yield
             return
-        # Another connection holds the lock. While this one waits for it, it has no open transaction and no table lock.
+        # A second connection takes the lock, so that this one has no open transaction and no table lock while it waits.
         try:
             second = connection.engine.connect()
         except TimeoutError:
@@ -235,8 +235,8 @@ class DatabaseDialect(ABC):
     def named_lock(self, connection: Connection, timeouts: MigrationTimeouts) -> AbstractContextManager[None]:
         """Hold a lock that the server knows by a name or number.
 
-        If the connection is in no transaction, take the lock so that neither an idle timeout nor CREATE INDEX
-        CONCURRENTLY collides with it.
+        If the connection is in no transaction, the lock must survive idle timeouts and must not block CREATE INDEX
+        CONCURRENTLY.
 
         :raises SchemaError: as `migration_lock` does.
         """
@@ -298,8 +298,8 @@ def check_size(rows: Rows, limit: int, setting: str, *, overhead: int = 0, escap
     """Check that the rows of a statement are not too large.
 
     :param overhead: upper limit of the bytes of a statement without its values.
-    :param escaped: characters that the driver escapes with a second one.
-    :raises InvalidSessionError: they are too large. The error names the size and the limit.
+    :param escaped: characters to each of which the driver adds an escape character.
+    :raises InvalidSessionError: the rows are too large. The error names the size and the limit.
     """
     texts = [value for row in rows for value in row.values() if isinstance(value, str)]
     size = 4 * sum(map(len, texts)) + overhead  # UTF-8 takes at most four bytes per character
@@ -318,7 +318,7 @@ def quoted(name: str, mark: str = '"') -> str:
 
 
 def lock_error(timeouts: MigrationTimeouts, holder: str | None) -> SchemaError:
-    """Return the error of a migration that did not get its lock."""
+    """Return the error for a migration that did not get its lock."""
     return SchemaError(
         f"nothing was migrated, because the migration lock was still not free after {timeouts.migration:g} s "
         f"({holder or 'the other migration has just released it'}): retry later"
@@ -326,7 +326,7 @@ def lock_error(timeouts: MigrationTimeouts, holder: str | None) -> SchemaError:
 
 
 def failure_code(error: BaseException | None) -> Any:
-    """Return the error name of SQLite, the SQLSTATE of PostgreSQL or the error number of MariaDB; None without one."""
+    """Return SQLite's error name, PostgreSQL's SQLSTATE or MariaDB's error number; None if the error has none."""
     original: Any = error.orig if isinstance(error, DBAPIError) else None
     if original is None:
         return None

@@ -1,4 +1,4 @@
-"""Dialect of MariaDB 10.11 and later, and of MySQL where both agree."""
+"""Dialect of MariaDB 10.11 and later, and of MySQL where it behaves alike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vibeforge_sessions.sql.tables import APPLICATION_PRIVILEGES
 _OVERHEAD: Final = 2_000
 """Upper limit of the bytes of a statement without its values."""
 _ESCAPED: Final = "\\'\"\0\n\r\x1a"
-"""Characters that the drivers escape with a second one when they write values into the text of a statement."""
+"""Characters to which the drivers add an escape character when they write values into the text of a statement."""
 
 _TABLE_SIZES: Final = text(
     "SELECT table_name, data_length, index_length FROM information_schema.tables "
@@ -34,11 +34,11 @@ _SESSION_SETTINGS: Final = (  # strict mode: the server raises an error instead 
     f"NO_ZERO_DATE,NO_ZERO_IN_DATE', innodb_lock_wait_timeout = {base.LOCK_TIMEOUT}, "
     # init_connect and skip-character-set-client-handshake override the character set that the driver requests
     "NAMES utf8mb4"
-    f"/*M!, idle_transaction_timeout = {base.IDLE_TIMEOUT}*/"  # MySQL has none
+    f"/*M!, idle_transaction_timeout = {base.IDLE_TIMEOUT}*/"  # MySQL has no such setting
 )
 
 _GREETING_TIMEOUT: Final = float(base.CONNECT_TIMEOUT)
-"""Seconds that a server may stay silent during the handshake. The `connect` listener recognizes it by identity."""
+"""Seconds that a server may stay silent during the handshake. The `connect` listener tests for this very object."""
 _UNKNOWN_VARIABLE: Final = 1193
 _UNKNOWN_THREAD: Final = 1094
 _DEFAULT_PORT: Final = 3306
@@ -54,7 +54,7 @@ _CHARACTER_SET: Final = "utf8mb4"
 
 
 class MariaDBDialect(DatabaseDialect):
-    """MariaDB under its default isolation level REPEATABLE READ: all reads of a session use one snapshot.
+    """MariaDB under its default isolation level REPEATABLE READ: all reads of a transaction use one snapshot.
 
     A write first locks the row of the session and checks its version in the same statement. This statement reads the
     latest committed row and not the snapshot of the transaction. A write reads nothing before this statement.
@@ -101,7 +101,7 @@ class MariaDBDialect(DatabaseDialect):
         @event.listens_for(engine, "connect")
         def connect(connection: DBAPIConnection, _record: object) -> None:
             if getattr(connection, "_read_timeout", None) is _GREETING_TIMEOUT:
-                connection._read_timeout = None  # noqa: SLF001 (PyMySQL has no other way; a migration may take longer)
+                connection._read_timeout = None  # noqa: SLF001 (PyMySQL has no public way; a migration may take longer)
             with contextlib.closing(connection.cursor()) as cursor:
                 cursor.execute(_SESSION_SETTINGS)
 
@@ -119,7 +119,7 @@ class MariaDBDialect(DatabaseDialect):
         problems = [
             f"{name} is {value}"
             for name, value in zip(_CHARACTER_SETS, values, strict=True)
-            # None as character_set_results: no conversion, the server sends text as it is stored
+            # character_set_results may be None: then the server sends text as stored, without conversion
             if value is not None and value.partition("_")[0] != _CHARACTER_SET
         ]
         # a listener may have sent SET NAMES, which does not change the encoding of the driver
@@ -171,7 +171,7 @@ class MariaDBDialect(DatabaseDialect):
             try:
                 yield
             finally:
-                with contextlib.suppress(Exception):  # the connection is lost and not used again
+                with contextlib.suppress(Exception):  # raised if the connection is lost, which is then not used again
                     cursor.execute(f"SET SESSION max_statement_time = {before}")
 
     def table_sizes(self, connection: Connection, tables: Sequence[str], schema: str | None) -> Sequence[Sequence[Any]]:
@@ -196,7 +196,7 @@ class MariaDBDialect(DatabaseDialect):
             holder = connection.execute(select(func.is_used_lock(name))).scalar()
             raise base.lock_error(timeouts, f"connection {holder} of the server" if holder else None)
         if not is_joined:
-            connection.rollback()  # the lock outlasts the transaction, which the server would end when it is idle
+            connection.rollback()  # the lock outlasts the transaction; the server would end an idle transaction
         try:
             yield
         finally:
@@ -253,7 +253,7 @@ def _hosts(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _limit_connect_time(dialect: Dialect, _record: object, _args: object, parameters: dict[str, Any]) -> None:
-    """Limit the whole connection setup: the limit of asyncmy ends once the server has accepted the connection."""
+    """Limit the whole connection setup, because asyncmy's own limit ends when the server accepts the connection."""
     connect = parameters.get("async_creator_fn", dialect.loaded_dbapi.asyncmy.connect)
 
     async def connect_in_time(*args: Any, **given: Any) -> Any:
@@ -264,6 +264,6 @@ def _limit_connect_time(dialect: Dialect, _record: object, _args: object, parame
 
 
 def _account(name: str) -> str:
-    """Return a quoted account: for any host unless the name contains one, as in ``app@10.0.0.%``."""
+    """Return a quoted account, for any host unless the name contains a host, as in ``app@10.0.0.%``."""
     user, _, host = name.rpartition("@") if "@" in name else (name, "", "%")
     return f"{base.quoted(user, '`')}@{base.quoted(host, '`')}"

@@ -57,13 +57,14 @@ _SINGLE_STATEMENT_LEVEL: Final = "read committed"
 
 
 class PostgreSQLDialect(DatabaseDialect):
-    """PostgreSQL with one statement for each write, in AUTOCOMMIT: one round trip, neither BEGIN nor COMMIT.
+    """PostgreSQL with single-statement writes in AUTOCOMMIT, which take one round trip without BEGIN and COMMIT.
 
-    Under READ COMMITTED, a statement uses one snapshot. Each write begins with an UPDATE or INSERT of one row, and its
-    WHERE clause states the expected version. After a wait for a row lock, PostgreSQL evaluates this clause again, so no
-    write fails with "could not serialize access". A session is read in two statements, and the second returns the
-    version again, so that a write between them is detected. The isolation level is set on every engine, whatever its
-    default. If the default of the server is another level, each call runs in a transaction that sets its level.
+    Under READ COMMITTED, a statement uses one snapshot. Each write begins with an INSERT of one row, or with an UPDATE
+    of one row whose WHERE clause states the expected version. After a wait for a row lock, PostgreSQL evaluates this
+    clause again, so no write fails with "could not serialize access". A session is read in two statements, and the
+    second returns the version again, so that a write between them is detected. The isolation level is set on every
+    engine, whatever the engine's default. If the server's default is not READ COMMITTED, each call runs in a
+    transaction that sets its own level.
     """
 
     names = ("postgresql",)
@@ -95,7 +96,7 @@ class PostgreSQLDialect(DatabaseDialect):
         elif driver == "asyncpg":
             connect_args = {"server_settings": dict(_SESSION_SETTINGS)}
         else:
-            given = url.query.get("options", "")  # the later of two options wins
+            given = url.query.get("options", "")  # if both set a parameter, the later one wins
             options = [f"-c {name}={value}" for name, value in _SESSION_SETTINGS.items()]
             connect_args = {"options": " ".join([*options, *((given,) if isinstance(given, str) else given)])}
         timeout = "timeout" if driver == "asyncpg" else "connect_timeout"
@@ -126,12 +127,12 @@ class PostgreSQLDialect(DatabaseDialect):
     def begin(self, connection: Connection, *, write: bool, single_statement: bool) -> bool:
         pooled: Any = connection.connection
         pooled.commit()  # keep the settings of a caller's `connect` listener
-        connection.info[base.ISOLATION_LEVEL_CHANGED] = True  # set first, so that the pool always resets it
+        connection.info[base.ISOLATION_LEVEL_CHANGED] = True  # set first, so that the pool always resets the level
         self.check_server(connection)
-        # the driver sends the level along with BEGIN, and both with the first statement: no round trip
+        # the driver sends the level along with BEGIN, and both with the first statement: no extra round trip
         level = self.isolation_level(connection.dialect, write=write, single_statement=single_statement)
         if base.is_prepared(connection):
-            # below SQLAlchemy, whose own reset loses the pooled connection if it is interrupted
+            # set in the driver: an interruption of SQLAlchemy's own reset would lose the pooled connection
             connection.dialect.set_isolation_level(pooled.dbapi_connection, level)
         else:
             connection.execution_options(isolation_level=level)
@@ -222,7 +223,7 @@ class PostgreSQLDialect(DatabaseDialect):
 
     @contextmanager
     def migration_session(self, connection: Connection, timeouts: MigrationTimeouts) -> Iterator[None]:
-        driver = connection.connection.driver_connection  # AUTOCOMMIT exists in the driver only
+        driver = connection.connection.driver_connection  # get_isolation_level does not report AUTOCOMMIT
         level = "AUTOCOMMIT" if getattr(driver, "autocommit", False) else connection.get_isolation_level()
         connection.connection.rollback()  # reading the level has begun a transaction
         connection.execution_options(isolation_level="READ COMMITTED")
@@ -274,7 +275,7 @@ class PostgreSQLDialect(DatabaseDialect):
 
 
 def _hosts(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the hosts and ports of asyncpg if there are several hosts; otherwise an empty list."""
+    """Return the hosts and ports in parameters of asyncpg; an empty list if there is only one host."""
     hosts, ports = parameters.get("host"), parameters.get("port")
     if not isinstance(hosts, list):
         return []

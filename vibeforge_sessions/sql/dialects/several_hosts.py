@@ -1,4 +1,4 @@
-"""Connections to the first ready host of a URL that names several."""
+"""Connections to the first ready host of a URL that names several hosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def connect_to_ready_host(
 
     It begins with the host to which it connected last.
 
-    :param hosts_of: returns the hosts and ports that the parameters of a connection name.
+    :param hosts_of: returns the hosts and ports in the parameters of a connection.
     """
     first = 0
 
@@ -30,7 +30,7 @@ def connect_to_ready_host(
             host, port = hosts[index]
             try:
                 connection = dialect.connect(*args, **{**parameters, "host": host, "port": port})
-                try:  # a node of Galera that is not ready rejects a ROLLBACK, but not SELECT 1
+                try:  # a Galera node that is not ready rejects a ROLLBACK, but not SELECT 1
                     connection.rollback()
                 except BaseException:
                     connection.close()

@@ -37,8 +37,8 @@ _DEFAULT_LENGTH_LIMIT: Final = 1_000_000_000
 class SQLiteDialect(DatabaseDialect):
     """SQLite with a write-ahead log, explicit BEGIN, and BEGIN IMMEDIATE for writes.
 
-    The driver of Python does not begin a transaction for reads and DDL. A transaction that first reads and then writes
-    fails with "database is locked" whatever the timeout: in half of the attempts with four processes.
+    Python's driver begins no transaction for reads and DDL. After a plain BEGIN, a transaction that first reads and
+    then writes can fail with "database is locked" whatever the timeout (in half of the attempts of four processes).
     """
 
     names = ("sqlite",)
@@ -67,7 +67,7 @@ class SQLiteDialect(DatabaseDialect):
         if "timeout" not in url.query:  # in seconds, like busy_timeout
             options["connect_args"]["timeout"] = settings.busy_timeout
         if _in_memory(url):
-            # each connection would open a database of its own: all threads share one connection
+            # a second connection would open a second database, so all threads share one connection
             options |= {
                 "poolclass": QueuePool if url.drivername in self.drivers else AsyncAdaptedQueuePool,
                 "pool_size": 1,
@@ -114,7 +114,7 @@ class SQLiteDialect(DatabaseDialect):
 
     def check_rows(self, dialect: Dialect, driver: Any, rows: Rows) -> None:
         limit = _DEFAULT_LENGTH_LIMIT
-        if isinstance(driver, sqlite3.Connection):  # not of aiosqlite, where a lower limit raises the database's error
+        if isinstance(driver, sqlite3.Connection):  # not aiosqlite's: SQLite itself rejects rows above a lower limit
             limit = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
         for row in rows:
             base.check_size([row], limit, "SQLITE_LIMIT_LENGTH")
@@ -152,8 +152,8 @@ class SQLiteDialect(DatabaseDialect):
             return
         if timeouts.statement is not None:
             raise InvalidArgumentError("SQLite has no time limit for statements: leave it out", "statement_timeout")
-        # Batch migrations drop tables. With foreign keys on, SQLite then deletes every row that refers to them. So they
-        # are off during a migration, and checked before its commit.
+        # Batch migrations drop tables. With foreign keys on, SQLite then deletes every row that refers to them. So
+        # foreign keys are off during a migration, and checked before its commit.
         foreign_keys, busy_timeout = _pragma(connection, "foreign_keys"), _pragma(connection, "busy_timeout")
         _pragma(connection, "foreign_keys = OFF")
         if _pragma(connection, "foreign_keys"):
@@ -163,7 +163,7 @@ class SQLiteDialect(DatabaseDialect):
             try:
                 _check_engine(connection)
                 connection.begin()
-                if _driver(connection).in_transaction:  # begun by a listener or the driver, to read
+                if _driver(connection).in_transaction:  # a listener or the driver has begun a read transaction
                     connection.exec_driver_sql("ROLLBACK")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
@@ -252,7 +252,7 @@ def _check_engine(connection: Connection) -> None:
 
 
 def _use_wal(cursor: Any, busy_timeout: float) -> None:
-    # The file keeps the journal mode, so only the first connection changes it. SQLite does not wait for locks there.
+    # The file keeps the journal mode, so only the first connection changes it. The change does not wait for locks.
     deadline = time.monotonic() + busy_timeout
     while True:
         try:
@@ -269,7 +269,7 @@ def _use_wal(cursor: Any, busy_timeout: float) -> None:
 
 
 def _pragma(connection: Connection, pragma: str) -> Any:
-    """Execute a PRAGMA on the driver connection: SQLAlchemy would begin a transaction first."""
+    """Execute a PRAGMA on the driver connection, because SQLAlchemy would first begin a transaction."""
     with closing(connection.connection.cursor()) as cursor:
         cursor.execute(f"PRAGMA {pragma}")
         row = cursor.fetchone()
