@@ -11,7 +11,7 @@ from vibeforge_sessions.sql.transactions.owned import OwnedTransactions
 
 
 def transactions_on(bind: object, *, precompiled: bool, retry: RetryPolicy) -> OwnedTransactions | JoinedTransaction:
-    """Return the runner of a repository on an engine, or on a connection or session of the caller."""
+    """Return the transaction runner for an engine, or for a connection or ORM session of the caller."""
     if not isinstance(retry, RetryPolicy):
         raise ConfigurationError(f"must be a RetryPolicy, not {type(retry).__name__}", "retry")
     if isinstance(bind, Engine):

@@ -1,4 +1,4 @@
-"""Translation of SQLAlchemy's and the drivers' errors: names and codes, never a driver's text, a URL or values."""
+"""Translation of errors of SQLAlchemy and drivers. Messages never contain a driver's text, a URL or values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def connected(engine: Engine) -> Iterator[Connection]:
 
 
 def reach(connect: Callable[[], T]) -> T:
-    """Return what `connect` returns; translate the errors that it may raise, not only SQLAlchemy's."""
+    """Return the result of `connect`; translate the errors that it may raise, including the drivers'."""
     try:
         return connect()
     except FAILURES as error:
@@ -56,7 +56,7 @@ def failure_of(
 ) -> SessionRepositoryError:
     """Return this package's error for an error of SQLAlchemy or a driver.
 
-    The original error becomes its cause, unless it shows data.
+    The original error becomes its cause, unless the original contains data.
 
     :param doing: the step that failed: "reach", "use" or "commit".
     :param unknown: the write may have been committed.
@@ -66,7 +66,7 @@ def failure_of(
     text = could_not(doing)
     if isinstance(error, DBAPIError) and str(error.orig).startswith("Could not decode to UTF-8"):  # SQLite's driver
         raise ValueError("a stored string is not valid UTF-8") from None
-    if isinstance(error, OSError):  # asyncpg's; it shows an address
+    if isinstance(error, OSError):  # raised by asyncpg; its message contains an address
         return StorageError(text + type(error).__name__)
     if not isinstance(error, SQLAlchemyError):  # the driver itself raised it, for options that it does not know
         return ConfigurationError(
@@ -85,7 +85,7 @@ def failure_of(
 
 
 def _hide_values(error: SQLAlchemyError) -> None:
-    """Remove values from an error before it is chained, because logs show it. A caller's engine may not hide them."""
+    """Remove values, which a caller's engine might not hide, from an error before it is chained and thus logged."""
     if not isinstance(error, StatementError):
         return
     error.hide_parameters = True
@@ -99,7 +99,7 @@ def _hide_values(error: SQLAlchemyError) -> None:
 
 
 def _keep_first_lines(error: BaseException) -> None:
-    """Remove the later lines of PostgreSQL's messages: they quote whole rows."""
+    """Remove the later lines of PostgreSQL's messages, because they quote whole rows."""
     error.args = tuple(arg.split("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
 
 
@@ -112,7 +112,7 @@ def failure_name(error: BaseException) -> str:
 def has_wrong_schema(error: StorageError) -> bool:
     """Return whether a statement may have failed because a table or column is missing.
 
-    The codes of all databases are compared, since no two have one in common: reading the dialect of a caller's session
-    could fail as well.
+    The function compares the codes of all databases, because reading the dialect of a caller's session could fail as
+    well. No two databases have a code in common.
     """
     return any(failure_code(error.__cause__) in each.missing_schema_codes for each in DATABASE_DIALECTS)

@@ -1,9 +1,9 @@
 """Execution of an operation's statements on both paths: through SQLAlchemy's `Connection`, and precompiled.
 
-Precompiled statements are compiled once per engine, and executed on the driver's connection below SQLAlchemy's.
-Parameters and rows pass through the same column types as on the ordinary path. This takes 44 to 68 % of the ordinary
-path's CPU time (python -m benchmarks.execution_paths), but the engine's events are not raised: `owned` decides when it
-is used.
+Precompiled statements are compiled once per engine, and executed directly on the driver's connection. Parameters and
+rows are converted by the same column types as on the ordinary path. The precompiled path takes 44 to 68 % of the
+ordinary path's CPU time (python -m benchmarks.execution_paths), but raises none of the engine's events. The module
+`owned` decides which path is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Processor = Callable[[Any], Any]
 _SESSION: Final = "vibeforge_sessions_server_session"
 _WRITES: Final = "vibeforge_sessions_writes"
 _MOST: Final = 1_000
-"""Precompiled statements that are kept for an engine."""
+"""Maximum number of precompiled statements that are kept for an engine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class JoinedWrites:
     """Each session that was written, and whether the last write deleted it."""
 
     def transaction_of(self, session_id: str) -> str | None:
-        """Return the id of the transaction if it has written a session."""
+        """Return the id of the transaction if it has written or deleted the session."""
         return self.transaction_id if session_id in self.deleted else None
 
 
@@ -67,13 +67,13 @@ def returning(statement: Update | Delete, select: Select[Any]) -> Any:
 class Executor:
     """Executes the statements of one operation on a connection; the runner begins and ends the transaction.
 
-    This class executes them through `sqlalchemy.Connection.execute`: an engine's event listeners see every statement.
+    This class executes them through `sqlalchemy.Connection.execute`, so the engine's event listeners see each of them.
     """
 
     __slots__ = ("connection", "database", "dialect", "joined", "writes")
 
     joined: bool
-    """Whether the transaction is the caller's. Its isolation level may let two reads see different states."""
+    """Whether the transaction is the caller's. The caller's isolation level may let two reads see different states."""
     writes: JoinedWrites
     """The sessions that a joined transaction has written; not set in other transactions."""
 
@@ -95,7 +95,7 @@ class Executor:
 
     @property
     def server_session(self) -> Any:
-        """The argument of `DatabaseDialect.end_server_session`, kept because it cannot be read after a loss."""
+        """The argument of `DatabaseDialect.end_server_session`, kept because a lost connection cannot return it."""
         info = self.connection.info
         if _SESSION not in info:
             info[_SESSION] = self.database.server_session(self.driver)
@@ -129,8 +129,8 @@ class Executor:
         self.connection.commit()
 
     def rollback(self) -> None:
-        """Roll back what a failed COMMIT has left: the next user of the connection would commit it."""
-        try:  # for SQLAlchemy the transaction has ended; SQLite's may go on
+        """Roll back what a failed COMMIT has left open, because the next user of the connection would commit it."""
+        try:  # SQLAlchemy has ended its transaction, but SQLite's may still be open
             self.pooled.rollback()
         except BaseException as error:  # the state of the connection is unknown
             self.give_up()
@@ -139,11 +139,11 @@ class Executor:
 
     def give_up(self) -> None:
         """Discard the connection."""
-        if not self.connection.closed:  # a failed close may have closed it
+        if not self.connection.closed:  # a failed close may have closed the connection
             self.connection.invalidate()
 
     def close(self) -> None:
-        """Roll back what is not committed, and return the connection to the pool as it was."""
+        """Roll back uncommitted changes, and return the connection to the pool in its original state."""
         try:
             self.connection.close()
         except BaseException as error:  # the connection was lost at the ROLLBACK; the earlier error matters more
@@ -165,17 +165,17 @@ class Executor:
         return next(zip(*self.columns(statement, parameters), strict=True), None)
 
     def write(self, statement: Executable, parameters: Sequence[Parameters]) -> int:
-        """Execute a statement that returns no rows once for each set of parameters; return how many rows it matched."""
+        """Execute a statement without result rows, once per set of parameters; return the number of matched rows."""
         return self.connection.execute(statement, parameters if len(parameters) > 1 else parameters[0]).rowcount
 
     def updated_row(self, update: Update, parameters: Parameters, select: Select[Any]) -> Sequence[Any] | None:
-        """Update a row, and return the columns that `select` reads of it; None if the update matches no row."""
+        """Update a row, and return the columns of the row that `select` reads; None if the update matches no row."""
         if self.dialect.update_returning:
             return self.row(returning(update, select), parameters)
         return self.row(select, parameters) if self.write(update, [parameters]) else None
 
     def failed(self, error: BaseException) -> BaseException:
-        """Return an error of a method as SQLAlchemy's error; discard a connection that was interrupted."""
+        """Return an error of another method, as SQLAlchemy's error; discard the connection after an interruption."""
         return error
 
     def check_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -188,7 +188,7 @@ class Executor:
             self.writes.deleted[session_id] = deleted
 
     def transaction_of(self, session_id: str) -> str | None:
-        """Return the id of the joined transaction if it has written a session."""
+        """Return the id of the joined transaction if it has written or deleted the session."""
         return self.writes.transaction_of(session_id) if self.joined else None
 
     def reads_now(self, session_id: str) -> bool:
@@ -214,7 +214,7 @@ class PrecompiledStatement:
         self._constants = {name: bind.value for name, bind in binds.items() if not bind.required}
         into = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in binds.items()}
         self._in: list[tuple[str, Processor]] = [(name, each) for name, each in into.items() if each is not None]
-        columns = compiled._result_columns  # noqa: SLF001 (exported_columns of an UPDATE would be memoized in it)
+        columns = compiled._result_columns  # noqa: SLF001 (an UPDATE would memoize its exported_columns)
         out = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
         self._out: list[tuple[int, Processor]] = [(index, each) for index, each in enumerate(out) if each is not None]
 
@@ -250,7 +250,7 @@ class PrecompiledStatements(dict[Executable, PrecompiledStatement]):
         """The engine's ``schema_translate_map``."""
 
     def __missing__(self, statement: Executable) -> PrecompiledStatement:
-        if len(self) >= _MOST:  # filters come in many kinds; the others are a few dozen
+        if len(self) >= _MOST:  # listings have many forms; all other statements are a few dozen
             self.clear()
         compiled = self[statement] = PrecompiledStatement(statement, self.dialect, self.schemas)
         return compiled
@@ -277,9 +277,9 @@ class PrecompiledExecutor(Executor):
             self._driver.execute(begin[write])
             return True
         level = self.database.isolation_level(self.dialect, write=write, single_statement=single_statement)
-        if level is not None:  # PostgreSQL's
-            self.connection.info[ISOLATION_LEVEL_CHANGED] = True  # set first, so that the pool always resets it
-            self._driver.commit()  # keeps the settings of a caller's `connect` listener; sends nothing otherwise
+        if level is not None:  # only PostgreSQL sets a level
+            self.connection.info[ISOLATION_LEVEL_CHANGED] = True  # set first, so that the pool always resets the level
+            self._driver.commit()  # keeps the settings of a caller's `connect` listener, if there is one
             self.dialect.set_isolation_level(self._driver, level)
         return level != "AUTOCOMMIT"
 

@@ -1,4 +1,4 @@
-"""Joined transactions: each operation is a savepoint in the transaction of the caller, and is not retried."""
+"""Joined transactions: each operation runs in a savepoint of the caller's transaction, and is not retried."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class JoinedTransaction:
     """Runs each operation in a savepoint; the caller alone commits the transaction or rolls it back.
 
-    :param host: a `Connection` or an `orm.Session`; its transaction begins with the first call, if it has not yet.
+    :param host: a `Connection` or an `orm.Session`; the first call begins its transaction unless there is one.
     """
 
     def __init__(self, host: Connection | orm.Session, *, retry: RetryPolicy) -> None:
@@ -42,20 +42,20 @@ class JoinedTransaction:
         return self._host.connection() if isinstance(self._host, orm.Session) else self._host
 
     def transaction_of(self, session_id: str) -> str | None:
-        """Return the id of the caller's transaction if it has written a session: it may still be rolled back."""
+        """Return the id of the caller's transaction, which may still be rolled back, if it has written the session."""
         return joined_writes(self.bind).transaction_of(session_id)
 
     def run(self, operation: Operation[T]) -> T:
         """Execute the operation, wholly or not at all.
 
-        :raises StorageError: SQLAlchemy or the driver raised; the cause is chained, without parameters.
+        :raises StorageError: SQLAlchemy or the driver raised an error, which is chained without parameters.
         """
         shared: Connection | orm.Session = self._host
         if isinstance(shared, orm.Session) and isinstance(shared.bind, Connection):
             shared = shared.bind
         with ExitStack() as turn:
             _queue(shared, turn)
-            connection = reach(lambda: self.bind)  # an orm.Session may connect only now
+            connection = reach(lambda: self.bind)  # an orm.Session may open its connection only now
             if connection is not shared:
                 _queue(connection, turn)
             return self._run(operation, Executor(connection, database_dialect_of(connection.dialect), joined=True))
@@ -83,7 +83,7 @@ class JoinedTransaction:
                         f"the changes of the call could not be rolled back{LOST}", transaction_lost=True
                     ) from raised
                 raise
-            finally:  # the handler above may have been interrupted, and the connection is the caller's
+            finally:  # the handler may have been interrupted, and the caller keeps the connection
                 if savepoint is not None and savepoint.is_active and not executor.connection.invalidated:
                     savepoint.rollback()
                 limit.is_over = True
@@ -96,7 +96,7 @@ def _rolled_back(savepoint: NestedTransaction, connection: Connection) -> bool:
         if not connection.invalidated:
             savepoint.rollback()
             return not connection.invalidated
-    except SQLAlchemyError:  # after a deadlock MariaDB has rolled back everything
+    except SQLAlchemyError:  # after a deadlock, MariaDB has rolled back the whole transaction
         # SQLAlchemy has not noticed, and would let the caller commit the statements that follow
         connection.invalidate()
     return False
@@ -106,7 +106,7 @@ _queues: Final[weakref.WeakKeyDictionary[object, asyncio.Lock]] = weakref.WeakKe
 
 
 def _queue(host: Connection | orm.Session, until: ExitStack) -> None:
-    """Let the calls of several tasks on one asynchronous connection or session run one after the other.
+    """Make the calls of several tasks on one asynchronous connection or session run one after the other.
 
     If calls interleaved, one call could release or roll back the savepoint of another.
 

@@ -1,4 +1,4 @@
-"""Owned transactions: each operation has a connection of the engine and a transaction to itself, and is retried."""
+"""Owned transactions: each operation has its own connection and its own transaction, and is retried."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _listeners: Final = operator.attrgetter(
     "rollback",
     "set_connection_execution_options",
 )
-"""Listeners to the events that precompiled statements do not raise. SQLite's dialect itself listens to ``begin``."""
+"""Listeners to the events that precompiled statements do not raise, except ``begin``, which SQLite's dialect uses."""
 _dialect_listeners: Final = operator.attrgetter("do_execute", "do_execute_no_params", "do_executemany", "handle_error")
 _SCHEMAS: Final = "schema_translate_map"
 _KNOWN_OPTIONS: Final = {PREPARED, BEHIND_POOLER, _SCHEMAS}
-"""The execution options of an engine that precompiled statements follow."""
+"""Execution options of an engine on which precompiled statements can be used."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,7 +71,7 @@ class _Call(Generic[T]):
     in_doubt: SessionRepositoryError | None = None
     """The error of the first attempt after which the write may have been committed."""
     lost_session: tuple[Any, bool] | None = None
-    """Of a lost connection: the argument of `DatabaseDialect.end_server_session`, and `commits_itself`."""
+    """For a lost connection: the argument of `DatabaseDialect.end_server_session`, and `commits_itself`."""
     may_still_arrive: bool = False
     """Whether the server may still execute a statement that commits itself."""
     stage: str = "reach"
@@ -105,7 +105,7 @@ class OwnedTransactions:
     def run(self, operation: Operation[T]) -> T:
         """Execute the operation, wholly or not at all.
 
-        :raises StorageError: SQLAlchemy or the driver raised; the cause is chained, without parameters.
+        :raises StorageError: SQLAlchemy or the driver raised an error, which is chained without parameters.
         :raises OutcomeUnknownError: the outcome of an in-doubt write could not be resolved.
         """
         retry, call, statements = self._retry, _Call(operation), self._statements
@@ -135,7 +135,7 @@ class OwnedTransactions:
                 await_only(asyncio.sleep(delay))
             else:
                 time.sleep(delay)
-            statements = None  # SQLAlchemy's path also handles the other connections of a pool whose server is gone
+            statements = None  # the ordinary path also discards the pool's other connections if the server is gone
         raise AssertionError("unreachable")
 
     def _attempt(self, call: _Call[T], statements: PrecompiledStatements | None, seconds: float) -> T:
@@ -173,7 +173,7 @@ class OwnedTransactions:
                         executor.close()
                 finally:  # even if closing was interrupted
                     if limit is not None:
-                        limit.is_over = True  # at once: the connection may soon have another user
+                        limit.is_over = True  # without delay: the connection may soon have another user
                     if self._calls is not None:
                         self._calls.pop(call, None)
 
@@ -181,8 +181,8 @@ class OwnedTransactions:
         """Take a connection from the pool, and choose precompiled statements if no code depends on the engine's events.
 
         That is the case if the engine was made by `create_engine`, has no event listeners, does not log statements, and
-        has only execution options that precompiled statements follow. The first call on a server takes the ordinary
-        path, which reads the server's settings.
+        has no execution options except `_KNOWN_OPTIONS`. The first call on a server takes the ordinary path, which
+        reads the server's settings.
 
         :param statements: the precompiled statements of the engine; None to execute through SQLAlchemy in any case.
         :raises SQLAlchemyError: the database cannot be reached.
@@ -210,7 +210,7 @@ class OwnedTransactions:
     def _raise_failure(
         self, call: _Call[Any], executor: Executor | None, raised: BaseException, *, is_late: bool
     ) -> None:
-        """Translate and raise the error of an attempt, if it is an error of the database."""
+        """Translate and raise the error of an attempt if it is an error of the database; otherwise return."""
         error = raised if executor is None else executor.failed(raised)
         if executor is not None and call.stage == "commit":
             executor.rollback()
@@ -244,7 +244,7 @@ class OwnedTransactions:
 
 
 def _end_lost_session(call: _Call[Any], executor: Executor, lost_session: tuple[Any, bool]) -> None:
-    """End the server session of the connection that the call has lost, on the connection of a later attempt."""
+    """End the server session of a connection that the call has lost, using the connection of a later attempt."""
     (session, commits_itself), connection, database = lost_session, executor.connection, executor.database
     is_certain = False
     try:

@@ -1,11 +1,11 @@
 """Time limits of attempts, for servers that accept a connection and then do not answer.
 
-Drivers have no such limit, or one for each packet. So a thread or the event loop closes the connection's socket, and
-the driver reports the connection as lost.
+Drivers have no time limit for an attempt, or only one for each packet. So a thread or the event loop closes the
+connection's socket when the time is over, and the driver reports the connection as lost.
 
-An exception of a signal handler may end an attempt at any function entry, including the entry of `Limit.__exit__`. A
-limit that remains then closes nothing: it refers to the pooled connection weakly, and only until the connection has
-returned to the pool.
+An exception from a signal handler may end an attempt at any function entry, including the entry of `Limit.__exit__`,
+and thus leave a limit behind. Such a limit closes nothing, because it refers to the pooled connection only weakly, and
+finds no driver connection in it after its return to the pool.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EVERY: Final = 0.1
 _GRACE: Final = 1.0
 """Seconds in which a driver on an event loop must notice that its connection was closed."""
 _IDLE: Final = 100
-"""Checks without a limit after which the thread ends."""
+"""Number of successive checks without any limit after which the thread ends."""
 
 ExecutorT = TypeVar("ExecutorT", bound=Executor)
 
@@ -41,8 +41,8 @@ ExecutorT = TypeVar("ExecutorT", bound=Executor)
 class Limit:
     """A context manager that ends an attempt after a number of seconds, by closing its socket.
 
-    Cancelling alone is not enough, because a driver may then wait for the server again. This base class sets no limit;
-    it is used for embedded databases, which always answer.
+    Canceling the task would not be enough, because a driver may then wait for the server again. This base class never
+    expires; it is used for embedded databases, which always answer.
     """
 
     __slots__ = ("__weakref__", "_database", "connection", "expired", "is_over", "until")
@@ -54,7 +54,8 @@ class Limit:
         self.is_over = False
         """Whether the attempt is over, so that the limit must not expire any more.
 
-        The attempt sets it by an assignment: unlike a call, that has no function entry at which it is interrupted.
+        The attempt sets this attribute by an assignment. Unlike a call, an assignment has no function entry, where an
+        exception from a signal handler could prevent it.
         """
         self._database = database
         self.connection: Callable[[], Any] = _no_connection
@@ -67,7 +68,7 @@ class Limit:
         self.is_over = True
 
     def connecting(self, connect: Callable[..., ExecutorT], *arguments: Any) -> ExecutorT:
-        """Call a function that takes a connection from the pool, which may open a new one; limit its waits."""
+        """Call a function that takes a connection from the pool, or lets the pool open one; limit its waits."""
         executor = connect(*arguments)
         self.watch(executor.pooled)
         return executor
@@ -127,7 +128,7 @@ class _OnTheLoop(Limit):
         return self.expired
 
     def _close(self, error: BaseException | None) -> bool:
-        """Return whether this limit, and not another task, has canceled the task. Only asyncio records this."""
+        """End the asyncio timeout; return whether the timeout, and not another task, has canceled this task."""
         self._timer.cancel()
         is_open, self._is_open = self._is_open, False
         try:
@@ -152,17 +153,17 @@ class _InThreads(Limit):
         _watchdog.remove(self)
 
     def connecting(self, connect: Callable[..., ExecutorT], *arguments: Any) -> ExecutorT:
-        context = contextvars.copy_context()  # discarded with its variables, even if interrupted
+        context = contextvars.copy_context()  # it is discarded with its variable, even after an interruption
         context.run(_current.set, self)
         try:
             return context.run(super().connecting, connect, *arguments)
         except BaseException:
-            self.connection = _no_connection  # it may have been opened without reaching the pool
+            self.connection = _no_connection  # the connection may have been opened without reaching the pool
             raise
 
 
 class _Watchdog:
-    """The thread that expires limits; a process has one as long as calls are made."""
+    """The thread that expires limits. A process has this thread only while calls are made."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -181,7 +182,7 @@ class _Watchdog:
                 self._thread = thread
 
     def remove(self, limit: Limit) -> None:
-        with self._lock:  # after this the thread does not expire the limit: the connection may soon have another user
+        with self._lock:  # from now on the limit cannot expire: the connection may soon have another user
             self._limits.discard(limit)
 
     def _run(self) -> None:
@@ -196,7 +197,7 @@ class _Watchdog:
                     return
 
     def check(self) -> None:
-        """Expire limits that are over. Forget limits that interrupted attempts did not remove."""
+        """Expire the limits whose time is over. Remove limits that interrupted attempts have left behind."""
         now = time.monotonic()
         for limit in self._limits:
             if limit.until <= now:
@@ -219,7 +220,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
-    """Return the factory of time limits, by their seconds, for attempts on engines of a dialect."""
+    """Return a function that makes a limit from a number of seconds, for attempts on engines of this dialect."""
     database = database_dialect_of(dialect)
     kind = _OnTheLoop if dialect.is_async else _InThreads
     return functools.partial(kind if database.is_server else Limit, database=database)
@@ -228,7 +229,7 @@ def limits_of(dialect: Dialect) -> Callable[[float], Limit]:
 def watch_new(connection: Any, _record: object) -> None:
     """Limit the waits of the current attempt, if there is one, on a connection that is being opened.
 
-    It listens to the engine's "connect" event.
+    This function is a listener to the engine's "connect" event.
     """
     limit = _current.get()
     if limit is not None:
@@ -236,7 +237,7 @@ def watch_new(connection: Any, _record: object) -> None:
 
 
 def _no_connection() -> None:
-    """Stand in for the weak reference to a connection."""
+    """Return None, while an attempt has no connection."""
 
 
 def _call_later(seconds: float, method: Callable[[], None]) -> asyncio.TimerHandle:
