@@ -20,12 +20,12 @@ from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, WriteOperation
 
 _SMALL: Final = 1_000
-"""Characters that a statement can hold on every database, whatever its limit for a statement is."""
+"""Length of a string that fits into a statement on every database, whatever the size limit of a statement is."""
 
 
 @functools.cache
 def _single_statement(history: History) -> Any:
-    """Return the statement that counts and inserts an entry; it returns the counters of the session's row."""
+    """Return the statement that counts an entry, inserts it, and returns the counters of the session's row."""
     table = history.table
     row = history.count_one.returning(sessions.c.session_id, *session_rows.counters).cte("session_row")
     entry: dict[str, Any] = {column.name: parameter(history.prefix, column) for column in table.columns}
@@ -38,12 +38,12 @@ def _single_statement(history: History) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AppendEntry(WriteOperation[Sequence[Any]]):
-    """Add an entry to a history and to its count; return its position, and the phase of an error.
+    """Add an entry to a history and increase the count; return the entry's position, and the phase of an error.
 
-    The count locks the session's row until the end of the transaction, so positions are gapless and in the order of
-    commits.
+    The update of the count locks the session's row until the end of the transaction, so positions are gapless and in
+    the order of commits.
 
-    :raises SessionNotFoundError: there is no session of this id.
+    :raises SessionNotFoundError: there is no session with this id.
     """
 
     history: History
@@ -52,7 +52,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
     time: datetime
     """The time of the call."""
     needs_transaction: bool = False
-    """Behind a pooler the session of a lost connection cannot be ended: only a transaction can be resolved there."""
+    """Required behind a pooler, where a lost server session cannot be ended and might execute the statement late."""
 
     @property
     def about(self) -> str:
@@ -61,7 +61,7 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
     def execute(self, executor: Executor) -> Sequence[Any]:
         history, row, session_id = self.history, self.row, self.row["session_id"]
         if len(row[history.text]) > _SMALL:
-            executor.check_rows([row])  # rejects an entry that no statement can hold
+            executor.check_rows([row])  # rejects an entry that is too large for a statement
         count = {ID: session_id, NOW: self.time}
         is_single = executor.database.supports_writable_ctes
         if is_single:
@@ -94,6 +94,6 @@ class AppendEntry(WriteOperation[Sequence[Any]]):
             raise UnresolvableOutcome(
                 "the session was deleted and created again, and its earlier histories no longer exist"
             )
-        if may_still_arrive:  # it would append once more after this transaction
+        if may_still_arrive:  # a late execution would append the entry a second time
             raise UnresolvableOutcome("the entry is not stored, but the server may still execute the statement")
         return self.execute(executor)

@@ -28,7 +28,7 @@ from vibeforge_sessions.sql.transactions.operation import ResolutionConflict, Un
 
 @functools.cache
 def _single_statement(histories: tuple[History, ...]) -> Select[Any]:
-    """Return the insert of a session with its documents and entries of these histories."""
+    """Return the statement that inserts a session with its documents and with entries of these histories."""
     row = (
         insert(sessions)
         .values({column.name: parameter(SESSION, column) for column in sessions.columns})
@@ -44,7 +44,7 @@ def _single_statement(histories: tuple[History, ...]) -> Select[Any]:
 class CreateSession(WriteOperation[Record]):
     """Insert a session with its initial histories.
 
-    :raises SessionExistsError: the id is taken.
+    :raises SessionExistsError: a session with this id exists.
     """
 
     write: Changeset

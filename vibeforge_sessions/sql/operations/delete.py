@@ -15,7 +15,7 @@ from vibeforge_sessions.sql.transactions.executor import Executor, returning
 from vibeforge_sessions.sql.transactions.operation import WriteOperation
 
 _STATE: Final = ("version", "write_id", "error_count", "log_count")
-"""Columns of which every write of a session changes one."""
+"""Columns of the session's row. Each update and each append changes at least one of them."""
 _delete_children: Final[tuple[Delete, ...]] = tuple(
     delete(table).where(table.c.session_id == bindparam(ID)) for table in (documents, errors, logs)
 )
@@ -31,7 +31,7 @@ def state_parameters(record: Record) -> dict[str, Any]:
 
 
 def delete_rows(executor: Executor, statement: Delete, parameters: dict[str, Any]) -> in_doubt.LockedRow | None:
-    """Delete a session and its children, whether or not the database cascades; None if there is no such session."""
+    """Delete a session and its child rows, even without a cascade; return its row, or None if no row matched."""
     session_id = parameters[ID]
     if executor.dialect.delete_returning:
         row = executor.row(returning(statement, in_doubt.select_for_update), parameters)
@@ -52,13 +52,13 @@ class DeleteSession(WriteOperation[bool]):
     """Delete a session; return whether there was one."""
 
     needs_transaction = True
-    """A statement that deletes entries must begin after the one that has locked the session's row."""
+    """A statement that deletes entries must begin after another statement has locked the session's row."""
 
     session_id: str
     unchanged_since: Record | None = None
-    """Delete the session only if this is still its state, and it is not held."""
+    """Delete the session only if it is still in the state of this record and is not held."""
     deleted: in_doubt.LockedRow | None = dataclasses.field(default=None, init=False)
-    """What the last execution deleted."""
+    """The row that the last execution deleted."""
 
     def execute(self, executor: Executor) -> bool:
         if self.unchanged_since is None:

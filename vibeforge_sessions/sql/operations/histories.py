@@ -25,7 +25,7 @@ _COLUMNS: Final = {
 
 
 def _select_entries(history: History) -> Select[Any]:
-    """Return the selection of the entries after a position, in order."""
+    """Return a query for the entries after a position, in order."""
     table = history.table
     return (
         select(*(table.c[name] for name in _COLUMNS[history]))
@@ -36,9 +36,9 @@ def _select_entries(history: History) -> Select[Any]:
 
 @functools.cache
 def select_slice(history: History, *, now: bool) -> Select[Any]:
-    """Return the selection of the entries between two positions.
+    """Return a query for the entries after one position and up to another.
 
-    :param now: read the session_rows.committed entries, whatever snapshot the transaction has.
+    :param now: read the latest committed entries, whatever snapshot the transaction has.
     """
     entries = _select_entries(history).where(history.table.c.position <= bindparam(UNTIL))
     return session_rows.committed(entries) if now else entries
@@ -48,8 +48,9 @@ def select_slice(history: History, *, now: bool) -> Select[Any]:
 def _select_page(history: History, limit: int, filters: frozenset[str], *, now: bool) -> Select[Any]:
     """Return the statement that lists a history; its last column is the count at the same moment.
 
-    One statement distinguishes an unknown session (no row) from an empty slice (one row of NULLs). The slice is cut
-    before it is joined: a database that joins first sorts all entries after it. The join has no order of its own.
+    One statement distinguishes an unknown session (no row) from an empty slice (one row of NULLs and the count). The
+    subquery limits the slice, because a database that joins first would sort all later entries. The joined rows are in
+    no particular order.
     """
     entries = _select_entries(history).limit(session_rows.inline(limit))
     entries = entries.where(*(history.table.c[name] == bindparam(name) for name in filters))
@@ -62,7 +63,7 @@ def _select_page(history: History, limit: int, filters: frozenset[str], *, now: 
 class ListEntries(Operation[Rows]):
     """Read a slice of a history, in one statement; the last column is the length of the whole history.
 
-    :raises SessionNotFoundError: there is no session of this id.
+    :raises SessionNotFoundError: there is no session with this id.
     """
 
     history: History
@@ -70,7 +71,7 @@ class ListEntries(Operation[Rows]):
     after: int
     limit: int
     filters: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Values of columns that the entries must have."""
+    """Names of columns, each with the value that the entries must have."""
 
     def execute(self, executor: Executor) -> Rows:
         now = executor.reads_now(self.session_id)
@@ -85,7 +86,7 @@ class ListEntries(Operation[Rows]):
         return rows if rows[0][0] is not None else ()
 
     def _check_complete(self, rows: Rows) -> None:
-        """Reject a slice without filters in which entries are missing, or too many."""
+        """Reject an unfiltered slice that lacks entries or has additional ones."""
         positions = [row[0] for row in rows]
         until = min(self.after + self.limit, rows[0][-1])
         if positions != list(range(self.after + 1, until + 1)) and (positions != [None] or self.after < until):

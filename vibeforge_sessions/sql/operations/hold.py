@@ -24,11 +24,11 @@ _release: Final[Update] = update(sessions).where(this_session).values(held_at=nu
 class HoldSession(WriteOperation[None]):
     """Hold a session from a given time on, unless it is already held; or release it.
 
-    :raises SessionNotFoundError: there is no session of this id.
+    :raises SessionNotFoundError: there is no session with this id.
     """
 
     needs_transaction = True
-    """A hold that the server executed late would undo a later release."""
+    """Without a transaction, the server could execute an in-doubt hold late, and thus undo a later release."""
 
     session_id: str
     since: datetime | None
@@ -43,5 +43,5 @@ class HoldSession(WriteOperation[None]):
         executor.wrote(self.session_id)
 
     def resolve(self, executor: Executor, *, may_still_arrive: bool) -> None:
-        self.execute(executor)  # a repetition changes nothing, so it may write nothing
+        self.execute(executor)  # repeating the statement changes nothing, so its COMMIT may wait for nothing
         make_durable(executor, validation.new_write_id(), None)

@@ -1,12 +1,13 @@
 """Steps that the resolutions of in-doubt writes share.
 
-A resolution is a transaction of its own and begins with a lock on the session's row: a COMMIT that is still on its way,
-or waits for its standby, holds that lock, and a plain read would miss it. While the lock is held no other transaction
-can do the write. What is found is not yet durable: it may wait for its standby, and MariaDB shows a commit before its
-log is on the disk. So the resolution writes something itself, and its COMMIT waits for all earlier commits.
+A resolution runs in its own transaction, and first locks the session's row. The in-doubt transaction holds this lock
+while its COMMIT is still on the way to the server or waits for a standby, and a plain read would not see its changes.
+While the resolution holds the lock, no other transaction can do the write. The state that the resolution finds may not
+be durable yet: its COMMIT may wait for a standby, and MariaDB shows a commit before its log is on the disk. So the
+resolution itself writes something, and its COMMIT waits for all earlier commits.
 
-Incarnations of a session are distinguished by ``created_at``: a session that was deleted and created again with the
-time of the old one is taken for the same incarnation.
+Incarnations of a session are distinguished by ``created_at``. A session that was deleted and created again with the
+same ``created_at`` counts as the same incarnation.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class LockedRow(NamedTuple):
 
 _row_state: Final = select(*(sessions.c[name] for name in LockedRow._fields))
 select_for_update: Final[Select[Any]] = _row_state.where(this_session).with_for_update()
-"""The committed row, once no other transaction is about to change it."""
+"""Reads and locks the committed row, after waiting for other transactions that are changing it."""
 _touch: Final[Update] = update(sessions).where(this_session).values(updated_at=now)
 
 
@@ -52,7 +53,7 @@ def lock_row(executor: Executor, session_id: str) -> LockedRow | None:
 
 
 def last_positions(executor: Executor, write: Changeset) -> dict[History, int]:
-    """Return the last position of a changeset's new entries in each history in which some are stored."""
+    """Return the last position of a changeset's new entries in each history that contains some of them."""
     found = {}
     for history, entries in ((ERRORS, write.errors), (LOGS, write.logs)):
         if entries:
@@ -65,7 +66,7 @@ def last_positions(executor: Executor, write: Changeset) -> dict[History, int]:
 def make_durable(executor: Executor, session_id: str, row: LockedRow | None) -> datetime:
     """Write something, so that the COMMIT waits for all earlier commits; return the resulting ``updated_at``.
 
-    :param row: the session's row; None to insert and delete one of this id.
+    :param row: the session's row; None to insert a row with this id and delete it again.
     :raises ResolutionConflict: another transaction has created the session.
     """
     time = validation.utc_now()

@@ -1,4 +1,4 @@
-"""Listing sessions by phase, time and errors, in pages. Statements of one kind are built once."""
+"""Listing sessions by phase, time and errors, in pages. Statements that differ only in parameters are built once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vibeforge_sessions.sql.transactions.executor import Executor
 from vibeforge_sessions.sql.transactions.operation import Operation
 
 _MAX_UNION: Final = 20
-"""Maximum number of phases for which a page is a union. Today there are nine; later versions may add some."""
+"""Maximum number of phases for which a page is read by a union of queries. Today, there are nine phases."""
 _CONDITIONS: Final[dict[str, ColumnElement[bool]]] = {
     "created_from": sessions.c.created_at >= bindparam("created_from"),
     "created_before": sessions.c.created_at < bindparam("created_before"),
@@ -30,13 +30,13 @@ _CONDITIONS: Final[dict[str, ColumnElement[bool]]] = {
     "no_errors": sessions.c.error_count == 0,
 }
 _SUMMARY: Final = [field.name for field in dataclasses.fields(SessionSummary) if field.name in sessions.columns]
-"""Columns whose values are in a summary as they are."""
+"""Columns whose values a summary contains unchanged."""
 _HAS_ERRORS: Final = {True: "errors", False: "no_errors"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListSessions(Operation[list[str]]):
-    """Read the ids of the sessions that match, oldest first."""
+    """Read the ids of the sessions that match a filter, oldest first."""
 
     filter: SessionFilter
 
@@ -47,7 +47,7 @@ class ListSessions(Operation[list[str]]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FindSessions(Operation[list[SessionSummary]]):
-    """Read the summaries of a page and the summary of the session after it."""
+    """Read the summaries of a page and of the session that follows it."""
 
     query: Query
 
@@ -62,13 +62,13 @@ class FindSessions(Operation[list[SessionSummary]]):
 
 
 def _in_summary(row: Sequence[Any]) -> Sequence[Any]:
-    """Return the values of a summary, in order."""
+    """Return the values of a summary from a row, in the order of its fields."""
     *values, is_held = row[: len(_SUMMARY) + 1]
     return [*values, frozenset(itertools.compress(ARTIFACTS, row[len(_SUMMARY) + 1 :])), bool(is_held)]
 
 
 class _Kind(NamedTuple):
-    """Kind of a filter: filters of one kind differ in parameters only."""
+    """Kind of a filter. Filters of one kind differ only in the values of parameters."""
 
     phases: int | None
     """Number of phases; None for any phase."""
@@ -83,7 +83,7 @@ def _kind_of(asked: SessionFilter) -> tuple[_Kind, dict[str, Any]]:
     conditions = tuple(times) if asked.has_errors is None else (*times, _HAS_ERRORS[asked.has_errors])
     if asked.phases is None:
         return _Kind(None, conditions), parameters
-    # a string that no database can store is not a stored phase
+    # no stored session has a phase that no database can store
     phases = sorted(phase for phase in asked.phases if validation.storable_phase(phase) == phase)
     parameters |= {f"phase_{index}": phase for index, phase in enumerate(phases)}
     return _Kind(len(phases), conditions), parameters
@@ -122,8 +122,8 @@ def _select_page(
     conditions = _conditions(kind)
     source: FromClause = sessions
     if kind.phases and 1 < kind.phases <= _MAX_UNION and column == "created_at":
-        # an index lists the sessions of one phase in order, but not those of several: read a page of each, and merge
-        # them
+        # an index lists the sessions of one phase in order, but not those of several phases: read a page of each phase,
+        # and merge these pages
         others = _conditions(_Kind(None, kind.conditions))
         of_each = [
             page(select(sessions.c.session_id).where(sessions.c.phase == _phase(index), *others)).subquery()
@@ -148,6 +148,6 @@ def _page(statement: Select[Any], column: str, *, descending: bool, resumed: boo
         last_time: BindParameter[Any] = bindparam("last_time")
         last_id: BindParameter[Any] = bindparam("last_id")
         until, beyond = (operator.le, operator.lt) if descending else (operator.ge, operator.gt)
-        # the first half is what an index can use; (a, b) < (x, y) is a full scan on MariaDB
+        # an index serves the first condition; for (a, b) < (x, y), MariaDB would scan the whole table
         statement = statement.where(until(time, last_time), or_(beyond(time, last_time), beyond(session_id, last_id)))
     return statement.order_by(*((time.desc(), session_id.desc()) if descending else (time, session_id)))

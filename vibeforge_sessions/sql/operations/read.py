@@ -1,6 +1,6 @@
 """Reading a session: its record, and the last entries of its histories.
 
-If the database executes writes as single statements, reads see a single moment even without a transaction.
+On a database with single-statement writes, a read returns the state of one moment even without a transaction.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vibeforge_sessions.sql.transactions.executor import Executor, Rows
 from vibeforge_sessions.sql.transactions.operation import Operation
 
 _ATTEMPTS: Final = 100
-"""Maximum number of reads while other writers change the session between the two statements of a read."""
+"""Maximum number of attempts, if other writers change the session between the two statements of each attempt."""
 
 _select_session: Final[Select[Any]] = (
     select(sessions, *(documents.c[name] for name in DOCUMENTS))
     .join_from(sessions, documents, documents.c.session_id == sessions.c.session_id, isouter=True)
     .where(this_session)
 )
-"""The session's row and its documents in one statement: old documents with a new version would be a lost update."""
+"""The session's row and its documents in one statement. Old documents with a new version would cause a lost update."""
 
 # --- both histories in one statement ---
 
@@ -105,9 +105,10 @@ class GetRecord(Operation[Record | None]):
 class FindState(Operation[int | None]):
     """Find out which of a session's possible states is stored; return its index.
 
-    None: a later write of the same transaction is stored, so the session is stale like any other.
+    The result is None if a later write of the same transaction is stored. The usual check then rejects the session as
+    stale.
 
-    :raises StaleSessionError: another writer's state is stored, or no session is.
+    :raises StaleSessionError: another writer's state is stored, or the session is not stored.
     :raises SessionNotFoundError: this transaction has deleted the session.
     """
 
@@ -148,7 +149,7 @@ class FindState(Operation[int | None]):
 
 
 def _record(executor: Executor, session_id: str) -> Record | None:
-    now = executor.reads_now(session_id)  # otherwise old documents would come with a new version: a lost update
+    now = executor.reads_now(session_id)  # otherwise, old documents with a new version could cause a lost update
     row = executor.row(session_rows.committed(_select_session) if now else _select_session, {ID: session_id})
     if row is None:
         return None
@@ -176,8 +177,8 @@ def _histories_in_one(
 ) -> tuple[Rows, Rows] | None:
     """Read both slices in one statement; None if the session no longer matches the record.
 
-    Entries never change, so the slices match the record, unless the session was deleted and created again in between.
-    That changes its write id. An update changes it too; the session is then read again as well.
+    Entries never change, so the slices match the record unless the session was deleted and created again in between,
+    which changes the write id. An update also changes the write id, so the session is then read again as well.
     """
     if all(after == until for after, until in slices):
         return (), ()

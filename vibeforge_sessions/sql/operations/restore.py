@@ -20,14 +20,14 @@ from vibeforge_sessions.sql.transactions.operation import UnresolvableOutcome, W
 
 _ENTRIES_PER_SECOND: Final = 1_000
 _LONGEST_EXTRA: Final = 86_400.0
-"""Maximum seconds that a history may take, whatever length its record states."""
+"""Maximum of `extra_seconds`, whatever lengths of histories a record states."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RestoreRecord(WriteOperation[None]):
     """Insert a complete session; if a stored session is to be replaced, delete it first.
 
-    :raises SessionExistsError: the id is taken, and nothing is to be replaced.
+    :raises SessionExistsError: a session with this id exists, and none is to be replaced.
     :raises SessionNotFoundError: the session to be replaced was deleted.
     :raises StaleSessionError: the session to be replaced has changed.
     """

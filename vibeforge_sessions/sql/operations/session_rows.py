@@ -1,6 +1,6 @@
 """Parameters, statements and rows that several operations share.
 
-Parents are written before children everywhere: the other order deadlocks on MariaDB.
+Every operation writes a session's row before its child rows, because the other order deadlocks on MariaDB.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vibeforge_sessions.sql.dialects.base import failure_code
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.sql.transactions.executor import Executor
 
-# Names of parameters that are not columns: SQLAlchemy keeps a column's own name for the value to be set.
+# These parameter names differ from the column names, which SQLAlchemy reserves for the values to be set.
 ID: Final = "of_session_id"
 VERSION: Final = "read_version"
 WRITE_ID: Final = "read_write_id"
@@ -49,12 +49,12 @@ AFTER: Final = "after_position"
 UNTIL: Final = "until_position"
 
 _BATCH: Final = 1_000
-"""Entries of a history that are sent at once."""
+"""Maximum number of history entries that are sent at once."""
 
 this_session: Final = sessions.c.session_id == bindparam(ID)
 now: Final[BindParameter[Any]] = bindparam(NOW, type_=sessions.c.updated_at.type)
 later_updated_at: Final = case((sessions.c.updated_at < now, now), else_=sessions.c.updated_at)
-"""The greater of the stored time and the given one: it never decreases."""
+"""The later of the stored and the given time, so that ``updated_at`` never decreases."""
 
 insert_session: Final[Insert] = insert(sessions)
 delete_session: Final[Delete] = delete(sessions).where(this_session)
@@ -67,15 +67,15 @@ select_version: Final[Select[Any]] = select(sessions.c.version, sessions.c.write
 
 @functools.cache
 def committed(statement: Select[Any]) -> Select[Any]:
-    """Return the selection of the committed rows, whatever snapshot the transaction has."""
+    """Return a query for the latest committed rows, whatever snapshot the transaction has."""
     return statement.with_for_update(read=True)
 
 
 def inline(limit: int) -> ColumnElement[int]:
     """Return a number as part of the statement's text.
 
-    PostgreSQL assumes that a LIMIT parameter selects a tenth of the table, rejects its generic plan as too expensive,
-    and plans again at each call, which doubles the time.
+    PostgreSQL assumes that a LIMIT parameter selects a tenth of the table. It therefore rejects the generic plan as too
+    expensive, and plans again at each call, which doubles the time.
     """
     return literal_column(str(int(limit)), Integer)
 
@@ -85,16 +85,16 @@ class History(NamedTuple):
 
     table: Table
     prefix: str
-    """Prefix of the parameters of its columns."""
+    """Prefix of the parameters for the columns of the table."""
     counter: str
-    """The column of the session's row that counts its entries."""
+    """The column of the session's row that counts the entries."""
     text: str
     """The column whose strings may have any length."""
     count_one: Update
     """Increases the count by one. The new count is the position of the new entry."""
     insert: Insert
     last_of_write: Select[Any]
-    """The last entry of a write: its position, and its phase if the history has phases."""
+    """Selects the position of the last entry of a write, and its phase if the history has phases."""
 
 
 def _history(table: Table, prefix: str, text: str) -> History:
@@ -125,7 +125,7 @@ def session_row(record: Record) -> dict[str, Any]:
 
 
 def error_rows(session_id: str, entries: Iterable[ErrorEntry], write_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of error entries that have their positions."""
+    """Yield the rows of error entries whose positions are set."""
     for entry in entries:
         yield {
             "session_id": session_id,
@@ -145,7 +145,7 @@ def log_rows(session_id: str, lines: Iterable[str], first: int, write_id: str) -
 
 
 def entry_rows(write: Changeset, error_count: int, log_count: int) -> dict[History, list[dict[str, Any]]]:
-    """Return the rows of a changeset's new entries, in the last positions of histories of these lengths."""
+    """Return the rows of a changeset's new entries. The counts are those of the histories with the new entries."""
     rows: dict[History, list[dict[str, Any]]] = {}
     if write.errors:
         placed = changeset.assign_positions(write.errors, error_count)
@@ -157,7 +157,7 @@ def entry_rows(write: Changeset, error_count: int, log_count: int) -> dict[Histo
 
 @contextlib.contextmanager
 def duplicate_raises(executor: Executor, error: Exception) -> Iterator[None]:
-    """Raise the error if the statements within violate a primary key, but not a constraint that the DBA has added."""
+    """Raise the error if the block violates a primary key, but not for a constraint that the DBA has added."""
     try:
         yield
     except Exception as raised:
@@ -187,7 +187,7 @@ def store_entries(executor: Executor, entries: Mapping[History, Iterable[dict[st
 def store_session(executor: Executor, record: Record, entries: Mapping[History, Iterable[dict[str, Any]]]) -> None:
     """Insert a session with its documents and histories.
 
-    :raises SessionExistsError: the id is taken.
+    :raises SessionExistsError: a session with this id exists.
     """
     with duplicate_raises(executor, SessionExistsError(record.session_id)):
         executor.write(insert_session, [session_row(record)])
@@ -196,7 +196,7 @@ def store_session(executor: Executor, record: Record, entries: Mapping[History, 
 
 
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
-    """Return the error of a guarded update that matched no row."""
+    """Return the error for an update that matched no row with the expected version and write id."""
     # the snapshot of a joined transaction may be older than the row that the update read
     stored = executor.row(committed(select_version) if executor.joined else select_version, {ID: session_id})
     if stored is None:
@@ -207,5 +207,5 @@ def missed(executor: Executor, session_id: str, version: int, write_id: str) -> 
 
 
 def no_documents(session_id: str) -> CorruptSessionError:
-    """Return the error of a session whose documents were deleted."""
+    """Return the error for a session whose documents were deleted."""
     return CorruptSessionError(session_id, "its documents are missing")

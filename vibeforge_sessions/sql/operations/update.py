@@ -34,7 +34,7 @@ _update_session: Final[Update] = (
 
 @functools.cache
 def _update_documents(names: tuple[str, ...]) -> Update:
-    """Return the update of just these documents."""
+    """Return the update of these documents only."""
     return (
         update(documents)
         .where(documents.c.session_id == bindparam(ID))
@@ -44,9 +44,9 @@ def _update_documents(names: tuple[str, ...]) -> Update:
 
 @functools.cache
 def _single_statement(names: tuple[str, ...], histories: tuple[session_rows.History, ...]) -> Any:
-    """Return the guarded update of a session, these documents and histories; the statement returns the counters."""
+    """Return the statement that updates a session with these documents and histories, and returns the counters."""
     guarded = _update_session
-    if names:  # a session without documents is corrupt, and stays as it is
+    if names:  # a session without documents is corrupt, and is not updated
         guarded = guarded.where(exists().where(documents.c.session_id == bindparam(ID)))
     elif not histories:
         return guarded.returning(*session_rows.counters)

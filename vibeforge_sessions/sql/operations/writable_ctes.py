@@ -1,10 +1,10 @@
-"""Building blocks of writes in one statement, for databases whose WITH can write.
+"""Building blocks of single-statement writes, for databases that support writable CTEs.
 
 Such a write takes one round trip, without BEGIN and COMMIT.
 
-The first part changes the session's row, under the same conditions as the ordinary form, and the others take from it
-what they insert: if it matches no row, they insert nothing. New entries come as arrays, so any number of them is one
-statement.
+The first CTE changes the session's row, under the same conditions as the ordinary statement. The other CTEs select from
+the first one, so they write nothing if it matches no row. New entries are passed as arrays, so one statement inserts
+any number of them.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from vibeforge_sessions.sql.operations.session_rows import History
 from vibeforge_sessions.sql.transactions.executor import Executor
 
-# Prefixes of the parameters of each table: the name of a column alone is SQLAlchemy's.
+# Prefixes of the parameters of each table, because SQLAlchemy reserves the column names themselves.
 SESSION: Final = "session_"
 DOCUMENT: Final = "document_"
 
 
 def parameter(prefix: str, column: ColumnElement[Any]) -> Any:
-    """Return the parameter of a column."""
+    """Return the parameter for a column."""
     return bindparam(f"{prefix}{column.name}", type_=column.type)
 
 
 def entry_part(row: CTE, history: History) -> CTE:
-    """Return the INSERT of new entries. The position of the last one is the count in the session's row."""
+    """Return the CTE that inserts new entries. The position of the last entry is the count in the session's row."""
     table = history.table
     names = _own_columns(table)
     arrays = [bindparam(history.prefix + name, type_=ARRAY(table.c[name].type)) for name in names]
