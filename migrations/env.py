@@ -1,4 +1,4 @@
-"""Environment of Alembic, for its command line and for `vibeforge_sessions.sql.migrate`."""
+"""Alembic environment, for Alembic's command line and for `vibeforge_sessions.sql.migrate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_URL = "sqlite:///vibeforge_sessions.db"
 def main() -> None:
     """Migrate on the connection of the caller or on the database of the URL, or print SQL."""
     config = context.config
-    command_line = getattr(config.cmd_opts, "cmd", None)  # on the command line: the function and its argument names
+    command_line = getattr(config.cmd_opts, "cmd", None)  # set on the command line: the function and its argument names
     if command_line is None:
         run(**config.attributes)
         return
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def run_from_command_line(*, upgrading: bool) -> None:
-    """Migrate the database of the URL that the options or the environment name."""
+    """Migrate the database of the URL from the options or the environment variables, or of `DEFAULT_URL`."""
     settings = Settings.read()
     url = parse_url(context.get_x_argument(as_dictionary=True).get("url") or settings.url() or DEFAULT_URL)
     if context.is_offline_mode():
@@ -53,10 +53,10 @@ def run(
     timeouts: migrate.MigrationTimeouts = migrate.MigrationTimeouts(),  # noqa: B008 (a tuple)
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Run migrations on a connection, or as SQL for the database of a URL.
+    """Run migrations on a connection, or print their SQL for the kind of database of a URL.
 
     :param upgrading: reject a database that is ahead or foreign. The check runs under the migration lock.
-    :param schema: the schema for the SQL. A connection has its own.
+    :param schema: the schema for printed SQL. On a connection, the schema of the connection is used.
     :param report: called with each revision that was reached or undone.
     """
     options: dict[str, Any]
@@ -64,7 +64,7 @@ def run(
         database_dialect = database_dialect_named(bind.get_backend_name())
         options = {"url": bind, "literal_binds": True}
         settings = database_dialect.migration_settings(timeouts, of_session=True)
-        if schema is not None:  # the SQL runs in a database client, whose session gets the search path
+        if schema is not None:  # a database client runs the SQL, so its session needs the search path
             settings += (f"SET search_path = {quoted(schema)}",)
     else:
         database_dialect, schema, is_joined = database_dialect_of(bind.dialect), schema_of(bind), bind.in_transaction()
@@ -78,7 +78,7 @@ def run(
         **options,
         target_metadata=metadata_in(schema),
         version_table=VERSION_TABLE,
-        # Alembic disables it on SQLite by default, because the driver begins no transaction for DDL; this engine does
+        # Alembic's default on SQLite is False, as the driver begins no transaction for DDL; the migration lock does
         transactional_ddl=database_dialect.transactional_ddl,
         render_as_batch=True,
         on_version_apply=(lambda *, step, **_: report(str(step.up_revision_id))) if report else None,

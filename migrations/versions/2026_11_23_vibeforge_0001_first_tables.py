@@ -22,7 +22,7 @@ rewrites: tuple[str, ...] = ()
 online = ("postgresql", "mariadb")
 loses = "every session, with its documents, errors and logs"
 
-# Not imported from the package: a revision must not change with its tables.
+# These are copies, because a revision must not change when the tables of the package change.
 TIME = (
     sa.DateTime()
     .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
@@ -69,7 +69,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("session_id", name="pk_vibeforge_sessions"),
         **OPTIONS,
     )
-    # before any child table: with a child table and concurrent inserts, CREATE INDEX can hang a Galera cluster
+    # created before any child table: with a child table and concurrent inserts, CREATE INDEX can hang a Galera cluster
     op.create_index("ix_vibeforge_sessions_created_at_session_id", "vibeforge_sessions", ["created_at", "session_id"])
     op.create_index(
         "ix_vibeforge_sessions_phase_created_at_session_id", "vibeforge_sessions", ["phase", "created_at", "session_id"]

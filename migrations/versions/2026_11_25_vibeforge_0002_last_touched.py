@@ -3,8 +3,8 @@
 Revision: vibeforge_0002, after vibeforge_0001
 
 Operators usually look first at the sessions that were updated last. Without an index, the database reads all sessions
-to find them. Measured by ``python -m benchmarks.listing_index``: 100,000 sessions, a page of 50, milliseconds without
-and with it::
+to find them. ``python -m benchmarks.listing_index`` measured these milliseconds without and with the index, for 100,000
+sessions and a page of 50::
 
                               SQLite          PostgreSQL 18   MariaDB 10.11
     last touched              149.2    1.1    50.5    1.8      57.0    3.9
@@ -13,7 +13,7 @@ and with it::
     … bytes of the log                        636    1061      526    722
 
 An append changes ``updated_at`` and therefore the index: it writes more bytes to the database log, and on PostgreSQL it
-is no longer a heap-only update. Its duration is that of the log's sync, with the index or without. The other listings
+is no longer a heap-only update. With or without the index, it takes as long as the sync of the log. The other listings
 (by phase, by errors, stuck sessions) took 0.4 to 12 ms without an index of their own, so they have none.
 """
 

@@ -1,10 +1,11 @@
-"""Time of a session's hold, which protects it from pruning.
+"""Column for the time of a hold, which protects a session from pruning.
 
 Revision: vibeforge_0003, after vibeforge_0002
 
-It is a column and not a table: a prune checks ``held_at IS NULL`` in the deletion itself, and a new table would need
-new privileges. It has no index, because only operators search for held sessions. No database rewrites rows. PostgreSQL
-holds its lock only while it changes its catalog. While the migration waits for this lock, later statements wait, too.
+The time is stored in a column and not in a table of its own, because a prune checks ``held_at IS NULL`` in the DELETE
+statement itself, and because a new table would need new privileges. The column has no index, because only operators
+search for held sessions. No database rewrites rows. PostgreSQL locks the table only while it changes its catalog, but
+while the migration waits for this lock, later statements on the table wait as well.
 """
 
 from __future__ import annotations

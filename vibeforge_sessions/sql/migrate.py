@@ -57,7 +57,7 @@ _POLL_INTERVAL: Final = 0.2
 # Alembic passes the context to its scripts in a module-level proxy, so a process runs one migration at a time.
 _process_lock = threading.RLock()
 
-if hasattr(os, "register_at_fork"):  # a thread that holds the lock at a fork does not exist in the child
+if hasattr(os, "register_at_fork"):  # reset the lock in a child, where the thread that held it does not exist
     os.register_at_fork(after_in_child=_process_lock._at_fork_reinit)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -78,20 +78,20 @@ def upgrade(
     failure, the next upgrade completes an incomplete revision. Several processes may upgrade at the same time: one
     migrates, the others wait.
 
-    :param lock_timeout: seconds to wait for another migration (60 by default) and for a table lock (10).
+    :param lock_timeout: seconds to wait for another migration (by default 60) and for a table lock (by default 10).
     :param statement_timeout: time limit of a statement in seconds, 0 for no limit; by default the setting of the
         server. Like `lock_timeout`, it changes settings of the database session, so do not use it through PgBouncer in
         transaction mode.
     :param report: called with each revision that was reached.
     :raises SchemaError: the tables are foreign, drifted, or of a newer version; the revision is unknown; or another
-        migration still runs after `lock_timeout`. Then nothing is done.
+        migration still runs after `lock_timeout`. In each case, nothing was changed.
     :raises InvalidArgumentError: `revision` is malformed, or SQLite is given a `statement_timeout`.
     :raises StorageError: the database failed.
     """
     timeouts = MigrationTimeouts(lock_timeout, statement_timeout)
     found = _inspect(bind, timeouts)
     if found.usable and revision == "head":
-        return  # without the lock: the start of an application must not wait for its writers
+        return  # takes no migration lock, so that the start of an application does not wait for writers
     check_migratable(found)
     _run(bind, timeouts, report, command.upgrade, revision)
 
@@ -106,10 +106,10 @@ def downgrade(
 ) -> None:
     """Downgrade the database to `revision`; ``"base"`` drops the tables, and every session with them.
 
-    `history` reports the data that each revision loses. The parameters are those of `upgrade`. `report` is called with
-    each revision that was undone.
+    `history` reports the data that a downgrade of each revision loses. The parameters are those of `upgrade`. `report`
+    is called with each revision that was undone.
 
-    :raises SchemaError: the revision is unknown; see also `upgrade` and, for SQLite, `migrating`.
+    :raises SchemaError: the revision is unknown. `upgrade` and, for SQLite, `migrating` describe further causes.
     :raises InvalidArgumentError: `revision` is malformed.
     :raises StorageError: the database failed.
     """
@@ -146,11 +146,11 @@ def status(bind: Engine | Connection) -> SchemaStatus:
 
 
 def check_schema(bind: Engine | Connection, *, exact: bool = False) -> SchemaStatus:
-    """Return the schema status if this version of the package can use the database, at the start of a service.
+    """Return the schema status if this version of the package can use the database. Call it at the start of a service.
 
-    :param exact: the database must be at the head and equal the models. A newer compatible schema is rejected, and so
-        is one with a missing or an additional index.
-    :raises SchemaError: it is empty, behind, ahead, foreign or drifted. The error names the command to run.
+    :param exact: require a database that is at the head and equals the models. A newer compatible schema is then
+        rejected, and so is a schema with a missing or an additional index.
+    :raises SchemaError: the database is empty, behind, ahead, foreign or drifted. The error names the command to run.
     :raises StorageError: the database failed.
     """
     found = _inspect(bind, MigrationTimeouts(), exact=exact)
@@ -165,7 +165,7 @@ def check(bind: Engine | Connection) -> None:
 
 
 def plan(bind: Engine | Connection) -> list[Revision]:
-    """Return the revisions that an upgrade would run, with the locks, rewrites and losses of each.
+    """Return the revisions that an upgrade would run, with the locks, rewrites and data losses of each.
 
     :raises SchemaError: the database is ahead or foreign.
     """
@@ -176,7 +176,7 @@ def plan(bind: Engine | Connection) -> list[Revision]:
 
 
 def plan_downgrade(bind: Engine | Connection, revision: str) -> list[Revision]:
-    """Return the revisions that a downgrade would undo, in this order, with the losses of each.
+    """Return the revisions that a downgrade would undo, newest first, with the data losses of each.
 
     :param revision: an id, ``base``, or ``-1`` for one step back, ``-2`` for two, and so on.
     :raises SchemaError: the revision is unknown, or not older than the revision of the database.
@@ -200,7 +200,7 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
 
     The status is read five times per second. No lock is held, and no transaction stays open between the reads.
 
-    :raises SchemaError: `timeout` seconds have passed, or the schema is ahead, so that waiting cannot help.
+    :raises SchemaError: `timeout` seconds have passed, or the schema is ahead and unusable, so waiting cannot help.
     :raises InvalidArgumentError: `timeout` is not a number.
     """
     if math.isnan(timeout):
@@ -212,7 +212,7 @@ def wait(bind: Engine | Connection, timeout: float) -> SchemaStatus:
         if found.usable:
             return found
         if found.state == "ahead" or time.monotonic() >= deadline:
-            # under the migration lock: a schema in the middle of a migration looks like foreign tables
+            # inspect again under the migration lock: in the middle of a migration, the tables look foreign
             found = _inspect(bind, MigrationTimeouts(lock=0.0))
             if not found.usable:
                 raise found.error()
@@ -228,7 +228,7 @@ def migrating(bind: Engine | Connection, timeouts: MigrationTimeouts = Migration
     transaction is rejected if foreign keys are on and tables of this package exist, because a migration could delete
     rows.
 
-    :raises SchemaError: another migration still runs after ``timeouts.migration`` seconds; or on SQLite, the
+    :raises SchemaError: another migration still runs after ``timeouts.migration`` seconds. On SQLite also: the
         transaction was rejected, or rows refer to missing sessions.
     """
     lock = database_dialect_of(bind.dialect).migration_lock
@@ -264,7 +264,7 @@ def _inspect(bind: Engine | Connection, timeouts: MigrationTimeouts, *, exact: b
         found = inspect_schema(connection, exact=exact)
     is_in_doubt = found.state == "foreign" or (found.state == "drifted" and not found.usable)
     if is_in_doubt and not (isinstance(bind, Connection) and bind.in_transaction()):
-        # the tables and the revision are read one after the other: check again under the migration lock
+        # a migration may have run between the reads of the tables and the revision: read again under its lock
         with migrating(bind, timeouts) as connection, connection_of(connection):
             return inspect_schema(connection, exact=exact)
     return found

@@ -4,14 +4,16 @@ In the ``env.py`` of the application:
 
     context.configure(connection=connection, target_metadata=metadata, include_name=host_alembic.include_name)
 
-With that, its ``--autogenerate`` does not drop the tables of this package. The migrations of this package run as usual,
-and keep their revision in their own version table. To let the application's Alembic run them instead, as a branch:
+With this argument, the application's ``--autogenerate`` does not drop the tables of this package. The migrations of
+this package run as usual, and keep their revision in their own version table. To let the application's Alembic run
+these migrations instead, as a branch:
 
     config.set_main_option("version_locations", host_alembic.version_locations("migrations/versions"))
 
-and then ``alembic upgrade heads`` (or ``vibeforge_sessions@head`` for this branch alone). Then the ``alembic_version``
-of the application contains the revisions of both branches, and `vibeforge_sessions.sql.check_schema` reads it there. Do
-not merge the two branches: a merge revision does not show the state of this branch.
+Then run ``alembic upgrade heads``, or ``alembic upgrade vibeforge_sessions@head`` for this branch alone. After
+that, the application's ``alembic_version`` table contains the revisions of both branches, and
+`vibeforge_sessions.sql.check_schema` reads the revision of this branch there. Do not merge the two branches: a merge
+revision does not show the state of this branch.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, 
 
 
 def version_locations(*of_host: str) -> str:
-    """Return ``version_locations`` of both branches, for ``path_separator = os``.
+    """Return ``version_locations`` for both branches, separated as ``path_separator = os`` requires.
 
     :param of_host: folders with the revisions of the application.
     """

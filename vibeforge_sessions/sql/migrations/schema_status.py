@@ -26,7 +26,7 @@ _UPGRADE_OF_HOST: Final = "alembic upgrade vibeforge_sessions@head, with the Ale
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaStatus:
-    """The state of a database, compared with this version of the package."""
+    """State of a database's schema, compared with the schema that this version of the package needs."""
 
     state: SchemaState
     usable: bool
@@ -70,7 +70,7 @@ class SchemaStatus:
 
 
 def inspect_schema(connection: Connection, *, exact: bool = False) -> SchemaStatus:
-    """Return the schema status of the database of a connection.
+    """Return the schema status of a connection's database.
 
     :param exact: compare everything with the models, including types, indexes, constraints and additional objects.
         Otherwise only missing tables and columns are detected, which takes a few milliseconds.
@@ -81,7 +81,7 @@ def inspect_schema(connection: Connection, *, exact: bool = False) -> SchemaStat
 
 
 class _Inspection:
-    """The tables and the revision of a database at one time."""
+    """The tables and the revision of a database, read once."""
 
     def __init__(self, connection: Connection, *, exact: bool) -> None:
         self.connection = connection
@@ -118,7 +118,7 @@ class _Inspection:
             revision=self.revision,
             head=head(),
             reason=reason,
-            # read only if needed: after an upgrade, the application may not have the privilege to read it yet
+            # read only if needed: after an upgrade, the application may not yet be allowed to read the table
             floor=self.minimum_compatible() if self.exact or state == "ahead" else None,
             of_host=self.of_host,
             **more,
@@ -195,7 +195,7 @@ class _Inspection:
         for name in (VERSION_TABLE, DEFAULT_VERSION_TABLE):
             if name not in self.tables:
                 continue
-            # the schema is explicit, because it is not translated for `table`
+            # the schema is explicit, because SQLAlchemy does not translate that of `table()`
             versions = table(name, column("version_num"), schema=self.schema)
             found = self.connection.execute(select(versions.c.version_num)).scalars().all()
             heads = [each for each in found if name == VERSION_TABLE or str(each).startswith(PREFIX)]
@@ -254,7 +254,7 @@ def _describe(found: Any) -> str:
 
 @contextmanager
 def connection_of(bind: Engine | Connection) -> Iterator[Connection]:
-    """Provide a connection. A caller's connection is in a transaction afterwards only if it was before."""
+    """Provide a connection. A caller's connection is in a transaction afterwards only if it was in one before."""
     with translated("reach"):
         database_dialect_of(bind.dialect)
         with connected(bind) if isinstance(bind, Engine) else nullcontext(bind) as connection:

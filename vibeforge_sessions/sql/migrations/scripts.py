@@ -1,4 +1,4 @@
-"""Migration scripts: their location, their properties, and their SQL without a database."""
+"""Migration scripts: their location, their properties, and their rendering as SQL without a database."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Revision:
     locks: Mapping[str, Mapping[str, str]]
     """For each database: the existing tables that the migration locks, and the lock in the terms of the database."""
     rewrites: tuple[str, ...]
-    """Tables that are rewritten, which takes time and disk space."""
+    """Tables that the migration rewrites, which takes time and disk space."""
     online: tuple[str, ...]
     """Databases on which applications may write during the migration."""
     loses: str | None
@@ -104,7 +104,7 @@ def run(
 ) -> None:
     """Run a command of Alembic.
 
-    :param output: gets the SQL instead of the database.
+    :param output: receives the SQL, which is then not executed. None executes it.
     :param attributes: arguments of ``run`` in ``migrations/env.py``.
     :raises SchemaError: the revision is unknown.
     """
@@ -112,7 +112,7 @@ def run(
     settings.attributes.update(attributes, upgrading=migrate is command.upgrade)
     try:
         migrate(settings, revision, **({} if output is None else {"sql": True}))
-    except CommandError as error:  # the message contains only the id
+    except CommandError as error:  # the message contains no value except the revision id
         raise SchemaError(str(error)) from error
 
 
@@ -127,7 +127,7 @@ def check_revision(revision: str) -> str:
 
 
 def config(output: io.StringIO | None = None) -> Config:
-    """Return the configuration of Alembic. Its output is discarded, except for SQL."""
+    """Return the configuration of Alembic. What Alembic prints is discarded, except for SQL."""
     return Config(script_folder() / "alembic.ini", stdout=io.StringIO(), output_buffer=output)
 
 
