@@ -1,4 +1,4 @@
-"""Asynchronous SQLAlchemy repository: the calls of the synchronous one, on an event loop."""
+"""Asynchronous SQLAlchemy repository, which runs the calls of the synchronous one from an event loop."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
-    """Repository in a database, with the complete contract of `AsyncSessionRepository`.
+    """Repository that stores sessions in a database and fulfills the complete contract of `AsyncSessionRepository`.
 
     The constructor neither connects nor creates tables; see `SQLAlchemySessionRepository`.
 
-    :param bind: an `AsyncEngine` (of psycopg, asyncpg, asyncmy or aiosqlite); an `Engine`, for SQLite and for drivers
+    :param bind: an `AsyncEngine` (with psycopg, asyncpg, asyncmy or aiosqlite); an `Engine`, for SQLite and for drivers
         without asyncio support; or an `AsyncConnection` or `AsyncSession`, whose transaction the repository joins. On
-        an `Engine`, each call runs in a thread of the repository, which has as many threads as the engine's pool keeps
-        connections; call `close` at the end.
+        an `Engine`, each call runs in a thread of the repository, which has one thread for each connection that the
+        engine's pool keeps; call `close` to end the threads.
     :param session_type: the class of the stored sessions, `Session` or a subclass.
     :param fast_path: see `SQLAlchemySessionRepository`.
     :param retry: see `SQLAlchemySessionRepository`.
@@ -58,7 +58,7 @@ class AsyncSQLAlchemySessionRepository(AsyncRepositoryAdapter[S]):
         )
         self._threads_of: Engine | None = bind if isinstance(bind, Engine) else None
         self._threads: dict[int, ThreadPoolExecutor] = {}
-        """Keyed by process, because a fork copies no threads."""
+        """Thread pools by process id, because a fork does not copy threads."""
         self._owned: AsyncEngine | Engine | None = None
 
     def __repr__(self) -> str:
@@ -114,13 +114,13 @@ def _sync(bind: object) -> Any:
 async def open_async_database(
     url: str, *, migrate: bool, session_type: type[S], schema: str | None = None, retry: RetryPolicy | None = None
 ) -> AsyncSQLAlchemySessionRepository[S]:
-    """Return a repository with an engine of its own, after a check of the schema (see `open_async_repository`)."""
+    """Check or upgrade the schema, and return a repository with its own engine (see `open_async_repository`)."""
     check = migrations.upgrade if migrate else migrations.check  # `upgrade` checks the schema as well
     engine = create_async_engine(url, schema=schema) if is_asynchronous(url) else create_engine(url, schema=schema)
     repository = AsyncSQLAlchemySessionRepository(engine, session_type=session_type, retry=retry or _DEFAULT)
-    repository._owned = engine  # noqa: SLF001 (its maker)
+    repository._owned = engine  # noqa: SLF001 (this function made the repository)
     try:
-        await repository._run(check, _sync(engine))  # noqa: SLF001 (as its calls are)
+        await repository._run(check, _sync(engine))  # noqa: SLF001 (runs like a call of the repository)
     except BaseException:
         await repository.close()
         raise

@@ -1,10 +1,10 @@
 """Fork safety: a child process opens its own connections, and neither uses nor closes those of its parent.
 
-If two processes use one connection, each may read the server's responses to the other. On SQLite there is another
-danger: its locks belong to a process. In a child that has inherited an open file, SQLite relies on locks that the
-operating system does not know. Another process may then delete the write-ahead log to which the child writes. So a fork
-waits for the calls of this package on SQLite, and closes the idle connections. If a connection to a file is still open
-at the fork, the child cannot use that file.
+If two processes use one connection, each may read the server's responses to the other. SQLite adds another danger,
+because its file locks belong to one process. In a child that has inherited an open file, SQLite relies on locks that
+the operating system has not granted to the child. Another process may then delete the write-ahead log to which the
+child writes. So, before a fork, this module waits for the package's calls on SQLite and closes the idle connections. If
+a connection to a file is still open at the fork, the child cannot use that file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vibeforge_sessions.errors import StorageError
 from vibeforge_sessions.repository.fork_locks import acquire_until_fork, fork_lock
 
 _PROCESS_KEY: Final = "vibeforge_sessions_process"
-"""Key in the `info` of a connection: the id of the process that has opened it."""
+"""Key in the `info` of a connection: the id of the process that opened it."""
 _FILE_KEY: Final = "vibeforge_sessions_file"
 """Key in the `info` of a SQLite connection: its file, empty for a database in memory."""
 _POLL: Final = 0.001
@@ -34,7 +34,7 @@ _initializing: Final = fork_lock()
 _engines: Final[WeakSet[Engine]] = WeakSet()
 _records: Final[WeakSet[ConnectionPoolEntry]] = WeakSet()
 _inherited: Final[list[object]] = []
-"""Pools and connections of the parent. Finalizing them could send data to its server or roll back its transaction."""
+"""The parent's pools and connections, kept because a finalizer could send data or roll back a transaction."""
 _checked_out: Final[WeakSet[PoolProxiedConnection]] = WeakSet()
 """Connections that the parent used at the fork."""
 rejected_files: Final[set[str]] = set()
@@ -42,12 +42,12 @@ rejected_files: Final[set[str]] = set()
 
 
 def track(engine: Engine) -> None:
-    """Let child processes open their own connections of an engine.
+    """Make child processes open their own connections of an engine.
 
-    Also make sure that one thread alone initializes the dialect when several use a new engine at once. SQLAlchemy
-    (2.1.9, ``event/attr.py``) creates the lock for the first connection with a check and then a set: two threads can
-    get one each, and the second uses a dialect that is half initialized (seen once in 5,000 tests: ``no attribute
-    'default_isolation_level'``). The lock is created here, without a connection.
+    Also make sure that only one thread initializes the dialect when several threads use a new engine at once.
+    SQLAlchemy (2.1.9, ``event/attr.py``) creates the lock for the first connection without synchronization. Two threads
+    can each create a lock, and the second then uses a half-initialized dialect (seen once in 5,000 tests: ``no
+    attribute 'default_isolation_level'``). This function creates the lock earlier, without a connection.
     """
     with _initializing:
         _initialization_lock(engine.pool)
@@ -57,7 +57,7 @@ def track(engine: Engine) -> None:
 def check_joined(connection: Connection) -> None:
     """Check that this process opened a caller's connection, without using the connection.
 
-    :raises StorageError: it was inherited in a fork.
+    :raises StorageError: the connection was inherited in a fork.
     """
     if connection.closed:
         return
@@ -78,7 +78,7 @@ def check_joined(connection: Connection) -> None:
 def check_file(info: dict[Any, Any]) -> None:
     """Check that a SQLite connection's file can be used in this process.
 
-    :raises StorageError: the parent had a connection to it open at the fork.
+    :raises StorageError: the parent had an open connection to the file at the fork.
     """
     if info.get(_FILE_KEY) in rejected_files:
         raise StorageError(
@@ -88,9 +88,9 @@ def check_file(info: dict[Any, Any]) -> None:
 
 
 _calls: Final[dict[object, int]] = {}
-"""The calls on SQLite that are running, with their threads."""
+"""Running calls on SQLite, each with the id of its thread."""
 forks: Final[list[int]] = []
-"""The threads that are about to fork."""
+"""The ids of the threads that are about to fork."""
 
 
 def calls_of(engine: Engine) -> dict[object, int] | None:
@@ -99,7 +99,7 @@ def calls_of(engine: Engine) -> dict[object, int] | None:
     A call registers itself with its thread, waits for forks if there are any (`wait_for_forks`), and removes itself at
     its end.
     """
-    # tasks of an event loop share their thread with the fork, which cannot wait for them
+    # the calls of an event loop run in the thread that forks, which therefore cannot wait for them
     return None if engine.dialect.name != "sqlite" or engine.dialect.is_async else _calls
 
 
@@ -126,9 +126,9 @@ def _end_fork() -> None:
 
 @event.listens_for(Pool, "connect")
 def _record_origin(connection: Any, record: ConnectionPoolEntry) -> None:
-    """Record the process of a new connection, and the file of a SQLite connection."""
+    """Record the process that opened a new connection, and the file of a SQLite connection."""
     _records.add(record)
-    if hasattr(type(record.driver_connection), "total_changes"):  # SQLite's drivers
+    if hasattr(type(record.driver_connection), "total_changes"):  # only SQLite's drivers have it
         with contextlib.closing(connection.cursor()) as cursor:
             cursor.execute("PRAGMA database_list")
             path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
@@ -163,17 +163,17 @@ def _before_fork() -> None:
         if record.info.get(_FILE_KEY) and not record.in_use:
             driver: Any = record.driver_connection
             record.invalidate()
-            if hasattr(driver, "stop"):  # aiosqlite closes in a thread of its own
+            if hasattr(driver, "stop"):  # aiosqlite closes the connection in a separate thread
                 getattr(driver, "_thread", driver).join(_MAX_WAIT)
 
 
 def _after_in_child() -> None:
     """Replace the pools without touching their connections."""
     forks.clear()
-    _calls.clear()  # the calls of other threads do not exist here
+    _calls.clear()  # the threads of these calls do not exist in the child
     replaced: set[Pool] = set()
     for engine in list(_engines):
-        pool = engine.pool  # engines made by execution_options share it
+        pool = engine.pool  # engines made by execution_options share one pool
         if pool in replaced:
             continue
         records = _open_records(pool)
@@ -191,7 +191,7 @@ def _after_in_child() -> None:
 def _abandon(record: Any) -> None:
     """Keep an inherited connection from being used or finalized."""
     _inherited.append(record)
-    with contextlib.suppress(ImportError):  # the interpreter finalizes module globals at its end
+    with contextlib.suppress(ImportError):  # the interpreter finalizes module globals at exit: leak a reference
         import ctypes  # noqa: PLC0415 (only a child process needs it)
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(record.dbapi_connection))

@@ -40,25 +40,26 @@ T = TypeVar("T")
 
 
 class SQLAlchemySessionRepository(SessionRepository[S]):
-    """Repository in a database, with the complete contract of `SessionRepository`.
+    """Repository that stores sessions in a database and fulfills the complete contract of `SessionRepository`.
 
     The constructor neither connects nor creates tables: run the migrations first (`vibeforge_sessions.sql.migrate`),
     or use `open_repository`.
 
     :param bind: an engine, or a `Connection` or `orm.Session` of the caller.
 
-        On an engine, each call takes a connection and is a transaction. The engine may be the caller's own or one of
-        `vibeforge_sessions.sql.create_engine`; the repository never disposes of it.
+        On an engine, each call takes a connection from the pool and runs in its own transaction. The engine may come
+        from `vibeforge_sessions.sql.create_engine` or be the caller's own; the repository never disposes of it.
 
-        On a `Connection` or `orm.Session`, the repository joins the caller's transaction: each call is a savepoint, and
-        the caller commits or rolls back. No call is retried. A session that was written in a transaction that was
-        rolled back does not count as stored: its next update stores it or raises `StaleSessionError`. Such a repository
-        must be used in the thread of its connection; several tasks may share it.
+        On a `Connection` or `orm.Session`, the repository joins the caller's transaction: each call runs in a
+        savepoint, and the caller commits or rolls back. No call is retried. After a rollback, a session that was
+        written in the transaction does not count as stored: its next update stores its changes again or raises
+        `StaleSessionError`. Use such a repository in the thread of its connection; several tasks may share it.
     :param session_type: the class of the stored sessions, `Session` or a subclass.
-    :param fast_path: execute precompiled statements on the driver's connection if the engine is one of
+    :param fast_path: execute precompiled statements on the driver's connection if the engine comes from
         `create_engine`, has no event listeners and does not log its statements. A call then takes 44 to 68 % of the CPU
-        time (``python -m benchmarks.execution_paths``). False executes each statement with SQLAlchemy's `Connection`.
-    :param retry: the deadline of each call, and its retries. In the caller's transaction, only the deadline applies.
+        time that it takes otherwise (``python -m benchmarks.execution_paths``). False executes each statement through
+        SQLAlchemy's `Connection`.
+    :param retry: the deadline and the retries of each call. In the caller's transaction, only the deadline applies.
     """
 
     def __init__(
@@ -227,11 +228,11 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
             return self._transactions.run(operation)
         except StorageError as error:
             if not error.transaction_lost and has_wrong_schema(error):
-                migrations.check(self._transactions.bind)  # raises the status, and the command to run
+                migrations.check(self._transactions.bind)  # raises an error with the status and the command to run
             raise
         except SessionRepositoryError:
             raise
-        except (TypeError, ValueError):  # a column's type: a row was changed by hand
+        except (TypeError, ValueError):  # raised by a column type: a row was changed by hand
             # not chained: these errors show the stored value
             raise CorruptSessionError(operation.about, "a value has a different type from its column") from None
 
@@ -239,7 +240,7 @@ class SQLAlchemySessionRepository(SessionRepository[S]):
 def open_database(
     url: str, *, migrate: bool, session_type: type[S], schema: str | None = None, retry: RetryPolicy | None = None
 ) -> SQLAlchemySessionRepository[S]:
-    """Return a repository with an engine of its own, after a check of the schema (see `open_repository`)."""
+    """Check or upgrade the schema, and return a repository with its own engine (see `open_repository`)."""
     engine = create_engine(url, schema=schema)
     try:
         (migrations.upgrade if migrate else migrations.check)(engine)  # `upgrade` checks the schema as well
@@ -247,5 +248,5 @@ def open_database(
         engine.dispose()
         raise
     repository = SQLAlchemySessionRepository(engine, session_type=session_type, retry=retry or _DEFAULT)
-    repository._owned = engine  # noqa: SLF001 (its maker)
+    repository._owned = engine  # noqa: SLF001 (this function made the repository)
     return repository

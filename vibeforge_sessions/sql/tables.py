@@ -45,7 +45,7 @@ def _write_id() -> Column[str]:
     return Column("write_id", identifier(32), nullable=False)
 
 
-# A narrow row for the fields that change often or that listings read, so that a phase change rewrites no artifact.
+# Fields that change often or that listings read are kept apart, so that a phase change does not rewrite artifacts.
 sessions = Table(
     "vibeforge_sessions",
     metadata,
@@ -60,10 +60,10 @@ sessions = Table(
     Column("error_count", BigInteger(), nullable=False),
     Column("log_count", BigInteger(), nullable=False),
     Column("held_at", UTCDateTime(), nullable=True),
-    # Listings by creation, and of the sessions in a phase.
+    # For listings by creation time, of all sessions or of the sessions in a phase.
     Index(None, "created_at", "session_id"),
     Index(None, "phase", "created_at", "session_id"),
-    # Listings by the last update. The only index that an append writes: revision vibeforge_0002 has the figures.
+    # For listings by the last update. An append changes the key of this index only: see vibeforge_0002.
     Index(None, "updated_at", "session_id"),
     **_MARIADB_OPTIONS,
 )
@@ -100,9 +100,9 @@ logs = Table(
     **_MARIADB_OPTIONS,
 )
 
-# One row, set by each migration: its revision, and the minimum compatible revision, which is the oldest revision whose
-# code may use the schema. So a replica may keep working with a newer database, and a deployment can expand first and
-# contract later. If a migration does not set the row, the revision does not match and no older code is accepted.
+# Each migration sets the only row to its own revision and to the minimum compatible revision, which is the oldest
+# revision whose code may use the schema. So a replica can keep working with a newer database, and a deployment can
+# first expand the schema and later contract it. Without a row for the current revision, no older code is accepted.
 compatibility = Table(
     "vibeforge_sessions_compatibility",
     metadata,
@@ -129,6 +129,6 @@ A service reads the last two tables when it checks the schema.
 
 
 def schema_of(bind: Engine | Connection) -> str | None:
-    """Return the schema into which statements of an engine are translated; None for the default schema."""
+    """Return the schema that the execution option ``schema_translate_map`` selects; None for the default schema."""
     schema: str | None = bind.get_execution_options().get("schema_translate_map", {}).get(None)
     return schema

@@ -26,11 +26,11 @@ def grants(url: str | URL, role: str | None = None, *, migrator: str | None = No
 
     No connection is opened.
 
-    :param role: the role of the service. On MariaDB it is a user, from any host unless it is given as ``user@host``.
+    :param role: the role of the service. On MariaDB, it is a user from any host, unless it is given as ``user@host``.
         Its privileges are granted on tables, so the tables must exist first.
     :param migrator: the role that runs the migrations, if it differs from `role`. Grant its privileges before the first
         migration.
-    :raises ConfigurationError: the URL is not supported, or lacks the name of the database on MariaDB.
+    :raises ConfigurationError: the URL is not supported, or is for MariaDB and lacks the name of the database.
     """
     parsed = parse_url(url)
     database_dialect = database_dialect_named(parsed.get_backend_name())
@@ -67,7 +67,7 @@ def backup(engine: Engine, path: Path) -> None:
     """Write a consistent copy of a live SQLite database into a new file.
 
     :raises StorageError: the file exists or cannot be written.
-    :raises ConfigurationError: the database is not SQLite: the error names the command of its own tool.
+    :raises ConfigurationError: the database is not SQLite. The error names the command of its own backup tool.
     """
     with connection_of(engine) as connection:
         database_dialect_of(engine.dialect).backup(connection, path)

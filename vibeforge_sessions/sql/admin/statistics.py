@@ -46,7 +46,7 @@ Period = Literal["hour", "day"]
 
 @dataclass(frozen=True, slots=True)
 class PhaseCount:
-    """Counts and times of the sessions of a phase."""
+    """Counts and times of the sessions in a phase."""
 
     phase: str
     sessions: int
@@ -55,7 +55,7 @@ class PhaseCount:
     newest: datetime
     """Time of the latest creation."""
     touched: datetime
-    """Time of the last write to any of them."""
+    """Time of the last write to any of the sessions."""
     errors: int
     """Number of entries in their error histories."""
     logs: int
@@ -70,7 +70,7 @@ class ErrorCount:
     begins: datetime
     """Start of the hour or day, in UTC."""
     task_id: str | None
-    """None, like `phase`, for all pairs that are not among those with the most errors."""
+    """None, as is `phase`, for the combined count of all pairs outside the `top` of `count_errors`."""
     phase: str | None
     errors: int
 
@@ -81,7 +81,7 @@ class AgeCount:
 
     least: timedelta
     most: timedelta | None
-    """None for the oldest."""
+    """None for the group of the oldest sessions."""
     sessions: int
 
 
@@ -96,7 +96,7 @@ class TableSize:
 
 
 def count_phases(engine: Engine, *, timeout: float = 30.0) -> list[PhaseCount]:
-    """Count the sessions by phase, in descending order. Documents and histories are not read.
+    """Count the sessions by phase, largest count first. Documents and histories are not read.
 
     :param timeout: seconds after which the database ends the statement.
     :raises StorageError: the statement exceeded the timeout, or the database failed.
@@ -113,12 +113,13 @@ def count_errors(
     top: int = 10,
     timeout: float = 30.0,
 ) -> list[ErrorCount]:
-    """Count the errors by hour or day, task and phase, ordered by time. Rare tasks are combined.
+    """Count the errors by hour or day, task and phase, ordered by time. Pairs outside the `top` are combined.
 
-    With `since`, only the histories of sessions that were updated after that time are read: an entry is never newer
-    than the last update of its session, unless a caller has set its timestamp. Without `since`, all errors are read.
+    With `since`, only the histories of sessions that were updated at or after that time are read, because an entry is
+    never newer than the last update of its session, unless a caller has set the entry's timestamp. Without `since`, all
+    errors are read.
 
-    :param top: number of pairs of a task and a phase with the most errors that are counted separately; 0 to 1000.
+    :param top: number of pairs of a task and a phase to count separately, those with the most errors first; 0 to 1000.
     :param timeout: seconds after which the database ends the statement.
     :raises StorageError: the statement exceeded the timeout, or the database failed.
     :raises InvalidArgumentError: an argument is out of range, or a time is not timezone-aware.
@@ -194,7 +195,7 @@ def table_sizes(engine: Engine, *, timeout: float = 30.0) -> list[TableSize]:
 
 
 def _sum(numbers: ColumnElement[int]) -> ColumnElement[int]:
-    """Return a sum as an integer; it is a decimal on the servers."""
+    """Return a sum as an integer, because PostgreSQL and MariaDB return a decimal."""
     return cast(func.sum(numbers), BigInteger)
 
 
@@ -221,7 +222,7 @@ def _query(engine: Engine, statement: Executable, timeout: float) -> Sequence[An
 
 @contextmanager
 def _limited(engine: Engine, timeout: float) -> Iterator[Connection]:
-    """Provide a read transaction whose statements the database ends after `timeout` seconds."""
+    """Provide a connection in a read transaction. The database ends each statement after `timeout` seconds."""
     if not 0 < timeout <= _MAX_TIMEOUT:
         raise InvalidArgumentError(f"must be a number of seconds, more than 0 and at most {_MAX_TIMEOUT:,}", "timeout")
     database = database_dialect_of(engine.dialect)
