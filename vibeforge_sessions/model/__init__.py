@@ -1,1 +1,1 @@
-"""Session model and the rules of its values; no storage."""
+"""Session model and the rules for its values, without storage code."""

@@ -1,8 +1,8 @@
 """Normalization of values to exact built-in types.
 
-A caller's value may be an instance of a subclass that overrides comparison, iteration or ``str``, and such a method may
-raise or return something else at each call. Values are normalized to exact built-in types once, before validation, so
-that the value that is stored is the value that was validated. Code that uses a normalized value can rely on its
+A caller's value may be an instance of a subclass that overrides comparison, iteration or ``str``. Such a method may
+raise, or return a different result at each call. Values are normalized to exact built-in types once, before validation,
+so that the value that is stored is the value that was validated. Code that receives a normalized value can rely on its
 ``type``.
 """
 

@@ -107,7 +107,7 @@ class ErrorEntry(Mapping[str, str]):
         return hash((self.timestamp, self.task_id, self.error_message))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # immutable, and so are its values: copies of a session may share it
+        return self  # the entry and its values are immutable, so copies of a session may share it
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -126,7 +126,7 @@ class ErrorEntry(Mapping[str, str]):
 def normalize_errors(entries: Iterable[object], phases: type[StrEnum], start: int = 0) -> tuple[ErrorEntry, ...]:
     """Return a caller's entries as normalized `ErrorEntry` objects.
 
-    :param start: the index in ``error_history`` of the first entry.
+    :param start: the index of the first entry in ``error_history``.
     :raises InvalidSessionError: an item is not an entry; the error names its path.
     """
     cleaned = []
@@ -139,7 +139,7 @@ def normalize_errors(entries: Iterable[object], phases: type[StrEnum], start: in
 
 
 def phase_or_text(value: object, phases: type[StrEnum]) -> str:
-    """Return the member of `phases` with this value, or the storable text if there is none."""
+    """Return the member of `phases` with this value, or the value as storable text if there is no such member."""
     text = validation.storable_phase(value)
     try:
         return phases(text)

@@ -1,4 +1,4 @@
-"""Normalization of JSON values: a copy of exact built-in types, or a rejection that names the path."""
+"""Normalization of JSON values to exact built-in types; an error names the path of an invalid value."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_DEPTH: Final = 200
 MAX_INTEGER_DIGITS: Final = 4300
 """CPython's default limit for converting text to an integer."""
 MAX_VALUES: Final = 10_000_000
-"""Maximum number of values in a JSON value, counted in its text.
+"""Maximum number of values in a JSON value, counted as they appear in its text.
 
-A list that contains another list twice, which contains a third list twice, and so on, doubles its text with each level.
-A hundred such lists use almost no memory, but their text would never be complete.
+If each list contains the next list twice, the length of the text doubles with each level. A hundred such lists use
+almost no memory, but their text would be too long to be written.
 """
 INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
 
@@ -38,7 +38,7 @@ def normalize(value: object, path: str) -> Any:
 def check_count(value: object, path: str) -> None:
     """Reject a value that contains too many values.
 
-    A container that occurs several times at a level is read once and counted each time.
+    A container that occurs several times at a level is read once, but is counted once per occurrence.
 
     :raises InvalidSessionError: the value contains more than 10,000,000 values.
     """

@@ -1,4 +1,4 @@
-"""Encoded content of a session, and a session's knowledge of its stored state."""
+"""Encoded content of a session, and the stored state that a session is compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vibeforge_sessions.model.history import ErrorEntry
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Content:
-    """Encoded session without times and histories: exact strings and integers."""
+    """Encoded session without times and histories; all values are exact strings and integers."""
 
     phase: str
     current_question_index: int
@@ -39,10 +39,10 @@ class Baseline:
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
     """Fingerprints of the stored document fields, as far as they are known (see `validation.fingerprint`)."""
     missing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields that were missing in the dict given to `from_dict`, with a copy of the default that each one got."""
+    """Fields that were missing in the dict given to `from_dict`, with a copy of the default of each field."""
     log_position: int = 0
     """Position of the last stored line of ``logs``."""
     transaction: str | None = None
-    """Caller's transaction that wrote this state and may since have been rolled back; None if it is committed."""
+    """The caller's transaction that wrote this state and may have been rolled back; None if the state is committed."""
     earlier: tuple[Baseline, ...] = ()
     """States before each update by that transaction, newest first; a rollback restores one of them."""

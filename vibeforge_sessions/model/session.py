@@ -29,7 +29,7 @@ __all__ = ["ErrorEntry", "Session", "SessionPhase"]
 STORED: Final = "stored"
 """Key of the baseline in the dict that `to_dict` returns."""
 _UNKNOWN_TRANSACTION: Final = "unknown"
-"""Name of the caller's transaction in a session made by `from_dict`."""
+"""Placeholder for the name of the caller's transaction in a session made by `from_dict`."""
 
 
 class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
@@ -54,7 +54,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     """Time of the last change; each write by a repository sets it, including appends."""
 
     current_question_index: fields.Counter = 0
-    """Number of the current question of the questionnaire, from 0."""
+    """Number of the current question of the questionnaire, counted from 0."""
     answers: fields.Document = Field(default_factory=dict)
     """Answers by question id; the values are JSON values."""
 
@@ -72,7 +72,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     failed_task_ids: fields.Strings = Field(default_factory=list)
     """Ids of the failed tasks."""
     active_task_id: fields.TaskId | None = None
-    """Id of the task that runs now."""
+    """Id of the task that is running."""
     logs: fields.Strings = Field(default_factory=list)
     """Log lines, oldest first. Lines can be appended, but neither changed nor removed."""
 
@@ -92,7 +92,7 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     @field_validator("phase", mode="before")
     @classmethod
     def _plain_phase(cls, value: object) -> object:
-        return validation.check_type(value, str)  # pydantic would compare any other object with the phases
+        return validation.check_type(value, str)  # otherwise pydantic compares an object of any type with the phases
 
     # --- changes ---
 
@@ -192,9 +192,9 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the session of a dict written by `to_dict`, or of a dict of field values.
 
-        Without the key ``stored`` a missing field gets its default. With that key a missing field is unchanged: an
-        update keeps its stored value. Until the update, the session has the default in its place. Assigning the field
-        replaces the stored value; changing the default in place makes the update raise.
+        If the dict has no key ``stored``, a missing field gets its default. If the dict has this key, a missing field
+        has its default until the update, and the update keeps the stored value. If the caller assigns the field, the
+        update replaces the stored value; if the caller changes the default in place, the update raises.
 
         :raises InvalidSessionError: the dict is not valid, or has ``stored`` without ``session_id`` or ``version``; the
             error names the first path.
@@ -214,19 +214,19 @@ class Session(BaseModel):  # noqa: PLW1641 (mutable, so not hashable)
             raise_invalid(error)
         if has_baseline:
             try:
-                session._baseline = _restore_baseline(session, stored)  # noqa: SLF001 (its own)
+                session._baseline = _restore_baseline(session, stored)  # noqa: SLF001 (defined by this class)
             except (KeyError, TypeError, ValueError):
                 raise InvalidSessionError("must be the value that to_dict wrote", STORED) from None
         return session
 
 
 def missing_fields(session: Session) -> set[str]:
-    """Return the names of the fields whose value only the repository knows (see `Session.from_dict`).
+    """Return the fields that were missing in the dict of the session and not assigned since (see `Session.from_dict`).
 
     :raises InvalidSessionError: such a field was changed in place, so neither its default nor its stored value is
-        right.
+        correct.
     """
-    baseline: Baseline | None = session._baseline  # noqa: SLF001 (its own)
+    baseline: Baseline | None = session._baseline  # noqa: SLF001 (defined in this module)
     if baseline is None or not baseline.missing:
         return set()
     missing = baseline.missing.keys() - session.model_fields_set
@@ -261,7 +261,7 @@ _ERRORS_OF_PYDANTIC: Final = frozenset(get_args(core_schema.ErrorType))
 
 
 def raise_invalid(error: ValidationError) -> NoReturn:
-    """Raise `InvalidSessionError` for the first problem of a pydantic error, without values."""
+    """Raise `InvalidSessionError` for the first problem of a pydantic error; its message contains no values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     reason = details[0]["msg"]
     if details[0]["type"] in {"value_error", "assertion_error"} or details[0]["type"] not in _ERRORS_OF_PYDANTIC:

@@ -25,7 +25,7 @@ SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,64}")
 SESSION_ID_RULE: Final = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -"
 _CONTROL_PICTURES: Final = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 _CONTROL_PICTURES[0x7F] = 0x2421
-"""Visible characters for the control characters of ASCII, and a replacement for the others."""
+"""Replacements of control characters: a visible symbol for each one in ASCII, and ``�`` for the others."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def check_type(value: object, kind: type[T], path: str | None = None) -> T:
-    """Return an instance of `kind`, or of a subclass of it, as an instance of exactly `kind`.
+    """Return an instance of `kind` or of a subclass as an exact instance of `kind`; reject any other value.
 
     :param kind: `str`, `int`, `list` or `dict`.
     """
@@ -46,7 +46,7 @@ def check_type(value: object, kind: type[T], path: str | None = None) -> T:
 
 
 def check_field(fields: dict[str, Any], name: str, kind: type[T]) -> T:
-    """Return a field of a session; an instance of a subclass of `kind` is replaced in the session."""
+    """Return a field of a session as an exact `kind`; an instance of a subclass is also replaced in the session."""
     value = fields[name]
     if type(value) is not kind:
         value = fields[name] = check_type(value, kind, name)
@@ -67,14 +67,14 @@ def monotonic_now(previous: object) -> datetime:
     try:
         previous = check_time(previous)
         return max(now, previous + timedelta(microseconds=1))
-    except InvalidSessionError:  # assigned by the caller; it is rejected when the session is stored
+    except InvalidSessionError:  # the caller assigned this value, which is rejected when the session is stored
         return now
     except OverflowError:  # the last microsecond of the year 9999
         return check_time(previous)
 
 
 def check_time(value: object, *, path: str | None = None) -> datetime:
-    """Return a timezone-aware datetime, or the time of an ISO 8601 text, in UTC.
+    """Return a timezone-aware datetime, given as a datetime or as ISO 8601 text, in UTC.
 
     A naive datetime is rejected, because its offset from UTC is unknown.
     """
@@ -116,7 +116,7 @@ def check_session_id(
 ) -> str:
     """Return `value` if it consists of 1 to 64 of the characters ``A-Z a-z 0-9 . _ : ~ -``.
 
-    With these characters no collation and no padding rule of a database makes two different ids equal.
+    With these characters, no collation of the tables and no padding rule of a database makes two different ids equal.
     """
     text = value if type(value) is str else exact(value)
     if type(text) is not str or not SESSION_ID.fullmatch(text):
@@ -153,7 +153,7 @@ def check_integer(
 
 
 def new_write_id() -> str:
-    """Return a new write id: 128 random bits in hexadecimal. Making a UUID takes three times as long."""
+    """Return a new write id: 128 random bits in hexadecimal. Generating a UUID would take three times as long."""
     return os.urandom(16).hex()
 
 
@@ -163,7 +163,7 @@ def new_write_id() -> str:
 def storable_text(value: object) -> str:
     """Return a diagnostic as text that every database can store: NUL becomes ``␀``, and each surrogate ``�``.
 
-    The output of a compiler may contain NUL bytes and broken encodings, and recording a failure must not fail itself.
+    The output of a compiler may contain NUL bytes and broken encodings, and recording a failure must not itself fail.
     An object that is not a string, such as an exception, is converted by ``str``.
     """
     text = value if type(value) is str else _as_text(value)
@@ -205,7 +205,7 @@ def _as_text(value: object) -> str:
 
 
 def encode_json(value: object, path: str) -> str:
-    """Return `value` as ASCII JSON text; `decode_json` returns an equal value of the same types and key order.
+    """Return `value` as ASCII JSON text; `decode_json` returns an equal value with the same types and key order.
 
     A tuple becomes a list, and a member of an enum over str or int becomes its value. Any other value is rejected with
     an `InvalidSessionError` that names the path below `path` and does not contain the value.
@@ -214,7 +214,7 @@ def encode_json(value: object, path: str) -> str:
         if _is_builtin(value):
             try:
                 text = _encoder.encode(value)
-                if "\\ud" not in text:  # otherwise it contains a surrogate
+                if "\\ud" not in text:  # otherwise it may contain a surrogate pair, which `normalize` finds
                     return text
             except ValueError:  # NaN or an infinity, whose path `normalize` finds
                 pass
@@ -233,8 +233,8 @@ def encode_json(value: object, path: str) -> str:
 def fingerprint(value: Any) -> bytes | None:
     """Return bytes that are equal for two JSON values only if their JSON texts are equal; None for other values.
 
-    It takes a tenth of the time of `encode_json`. Two equal JSON texts may have different fingerprints, because the
-    `marshal` format also records which parts are the same object.
+    It takes a tenth of the time of `encode_json`. Values with equal JSON texts may have different fingerprints, because
+    the `marshal` format also records which parts are the same object.
     """
     try:
         return marshal.dumps(value)

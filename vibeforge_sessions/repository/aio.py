@@ -27,10 +27,10 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
     """`SessionRepository` for asyncio: the same names and guarantees; each call is a coroutine.
 
     **Tasks.** All tasks of an event loop can share one repository. They must not share a `Session`: each task reads its
-    own copy, and does not change it while a call with it is awaited.
+    own copy, and must not change it while it awaits a call to which it passed the copy.
 
     **Cancellation.** A canceled call has written everything or nothing, and has returned its connection. The session
-    that was passed to it may not be marked as stored, so read it again.
+    that was passed to the call might not be marked as stored, so the caller must read it again.
     """
 
     # --- sessions ---
@@ -160,10 +160,10 @@ class AsyncSessionRepository(Instrumented, ABC, Generic[S]):
 
 
 def _forwarded(method: F) -> F:
-    """Return a coroutine function with this signature that calls the same method of the synchronous repository."""
+    """Return a coroutine function that calls the method of the same name on the synchronous repository."""
     name = method.__name__
 
-    @functools.wraps(method, updated=())  # without the mark of an abstract method
+    @functools.wraps(method, updated=())  # does not copy the mark of an abstract method
     async def forward(self: AsyncRepositoryAdapter[Any], *args: Any, **kwargs: Any) -> Any:
         return await self._run(getattr(self._repository, name), *args, **kwargs)
 
@@ -200,7 +200,7 @@ class AsyncRepositoryAdapter(AsyncSessionRepository[S]):
 
 
 class BlockingRepository:
-    """The methods of an asynchronous repository, to be called outside the thread of its event loop.
+    """The methods of an asynchronous repository as blocking calls, for a thread that does not run its event loop.
 
     Create it in a coroutine: its calls run on the event loop of this coroutine.
     """
@@ -220,7 +220,7 @@ class BlockingRepository:
         return asyncio.run_coroutine_threadsafe(self._run(call, *args, **kwargs), self._loop).result()
 
     def cancel(self) -> bool:
-        """Cancel the current call and all later ones, from the event loop. Return False: the thread still runs."""
+        """Cancel the current and later calls; to be called on the event loop. Return False: the thread still runs."""
         self._is_cancelled = True
         if self._call is not None:
             self._call.cancel()
@@ -234,7 +234,7 @@ class BlockingRepository:
 
 
 async def await_completion(work: Awaitable[T], cancel: Callable[[], bool] = lambda: False) -> T:
-    """Await work that cannot be interrupted, such as a thread; after a cancellation, wait for its end and then raise.
+    """Await work that cannot be interrupted, such as a thread; if canceled, wait for the end of the work, then raise.
 
     :param cancel: called after a cancellation; it returns True if the work had not started and will not start.
     """

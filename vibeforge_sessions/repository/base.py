@@ -1,4 +1,4 @@
-"""Abstract repository: the contract of every implementation. `aio` has the asynchronous one."""
+"""Abstract repository: the contract of every implementation. `aio` contains the asynchronous counterpart."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STALE_RETRY_POLICY = RetryPolicy(longest_delay=0.064)
 class SessionRepository(Instrumented, ABC, Generic[S]):
     """Store of sessions. Every implementation gives these guarantees; `vibeforge_sessions.testing` tests each of them.
 
-    ``SessionRepository[MySession]`` stores sessions of an application's own class, ``SessionRepository`` those of class
-    `Session`.
+    ``SessionRepository[MySession]`` stores sessions of an application's own class. ``SessionRepository`` stores
+    sessions of class `Session`.
 
     **Snapshots.** Sessions are copied when they are stored and when they are returned. A caller cannot change stored
     data through an object that it kept. A change is stored when the caller calls `update_session`, not before.
 
-    **Atomicity.** Each call is one transaction. A call that raises has written nothing. The exception is
-    `OutcomeUnknownError`, which says that the outcome of the call is unknown.
+    **Atomicity.** Each call is one transaction. A call that raises has written nothing, unless it raises
+    `OutcomeUnknownError`, which means that the outcome of the call is unknown.
 
     **Versions.** A stored session has a version, starting at 1. `update_session` and `modify_session` increment it when
     they store something; no other call does. An update is stored only if the stored version and incarnation are those
@@ -43,28 +43,28 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     **Consistent reads.** A session that is read shows one committed state, never the documents of one version with the
     phase or the history of another.
 
-    **Time.** All times are timezone-aware, in UTC, with microseconds. Every write, appends included, sets the stored
-    ``updated_at`` to the current time, unless the stored one is later. It never decreases.
+    **Time.** All times are timezone-aware, in UTC, with microseconds. Every write, including an append, sets the stored
+    ``updated_at`` to the current time, unless the stored time is later. ``updated_at`` therefore never decreases.
 
     **Threads.** All threads of a service can share one repository. They must not share a `Session`: each thread reads
     its own copy.
 
     **Diagnostics are never rejected.** In error messages and log lines NUL becomes ``␀`` and each surrogate ``�``.
-    **All other values are exact or rejected.** `InvalidSessionError` names the path of a rejected value and is raised
-    before anything is written. JSON values that are read are equal to those that were stored, of the same types and
-    with the same key order. A tuple becomes a list, and a member of an enum over str or int becomes its value.
+    **All other values are stored exactly or rejected.** `InvalidSessionError` names the path of a rejected value and is
+    raised before anything is written. JSON values that are read are equal to those that were stored, with the same
+    types and key order. A tuple becomes a list, and a member of an enum over str or int becomes its value.
 
-    **Errors.** All are `SessionRepositoryError`. An invalid argument raises `InvalidArgumentError` in every call: an id
-    that breaks the rule of ids, a limit out of range, an invalid filter or cursor, an object that is not a session of
-    the repository's class. A stored session that this code cannot read raises `CorruptSessionError`, a failure of the
-    database `StorageError`, and an engine that cannot work `ConfigurationError`.
+    **Errors.** All errors are subclasses of `SessionRepositoryError`. Every call raises `InvalidArgumentError` for an
+    invalid argument: an id that breaks the rule for ids, a limit out of range, an invalid filter or cursor, an object
+    that is not a session of the repository's class. `CorruptSessionError` means that this code cannot read the stored
+    session, `StorageError` that the database failed, and `ConfigurationError` that the engine cannot be used.
 
     **Fault tolerance.** After a transient failure the whole call is retried until its deadline (`RetryPolicy`). A write
     that was acknowledged is stored exactly once. A write that raised is not stored, unless the error is
     `OutcomeUnknownError`.
 
-    **Reports.** Each call writes a record to the logger ``vibeforge_sessions``; docs/services.md describes its
-    attributes. An implementation gets this from the base class.
+    **Reports.** Each call writes a record to the logger ``vibeforge_sessions``; docs/services.md describes the
+    attributes of the record. An implementation inherits this behavior from the base class.
     """
 
     # --- sessions ---
@@ -73,9 +73,9 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
         """Store a new session at version 1 and return a copy.
 
-        :param session: the session to store; by default an empty session is created. It is marked as stored, so that
-            the caller can change and update it. A session that was stored before, in another repository or before it
-            was deleted, is stored whole, with positions from 1.
+        :param session: the session to store; by default an empty session is created. A given session is marked as
+            stored, so that the caller can change and update it. If it was stored before, in another repository or in
+            this one before its deletion, it is stored completely, with positions from 1.
         :param session_id: the id of an empty session; a new UUID4 by default. It cannot be combined with `session`.
         :raises SessionExistsError: a session with this id exists.
         :raises InvalidSessionError: the session contains an invalid value, or was read without its older entries.
@@ -99,18 +99,18 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         """Store the changes made since the session was read, and set its new ``version`` and ``updated_at``.
 
         Entries added to ``error_history`` and ``logs`` are stored after those that other callers appended meanwhile.
-        The lists of the session do not get the other callers' entries; the new entries in them get their positions.
+        The other callers' entries are not added to these lists; the new entries in the lists get their positions.
 
         An unchanged session is not written, even if it is stale. A session made by `Session.from_dict` is compared with
-        the stored one, so it must not be stale even if it is unchanged.
+        the stored session, so a stale one raises `StaleSessionError` even if it is unchanged.
 
         A session that was never stored (version 0) is created.
 
-        :raises StaleSessionError: another caller has since stored the session; nothing of this update was written.
+        :raises StaleSessionError: another caller has since stored the session; this update wrote nothing.
         :raises SessionNotFoundError: the session has since been deleted; it is not created again.
         :raises SessionExistsError: the session was never stored, and a session with its id exists.
         :raises InvalidSessionError: the session contains an invalid value; a stored entry was changed or removed; or
-            the session has a version but was read neither from a repository nor by `Session.from_dict`.
+            the session has a version but comes neither from a repository nor from `Session.from_dict`.
         :raises InvalidArgumentError: `session` is not of the repository's class.
         """
 
@@ -119,7 +119,7 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
         """Delete the session and its histories; return whether a session was deleted.
 
         :param unchanged_since: a record returned by `get_record`. The session is then deleted only if neither it nor
-            its histories have been written after that record, and if it is not held.
+            its histories have been written since that record was read, and if it is not held.
         """
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
@@ -167,9 +167,9 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     ) -> SessionPage:
         """Return one page of summaries, newest first by default.
 
-        The pages are stable keyset pagination. When ordered by creation time, each session that exists during the whole
-        listing is returned exactly once. When ordered by update time, a session that is written during the listing may
-        be returned twice or not at all.
+        The listing uses stable keyset pagination. When ordered by creation time, each session that exists during the
+        whole listing is returned exactly once. When ordered by update time, a session that is written during the
+        listing may be returned twice or not at all.
 
         :param limit: the maximum number of items, 1 to 1000.
         :param cursor: ``next_cursor`` of the previous page, with the same filter and order.
@@ -183,7 +183,8 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     def append_error(self, session_id: str, task_id: str, error_message: str, phase: str | None = None) -> ErrorEntry:
         """Append one entry to the stored error history without loading the session; return it with its position.
 
-        :param task_id: the task; unstorable characters are replaced as in the message, and it is cut at 255 characters.
+        :param task_id: the id of the task; unstorable characters are replaced as in the message, and the id is cut at
+            255 characters.
         :param phase: the phase in which the error occurred; the stored phase by default. A phase that this code does
             not know is stored as text, with the same replacements, cut at 64 characters.
         :raises SessionNotFoundError: the session does not exist.
@@ -208,8 +209,8 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     ) -> list[ErrorEntry]:
         """Return up to `limit` entries with positions greater than `after`, ordered by position.
 
-        The cost does not depend on the length of the history. With a filter, at most the history of this session is
-        read.
+        Without a filter, the cost does not depend on the length of the history. With a filter, at most the history of
+        this session is read.
 
         :param after: a position; 0 for the start of the history.
         :param limit: the maximum number of entries, at least 1.
@@ -272,11 +273,11 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
 
         :param errors: all entries of the error history, in order, with their positions. A retry iterates over them
             again, so pass an iterable that can be iterated more than once.
-        :param logs: all log lines, in order; the same applies.
+        :param logs: all log lines, in order; a retry iterates over them again, too.
         :param replacing: the record of the stored session to replace, as returned by `get_record`.
         :raises SessionExistsError: a session with this id exists, and `replacing` is None.
         :raises StaleSessionError: the stored session or its histories were written after `replacing` was read.
-        :raises SessionNotFoundError: the session to replace does not exist any more.
+        :raises SessionNotFoundError: the session to replace no longer exists.
         :raises InvalidSessionError: a value is invalid, or a history does not have the length that the record states.
         :raises InvalidArgumentError: `record` or `replacing` is not a `Record`.
         """
@@ -286,7 +287,7 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     def close(self) -> None:
         """Release the resources that the repository itself has opened; an engine passed by the caller stays open.
 
-        It can be called more than once. A later call of another method opens the resources again.
+        The method can be called more than once. A later call of another method opens the resources again.
         """
 
     def __enter__(self) -> Self:

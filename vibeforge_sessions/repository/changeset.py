@@ -28,7 +28,7 @@ class Changeset:
     session_id: str
     created_at: datetime
     updated_at: datetime
-    """New update time, unless the stored one is later."""
+    """Update time to store, unless the stored time is later."""
     content: Content
     """Encoded session after the changes."""
     documents: Mapping[str, str | None]
@@ -42,12 +42,12 @@ class Changeset:
     expected_write_id: str = ""
     """Write id of the state that the changes are based on."""
     fingerprints: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
-    """Fingerprints of the documents, so that the next update encodes changed fields only."""
+    """Fingerprints of the documents, so that the next update encodes only changed documents."""
     write_id: str = dataclasses.field(default_factory=validation.new_write_id)
     """Random id of this write."""
 
     def record(self, version: int, updated_at: datetime, error_count: int, log_count: int) -> Record:
-        """Return the record of the session after these changes were stored."""
+        """Return the record that the session has after these changes are stored."""
         counts = error_count, log_count
         return Record(self.session_id, self.created_at, updated_at, version, self.write_id, *counts, self.content)
 
@@ -156,14 +156,14 @@ def needs_content(session: Session) -> bool:
 def check_current(session: Session, stored: Record) -> None:
     """Reject an update of a session that was not read from the stored state.
 
-    :raises StaleSessionError: another caller has since stored the session, or this is another incarnation.
+    :raises StaleSessionError: another caller has since stored the session, or another incarnation is stored.
     """
     if (stored.version, stored.write_id) != (session.version, baseline_of(session).write_id):
         raise StaleSessionError(session.session_id, session.version, stored.version)
 
 
 def adopt_content(session: Session, stored: Record) -> None:
-    """Set the stored content in the session's baseline, and the stored values of fields that its dict did not have.
+    """Set the stored content in the session's baseline; set fields that its dict did not have to the stored values.
 
     :raises InvalidSessionError: such a field was changed in place.
     :raises CorruptSessionError: this code cannot read the stored session.
@@ -192,7 +192,7 @@ def baseline_of(session: Session) -> Baseline:
 def mark_stored(session: Session, changeset: Changeset, stored: Record, *, transaction: str | None = None) -> None:
     """Set the stored version, update time, entry positions and baseline in the caller's session.
 
-    Its lists keep their entries. New entries get their positions, and their strings become the stored strings.
+    The session's lists keep their entries. New entries get positions, and their strings become the stored strings.
 
     :param transaction: the caller's transaction that stored the changeset and may still be rolled back.
     """
@@ -228,14 +228,14 @@ def mark_stored(session: Session, changeset: Changeset, stored: Record, *, trans
 
 
 def mark_uncommitted(session: S, transaction: str | None) -> S:
-    """Record in a session that the caller's open transaction has written it; return the session."""
+    """Mark a session as written by the caller's transaction, which is still open; return the session."""
     if transaction is not None:
         session._baseline = dataclasses.replace(baseline_of(session), transaction=transaction)  # noqa: SLF001 (set by repositories)
     return session
 
 
 def possible_states(session: Session) -> tuple[Baseline, ...]:
-    """Return the possible stored states, newest first. If none matches, another writer has stored the session."""
+    """Return the states that may be stored now, newest first. Only another writer can have stored a different state."""
     baseline = baseline_of(session)
     return (baseline, *baseline.earlier)
 
@@ -244,7 +244,8 @@ def adopt_state(session: Session, index: int, transaction: str | None) -> None:
     """Make one of `possible_states` the baseline of the session; changes after that state become unsaved changes.
 
     :param index: the index in `possible_states` of the stored state.
-    :param transaction: the caller's transaction that has read the stored state, if it has written the session itself.
+    :param transaction: the caller's transaction that has read the stored state, if it has also written the session;
+        otherwise None.
     """
     states = possible_states(session)
     if states[0].transaction == transaction:
@@ -262,7 +263,7 @@ def assign_positions(errors: Iterable[ErrorEntry], count: int) -> tuple[ErrorEnt
 
 def _new_entries(session: Session, name: str, stored: tuple[Any, ...] | None) -> list[Any]:
     entries = validation.check_field(vars(session), name, list)
-    try:  # the comparison is quick, because identical objects are not compared further
+    try:  # the comparison is quick, because the values of identical objects are not compared
         changed = stored is None or entries[: len(stored)] != list(stored)
     except Exception:  # noqa: BLE001 (a caller's class may raise anything)
         changed = True

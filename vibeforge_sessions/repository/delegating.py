@@ -14,10 +14,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _forwarded(method: F) -> F:
-    """Return the method with the same signature that calls the same method of `repository`."""
+    """Return a method with the same signature that calls the method of the same name on `repository`."""
     name = method.__name__
 
-    @functools.wraps(method, updated=())  # without the mark of an abstract method
+    @functools.wraps(method, updated=())  # does not copy the mark of an abstract method
     def forward(self: DelegatingSessionRepository[Any], *args: Any, **kwargs: Any) -> Any:
         return getattr(self.repository, name)(*args, **kwargs)
 

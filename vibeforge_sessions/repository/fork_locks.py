@@ -18,14 +18,14 @@ _acquired: Final = threading.local()
 
 
 def fork_lock() -> threading.Lock:
-    """Return a lock for short sections without I/O; a fork waits until it is free."""
+    """Return a lock for short sections without I/O; a fork waits until the lock is free."""
     lock = threading.Lock()
     _locks.add(lock)
     return lock
 
 
 def acquire_until_fork(*locks: threading.Lock) -> None:
-    """Acquire locks until this thread has forked; call it in a hook that runs before the fork."""
+    """Acquire locks and keep them until this thread has forked; to be called in a hook that runs before the fork."""
     acquired = [lock for lock in locks if lock.acquire(timeout=_TIMEOUT_SECONDS)]
     _acquired.locks = [*getattr(_acquired, "locks", ()), *acquired]
 
@@ -44,7 +44,7 @@ def _release() -> None:
 def _release_in_child() -> None:
     _release()
     for lock in _locks:
-        if lock.locked():  # its thread kept it longer than the timeout, and does not exist in the child
+        if lock.locked():  # a thread that does not exist in the child kept the lock for longer than the timeout
             lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 (as the standard library does)
 
 

@@ -1,23 +1,23 @@
 """Log records of repository calls, and spans if tracing is enabled.
 
-Every call is a record of the logger ``vibeforge_sessions`` at DEBUG, with these attributes:
+Every call writes a record to the logger ``vibeforge_sessions`` at DEBUG, with these attributes:
 
 =============== =====================================================================================================
 ``call``        name of the method
 ``session_id``  id of the session; None for a call without a session, or with an invalid id
 ``version``     version of the session after the call; None if the call does not return it
-``attempts``    number of attempts: more than 1 after transient failures, or if `modify_session` was stale
+``attempts``    number of attempts: more than 1 after transient failures or stale updates in `modify_session`
 ``duration``    duration in seconds
 ``outcome``     ``ok``, or the name of the error's class
-``reason``      None; see below
+``reason``      None, except in the record of a retry (see below)
 =============== =====================================================================================================
 
-Each attempt after the first is also a record at INFO. Its ``reason`` is the name of the failure that caused the retry;
-its ``duration`` and ``outcome`` are None. If a repository is opened in memory because no database is configured, there
-is a record at WARNING. Its ``call`` is ``open_repository`` or ``open_async_repository``, and its ``duration`` is None.
+Each attempt after the first also writes a record at INFO. Its ``reason`` is the name of the failure that caused the
+retry; its ``duration`` and ``outcome`` are None. If a repository is opened in memory because no database is configured,
+a record is written at WARNING. Its ``call`` is ``open_repository`` or ``open_async_repository``; ``duration`` is None.
 
-No record contains other data of a session, a URL, or the parameters of a statement. A call that is made by another call
-has no record of its own.
+No record contains other data of a session, a URL, or the parameters of a statement. A call within another call, such as
+`get_session` within `modify_session`, writes no record.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def use_spans(spans: Spans | None) -> None:
 
 
 class Instrumented:
-    """Base class of an abstract repository: reports the calls of its methods, as its subclasses define them."""
+    """Base class of the abstract repositories; reports the calls of their methods, also of overridden ones."""
 
     _reported: ClassVar[frozenset[str]] = frozenset()
 
@@ -124,10 +124,10 @@ def warn(call: str, message: str) -> None:
 
 
 def _is_enabled() -> bool:
-    if _spans is None and not logger.isEnabledFor(logging.INFO):  # INFO, because records of retries name the call
+    if _spans is None and not logger.isEnabledFor(logging.INFO):  # INFO, because the record of a retry names the call
         return False
     call = _current.get()
-    return call is None or bool(call.outcome)  # a task started during a call may run after its end
+    return call is None or bool(call.outcome)  # a task that was started during a call may run after the call has ended
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def _log(level: int, call: Call, message: str, duration: float | None = None, re
 
 
 def _loggable_id(given: Any) -> str | None:
-    """Return the id if it is valid, else None: an invalid id may contain secrets."""
+    """Return the id if it is valid, else None, because an invalid id may contain secrets."""
     given = getattr(given, "session_id", None) if issubclass(type(given), Session) else given
     try:
         return validation.check_session_id(given)

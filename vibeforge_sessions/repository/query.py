@@ -17,12 +17,12 @@ from vibeforge_sessions.model.builtin_types import exact
 from vibeforge_sessions.repository.arguments import check_datetime, check_limit
 
 SessionOrder = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
-"""Time by which sessions are ordered; a minus means descending. Sessions with equal times are ordered by id."""
+"""Time by which sessions are ordered; a leading minus means descending. Sessions with equal times are ordered by id."""
 
 MAX_PAGE: Final = 1000
 MAX_PHASES: Final = 1000
 _MAX_CURSOR: Final = 400
-"""Characters; cursors of this package have fewer than 200."""
+"""Maximum length in characters; cursors of this package have fewer than 200."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class SessionFilter:
     updated_from: datetime | None = None
     updated_before: datetime | None = None
     has_errors: bool | None = None
-    """True: at least one entry in the error history. False: no entry."""
+    """True selects sessions with at least one entry in the error history, False sessions without entries."""
 
     def __post_init__(self) -> None:
         if self.phases is not None:
@@ -59,7 +59,7 @@ class SessionSummary:
 
     session_id: str
     phase: str
-    """Stored text, so that sessions in phases that this code does not know can be listed."""
+    """The stored text and not an enum member, because this code may not know the phase."""
     created_at: datetime
     updated_at: datetime
     version: int
@@ -67,7 +67,7 @@ class SessionSummary:
     log_count: int
     active_task_id: str | None
     artifacts: frozenset[str]
-    """Names of those of ``intent_profile``, ``build_spec``, ``concept`` and ``task_graph`` that are not None."""
+    """Names of the artifacts (``intent_profile``, ``build_spec``, ``concept``, ``task_graph``) that are not None."""
     held: bool = False
     """True if the session is held (see `SessionRepository.hold_session`)."""
 
@@ -115,7 +115,7 @@ class Query:
         return query if cursor is None else dataclasses.replace(query, after=query._read_cursor(cursor))
 
     def page(self, found: list[SessionSummary]) -> SessionPage:
-        """Return a page of the summaries found. They are one more than the limit if there is a next page."""
+        """Return a page of the summaries; `found` has one item more than the limit if there is a next page."""
         items = tuple(found[: self.limit])
         return SessionPage(items, self._cursor(items[-1]) if len(found) > self.limit else None)
 

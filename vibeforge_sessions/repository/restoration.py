@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 
 def check_expected_record(record: object, argument: str) -> Record | None:
-    """Return a record that the caller got from `SessionRepository.get_record`, for comparison with the stored one.
+    """Return the validated record that the caller got from `SessionRepository.get_record` and expects to be stored.
 
-    None means any stored record, and is returned unchanged.
+    None, which means that the caller passed no record, is returned unchanged.
 
-    :raises InvalidArgumentError: it is not a `Record`, or its version, a count or its write id is invalid.
+    :raises InvalidArgumentError: `record` is not a `Record`, or its version, a count or its write id is invalid.
     """
     if record is None:
         return None
@@ -103,14 +103,14 @@ def record_for_restore(record: object) -> Record:
 def check_history(record: Record, errors: Iterable[Any]) -> Iterator[ErrorEntry]:
     """Yield the validated entries of an error history to restore.
 
-    :raises InvalidSessionError: an entry is invalid or has a wrong position, or the number of entries is not that of
-        the record.
+    :raises InvalidSessionError: an entry is invalid or has a wrong position, or the number of entries differs from the
+        count in the record.
     """
     return _check_entries(errors, "error_history", record.error_count, _check_error)
 
 
 def check_logs(record: Record, logs: Iterable[Any]) -> Iterator[str]:
-    """Yield the validated log lines to restore; raise the errors of `check_history`."""
+    """Yield the validated log lines to restore; raise the same errors as `check_history`."""
     return _check_entries(logs, "logs", record.log_count, _check_line)
 
 
@@ -148,7 +148,7 @@ def _check_text(value: Any, path: str, storable: Callable[[str], str]) -> str:
 
 
 def _iterate(given: Iterable[Any], path: str) -> Iterator[Any]:
-    """Yield the items of a caller's iterable; raise an exception of its methods as `InvalidSessionError`."""
+    """Yield the items of a caller's iterable; translate exceptions of its methods to `InvalidSessionError`."""
     try:
         yield from exact(given)
     except SessionRepositoryError:  # raised by the repository or archive that the entries are read from

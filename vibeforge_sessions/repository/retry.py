@@ -10,7 +10,7 @@ from vibeforge_sessions.errors import ConfigurationError
 from vibeforge_sessions.model.builtin_types import exact
 
 _MAX_SECONDS: Final = 1_000_000_000
-"""31 years; the operating system's timers may not accept longer times."""
+"""About 31 years; the operating system's timers may not accept longer times."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class RetryPolicy:
     """Deadline and retries of a call after transient failures; all times are in seconds.
 
     A retry repeats the whole call. Transient failures are a rollback by the database because of a deadlock, a lock that
-    was not available in time, and the loss of the connection or the server. The outcome of an in-doubt write is
-    resolved first, and the write is repeated only if it was not committed.
+    was not available in time, and the loss of the connection or the server. Before an in-doubt write is repeated, its
+    outcome is resolved, and it is repeated only if it was not committed.
 
     ``RetryPolicy(attempts=1)`` disables both retries and outcome resolution.
 
@@ -29,16 +29,16 @@ class RetryPolicy:
     deadline: float = 30.0
     """Maximum duration of a call, including all attempts and the pauses between them.
 
-    One attempt takes at most half of it, so that there is time for a second attempt when a server does not answer. The
+    One attempt takes at most half of this time, so that a second attempt is possible if a server does not answer. The
     last attempt of a synchronous call may exceed the deadline while it waits for a connection (``pool_timeout`` and
     ``connect_timeout`` of the engine), and on SQLite while it waits for the lock (``busy_timeout``).
     """
     attempts: int = 100
     """Maximum number of attempts."""
     first_delay: float = 0.002
-    """Maximum pause before the second attempt; it doubles with each further attempt."""
+    """Maximum pause before the second attempt; the maximum doubles with each further attempt."""
     longest_delay: float = 1.0
-    """Upper limit of the doubled pause."""
+    """Upper limit of the maximum pause."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -54,9 +54,9 @@ class RetryPolicy:
             object.__setattr__(self, field.name, number)
 
     def delay(self, attempt: int) -> float:
-        """Return a random pause in seconds after the given attempt, counted from 1.
+        """Return a random pause in seconds after an attempt; attempts are counted from 1.
 
-        The jitter is full, so that conflicting writers do not retry at the same time.
+        The pause is random between zero and the maximum, so that conflicting writers do not retry at the same time.
         """
         longest = min(self.longest_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
         return random.uniform(0, longest)  # noqa: S311 (no secret)

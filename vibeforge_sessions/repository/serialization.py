@@ -1,4 +1,4 @@
-"""Encoding of sessions as records of strings and integers, and decoding. `validation` has the rules of JSON values."""
+"""Encoding and decoding of sessions as records of strings and integers. `validation` has the rules for JSON values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vibeforge_sessions.model.record import Baseline, Content
 from vibeforge_sessions.model.session import STORED, S, Session, parse_phase, phases_of, raise_invalid
 
 ARTIFACTS: Final = ("intent_profile", "build_spec", "concept", "task_graph")
-"""Names of the artifacts, in the order in which a run makes them."""
+"""Names of the artifacts, in the order in which a run creates them."""
 DOCUMENTS: Final = (
     "answers",
     *ARTIFACTS,
@@ -49,7 +49,7 @@ class Record:
     updated_at: datetime
     version: int
     write_id: str
-    """Random id of the creation or of the last update."""
+    """Random id of the write that stored this version: the creation or the last update."""
     error_count: int
     """Number of entries in the error history."""
     log_count: int
@@ -86,8 +86,8 @@ def check_session_type(session_type: type[S]) -> type[S]:
 def encode_content(session: Session, stored: Baseline | None = None) -> tuple[Content, dict[str, bytes | None]]:
     """Return the encoded content of a session, and the fingerprints of its documents (see `validation.fingerprint`).
 
-    :param stored: the stored state; documents whose fingerprints are unchanged are not encoded again. A fingerprint
-        takes a tenth of the time of encoding. A session that has just been read has no fingerprints yet.
+    :param stored: the stored state; documents whose fingerprints are unchanged are not encoded again. Computing a
+        fingerprint takes a tenth of the time of encoding. A session that has just been read has no fingerprints yet.
     :raises InvalidSessionError: a value is invalid; the error names its path.
     """
     phases, phase = phases_of(type(session)), session.phase
@@ -120,7 +120,7 @@ def encode_content(session: Session, stored: Baseline | None = None) -> tuple[Co
 
 
 def decode_session(session_type: type[S], record: Record, errors: Sequence[ErrorEntry], logs: Sequence[str]) -> S:
-    """Return the session of a record and the most recent entries of its histories.
+    """Return the session that a record and the most recent entries of its histories contain.
 
     :raises CorruptSessionError: this code cannot read the record.
     """
@@ -163,9 +163,9 @@ def decode_session(session_type: type[S], record: Record, errors: Sequence[Error
 
 
 def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the normalized JSON of documents from another repository, as `encode_content` writes them.
+    """Return the JSON of documents from another repository, normalized to the form that `encode_content` returns.
 
-    :raises InvalidSessionError: these are not the documents of a session, or a value is invalid.
+    :raises InvalidSessionError: `documents` does not have the names of a session's documents, or a value is invalid.
     """
     given = exact_dict(documents)
     if given is None or given.keys() != set(DOCUMENTS):
@@ -187,7 +187,7 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
 
 @functools.cache
 def _phase_texts(phases: type[StrEnum]) -> dict[StrEnum, str]:
-    """Return the phases of an enum as strings, without those that no database can store."""
+    """Return the texts of the phases of an enum, without phases whose text cannot be stored in every database."""
     return {phase: phase.value for phase in phases if validation.storable_phase(phase.value) == phase.value}
 
 
@@ -203,7 +203,7 @@ def _encode_document(fields: dict[str, Any], name: str) -> str:
 
 
 def _encode_extension(session: Session) -> str | None:
-    # keeps the fields that only a newer version of the application knows
+    # keeps the stored fields that only a newer version of the application knows
     baseline: Baseline | None = session._baseline  # noqa: SLF001 (set by repositories)
     stored = baseline.content.documents["extension"] if baseline and baseline.content else None
     names = _extra_fields(type(session))
@@ -215,7 +215,7 @@ def _encode_extension(session: Session) -> str | None:
 
 
 def _encode_fields(fields: Mapping[str, Any], encode: Callable[[Any, str], str]) -> str:
-    """Return the JSON object of fields, each of which is encoded separately: the depth limit applies to each field."""
+    """Return fields as a JSON object. Each field is encoded separately, so that the depth limit applies per field."""
     texts = [f"{validation.encode_json(name, name)}:{encode(value, name)}" for name, value in fields.items()]
     return "{" + ",".join(texts) + "}"
 
@@ -224,9 +224,9 @@ def _encode_field(session: Session, value: Any, name: str) -> str:
     try:
         return validation.encode_json(value, name)
     except InvalidSessionError:
-        # a datetime, a model, a Decimal …: pydantic encodes it, and it is stored if pydantic decodes an equal value
+        # a datetime, a model, a Decimal …: pydantic encodes it, and the text is kept if it decodes to an equal value
         try:
-            check_count(value, name)  # pydantic has no limit
+            check_count(value, name)  # pydantic does not limit the number of values
             dumped = session.model_dump(mode="json", include={name}, warnings="error")[name]
             text = validation.encode_json(dumped, name)
             field = session.__pydantic_validator__.validate_assignment(session.model_copy(), name, dumped)
@@ -239,7 +239,7 @@ def _encode_field(session: Session, value: Any, name: str) -> str:
 
 
 def _check_readable(session: Session, extension: str | None) -> None:
-    """Reject values that the session class rejects when the session is read."""
+    """Reject values that the session class would reject when the session is read."""
     known = {name: value for name, value in vars(session).items() if name not in {"error_history", "logs"}}
     if extension is not None:
         stored = validation.decode_json(extension)

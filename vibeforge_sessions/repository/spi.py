@@ -1,7 +1,7 @@
 """Service-provider interface (SPI) for implementations of `SessionRepository`.
 
-``examples/file_repository.py`` is an implementation on plain files. `vibeforge_sessions.testing` has the contract as a
-test class. A call consists of these steps:
+``examples/file_repository.py`` is an implementation on plain files. `vibeforge_sessions.testing` contains the contract
+as a test class. A call consists of these steps:
 
 - *Validate* the arguments: `check_session_type`, `check_session_id`, `check_session`, `check_recent`, `check_limit`,
   `check_after`, `check_expected_record`; `Query.of` for a listing.
@@ -9,7 +9,7 @@ test class. A call consists of these steps:
   (after `adopt_content`, if `needs_content` returns True). Invalid values are rejected here, so that all
   implementations reject the same values.
 - *Store* the changeset: `StoredSession` is a complete stored session with a method for each write. `check_replacing`
-  rejects a restore that would replace a session that the caller does not expect.
+  rejects a restore that would replace a session other than the one that the caller expects.
 - *Mark* the caller's session as stored: `mark_stored`.
 - *List* sessions, if the store itself cannot search: `select` and `summary_of`.
 

@@ -1,6 +1,6 @@
 """`StoredSession`: a complete stored session, for implementations without tables.
 
-It does no locking and no I/O; the repository that uses it does.
+The class does no locking and no I/O; the repository that uses it must do both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vibeforge_sessions.repository.serialization import Record
 class StoredSession:
     """Stored session: its record and histories, and the effect of each write on them.
 
-    All values are encoded as in a database, so that it shares no mutable object with a caller's session.
+    All values are encoded as in a database, so that this object shares no mutable object with a caller's session.
     """
 
     record: Record
@@ -53,7 +53,7 @@ class StoredSession:
     def check_unchanged(self, session: Session) -> None:
         """Reject an update of a session that was read from another state.
 
-        :raises StaleSessionError: another caller has since stored the session, or this is another incarnation.
+        :raises StaleSessionError: another caller has since stored the session, or another incarnation is stored.
         """
         check_current(session, self.record)
 
@@ -62,7 +62,7 @@ class StoredSession:
         return restoration.is_same_state(self.record, unchanged_since) and self.record.held_at is None
 
     def hold(self, *, held: bool) -> None:
-        """Do what `SessionRepository.hold_session` does, or `release_session`."""
+        """Do what `SessionRepository.hold_session` does, or what `release_session` does if `held` is False."""
         held_at = (self.record.held_at or validation.utc_now()) if held else None
         self.record = dataclasses.replace(self.record, held_at=held_at)
 
