@@ -1,4 +1,4 @@
-"""Session files of the application itself: ``session_state.json``, in the form of `Session.to_dict`."""
+"""Session files that the application itself writes: ``session_state.json``, in the form of `Session.to_dict`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _is_session(data: object) -> bool:
 def decode_sessions(file: bytes) -> list[tuple[str | None, Any]] | None:
     """Decode a file of the application.
 
-    :returns: a pair for each session: the id under which the file lists it, if any, and its fields. None if the file is
-        not one of the application.
+    :returns: a pair for each session: the id under which the file lists it, if any, and its fields. None if it is not a
+        file of the application.
     """
     try:
         data = validation.decode_json(file.decode("utf-8-sig"))
@@ -48,8 +48,8 @@ def decode_sessions(file: bytes) -> list[tuple[str | None, Any]] | None:
 def read_bundles(data: list[tuple[str | None, Any]], written_at: datetime) -> Generator[Bundle | Result, None, None]:
     """Yield the sessions of a file of the application.
 
-    Older files have fewer fields; the missing ones get their defaults. Fields that `Session` does not have are kept
-    like those of a subclass.
+    Older files have fewer fields; the missing fields get their defaults. Fields that `Session` does not have are kept
+    like the fields of a subclass.
 
     :param written_at: the modification time of the file, used for sessions without times.
     """
@@ -74,7 +74,7 @@ def _bundle(session_id: str | None, fields: Mapping[str, Any], number: int, writ
     errors = known.get("error_history", [])
     if not isinstance(errors, list):
         raise InvalidSessionError(f"must be a list, not {type(errors).__name__}", "error_history")
-    # without this, an entry without a time would get the time of the import, and differ after each import
+    # otherwise an entry without a time would get the time of the import, and would differ after each import
     time = {"timestamp": known["updated_at"]}
     known["error_history"] = [{**time, **entry} if isinstance(entry, dict) else entry for entry in errors]
     phase = known.get("phase")

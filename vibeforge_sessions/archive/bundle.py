@@ -15,13 +15,13 @@ from vibeforge_sessions.repository.base import SessionRepository
 from vibeforge_sessions.repository.serialization import WRONG_COUNTS, Record
 
 _MAX_MEMORY: Final = 4 * 1024 * 1024
-"""Bytes of a session that are kept in memory. A larger session is kept in a temporary file."""
+"""Maximum size in bytes of a bundle in memory. A larger bundle is kept in a temporary file."""
 _FIRST_PAGE: Final = 64
-"""Entries of the first page, while the length of the entries is unknown."""
+"""Number of entries of the first page, which is read before the length of the entries is known."""
 _PAGE_CHARACTERS: Final = 4 * 1024 * 1024
-"""Intended number of characters of the following pages."""
+"""Intended number of characters in each page after the first."""
 _ATTEMPTS: Final = 10
-"""Attempts to read a session that other writers update meanwhile."""
+"""Maximum number of attempts to read a session that other writers update meanwhile."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,23 +45,23 @@ class Entries:
 
 
 class Bundle:
-    """One session as archive lines, with its digest. `SessionRepository.restore_record` stores its parts.
+    """One session as archive lines, with its digest. `SessionRepository.restore_record` takes its record and histories.
 
     A bundle must be closed, because it may have a temporary file.
 
-    :param record: in canonical form, as `serialization.canonical` returns it.
-    :param line: the number of its first line in the file from which it was read.
+    :param record: the record in canonical form, as `serialization.canonical` returns it.
+    :param line: the number of the session's first line in the file that it was read from.
     """
 
     def __init__(self, record: Record, line: int | None = None) -> None:
         self.record = record
         self.line = line
-        # no `with`: `close` closes it
+        # not in a `with` block, because `close` closes the file
         self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_MEMORY)  # noqa: SIM115
         self._hash = hashlib.sha256()
         self._size = 0
         self.longest = 0
-        """Length of its longest line in bytes."""
+        """Length of the longest line in bytes."""
         self.histories = {kind: Entries(self._spool) for kind in (serialization.ERRORS, serialization.LOGS)}
         self._append(serialization.encode_line(serialization.header_of(record)))
 
@@ -78,8 +78,8 @@ class Bundle:
     def add(self, kind: str, line: bytes, count: int) -> None:
         """Add a chunk of a history.
 
-        :param line: its line in the archive.
-        :param count: the number of its entries.
+        :param line: the line of the chunk in the archive.
+        :param count: the number of entries in the chunk.
         """
         history = self.histories[kind]
         history.offsets.append(self._size)
@@ -138,10 +138,10 @@ def pack(source: SessionRepository[Any], session_id: str, longest: int | None = 
 
 
 def pack_record(source: SessionRepository[Any], record: Record, longest: int | None = None) -> Bundle:
-    """Return a bundle of a session in the state of a record.
+    """Return a bundle of a session in the state that a record describes.
 
     The histories are read after the record. They only grow, so their entries up to the counts of the record belong to
-    its state unless the session was updated in between. The version is compared at the end.
+    its state, unless the session was updated or replaced in between. This is checked at the end.
 
     :raises SessionNotFoundError: the session was deleted.
     :raises StaleSessionError: the session has been updated since the record was read.
@@ -172,7 +172,7 @@ def pack_record(source: SessionRepository[Any], record: Record, longest: int | N
 
 
 def digest_of(source: SessionRepository[Any], record: Record) -> str:
-    """Return the digest of a stored session in the state of a record. Raises the errors of `pack_record`."""
+    """Return the digest of a stored session in the state that a record describes; raise the errors of `pack_record`."""
     with pack_record(source, record) as bundle:
         return bundle.digest
 
@@ -189,7 +189,7 @@ def canonical_of(record: Record) -> Record:
 
 
 def histories_of(source: SessionRepository[Any], record: Record) -> dict[str, Iterator[Any]]:
-    """Return the histories of a stored session in the state of a record."""
+    """Return the histories of a stored session in the state that a record describes."""
     return {
         serialization.ERRORS: _history_of(source.list_errors, record.session_id, record.error_count),
         serialization.LOGS: _history_of(source.list_logs, record.session_id, record.log_count),
@@ -197,14 +197,14 @@ def histories_of(source: SessionRepository[Any], record: Record) -> dict[str, It
 
 
 def _history_of(fetch: Callable[..., list[Any]], session_id: str, count: int) -> Iterator[Any]:
-    """Yield the first `count` entries of a history, in pages that are shorter for longer entries.
+    """Yield the first `count` entries of a history, in pages with fewer entries if the entries are long.
 
-    There are fewer entries if rows were deleted by hand.
+    Fewer than `count` entries are yielded if rows were deleted by hand.
     """
     after, limit = 0, _FIRST_PAGE
     last: list[Any] = []
     while after < count:
-        # after a missing row, a page begins later than it should: the previous entry is read again, to detect this
+        # the previous entry is read again, to detect a missing row, after which a page begins later than it should
         asked = min(limit, count - after) + len(last)
         entries = fetch(session_id, after=after - len(last), limit=asked)
         if len(entries) < asked or entries[: len(last)] != last:

@@ -30,19 +30,19 @@ def export_sessions(
     on_session: OnSession | None = None,
     longest_line: int = serialization.LONGEST_LINE,
 ) -> Report:
-    """Write sessions to a file, oldest first, each in one consistent state, while the store is in use.
+    """Write sessions to a file, oldest first, each in one consistent state; the store may be in use meanwhile.
 
     The file gets its name once it is complete. Until then its name has a random part and ends in ``.part``. An
-    interrupted export removes it; only a process that is killed leaves it behind. A new file is created, readable by
-    its owner only. Exporting, importing and exporting again gives equal bytes.
+    interrupted export removes the incomplete file, unless the process is killed. The file is always a new one, readable
+    by its owner only. Exporting, importing and exporting again gives equal bytes.
 
     A session that is deleted before it is read is ``gone``. A session is ``failed`` if it is updated so often that no
-    consistent state can be read, or if it violates the rules for sessions. Both are left out, and the others are
-    exported.
+    consistent state can be read, or if it violates the rules for sessions. Such sessions are left out, and the others
+    are exported.
 
-    :param target: a path, or a binary file that is open for writing, which stays open.
-    :param filter: selects sessions; all by default.
-    :param compress: with gzip; by default if the path ends in ``.gz``.
+    :param target: a path, or a binary file that is open for writing and stays open.
+    :param filter: conditions on the sessions; all sessions by default.
+    :param compress: whether to compress with gzip; by default if the path ends in ``.gz``.
     :param overwrite: replace an existing file.
     :param stop_on_error: raise the first problem instead of leaving the session out. Then no file is written.
     :param longest_line: maximum length of a line in bytes. A session that needs a longer line is ``failed``.
@@ -92,7 +92,7 @@ def _new_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
 
 
 def _rename_to_new(part: Path, path: Path) -> None:
-    """Give a file a name that no other file has. Unlike a rename, a hard link never replaces a file."""
+    """Rename a file, but only to a name that does not exist. Unlike a rename, a hard link never replaces a file."""
     try:
         path.hardlink_to(part)
     except FileExistsError:

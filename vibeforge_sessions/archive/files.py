@@ -23,12 +23,12 @@ except ImportError:  # Windows
 _LEVEL: Final = 6
 _OPEN_OR_CREATE: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _CAREFULLY: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""With O_NONBLOCK, opening a named pipe does not wait. It has no effect on a regular file."""
+"""With O_NONBLOCK, opening a named pipe does not wait. The flag has no effect on a regular file."""
 
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Translate errors of the operating system and of gzip to `ArchiveError`, which shows no path."""
+    """Translate errors of the operating system and of gzip to `ArchiveError`, whose message contains no path."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile):
@@ -37,13 +37,13 @@ def disk_errors() -> Iterator[None]:
         raise ArchiveError(f"a file cannot be read or written: {os.strerror(error.errno or 0)}") from error
 
 
-def is_compressed(path: Path, compress: bool | None) -> bool:  # noqa: FBT001 (an option that is handed on)
-    """Return whether a new file is compressed: as the caller asks, or else by its name."""
+def is_compressed(path: Path, compress: bool | None) -> bool:  # noqa: FBT001 (an option that is passed on)
+    """Return `compress` if it is given; by default, whether the name of the new file ends in ``.gz``."""
     return path.suffix == ".gz" if compress is None else compress
 
 
 def compressing(file: IO[bytes]) -> IO[bytes]:
-    """Return a file that compresses into another file, which stays open. Equal data gives equal bytes."""
+    """Return a file that writes compressed data to another file, which stays open. Equal data gives equal bytes."""
     return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0))
 
 
@@ -69,7 +69,7 @@ def open_locked(path: Path) -> io.FileIO:
 
 
 def _check_unprepared(opened: os.stat_result) -> None:
-    """Reject an open file that another user may have prepared, or may write."""
+    """Reject an open file that another user may have prepared, or can write to."""
     if not stat.S_ISREG(opened.st_mode):
         raise _unsafe_error("is not a regular file")
     if opened.st_nlink > 1:
@@ -99,7 +99,7 @@ def _lock(file: io.FileIO, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to the disk, if the operating system supports this."""
+    """Flush the directory entries of a folder to the disk, if the operating system supports this."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -110,6 +110,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def drop_page_cache(file: io.FileIO) -> None:
-    """Drop the cached pages of a file, if the operating system supports this, so that they are read from the disk."""
+    """Drop the cached pages of a file, if the operating system supports this, so that later reads use the disk."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

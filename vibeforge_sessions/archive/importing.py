@@ -25,10 +25,10 @@ OnConflict: TypeAlias = Literal["fail", "skip", "replace", "newer"]
 """Treatment of a session whose id is stored with different content: see `import_sessions`."""
 
 _CLOCK_TOLERANCE: Final = timedelta(days=1)
-"""How far stored times may be ahead of the clock of this machine."""
+"""Maximum time by which stored times may be ahead of the clock of this machine."""
 _ATTEMPTS: Final = 10
 _CHANGED_MEANWHILE: Final = (errors.SessionExistsError, errors.SessionNotFoundError, errors.StaleSessionError)
-"""Errors of a restore while another writer changes the session."""
+"""Errors that a restore raises if another writer changes the session meanwhile."""
 _PEEK: Final = 512
 _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 """White space, and the byte order mark that some editors write."""
@@ -45,20 +45,20 @@ def import_sessions(
 ) -> Report:
     """Store the sessions of a file unchanged: with their versions, times, positions and holds.
 
-    Each session is stored in one transaction, after its closing line has been checked. A stored session that is equal
-    is ``unchanged``, whatever `on_conflict` says, so an interrupted import can be started again. Problems of a line or
-    a session are reported, and the import continues.
+    Each session is stored in one transaction, after its closing line has been checked. A session that is already stored
+    with equal content is ``unchanged``, regardless of `on_conflict`, so an interrupted import can be started again.
+    Problems of a line or a session are reported, and the import continues.
 
     :param source: a path, or a binary file that is open for reading. Its content is the output of `export_sessions`
-        or `ArchiveWriter`, compressed or not. Or it is a file of the application: one session in the form of
+        or `ArchiveWriter`, compressed or not, or that of a file of the application: one session in the form of
         `Session.to_dict` (older files have fewer fields), a list of sessions, or an object that maps ids to sessions.
     :param on_conflict: what to do if a session is already stored with different content. ``fail``: report the conflict
-        and store nothing of it. ``skip``: keep the stored session. ``replace``: store the session of the file instead.
-        ``newer``: store the session of the file if its ``updated_at`` is later.
-    :param stop_on_error: raise the first problem instead of continuing. Sessions that were stored before stay.
+        and keep the stored session. ``skip``: keep the stored session. ``replace``: store the session of the file
+        instead. ``newer``: store the session of the file if its ``updated_at`` is later.
+    :param stop_on_error: raise the first problem instead of continuing. Sessions stored before it remain stored.
     :param longest_line: maximum size in bytes of a line, and of a file of the application.
-    :raises ArchiveError: the file cannot be read; with `stop_on_error`, any problem.
-    :raises InvalidArgumentError: `on_conflict` is not one of its values.
+    :raises ArchiveError: the file cannot be read; or there was a problem, and `stop_on_error` is True.
+    :raises InvalidArgumentError: `on_conflict` is not one of the values above.
     """
     if on_conflict not in get_args(OnConflict):
         raise errors.InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
@@ -81,7 +81,7 @@ def _import(repository: SessionRepository[Any], bundle: Bundle, on_conflict: OnC
     record = bundle.record
     try:
         with bundle:
-            # a session may be archived, created again and archived again: only "newer" selects one of the two
+            # a session may be archived, created again and archived again: only "newer" decides between the two
             if record.session_id in seen and on_conflict != "newer":
                 raise errors.InvalidSessionError(
                     "this file contains this session twice: import it with on_conflict=newer"
@@ -97,7 +97,7 @@ def _import(repository: SessionRepository[Any], bundle: Bundle, on_conflict: OnC
 
 
 def _check_clocks(record: Record) -> None:
-    """Reject times in the future: later updates could not get a later time.
+    """Reject times in the future, because later updates could not get a later time.
 
     :raises InvalidSessionError: a time is more than a day ahead of the clock of this machine.
     """
@@ -113,14 +113,14 @@ def _check_clocks(record: Record) -> None:
 def _written_at(file: IO[bytes]) -> datetime:
     try:
         return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-    except (OSError, AttributeError, ValueError):  # such as a file in memory
+    except (OSError, AttributeError, ValueError):  # for example a file in memory, which has no descriptor
         return validation.utc_now()
 
 
 def _items(file: reading.Lines, written_at: datetime, longest: int) -> Generator[Bundle | Result, None, None]:
     """Yield the sessions of an archive or of a file of the application.
 
-    A file of the application is recognized once it has been read completely.
+    A file of the application is recognized only after it has been read completely.
     """
     try:
         with disk_errors():
@@ -157,22 +157,22 @@ def copy_sessions(
     stop_on_error: bool = False,
     on_session: OnSession | None = None,
 ) -> Report:
-    """Copy sessions unchanged from one repository to another, while the source is in use.
+    """Copy sessions unchanged from one repository to another; the source may be in use meanwhile.
 
     Each session is read in one consistent state, stored in one transaction, read back from the target, and compared by
     its digest. Nothing is deleted in the target. An interrupted copy can be started again. A second copy transfers the
-    changes since the first: if the target has an earlier state of a session, it is ``replaced``. Applications should
-    not write to the target before the last copy is complete.
+    changes since the first: an earlier state of a session in the target is ``replaced``. Applications should not write
+    to the target before the last copy is complete.
 
-    :param filter: selects sessions; all by default.
-    :param on_conflict: what to do if the target has a session of the same id that is not an earlier state: another
-        incarnation, or one with changes made in the target. ``fail``: report the conflict and keep the target's.
-        ``skip``: keep the target's. ``replace``: store the source's instead. ``newer``: store the source's if its
-        ``updated_at`` is later.
-    :param thorough: also compare the histories of sessions that are otherwise equal. By default such a session counts
-        as copied if it has as many entries, because histories only grow and every entry advances ``updated_at``.
-    :param stop_on_error: raise the first problem instead of continuing. Sessions that were already copied stay.
-    :raises InvalidArgumentError: source and target are the same repository, or `on_conflict` is not one of its values.
+    :param filter: conditions on the sessions; all sessions by default.
+    :param on_conflict: what to do if the target has a session with the same id that is not an earlier state: another
+        incarnation, or a session that was changed in the target. ``fail``: report the conflict and keep the target's
+        session. ``skip``: keep the target's session. ``replace``: store the source's session instead. ``newer``: store
+        the source's session if its ``updated_at`` is later.
+    :param thorough: also compare the histories of sessions that are otherwise equal. By default, histories of the same
+        length are considered equal, because histories only grow and every entry advances ``updated_at``.
+    :param stop_on_error: raise the first problem instead of continuing. Sessions that were already copied remain.
+    :raises InvalidArgumentError: source and target are the same repository, or `on_conflict` is none of these values.
     """
     if on_conflict not in get_args(OnConflict):
         raise errors.InvalidArgumentError(f"must be one of {', '.join(get_args(OnConflict))}", "on_conflict")
@@ -241,7 +241,7 @@ def _store(
 ) -> Result:
     """Store a session; return the outcome.
 
-    :param is_earlier_state: returns whether a stored session with different content is replaced in any case.
+    :param is_earlier_state: returns whether to replace a stored session with different content for any `on_conflict`.
     """
     session_id = bundle.record.session_id
     for attempt in range(1, _ATTEMPTS + 1):
@@ -266,7 +266,7 @@ def _store(
 
 
 def _equals_stored(repository: _Repository, stored: Record, bundle: Bundle) -> bool:
-    """Return whether a stored session equals a bundle. The digests are compared if the rest is equal."""
+    """Return whether a stored session equals a bundle. The digests are compared only if the records are equal."""
     try:
         return canonical_of(stored) == bundle.record and digest_of(repository, stored) == bundle.digest
     except errors.CorruptSessionError:  # an unreadable session differs from every bundle

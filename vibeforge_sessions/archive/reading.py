@@ -1,4 +1,4 @@
-"""Reading of archives: complete and checked bundles, and problems."""
+"""Reading of archives: a complete, checked bundle for each valid session, and a result for each problem."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BUFFER: Final = 1024 * 1024
 def opened(file: IO[bytes] | io.FileIO) -> Iterator[Lines]:
     """Provide the content of an open file, decompressed if it is compressed. The file stays open.
 
-    In a damaged file, all complete lines are read before the error is raised.
+    If the file is damaged, all complete lines before the damage are read before the error is raised.
     """
     plain: io.BufferedReader = io.BufferedReader(cast("Any", file), _BUFFER)
     try:
@@ -38,13 +38,13 @@ def opened(file: IO[bytes] | io.FileIO) -> Iterator[Lines]:
             is_compressed = plain.peek(len(GZIP)).startswith(GZIP)
         yield gzip.GzipFile(fileobj=plain, mode="rb") if is_compressed else plain
     finally:
-        plain.detach()  # otherwise closing it would close the file
+        plain.detach()  # otherwise closing the buffer would close the file
 
 
 def lines_of(file: Lines, longest: int) -> Iterator[bytes | None]:
     """Yield the lines; None for a line that is too long.
 
-    At most one byte more than `longest` of a line is kept in memory.
+    At most `longest` + 1 bytes of a line are kept in memory.
 
     :raises ArchiveError: the file cannot be read, or the gzip data are damaged or end early.
     """
@@ -62,7 +62,7 @@ def lines_of(file: Lines, longest: int) -> Iterator[bytes | None]:
 def read_bundles(file: Lines, longest: int) -> Generator[Bundle | Result, None, None]:
     """Yield each session of an archive once its closing line has been checked, and the problems of the other sessions.
 
-    The caller closes the bundles. After a damaged line, the rest of its session is skipped without a report.
+    The caller must close the bundles. After a damaged line, the rest of its session is skipped without further reports.
     """
     reader = _Reader()
     number = 0
@@ -96,7 +96,7 @@ class _Reader:
         self._export: int | None = None
         """First line of the export whose last line has not been read yet."""
         self._sessions = self._problems = 0
-        """Numbers of the sessions and of the problems in this export."""
+        """Number of sessions and number of problems in this export, as far as it has been read."""
 
     def read_line(self, number: int, line: bytes) -> Iterator[Bundle | Result]:
         """Process the next line.
@@ -157,7 +157,7 @@ class _Reader:
             yield Result("failed", None, reason=reason, line=number)
 
     def _current_bundle(self) -> Bundle | None:
-        """Return the current session; None if the line may belong to a rejected session."""
+        """Return the current session; None if the current line may belong to a rejected session."""
         if self._bundle is None and not self._skipping:
             raise DamagedLineError("belongs to no session: the header before it is missing")
         return self._bundle
@@ -171,7 +171,7 @@ class _Reader:
 
 
 def displayable_id(value: object) -> str | None:
-    """Return an id if it is valid. Any other value is not shown, because it could contain data."""
+    """Return the value if it is a valid id, else None: any other value could contain data, so it must not be shown."""
     with contextlib.suppress(InvalidSessionError):
         return validation.check_session_id(value)
     return None

@@ -11,9 +11,9 @@ from vibeforge_sessions import errors
 Outcome: TypeAlias = Literal["exported", "created", "replaced", "unchanged", "skipped", "gone", "failed"]
 """Outcome for one session.
 
-exported: written to the file; created: stored; replaced: stored instead of another state; unchanged: an equal session
-was stored already; skipped: another session was stored and kept, as the caller asked; gone: deleted before it was read;
-failed: not transferred, for the reason in the report.
+exported: the session was written to the file; created: it was stored; replaced: it replaced a different stored state;
+unchanged: an equal session is already stored; skipped: a different session is stored and was kept, as the caller asked;
+gone: the session was deleted before it was read; failed: it was not transferred, for the reason in the report.
 """
 
 PER_SESSION: Final = (
@@ -24,10 +24,10 @@ PER_SESSION: Final = (
     errors.SessionNotFoundError,
     errors.StaleSessionError,
 )
-"""Errors of a single session. The other sessions can still be transferred."""
+"""Errors that concern a single session. After such an error, the other sessions can still be transferred."""
 
 MAX_PROBLEMS: Final = 1_000
-"""Problems that a report keeps. All problems are counted, and each is reported to `OnSession`."""
+"""Maximum number of problems that a report keeps. All problems are counted and passed to the callback `OnSession`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Result:
     reason: str | None = None
     """Reason of a failure. It contains no values of the session."""
     line: int | None = None
-    """Line in the file, from 1. In a file of the application, the number of the session."""
+    """Line in the file, counted from 1. In a file of the application, it is the number of the session."""
 
 
 OnSession: TypeAlias = Callable[[Result], object]
-"""Callback for each result. If it raises, the operation ends."""
+"""Callback for each result. An exception that it raises ends the operation."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,7 +89,7 @@ def transfer_each(
 
     After an error of a single session, the transfer continues with the other sessions.
 
-    :param stop_on_error: raise the error of a session instead.
+    :param stop_on_error: raise the error of a session instead of continuing.
     """
     report = Report()
     for session_id in session_ids:

@@ -1,6 +1,6 @@
 """Archive format: sessions as JSON Lines.
 
-A session is a header line, its errors and its logs in chunks, and a closing line:
+A session consists of a header line, chunks of its errors, chunks of its logs, and a closing line:
 
     {"kind":"session","format":1,"session_id":"…","created_at":"…","updated_at":"…","held_at":null,"version":3,…}
     {"kind":"errors","after":0,"entries":[{"timestamp":"…","task_id":"t1","error_message":"…","phase":"EXECUTION"},…]}
@@ -12,7 +12,7 @@ The checksum covers all lines of the session before the closing line. An export 
 reveal an export that was truncated between two sessions.
 
 Equal sessions give equal bytes, whatever database they are stored in: there are no write ids and no spaces, the keys
-are in this order, and all characters are ASCII.
+are in the order shown above, and all characters are ASCII.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from vibeforge_sessions.repository.serialization import DOCUMENTS, Record
 FORMAT: Final = 1
 """Version of the format. This code cannot read a higher version."""
 LONGEST_LINE: Final = 64 * 1024 * 1024
-"""Default maximum of bytes in a line. A longer line is rejected before it is read completely."""
+"""Default maximum number of bytes in a line. A longer line is rejected before it is read completely."""
 CHUNK: Final = 1_000
-"""Maximum of entries in a chunk."""
+"""Maximum number of entries in a chunk."""
 CHUNK_SIZE: Final = 1024 * 1024
 """Number of characters after which a chunk ends early. It limits the length of lines with long messages."""
 
@@ -55,7 +55,7 @@ class DamagedLineError(Exception):
 
 
 def canonical(record: Record) -> Record:
-    """Return a record in canonical form: without its write id, and with one encoding for equal documents.
+    """Return a record in canonical form: without its write id, and with the same encoding for equal documents.
 
     :raises InvalidSessionError: the record violates the rules for sessions.
     """
@@ -121,7 +121,7 @@ def end_of(record: Record, digest: str) -> dict[str, Any]:
 def parse(line: bytes) -> dict[str, Any]:
     """Decode a line of an archive.
 
-    :raises DamagedLineError: it is not a line of an archive.
+    :raises DamagedLineError: `line` is not a line of an archive.
     """
     try:
         data = validation.decode_json(line.decode("utf-8"))
@@ -135,7 +135,7 @@ def parse(line: bytes) -> dict[str, Any]:
 def check_format(data: dict[str, Any]) -> None:
     """Check the version of the format.
 
-    :raises DamagedLineError: a later version of this package has written the file.
+    :raises DamagedLineError: the version is missing or invalid, or a later version of this package wrote the file.
     """
     version = data.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
@@ -149,7 +149,7 @@ def check_format(data: dict[str, Any]) -> None:
 def record_from(data: dict[str, Any]) -> Record:
     """Return the canonical record of a header line.
 
-    :raises DamagedLineError: it is not a header, or violates the rules for sessions.
+    :raises DamagedLineError: the line is not a header, or its values violate the rules for sessions.
     """
     check_format(data)
     try:
@@ -170,7 +170,7 @@ def record_from(data: dict[str, Any]) -> Record:
         record = canonical(record)
     except InvalidSessionError as error:
         raise DamagedLineError(f"is the header of a session that cannot be stored: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError):  # or integers or nesting beyond this interpreter's limits
+    except (KeyError, TypeError, ValueError, RecursionError):  # also for integers or nesting beyond Python's limits
         raise DamagedLineError("is not a header of a session") from None
     if tuple(data) != tuple(header_of(record)) or tuple(given) != DOCUMENTS:
         raise DamagedLineError("is not a header of a session")
@@ -180,8 +180,8 @@ def record_from(data: dict[str, Any]) -> Record:
 def entries_from(data: dict[str, Any], after: int) -> list[Any]:
     """Return the entries of a chunk.
 
-    :param after: the number of entries before it.
-    :raises DamagedLineError: it is not a chunk, or not the next one.
+    :param after: the number of entries before the chunk.
+    :raises DamagedLineError: the line is not a chunk, or not the next chunk.
     """
     kind, entries = data["kind"], data.get("entries")
     if tuple(data) != ("kind", "after", "entries") or not isinstance(entries, list) or not 0 < len(entries) <= CHUNK:
@@ -197,8 +197,8 @@ def entries_from(data: dict[str, Any], after: int) -> list[Any]:
 def check_end(data: dict[str, Any], record: Record, counts: tuple[int, ...], digest: str) -> None:
     """Compare a closing line with the lines before it.
 
-    :param counts: the numbers of errors and logs in these lines.
-    :raises DamagedLineError: they differ.
+    :param counts: the numbers of errors and logs in the lines before it.
+    :raises DamagedLineError: the closing line does not match the lines before it.
     """
     expected = end_of(record, digest)
     if tuple(data) != tuple(expected) or data["session_id"] != record.session_id:
@@ -214,6 +214,6 @@ def _entry_from(kind: str, entry: Any, position: int) -> ErrorEntry | str:
     if kind == LOGS:
         return validation.check_type(entry, str, LOGS)
     timestamp, task_id, message, phase = (entry[key] for key in ("timestamp", "task_id", "error_message", "phase"))
-    if len(entry) != 4 or not (type(task_id) is type(message) is type(phase) is str):  # noqa: PLR2004 (these four)
+    if len(entry) != 4 or not (type(task_id) is type(message) is type(phase) is str):  # noqa: PLR2004 (the four keys)
         raise TypeError("not an entry")
     return ErrorEntry(validation.check_time(timestamp), task_id, message, phase, position)

@@ -42,14 +42,14 @@ class ArchiveWriter:
 
     Sessions are appended to an existing archive. First, truncation recovery removes the incomplete end that an
     interrupted run has left. A file that is not an archive, or whose end is damaged in another way, is rejected and
-    stays unchanged. A link, a file of another user and a file that other users may write are rejected, too: another
-    user may have prepared it. There is one writer at a time: a second one raises while the first is open.
+    stays unchanged. A link, a file of another user, and a file that other users can write to are rejected, too, because
+    another user may have prepared them. Creating a second writer for a file raises while the first one is open.
 
     A session may be committed and then not deleted, because it was updated meanwhile. If it is added again later, the
     archive contains it twice. With ``on_conflict="newer"``, `import_sessions` stores its later state.
 
     :param path: the file. It is created if it is missing, readable by its owner only.
-    :param compress: with gzip; by default if the name ends in ``.gz``. An existing archive keeps its format.
+    :param compress: whether to use gzip; by default if the name ends in ``.gz``. An existing archive keeps its format.
     :param longest_line: maximum length of a line in bytes. A session that needs a longer line is rejected.
     :raises ArchiveError: the file is not an archive, another process is writing it, another user may have prepared it,
         or it cannot be opened.
@@ -79,7 +79,7 @@ class ArchiveWriter:
     def add(self, repository: SessionRepository[Any], record: Record) -> None:
         """Write one session with its histories, in the state of a record that `get_record` has returned.
 
-        If an error other than `ArchiveError` is raised, the archive contains nothing of this session, and keeps the
+        If an error other than `ArchiveError` is raised, the archive contains no part of this session, and keeps the
         sessions that were added before.
 
         :raises SessionNotFoundError: the session was deleted.
@@ -142,7 +142,7 @@ class ArchiveWriter:
     def _reset(self) -> None:
         """Remove everything that was added since the last commit.
 
-        If the disk fails, the next writer removes it by truncation recovery.
+        If the disk fails, the truncation recovery of the next writer removes it.
         """
         self._added: list[Record] = []
         self._hash = hashlib.sha256()
@@ -154,9 +154,9 @@ class ArchiveWriter:
             self._file.truncate(self.size)
 
     def _output(self) -> IO[bytes]:
-        """Return the file to write to. There is one gzip member for each commit.
+        """Return the file to write to.
 
-        So an interruption leaves at most the last member incomplete.
+        Each commit writes one gzip member, so that an interruption leaves at most the last member incomplete.
         """
         if self._out is None:
             self._file.seek(self.size)
@@ -186,7 +186,7 @@ def _is_gzip(file: io.FileIO) -> bool:
 
 
 def _recover(file: io.FileIO, longest: int) -> int:
-    """Remove an incomplete end behind the last complete session; return the new size of the file.
+    """Remove an incomplete end after the last complete session; return the new size of the file.
 
     :param longest: maximum length of a line in bytes.
     :raises ArchiveError: the file is not an archive, or is damaged.
@@ -242,7 +242,7 @@ def _end_of_members(file: io.FileIO) -> int:
             break
         end = file.tell() - len(block)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # an interrupted writer leaves an incomplete member only at the end: anywhere else, the file is damaged
+        # an interrupted writer leaves an incomplete member only at the end; one elsewhere means a damaged file
         if content.find(_MEMBER_HEADER, end + 1) != -1:
             raise DamagedLineError("an incomplete gzip member must be the last one of the file")
     return end
