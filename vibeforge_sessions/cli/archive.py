@@ -155,7 +155,7 @@ class _TransferProgress(Progress):
         self.total = Report()
 
     def report_result(self, result: Result, file: str | None = None) -> None:
-        """Count a session, and print its problem."""
+        """Count a session, and print its problem if it has one."""
         self.advance(self._sessions)
         self.total.add(result)
         if result.outcome in {"failed", "gone"}:

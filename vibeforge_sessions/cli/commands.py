@@ -1,4 +1,4 @@
-"""Commands ``db``, and the application that contains all commands.
+"""Commands of the group ``db``, and the application that contains all commands.
 
 Each command calls a public function. On stdout, it prints only the result.
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.core import TyperGroup
 
-from vibeforge_sessions.cli import archive, inspection, options, retention, statistics, watch  # noqa: F401 (they register commands)
+from vibeforge_sessions.cli import archive, inspection, options, retention, statistics, watch  # noqa: F401 (imports register commands)
 from vibeforge_sessions.cli.groups import Commands, Engine, sessions
 from vibeforge_sessions.cli.output import EXIT_CODES, EXITS, UNREADABLE, ask_confirmation, safe, show
 from vibeforge_sessions.errors import SchemaError, SessionRepositoryError

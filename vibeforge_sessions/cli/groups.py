@@ -1,4 +1,4 @@
-"""Groups of commands, and the values that they provide to a command."""
+"""Groups of commands, and the providers of values that commands receive as parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vibeforge_sessions.sql.engine import engine_on
 from vibeforge_sessions.sql.repository import SQLAlchemySessionRepository
 
 Engine: TypeAlias = Any
-"""An SQLAlchemy engine. Only `vibeforge_sessions.sql` imports SQLAlchemy."""
+"""An SQLAlchemy engine, typed as Any because only `vibeforge_sessions.sql` imports SQLAlchemy."""
 Repository: TypeAlias = SQLAlchemySessionRepository[Session]
 
 
@@ -43,11 +43,11 @@ _PROVIDERS: Final[dict[str, Callable[..., AbstractContextManager[Any]]]] = {
     "engine": _engine_on,
     "repository": repository_on,
 }
-"""Functions that make the value of a parameter from options, by the name of the parameter."""
+"""Functions that create the value of a parameter from options, by the name of the parameter."""
 
 
 def _provided(command: Callable[..., None]) -> Any:
-    """Replace each parameter of a command that has a provider by the options of the provider."""
+    """Return the command with the options of a provider in place of each parameter that has a provider."""
     parameters = inspect.signature(command, eval_str=True).parameters
     providers = {name: _PROVIDERS[name] for name in parameters if name in _PROVIDERS}
     options_of = {name: inspect.signature(make, eval_str=True).parameters for name, make in providers.items()}
@@ -69,8 +69,9 @@ def _provided(command: Callable[..., None]) -> Any:
 class Commands(typer.Typer):
     """A group of commands.
 
-    A parameter ``engine``, ``repository`` or ``asked`` of a command receives the database or the filter of the
-    command's options. Each option is also an environment variable: ``--limit`` is ``VIBEFORGE_SESSIONS_LIMIT``.
+    A parameter ``engine`` or ``repository`` of a command becomes the options of a database, and a parameter ``asked``
+    becomes the options of a filter. Each option can also be set by an environment variable: ``--limit`` by
+    ``VIBEFORGE_SESSIONS_LIMIT``.
     """
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:

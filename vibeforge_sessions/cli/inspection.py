@@ -16,7 +16,7 @@ from vibeforge_sessions.cli.rendering import Listing, console
 from vibeforge_sessions.repository.query import MAX_PAGE, SessionFilter
 
 _PAGE: Final = 200
-"""Entries that are read at once. The page is short because messages may be large."""
+"""Number of entries that are read at once. The number is small because messages may be large."""
 
 Entry = dict[str, Any]
 """The JSON of an entry of a history."""
@@ -83,7 +83,7 @@ def errors(
     as_json: options.Json = False,
 ) -> None:
     """Show the error history of a session, oldest first; with --json one object per line."""
-    if last is not None and task is None and phase is None:  # the last entries have the last positions
+    if last is not None and task is None and phase is None:  # without a filter, positions have no gaps
         after = max(after, record_of(repository, session_id).error_count - last)
 
     def read(position: int) -> list[Entry]:

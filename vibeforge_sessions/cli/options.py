@@ -1,7 +1,7 @@
 """Options that several commands share, and the parsing of their values.
 
 Each option can also be set by an environment variable. `vibeforge_sessions.cli.groups.Commands` derives the name of the
-variable from the name of the parameter. An option states the name of its variable only if it is a different one.
+variable from the name of the parameter. An option states the name of its variable only if the name is different.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AGE: Final = re.compile(r"\s*(\d{1,6})([smhdw])\s*")
 
 
 def parse_age(text: str | timedelta) -> timedelta:
-    """Parse an age, such as ``90s``, ``15m``, ``6h``, ``2d`` or ``3w``, or the default of an option."""
+    """Parse an age such as ``90s``, ``15m``, ``6h``, ``2d`` or ``3w``; return a timedelta unchanged."""
     if isinstance(text, timedelta):
         return text
     match = _AGE.fullmatch(text)
@@ -32,7 +32,7 @@ def parse_age(text: str | timedelta) -> timedelta:
 
 
 def parse_time(text: str) -> datetime:
-    """Parse a time in ISO 8601, in UTC without a zone; or an age before now."""
+    """Parse a time in ISO 8601, which is in UTC if it has no zone, or an age, which is counted back from now."""
     try:
         time = validation.utc_now() - parse_age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text)
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
@@ -100,7 +100,7 @@ def session_filter(
     updated_before: Annotated[datetime | None, _time("Last updated before this time.")] = None,
     has_errors: Annotated[bool | None, _HAS_ERRORS] = None,
 ) -> AbstractContextManager[SessionFilter]:
-    """Provide the filter of its options."""
+    """Provide the filter that the options describe."""
     asked = SessionFilter(
         phases=phase or None,
         created_from=created_from,

@@ -32,9 +32,9 @@ EXITS: Final = (
 )
 
 UNIT_SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-"""Seconds of each unit of an age."""
+"""Number of seconds in each unit of an age."""
 _JOINERS: Final = "\u200c\u200d"
-"""Joiners. Scripts and emoji need them, and they do not move the cursor."""
+"""Zero-width joiner and non-joiner. Scripts and emoji need them, and they do not move the cursor."""
 _PICTURES: Final = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
 
 
@@ -53,10 +53,10 @@ def show(value: Any, lines: Iterable[str] = (), *, as_json: bool = True, err: bo
 def safe(text: str, *, lines: bool = False) -> str:
     r"""Return text that a terminal displays without executing control sequences.
 
-    Control characters become their pictures (``␛`` for ESC). Other invisible characters (of the writing direction, of
-    line ends, unassigned characters, surrogates) become escapes such as ``\u202e``. Printable text stays unchanged.
+    Control characters become their pictures (``␛`` for ESC). Other invisible characters (for writing direction and line
+    ends, unassigned characters, surrogates) become escapes such as ``\u202e``. Printable text stays unchanged.
 
-    :param lines: keep line ends and tabs. ``\r\n`` is a line end.
+    :param lines: keep line ends and tabs. ``\r\n`` becomes ``\n``.
     """
     kept = _JOINERS
     if lines:
@@ -70,7 +70,7 @@ def safe(text: str, *, lines: bool = False) -> str:
 
 
 def safe_json(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON in which everything beyond printable ASCII is escaped. It may contain dataclasses and times."""
+    """Return JSON in which everything beyond printable ASCII is escaped. `value` may contain dataclasses and times."""
     return json.dumps(value, indent=indent, ensure_ascii=True, default=_plain).replace("\x7f", "\\u007f")
 
 
@@ -81,12 +81,12 @@ def _plain(value: Any) -> Any:
 
 
 def format_age(length: timedelta) -> str:
-    """Return a length of time in one unit, at most in days."""
+    """Return a length of time as text in a single unit: days, hours, minutes or seconds."""
     seconds = int(length.total_seconds())
     unit = next((unit for unit in "dhm" if seconds >= UNIT_SECONDS[unit]), "s")
     return f"{seconds // UNIT_SECONDS[unit]}{unit}"
 
 
 def clock(time: datetime) -> str:
-    """Return a time to the second."""
+    """Return a time as text to the second, without a UTC offset if the time is in UTC."""
     return time.isoformat(" ", "seconds").removesuffix("+00:00")

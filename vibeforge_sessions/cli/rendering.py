@@ -1,4 +1,4 @@
-"""Tables that are printed page by page; sessions as table rows, as lines, as JSON and as a page."""
+"""Rendering: tables that are printed page by page; sessions as table rows, lines, JSON objects and pages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOT_JSON: Final = object()
 # --- tables, their cells, and bars; every cell is made `safe` for a terminal ---
 
 _WIDTH_WITHOUT_TERMINAL: Final = 2_200
-"""Width without a terminal. It is so large that no line is wrapped, for tools such as `grep`."""
+"""Width without a terminal, so large that no line is wrapped: tools such as `grep` need complete lines."""
 _GAP: Final = 2
 _SPARK_STEPS: Final = " ▁▂▃▄▅▆▇█"
 _SPARK_STEPS_IN_ASCII: Final = " .:-=+*#"
@@ -37,7 +37,7 @@ _PHASES: Final = {"COMPLETE": "green", "FAILED": "red", "EXECUTION": "cyan", "CL
 
 
 def console() -> Console:
-    """Return a console of the width of the terminal. Characters that its encoding lacks are escaped."""
+    """Return a console with the width of the terminal. Characters that the encoding of stdout lacks are escaped."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
@@ -45,10 +45,10 @@ def console() -> Console:
 
 
 def cell(value: object, style: str = "", *, lines: bool = False) -> Text:
-    """Return a stored value for rich: a number is aligned to the right, and markup in a string has no effect.
+    """Return a stored value as a table cell: a number is aligned to the right, and markup in a string has no effect.
 
-    :param lines: keep the line ends of a string, and indent all lines after the first, because they could imitate other
-        output.
+    :param lines: keep the line ends of a string, and indent all lines after the first, because unindented lines could
+        imitate other output.
     """
     if isinstance(value, int):
         return Text(f"{value:,}", style if value else "dim", justify="right")
@@ -62,10 +62,10 @@ def phase(name: str) -> Text:
 
 
 class Listing:
-    """A table that is printed in pages. The first page decides the columns and their widths.
+    """A table that is printed in pages. The first page determines the columns; later pages can only widen them.
 
-    :param needed: number of columns that are always shown. On a narrow terminal the others are left out, the last one
-        first. By default all columns are shown.
+    :param needed: number of columns that are always shown. On a narrow terminal, the other columns are left out,
+        starting with the last one. By default all columns are shown.
     """
 
     def __init__(self, out: Console, *titles: str, needed: int | None = None) -> None:
@@ -100,7 +100,7 @@ def bar(value: int, most: int, width: int, out: Console) -> str:
 
 
 def spark(series: Sequence[int], width: int, out: Console) -> str:
-    """Return a row of small bars, scaled to the greatest number. A blank means 0."""
+    """Return a row of small bars, scaled to the greatest value. A blank means 0."""
     together = -(-len(series) // width) or 1
     sums = [sum(series[first : first + together]) for first in range(0, len(series), together)]
     steps = _SPARK_STEPS_IN_ASCII if out.options.ascii_only else _SPARK_STEPS
@@ -114,7 +114,7 @@ LISTED: Final = ("session", "phase", "updated", "errors", "held", "task", "made"
 
 
 def summary_row(item: SessionSummary, out: Console) -> list[object]:
-    """Return the row of `LISTED`."""
+    """Return the cells of a session for the columns in `LISTED`."""
     made, missing = ("#", "-") if out.options.ascii_only else ("●", "○")
     return [
         cell(item.session_id, "bold"),
@@ -131,7 +131,7 @@ def summary_row(item: SessionSummary, out: Console) -> list[object]:
 
 
 def entry_line(entry: Mapping[str, Any], *, full: bool) -> Text:
-    """Return the JSON of an error or of a log line as text."""
+    """Return the text of an error or a log line, given its JSON."""
     if "line" in entry:
         text = f"{entry['position']}  {entry['line']}"
     else:
@@ -196,7 +196,7 @@ def _value(text: str | None) -> Any:
 
 
 def _entries(value: object) -> int | None:
-    """Return the number of keys or items of a JSON value; None if it has none."""
+    """Return the number of keys or items of a JSON value; None if it is neither an object nor an array."""
     return len(value) if isinstance(value, (dict, list)) else None
 
 
@@ -222,7 +222,7 @@ def show_record(
 
 
 def heading(record: Record) -> Table:
-    """Return the fields of a session, except its documents, one in each line."""
+    """Return the fields of a session, except its documents, one per line."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")

@@ -109,7 +109,7 @@ def _progress() -> Iterator[OnBatch]:
         with Console(stderr=True).status("", spinner="line") as status:
             yield on_batch
     except BaseException:
-        if shown is not None:  # the same object as in the last callback, with the counts since then
+        if shown is not None:  # the report of the last callback, which also contains the counts since then
             typer.echo(f"before the interruption: {_counts(shown)}", err=True)
         raise
 

@@ -1,4 +1,4 @@
-"""Command ``sessions stats``. Each part of its output is one query of `sql.admin.statistics`."""
+"""Command ``sessions stats``. Each part of the output is the result of one query of `sql.admin.statistics`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _show_errors(out: Console, counts: Sequence[queries.ErrorCount], periods: Se
     by_time = dict.fromkeys(periods if counts else (), 0)
     by_task: dict[tuple[str, str], Counter[datetime]] = defaultdict(Counter)
     for each in counts:
-        if each.begins in by_time:  # later ones were stored by a machine whose clock is ahead
+        if each.begins in by_time:  # errors of later periods were stored by a machine whose clock is ahead
             by_time[each.begins] += each.errors
             by_task[each.task_id or "(all others)", each.phase or ""][each.begins] += each.errors
     title = f"{sum(by_time.values()):,} errors by {unit}, since {clock(periods[0])}"

@@ -33,8 +33,8 @@ Change = dict[str, Any]
 """The JSON of a change.
 
 Its ``event`` is ``phase``, ``task``, ``error``, ``log``, ``held``, ``released``, or ``recreated`` for a new
-incarnation. All have a ``time`` and a ``text``. Those of the histories also have a ``position``, and errors a
-``task_id`` and a ``phase``.
+incarnation. All changes have a ``time`` and a ``text``. Errors and log lines also have a ``position``, and errors have
+a ``task_id`` and a ``phase``.
 """
 
 

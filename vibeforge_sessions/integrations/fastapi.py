@@ -60,7 +60,7 @@ from vibeforge_sessions.settings import open_async_repository
 __all__ = ["RESPONSES", "Repository", "RepositoryErrorBody", "get_repository", "install_error_handlers", "lifespan"]
 
 _RETRY_AFTER: Final = 1
-"""Seconds, for the header ``Retry-After``; most failures of a database are short."""
+"""Value of the header ``Retry-After``, in seconds; most failures of a database are short."""
 
 _logger: Final = logging.getLogger("vibeforge_sessions")
 
@@ -76,8 +76,8 @@ def lifespan(
     """Return a lifespan that opens the repository at the start of the application and closes it at the end.
 
     An application with its own lifespan enters this lifespan inside its own: ``async with lifespan()(app): yield``. The
-    repository is ``app.state.session_repository``. The arguments and errors are those of `open_async_repository`; an
-    error prevents the application from starting.
+    repository is stored as ``app.state.session_repository``. The arguments and errors are those of
+    `open_async_repository`; an error prevents the application from starting.
     """
 
     @asynccontextmanager
@@ -167,7 +167,7 @@ _ANSWERS: Final[dict[type[errors.SessionRepositoryError], tuple[int, str | None]
     errors.SchemaError: (503, _UNAVAILABLE),
     errors.SessionRepositoryError: (503, "the session store failed"),
 }
-"""Status, and the text that replaces the message of a server error; the first match by isinstance applies.
+"""Status, and the text that replaces the message of a server error. The first class that matches the error applies.
 
 The messages of server errors are for the operators of the service.
 """

@@ -9,8 +9,8 @@ A program enables both at its start:
     opentelemetry.instrument()
 
 ``skip_dep_check`` is necessary because the instrumentation (0.66b1) declares that it requires SQLAlchemy before 2.1,
-and does nothing with a later version. The tests of this package run it with 2.1. On an instrumented engine, statements
-are executed by SQLAlchemy's `Connection` and not as precompiled statements.
+and by default does nothing with a later version. The tests of this package run it with SQLAlchemy 2.1. On an
+instrumented engine, statements are executed by SQLAlchemy's `Connection` and not as precompiled statements.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
 
     The name of a span is that of the method, for example ``SessionRepository.append_error``. Its attributes
     ``vibeforge_sessions.session_id``, ``….version``, ``….attempts`` and ``….outcome`` are those of the log record of
-    the call. If the call raised, the status is an error with the name of the error's class; it does not contain the
-    message, which may quote a driver.
+    the call. If the call raised, the status is an error with the name of the error's class. The status does not contain
+    the error's message, which may quote a driver's message.
 
     :param tracer_provider: the tracer provider; by default the global one of OpenTelemetry.
     """
