@@ -2,8 +2,8 @@
 
 A test requests a fixture by its name, without an import.
 
-It imports SQLAlchemy and the rest of the package only when a test requests one of its fixtures: `vibeforge_sessions`
-imports its public names at their first use.
+The plugin imports SQLAlchemy and the rest of the package only when a test requests one of its fixtures, because
+`vibeforge_sessions` imports its public names at their first use.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _session_repository_engine(session_repository_url: str) -> Iterator[Engine]:
 def session_repository(
     _session_repository_engine: Engine, stored_session_type: type[store.Session]
 ) -> store.SQLAlchemySessionRepository:
-    """Return a repository on a migrated database without sessions: a SQLite file, or one on the option's server."""
+    """Return a repository without sessions, on a SQLite file or on a database of the server that the option names."""
     return store.SQLAlchemySessionRepository(_session_repository_engine, session_type=stored_session_type)
 
 

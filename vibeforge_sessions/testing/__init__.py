@@ -60,8 +60,8 @@ _CONTRACT_MODULES = (
     "updates",
 )
 
-# Failing assertions of the contract then show their values, as those of a test module do. It must be registered before
-# the modules are imported. Without pytest in memory, no test is running.
+# After this registration, failing assertions of the contract show their values, like those of a test module. It must
+# precede the import of the modules. If pytest has not been imported, no test is running.
 if (pytest := sys.modules.get("pytest")) is not None:
     pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CONTRACT_MODULES))
 

@@ -1,4 +1,4 @@
-"""Contract of `AsyncSessionRepository`: the synchronous tests through an event loop, and tests of concurrent tasks."""
+"""Contract of `AsyncSessionRepository`: the synchronous tests, run on an event loop, and tests of concurrent tasks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BlockingRepositoryAdapter(DelegatingSessionRepository[S]):
         return _BlockingCalls(self.asynchronous, self.run)
 
     def modify_session(self, session_id: str, change: Callable[[S], object], *, attempts: int = 10) -> S:
-        async def change_in_thread(session: S) -> None:  # `change` may call this adapter, which blocks on the loop
+        async def change_in_thread(session: S) -> None:  # `change` may call this adapter, which waits for the loop
             await asyncio.to_thread(change, session)
 
         return self.run(self.asynchronous.modify_session(session_id, change_in_thread, attempts=attempts))
@@ -86,7 +86,7 @@ def event_loop() -> Iterator[Run]:
 
 
 class AsyncTests(RepositoryTests):
-    """Tests of concurrent tasks; they also implement the synchronous fixture with the asynchronous one."""
+    """Tests of concurrent tasks; the class also implements ``new_repository`` with ``new_async_repository``."""
 
     @pytest.fixture
     def run(self) -> Iterator[Run]:

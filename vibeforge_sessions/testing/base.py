@@ -65,7 +65,7 @@ def full_session(session_id: str = SESSION_ID) -> Session:
 
 
 def exact(value: Any) -> Any:
-    """Return a comparable form of a JSON value that distinguishes 1, 1.0 and True, 0.0 and -0.0, and key orders."""
+    """Return a comparable form of a JSON value that distinguishes 1 from 1.0 and True, 0.0 from -0.0, and key order."""
     if isinstance(value, dict):
         return "dict", [(exact(key), exact(item)) for key, item in value.items()]
     if isinstance(value, list):

@@ -39,9 +39,9 @@ class SessionRepositoryContract(
 class AsyncSessionRepositoryContract(AsyncTests, SessionRepositoryContract):
     """Complete contract of an `AsyncSessionRepository`. A subclass defines the fixture ``new_async_repository``.
 
-    The fixture is called within an event loop that belongs to the test. The repositories that it returns are closed on
-    this loop at the end of the test. The fixture ``run`` runs a coroutine on the same loop, for other setup and
-    cleanup:
+    The function that the fixture returns is called within an event loop of the test. The repositories that it creates
+    are closed on this loop at the end of the test. The fixture ``run`` runs a coroutine on the same loop, for other
+    setup and cleanup:
 
         @pytest.fixture
         def new_async_repository(self, run):

@@ -37,7 +37,7 @@ TASK_IDS = {
 
 
 class DiagnosticTests:
-    """Error messages, log lines and task ids of errors: unstorable characters are replaced with visible ones."""
+    """Unstorable characters in error messages, log lines and task ids of errors are replaced with visible ones."""
 
     @pytest.mark.parametrize(("message", "expected"), DIAGNOSTICS.values(), ids=DIAGNOSTICS)
     def test_any_message_is_stored(self, repository: SessionRepository, message: str, expected: str) -> None:

@@ -99,7 +99,7 @@ class HistoryTests:
         errors, logs = session.error_history, session.logs
         repository.append_error(SESSION_ID, "worker 2", "m")
         repository.update_session(session)
-        # the caller's lists are the same objects, without the workers' entries, and count as stored
+        # the caller's lists are still the same objects, without the workers' entries; their entries count as stored
         assert session.error_history is errors
         assert session.logs is logs
         assert errors == [mine]
@@ -216,7 +216,7 @@ class HistoryTests:
         session.add_error("t", "4")
         repository.update_session(session)
         assert (session.omitted_errors, session.omitted_logs) == (2, 4)
-        session = repository.get_session(SESSION_ID, recent=4)  # all errors, and not all logs
+        session = repository.get_session(SESSION_ID, recent=4)  # reads all errors, but not all logs
         assert session is not None
         assert (session.omitted_errors, session.omitted_logs) == (0, 1)
         with pytest.raises(InvalidSessionError):

@@ -45,7 +45,7 @@ def history_of(repository: SessionRepository) -> tuple[list[ErrorEntry], list[st
 
 
 def old_record(repository: SessionRepository, entries: int = 3) -> tuple[Record, list[ErrorEntry], list[str]]:
-    """Return the record and histories of an old session with a high version, which is not stored any more.
+    """Return the record and histories of an old session with a high version, which is no longer stored.
 
     :param entries: number of errors and of log lines that are added.
     """

@@ -227,7 +227,7 @@ class ListingTests:
         read: list[str] = []
         for number, page in enumerate(pages(repository, order=order, limit=3)):
             read += page
-            deleted = page[-1] if number % 2 else ids[(number * 7) % 20]  # the last one is that of the cursor
+            deleted = page[-1] if number % 2 else ids[(number * 7) % 20]  # the last id of a page is in its cursor
             if repository.delete_session(deleted):
                 never_deleted.discard(deleted)
             for second in (-5, number, 30):

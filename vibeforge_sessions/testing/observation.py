@@ -18,7 +18,7 @@ NewRecords = Callable[[], list[dict[str, Any]]]
 
 
 class InstrumentationTests(RepositoryTests):
-    """One record for each call, with id, version and time, and without data of the session."""
+    """Each call writes one record with id, version and duration, and without data of the session."""
 
     @pytest.fixture
     def new_records(self, caplog: pytest.LogCaptureFixture) -> NewRecords:

@@ -15,7 +15,7 @@ _REQUIRED = {"session_id", "version"}
 
 
 def _partial(repository: SessionRepository, *missing: str) -> Session:
-    """Return the session of a stored session's dict without some of its fields."""
+    """Return the session that `Session.from_dict` creates from a stored session's dict after removing fields."""
     data = stored(repository).to_dict()
     for name in missing:
         del data[name]
@@ -23,7 +23,7 @@ def _partial(repository: SessionRepository, *missing: str) -> Session:
 
 
 class PartialDictTests:
-    """`update_session` after `Session.from_dict` of a stored session's dict in which fields are missing."""
+    """`update_session` of a session that `Session.from_dict` created from an incomplete dict of a stored session."""
 
     @pytest.mark.parametrize("name", sorted(Session.model_fields.keys() - _REQUIRED))
     def test_update_keeps_stored_value_of_missing_field(self, repository: SessionRepository, name: str) -> None:

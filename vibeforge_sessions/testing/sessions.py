@@ -226,7 +226,7 @@ class SessionTests:
         assert two.get_session(SESSION_ID) is None
         assert two.list_sessions() == []
         session.add_answer("q", 1)
-        # stale: `one` may have joined a transaction of the caller that has not been committed
+        # StaleSessionError if `one` has joined a transaction of the caller that has not been committed
         with pytest.raises((SessionNotFoundError, StaleSessionError)):
             two.update_session(session)
         two.create_session(session_id=SESSION_ID)

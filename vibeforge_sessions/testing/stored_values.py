@@ -263,7 +263,7 @@ class StoredValueTests:
     )
     def test_smallest_changes_are_stored(self, repository: SessionRepository, before: Any, after: Any) -> None:
         session = repository.create_session()
-        for answer in (before, after, before, after):  # the repository has fingerprints after the first update
+        for answer in (before, after, before, after):  # the session has fingerprints from the first update on
             session.answers["q"] = answer
             session.clarification_answer = [answer]
             repository.update_session(session)

@@ -1,4 +1,4 @@
-"""Temporary databases for a test run: migrated once, and emptied for each test. No other database is changed."""
+"""Temporary databases for a test run, migrated once; each test gets an empty one. No other database is changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME: Final = "vibeforge_sessions_test_"
 """Prefix of the names of databases on a server; the rest is random."""
 
 EmptyDatabase = Callable[[], AbstractContextManager[str]]
-"""Context manager that yields the URL of a migrated, empty database; only one block may be active at a time."""
+"""Function that returns a context manager, which yields the URL of a migrated, empty database, one at a time."""
 
 
 class HiddenURL(str):
@@ -40,9 +40,9 @@ class HiddenURL(str):
 def temporary_databases(url: str | URL, folder: Path) -> Iterator[EmptyDatabase]:
     """Yield a factory of test databases, which are dropped at the end of the block.
 
-    :param url: ``sqlite://`` for files, each a copy of a migrated one; or the URL of a server. On a server, a database
-        with a random name is created, emptied for each test, and dropped at the end. The database that the URL names is
-        used only for the connection.
+    :param url: ``sqlite://`` for SQLite files, each a copy of a migrated file, or the URL of a server. On a server, a
+        database with a random name is created, emptied for each test, and dropped at the end. The database that the URL
+        names is used only to connect to the server.
     :param folder: the folder of the SQLite files.
     :raises ConfigurationError: the URL names a SQLite file or an unsupported database.
     :raises StorageError: the URL's user lacks the privilege to create databases.

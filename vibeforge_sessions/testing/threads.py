@@ -1,4 +1,4 @@
-"""Contract tests of one repository that is used by many threads."""
+"""Contract tests of one repository that many threads share."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ __all__ = ["AsyncTrackedSessionRepository", "TrackedSessionRepository", "Unsaved
 T = TypeVar("T")
 
 _MAX_DROPPED: Final = 1000
-"""Maximum number of dropped sessions in `TrackedSessionRepository.unsaved_changes`; all of them are logged."""
+"""Maximum number of dropped sessions that `TrackedSessionRepository.unsaved_changes` returns; all are logged."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class UnsavedChanges:
     fields: tuple[str, ...]
     """Names of the changed fields; ``updated_at`` is included only if no other field was changed."""
     call_site: str
-    """File and line that got the session from the repository."""
+    """File and line of the call that got the session from the repository."""
 
     def __str__(self) -> str:
         return (
@@ -87,7 +87,7 @@ class TrackedSessionRepository(DelegatingSessionRepository[S]):
     - changes of a session that this repository deleted;
     - changes within a `modify_session` that raised;
     - changes of a session that was passed to `forget`;
-    - changes of a copy of a session that the caller made.
+    - changes of a copy that the caller made of a session.
 
     A session class with pydantic's ``validate_assignment`` cannot be tracked and is rejected.
 
@@ -104,14 +104,14 @@ class TrackedSessionRepository(DelegatingSessionRepository[S]):
         return self._repository
 
     def unsaved_changes(self) -> list[UnsavedChanges]:
-        """Return the unsaved changes: of the last 1000 dropped sessions that had any, then of the sessions in use.
+        """Return the unsaved changes of the last 1000 dropped sessions that had any, then those of the sessions in use.
 
-        A session in use may still be stored, so call this when all work is done.
+        A session in use may still be stored, so call this method when all work is done.
         """
         return self._tracker.unsaved_changes()
 
     def forget(self, session: S) -> None:
-        """Stop tracking this session, whose changes are not meant to be stored."""
+        """Stop tracking this session, because its changes are not meant to be stored."""
         self._tracker.forget(session)
 
     def create_session(self, session: S | None = None, *, session_id: str | None = None) -> S:
@@ -228,7 +228,7 @@ class Tracker:
         if session is None or id(session) in self._tracked:
             return
         if type(session).model_config.get("validate_assignment"):
-            # pydantic then replaces the object's attribute dict at each assignment, and the tracked dict is outdated
+            # pydantic then replaces the object's attribute dict at each assignment, so the tracked dict is outdated
             raise ConfigurationError(
                 f"{type(session).__name__} cannot be tracked, because it has validate_assignment: store it in a "
                 "repository without tracking",
@@ -267,7 +267,7 @@ class Tracker:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _TrackedSession:
-    """Attributes of a tracked session. They outlive the session, because this object does not refer to it."""
+    """Attributes of a tracked session, kept without a reference to the session, so that it can be garbage collected."""
 
     session_type: type[Session]
     fields: dict[str, Any]

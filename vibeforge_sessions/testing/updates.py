@@ -225,7 +225,7 @@ class UpdateTests:
         ]
         assert len(after.logs) == 2
         assert (after.phase, after.version, session.version) == (SessionPhase.VERIFICATION, 2, 2)
-        # a second round trip: the list lacks the entry that another caller appended, but counts as stored
+        # after a second round trip, the list still lacks the other caller's entry, but its entries count as stored
         session = round_tripped(session)
         assert [entry.position for entry in session.error_history] == [1, 2, 4, 5]
         session.add_log("again")
