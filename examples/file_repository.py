@@ -258,7 +258,7 @@ def text_of(stored: StoredSession) -> str:
 
 
 def stored_from(text: bytes, session_type: type[Session]) -> StoredSession:
-    """Return the stored session of the content of a file."""
+    """Return the stored session that a file contains."""
     data = json.loads(text)
     fields, phases = data["record"], phases_of(session_type)
     for name in ("created_at", "updated_at", "held_at"):
@@ -280,7 +280,7 @@ def _storage_errors() -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Make a new or deleted file name in a folder durable."""
+    """Flush a folder to the disk, so that the creation or deletion of a file in it is durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

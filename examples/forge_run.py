@@ -4,8 +4,8 @@ Real commands write, compile, test and package a small program (`forge_app.toml`
 bug. The worker that runs the commands is killed by SIGKILL when half of them are done. A second worker finds the
 session in the database, resumes it at the interrupted task, and completes it.
 
-This program is the web service, the operator and the user; `forge_worker.py` is the worker. The two programs share only
-the database and the workspace. All output is read from the database.
+This program acts as the web service, the operator and the user; `forge_worker.py` is the worker. The two programs share
+only the database and the workspace. All output is read from the database.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ except ModuleNotFoundError as missing:
 
 WORKER = Path(__file__).resolve().with_name("forge_worker.py")
 APP = WORKER.with_name("forge_app.toml")
-TIMEOUT = 120.0  # seconds; each step takes about one
+TIMEOUT = 120.0  # seconds; each step takes about one second
 PHASES = ["QUESTIONNAIRE", "BUILD_SPEC", "IDEA", "PLAN_REVIEW", "EXECUTION", "CLARIFICATION", "EXECUTION"]
 PHASES += ["VERIFICATION", "COMPLETE"]
 
@@ -142,7 +142,7 @@ class Operator:
     screen: Screen
 
     def kill_first_worker(self) -> Session:
-        """Run the first worker, kill it halfway, and return the session in the state that it stored last."""
+        """Run the first worker, kill it halfway, and return the session in the state that the worker stored last."""
         # The model never answers this worker's question about the failed tests. The worker is therefore killed at the
         # same point in every run, independently of the speed of the machine.
         with self._worker("--silent-on", "run_tests") as worker:
@@ -251,7 +251,7 @@ def state_of(task_id: str, session: Session) -> str:
 
 
 def relevant_lines(message: str, most: int = 7) -> str:
-    """Return the output of a tool; of a long output only the lines with errors and locations."""
+    """Return the output of a tool; if the output is long, only the lines with errors and locations."""
     lines = [line for line in message.splitlines() if line.strip(" -=.^~")]
     if len(lines) > most:
         words = ("$ ", "FAIL", "ERROR", "File ", "exit status")

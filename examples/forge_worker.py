@@ -1,7 +1,7 @@
 """Worker that claims a session in EXECUTION, runs its remaining tasks, verifies the result, and completes the session.
 
 `forge_run.py` starts a worker, kills it, and starts a second one. The programs share only the database and the
-workspace. A worker reads everything that it needs to resume another worker's session from the session.
+workspace. The session contains everything that a worker needs to resume the session of another worker.
 
 The commands are real. The model that repairs their failures is simulated: its answers are in `forge_app.toml`.
 """
@@ -39,15 +39,15 @@ MAX_REPAIRS = 2
 
 
 class TaskFailedError(Exception):
-    """The command of a task failed; the text is its output."""
+    """The command of a task failed; the message is the output of the command."""
 
 
 class GaveUpError(Exception):
-    """The worker cannot complete the session; the text is the reason."""
+    """The worker cannot complete the session; the message is the reason."""
 
 
 class PhaseChangedError(Exception):
-    """Another program has changed the phase of the session, so this worker must not change it any more."""
+    """Another program has changed the phase of the session, so this worker must no longer change the session."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def execute(task: Task, workspace: Path) -> str:
     shown = f"$ {' '.join(task.command)}\n"
     try:
         done = subprocess.run(
-            # the graph contains "python" and no path, because another interpreter may run the worker that resumes it
+            # the graph contains "python" and no path, because a worker that resumes it may use another interpreter
             [sys.executable if part == "python" else part for part in task.command],
             cwd=workspace,
             env=_plain_environment(),
@@ -168,7 +168,7 @@ class Worker:
         self._move_to(SessionPhase.FAILED, fail)
 
     def _complete(self, task: Task) -> None:
-        """Run the task, and repair and repeat it until it succeeds; its success is stored when this returns."""
+        """Run the task, and repair and repeat it until it succeeds; store its success."""
         self._begin(task)
         while True:
             # Failures are counted in the stored history and not in a variable, so that a worker that resumes the
@@ -279,7 +279,7 @@ class Worker:
         self._repository.modify_session(self._id, change_in_phase)
 
     def _read(self) -> Session:
-        session = self._repository.get_session(self._id, recent=0)  # without histories, because this is polled
+        session = self._repository.get_session(self._id, recent=0)  # without histories, because callers poll
         if session is None:
             raise SessionNotFoundError(self._id)
         return session
@@ -299,7 +299,7 @@ def sessions_in_execution(repository: SessionRepository) -> Iterator[SessionSumm
 
 
 def claim_session(repository: SessionRepository, workspace: str) -> Session | None:
-    """Find the session of this workspace, and claim it by an update; return None if there is none to claim."""
+    """Find the session of this workspace, and claim it by an update; return None if there is no such session."""
     for summary in sessions_in_execution(repository):
         session = repository.get_session(summary.session_id, recent=0)
         if session is None or session.task_graph is None or session.task_graph.get("workspace") != workspace:
@@ -308,7 +308,7 @@ def claim_session(repository: SessionRepository, workspace: str) -> Session | No
         try:
             repository.update_session(session)
         except (StaleSessionError, SessionNotFoundError):
-            continue  # claimed by another worker: of two updates of the same version, one succeeds
+            continue  # claimed by another worker: of two updates of the same version, only one succeeds
         return session
     return None
 

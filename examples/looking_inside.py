@@ -1,7 +1,7 @@
 """Output of ``vibeforge-sessions sessions`` for the documentation: ``python examples/looking_inside.py``.
 
-The program creates the same sessions on each run, in a SQLite file of its own, stops the clock, and runs commands on
-them. docs/looking-inside.md shows their output. ``--keep PATH`` writes the file to that path and keeps it.
+The program creates the same sessions on each run, in its own SQLite file, sets the clock to a fixed time, and runs the
+commands. docs/looking-inside.md shows the output. ``--keep PATH`` writes the file to that path and keeps it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FAILURES = {
     "check_script": "usage: bill.py [-h] total people\nbill.py: error: the following arguments are required: people",
 }
 MARK = 42
-"""The session that is shown: it is under way, and has failed three times."""
+"""Number of the session that is shown in detail: it is in EXECUTION, and has three errors."""
 
 
 def sessions() -> Iterator[tuple[Record, list[ErrorEntry], list[str]]]:
@@ -121,7 +121,7 @@ def _session(
 
 
 def fill(url: str) -> None:
-    """Store them."""
+    """Store the sessions in a new database."""
     with open_repository(url, migrate=True) as repository:
         for record, errors, logs in sessions():
             repository.restore_record(record, errors, logs)

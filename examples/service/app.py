@@ -4,8 +4,8 @@ Its database is ``VIBEFORGE_SESSIONS_DATABASE_URL``, by default a SQLite file in
 can run on one database, and each of them may be killed: all acknowledged changes are stored, and the other processes
 continue its work.
 
-A client that changes a session sends the version that it has read. If the stored version differs, the response
-is 409 with both versions, and the client reads the session again. So no answer is lost, and a double click counts once.
+A client that changes a session sends the version that it has read. If the stored version differs, the response is 409
+with both versions, and the client reads the session again. Therefore no answer is lost, and a double click counts once.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ UNDER_WAY = (SessionPhase.EXECUTION, SessionPhase.VERIFICATION)
 LEASE = timedelta(seconds=5)
 """Time without an update after which a worker loses its session to another worker.
 
-It must be longer than any task. A worker that is only slow loses its current task: its next update is stale.
+It must be longer than any task. A slow worker whose session another worker has claimed loses its current task, because
+its next update is stale.
 """
 
 
@@ -48,7 +49,7 @@ class ForgeSession(Session):
         self.worker = self.leased_until = None
 
     def answer(self, question_id: str, value: str) -> None:
-        """Set the answer to the current question; make the plan after the last one."""
+        """Set the answer to the current question; after the last question, make the plan."""
         self.add_answer(question_id, value)
         self.current_question_index += 1
         if self.current_question_index == len(QUESTIONS):

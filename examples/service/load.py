@@ -1,8 +1,8 @@
 """Load test of the service: clients run complete sessions, and the database is checked for lost changes.
 
 ``python -m examples.service.load`` starts two processes of the service on ``VIBEFORGE_SESSIONS_DATABASE_URL`` (a SQLite
-file by default), runs 1,000 sessions with 16 clients on 127.0.0.1, and prints the results. Two clients answer the
-questions of each session concurrently and differently; every fifth session is aborted, early or late.
+file by default), runs 1,000 sessions with 16 clients on 127.0.0.1, and prints the results. A client answers each
+question concurrently from two browser tabs, with different answers; every fifth session is aborted, early or late.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Client:
         await asyncio.gather(*(self.answer(path, number + tab, answers) for tab in range(2)))
         await self.change(path, "PLAN_REVIEW", "plan", {"approved": True})
         if number % 5 == 0:
-            await asyncio.sleep(number % 20 / 50)  # early and late
+            await asyncio.sleep(number % 20 / 50)  # some sessions are aborted early, others late
             _, body = await self.ask("POST", f"{path}/abort")
             if body["is_aborted"]:
                 self._results.aborted.add(session["session_id"])
@@ -122,7 +122,7 @@ class Client:
 
 
 async def drive(address: str, sessions: int, clients: int) -> Results:
-    """Run sessions by concurrent clients."""
+    """Run sessions with concurrent clients."""
     results = Results()
     numbers = iter(range(sessions))
     async with httpx.AsyncClient(base_url=address, timeout=60) as http:

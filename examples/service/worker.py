@@ -1,11 +1,11 @@
 """Workers of the service: each process runs one, and each may be killed at any time.
 
-A worker claims a session by storing its name and a lease in it. If two workers try, `update_session` rejects the second
-one as stale. An abort is an update too, so the next update of the worker is stale and its work on the session ends.
+A worker claims a session by storing its name and a lease in it. If two workers claim one session, `update_session`
+rejects the second claim as stale. An abort is an update too, so the worker's next update is stale and its work ends.
 
 A worker appends log lines and errors, which never conflicts with updates. The log line about a completed task is part
-of the update that completes it. A worker that is killed between two calls would otherwise leave a line about a task
-that is not complete.
+of the update that completes the task. A worker that is killed between two calls would otherwise leave a line about a
+task that is not complete.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Worker:
             while True:
                 try:
                     await self._take()
-                except SessionRepositoryError as error:  # transient; without its worker the process would be useless
+                except SessionRepositoryError as error:  # transient; the process is useless without its worker
                     logger.warning("the session store is unavailable: %s", error)
                 await asyncio.sleep(IDLE_SECONDS)
         finally:
@@ -77,7 +77,7 @@ class Worker:
     async def _claim(self, session_id: str) -> ForgeSession | None:
         try:
             session = await self._repository.get_session(session_id, recent=0)
-        except CorruptSessionError:  # needs an operator, and must not stop the work on other sessions
+        except CorruptSessionError:  # the session needs an operator, and must not stop the work on other sessions
             logger.exception("session %s is skipped", session_id)
             self._unreadable.add(session_id)
             return None
