@@ -82,8 +82,8 @@ __all__ = [
     "open_repository",
 ]
 
-# Each name except the errors is imported at its first use (PEP 562). Importing the package for its model therefore does
-# not import SQLAlchemy, and pytest, which imports the package for its fixtures, does not import pydantic.
+# Each name except the errors is imported at its first use (PEP 562). A program that uses only the model therefore does
+# not import SQLAlchemy, and loading the pytest plugin does not import pydantic.
 _MODULES = {
     "memory": ("AsyncInMemorySessionRepository", "InMemorySessionRepository"),
     "model.session": ("ErrorEntry", "Session", "SessionPhase"),

@@ -1,7 +1,7 @@
-"""Names of the application's module ``core/session.py``.
+"""Replacements for the names of the application's module ``core/session.py``.
 
-That module becomes ``from vibeforge_sessions.compat import *``, and its callers need no change. One behavior differs: a
-session that was read is a copy, so a change is stored only when `update_session` is called.
+That module then contains only ``from vibeforge_sessions.compat import *``, and its callers need no change. One behavior
+differs: a session that was read is a copy, so a change is stored only when `update_session` is called.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SessionStoreInterface(Protocol):
 
     @abstractmethod
     def update_session(self, session: Session) -> None:
-        """Store the changes of the session; create a session that was never stored."""
+        """Store the changes of the session; a session that was never stored is created."""
 
     @abstractmethod
     def delete_session(self, session_id: str) -> Any:
@@ -58,7 +58,7 @@ class SessionStore(DelegatingSessionRepository, SessionStoreInterface):
 
     @property
     def repository(self) -> SessionRepository:
-        """The underlying repository; opened at the first use, and again after `close`."""
+        """The underlying repository, opened at the first use and at the first use after `close`."""
         with self._lock:
             if self._opened is None:
                 self._opened = self._open_store()

@@ -13,12 +13,12 @@ SessionRepositoryError
 ├── StorageError                          the database failed; nothing was written
 └── OutcomeUnknownError                   the write may or may not have been stored; not a StorageError
 
-`OutcomeUnknownError` is not a `StorageError`, so that a caller can repeat a call after ``except StorageError`` without
-writing twice.
+`OutcomeUnknownError` is not a `StorageError`. A caller that repeats a call after ``except StorageError`` therefore does
+not write twice.
 
 Errors carry ids, versions and names as attributes. Their messages contain neither values of a session nor a URL, a
-password or the parameters of a statement. All of them survive ``pickle`` and ``copy``, so that a worker process can
-send them to its parent.
+password or the parameters of a statement. All errors can be pickled and copied, so that a worker process can send them
+to its parent.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Literal
 SchemaState = Literal["empty", "behind", "current", "ahead", "foreign", "drifted"]
 """State of a database's schema, compared with this version of the package.
 
-empty: none of the package's tables; behind: migrations are pending; current: what this version needs; ahead: migrated
-by a newer version; foreign: tables of the same names, without a record that this package's migrations made them;
-drifted: at the revision that this version needs, but the tables differ from those that its migrations create.
+empty: has none of the package's tables; behind: migrations are pending; current: is what this version needs; ahead: was
+migrated by a newer version; foreign: has tables of the same names, but no record that this package's migrations created
+them; drifted: has the revision that this version needs, but its tables differ from those that the migrations create.
 """
 
 
@@ -67,7 +67,7 @@ class SessionExistsError(SessionRepositoryError):
 
 @dataclass(eq=False, repr=False)
 class StaleSessionError(SessionRepositoryError):
-    """Another writer has stored the session since it was read; nothing of this update was written.
+    """Another writer has stored the session since it was read; this update wrote nothing.
 
     Read the session again and repeat the change, or let ``modify_session`` do both.
     """
@@ -78,8 +78,8 @@ class StaleSessionError(SessionRepositoryError):
     stored_version: int | None = None
     """The version that is stored now.
 
-    0: no session is stored; the caller's transaction that created it was rolled back, or it has since been deleted.
-    Equal to ``version``: the session was deleted and created again, or the version that was read was rolled back.
+    It is 0 if no session is stored: the caller's transaction that created it was rolled back, or it has been deleted.
+    It equals ``version`` if the session was deleted and created again, or if the version that was read was rolled back.
     """
 
     def __str__(self) -> str:
@@ -157,23 +157,23 @@ class ConfigurationError(SessionRepositoryError):
 
 @dataclass(eq=False, repr=False)
 class SchemaError(SessionRepositoryError):
-    """The database's tables do not match this version; the message names the command to run."""
+    """The database's tables do not match this version of the package; the message names the command to run."""
 
     reason: str
     state: SchemaState | None = None
-    """None if a migration failed for another reason, such as its lock."""
+    """None if the error has another reason, for example that another migration holds the migration lock."""
 
 
 @dataclass(eq=False, repr=False)
 class ArchiveError(SessionRepositoryError):
     """An archive is damaged, has another format, or cannot be read or written (the cause is chained).
 
-    Nothing of the session in question was stored or deleted.
+    The session that the error concerns was neither stored nor deleted.
     """
 
     reason: str
     line: int | None = None
-    """The line of the file, from 1; None if the error concerns the whole file."""
+    """The line of the file, counted from 1; None if the error concerns the whole file."""
 
     def __str__(self) -> str:
         return self.reason if self.line is None else f"line {self.line}: {self.reason}"
@@ -190,11 +190,11 @@ class StorageError(SessionRepositoryError):
 
 @dataclass(eq=False, repr=False)
 class OutcomeUnknownError(SessionRepositoryError):
-    """A connection was lost during a write: all of the write is stored, or nothing of it.
+    """A connection was lost during a write, and the write is stored either completely or not at all.
 
     The repository tried to resolve the outcome and could not: the database did not answer before the call's deadline,
     or another writer has since deleted or stored the session. (In the caller's own transaction, only the caller's
-    COMMIT can end like this.) What the caller can do:
+    COMMIT can have an unknown outcome.) The caller can do the following:
 
     - after `update_session`, `modify_session` or `restore_record`: read the session, and decide by its content;
     - after `create_session` with an id: read the session; after `create_session` without an id: create another one;
@@ -202,7 +202,7 @@ class OutcomeUnknownError(SessionRepositoryError):
     - after `hold_session` or `release_session`: repeat the call;
     - after `append_error` or `append_log`: read the last entries, or append again and accept a duplicate.
 
-    Wait a moment first: a server that was cut off may still finish the statement that it received.
+    Wait a moment before that, because a server that lost the connection may still finish the statement it received.
     """
 
     reason: str

@@ -1,4 +1,4 @@
-"""In-memory implementation, for tests and for services whose sessions may end with the process."""
+"""In-memory implementation, for tests and for services whose sessions may be lost when the process ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class InMemorySessionRepository(SessionRepository[S]):
-    """Repository in the memory of the process, with the complete contract of `SessionRepository`.
+    """Repository in the memory of the process; it fulfills the complete contract of `SessionRepository`.
 
     :param session_type: the class of the stored sessions, `Session` or a subclass.
     """
@@ -52,7 +52,7 @@ class InMemorySessionRepository(SessionRepository[S]):
             if stored is None:
                 return None
             recent_part = stored.with_recent(recent)
-        return recent_part.to_session(self._session_type)  # decoded outside the lock, because it takes time
+        return recent_part.to_session(self._session_type)  # decoded outside the lock, because decoding takes time
 
     def update_session(self, session: S) -> None:
         changeset.check_session(session, self._session_type)
@@ -123,7 +123,7 @@ class InMemorySessionRepository(SessionRepository[S]):
         after, limit = check_after(after), check_limit(limit)
         with self._lock:
             stored = self._get(session_id)
-        # outside the lock, because a caller's __str__ may take time; entries are only ever appended
+        # outside the lock, because a caller's __str__ may take time; this is safe, because entries are only appended
         return stored.list_errors(after=after, limit=limit, task_id=task_id, phase=phase)
 
     def list_logs(self, session_id: str, *, after: int = 0, limit: int = 100) -> list[str]:
@@ -185,7 +185,7 @@ class InMemorySessionRepository(SessionRepository[S]):
 
 
 class AsyncInMemorySessionRepository(AsyncRepositoryAdapter[S]):
-    """`InMemorySessionRepository` for asyncio, with the complete contract of `AsyncSessionRepository`.
+    """`InMemorySessionRepository` for asyncio; it fulfills the complete contract of `AsyncSessionRepository`.
 
     :param session_type: the class of the stored sessions, `Session` or a subclass.
     """

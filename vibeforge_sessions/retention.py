@@ -59,16 +59,16 @@ class PruneReport:
     newest: datetime | None = None
     """Latest ``updated_at`` of the deleted sessions."""
     document_bytes: int = 0
-    """Size of their documents. Their histories are counted, but not measured."""
+    """Size of the documents of the deleted sessions. The entries of their histories are only counted."""
     errors: int = 0
-    """Number of entries in their error histories."""
+    """Number of entries in the error histories of the deleted sessions."""
     logs: int = 0
     held: int = 0
     """Number of sessions that were kept because they are held."""
     touched: int = 0
     """Number of sessions that were kept because they were changed after they had been found."""
     gone: int = 0
-    """Number of sessions that another client has deleted meanwhile, such as another prune."""
+    """Number of sessions that another client, such as another prune, deleted after they had been found."""
     failed: int = 0
     """Number of sessions that were kept because they cannot be read or archived."""
     problems: list[PruneProblem] = dataclasses.field(default_factory=list)
@@ -85,7 +85,7 @@ class PruneReport:
 
 
 OnBatch: TypeAlias = Callable[[PruneReport], object]
-"""Callback with the report so far, after each batch. If it raises, the prune ends."""
+"""Callback that receives the report so far after each batch. An exception that it raises ends the prune."""
 
 
 def prune(
@@ -99,24 +99,24 @@ def prune(
     pause: float = PAUSE,
     on_batch: OnBatch | None = None,
 ) -> PruneReport:
-    """Delete the old sessions of the given phases, oldest first.
+    """Delete the old sessions in the given phases, in the order of their creation.
 
-    A session is deleted only if it satisfies all of these conditions: it matches the filter, which names phases; its
-    last update is older than `older_than` (a session whose ``updated_at`` is in the future is never old); it is not
-    held; and neither the session nor its histories were changed since it was found.
+    A session is deleted only if it matches the filter, its last update is older than `older_than`, it is not held, and
+    neither the session nor its histories were changed after it had been found. A session whose ``updated_at`` is in the
+    future is never old.
 
-    Each session is checked and deleted in short transactions of its own. So other clients do not wait for long, an
-    interruption leaves nothing incomplete, and several prunes may run at the same time. After an interruption, run the
-    prune again.
+    Each session is checked and deleted in its own short transactions. Other clients therefore do not wait for long, an
+    interruption leaves no session half deleted, and several prunes may run at the same time. After an interruption, run
+    the prune again.
 
-    :param filter: selects sessions and must name phases. Its ``updated_before`` applies in addition to `older_than`.
+    :param filter: must name phases. Its ``updated_before`` applies in addition to `older_than`.
     :param older_than: minimum time since the last update, by the clock of this machine at the start.
     :param dry_run: delete and archive nothing. The report contains what would be deleted.
-    :param batch_size: sessions that are found at once, and archived before any of them is deleted; 1 to 1000.
-    :param archive: a file to which each session is written, flushed, and read back, before it is deleted: see
+    :param batch_size: number of sessions that are found, and archived, before any of them is deleted; 1 to 1000.
+    :param archive: a file. Each session is written to it, flushed, and read back before the session is deleted: see
         `ArchiveWriter`. If that fails, no more sessions are deleted.
-    :param pause: time to wait after each deletion, as a multiple of its duration; 0 for no pauses. SQLite has one
-        writer at a time and no queue: without pauses, other writers would wait for long.
+    :param pause: time to wait after each deletion, as a multiple of its duration; 0 for no pauses. SQLite allows one
+        writer at a time and does not queue the others, so without pauses they would wait for a long time.
     :raises InvalidArgumentError: the filter names no phases, or an argument is out of range.
     :raises ArchiveError: the archive cannot be opened or written, or contains different data when it is read back.
     """
@@ -135,9 +135,9 @@ async def prune_async(
     pause: float = PAUSE,
     on_batch: OnBatch | None = None,
 ) -> PruneReport:
-    """Prune like `prune`, on an asynchronous repository. It can be canceled.
+    """Prune an asynchronous repository like `prune` does; the call can be canceled.
 
-    It runs in a thread. The calls of the repository and of `on_batch` run on the event loop.
+    The prune runs in a thread. Its calls of the repository and of `on_batch` run on the event loop.
     """
     asked, report = _plan(filter, older_than, dry_run=dry_run)
     calls = BlockingRepository(repository)
@@ -185,13 +185,13 @@ class _Pruning:
             raise errors.InvalidArgumentError("must be a number, 0 or more", "pause")
 
     def run(self, archive: str | os.PathLike[str] | None) -> PruneReport:
-        """Prune. If an archive is named, archive each batch before deleting from it."""
+        """Prune. If an archive is named, archive each batch before its sessions are deleted."""
         find = functools.partial(self.repository.find_sessions, self.asked, order="created_at", limit=self.batch_size)
         cursor = None
         with nullcontext() if archive is None or self.report.dry_run else ArchiveWriter(archive) as writer:
             while True:
                 # an index contains the sessions of a phase in this order, so only the sessions of the page are read;
-                # the cursor continues after the sessions that were kept, so each is found once
+                # the cursor continues after the sessions that were kept, so each session is found only once
                 page = find(cursor=cursor)
                 records = self._unchanged(page.items) if writer is None else self._archived(page.items, writer)
                 for record in records:
@@ -219,7 +219,7 @@ class _Pruning:
         for item in items:
             with self._count_skipped(item.session_id):
                 record = self._read_unheld(item.session_id)
-                # both the filter and the summaries are compared: under a slow clock, a write may not change updated_at
+                # the summary is compared too, because a write by a client with a slow clock keeps updated_at unchanged
                 if not matches(record, self.asked) or summary_of(record) != item:
                     raise errors.StaleSessionError(item.session_id, item.version, record.version)
                 yield record
@@ -251,7 +251,7 @@ class _Pruning:
 
     @contextmanager
     def _count_skipped(self, session_id: str) -> Iterator[None]:
-        """If a session is not deleted, count it under the reason, and continue with the other sessions."""
+        """If a session is not deleted, count it by reason, so that the prune continues with the other sessions."""
         try:
             yield
         except _HeldError:

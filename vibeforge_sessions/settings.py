@@ -1,4 +1,4 @@
-"""Environment variables, and repositories opened from a URL or from these variables."""
+"""Environment variables, and functions that open a repository from a URL or from these variables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPELLINGS: Final = {
 }
 """Spellings that an unknown variable is compared with, and the correct name for each."""
 _SIMILARITY: Final = 0.95
-"""Least `difflib` similarity of a misspelled name. A name of 26 to 31 characters reaches it with one wrong letter."""
+"""Minimum `difflib` similarity of a misspelled name. A valid name with one wrong letter has 0.958 or more."""
 _NEXT_STEP: Final = f"set {_URL} to the database's URL, or to {MEMORY_URL} to keep sessions in memory"
 
 
@@ -40,21 +40,21 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = None
     migrate: bool = False
-    # BaseModel has a `schema` of its own
+    # not named `schema`, because BaseModel has a method of that name
     db_schema: str | None = Field(default=None, validation_alias="VIBEFORGE_SESSIONS_SCHEMA")
 
     @model_validator(mode="before")
     @classmethod
     def _ignore_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Treat an empty value as unset, except the URL's, which is rejected."""
+        """Treat an empty value as unset, except an empty URL, which `url` rejects."""
         return {name: value for name, value in given.items() if value != "" or name == "database_url"}
 
     @classmethod
     def read(cls) -> Self:
         """Return the current values of the environment variables.
 
-        :raises ConfigurationError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false, or the name of a variable
-            is a misspelling of one of these.
+        :raises ConfigurationError: ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false, or the name of an
+            environment variable is a misspelling of one of the three names.
         """
         reject_misspelled_variables()
         try:
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
 def reject_misspelled_variables() -> None:
     """Reject environment variables whose name is a misspelling of a variable of this package.
 
-    :raises ConfigurationError: a name is similar to a valid name, with or without the last S of SESSIONS.
+    :raises ConfigurationError: a name is similar to a valid name, or to a valid name with SESSION for SESSIONS.
     """
     for name in sorted(os.environ):
         similar = difflib.get_close_matches(name.upper(), _SPELLINGS, n=1, cutoff=_SIMILARITY)
@@ -96,7 +96,7 @@ def open_repository(
     schema: str | None = None,
     retry: RetryPolicy | None = None,
 ) -> SessionRepository[S]:
-    """Open the repository for a URL, by default the one of the environment; the caller closes it.
+    """Open the repository for a URL, by default the URL in the environment; the caller must close the repository.
 
     The schema of a database is checked first, so that an application fails at its start and not at its first query.
 
@@ -111,14 +111,14 @@ def open_repository(
         the error names the command to run.
     :raises StorageError: the database cannot be reached.
     :raises ConfigurationError: the database is not supported, or its driver is not installed (the error names the
-        extra); the URL is empty; ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false; it or
-        ``VIBEFORGE_SESSIONS_SCHEMA`` is set, and there is no URL; or the name of an environment variable is a
-        misspelling of one of the three.
+        extra); the URL is empty; ``VIBEFORGE_SESSIONS_MIGRATE`` is neither true nor false; that variable or
+        ``VIBEFORGE_SESSIONS_SCHEMA`` is set without a URL; or the name of an environment variable is a misspelling of
+        one of the three names.
     """
     database = _database("open_repository", url, migrate=migrate, schema=schema)
     if database is None:
         return InMemorySessionRepository(session_type=session_type)
-    from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
+    from vibeforge_sessions.sql.repository import open_database  # noqa: PLC0415 (memory:// needs no SQLAlchemy)
 
     return open_database(**database, session_type=session_type, retry=retry)
 
@@ -131,23 +131,23 @@ async def open_async_repository(
     schema: str | None = None,
     retry: RetryPolicy | None = None,
 ) -> AsyncSessionRepository[S]:
-    """Open the asynchronous repository for a URL, by default the one of the environment; see `open_repository`.
+    """Open the asynchronous repository for a URL, by default the URL in the environment; see `open_repository`.
 
     The same URLs are supported. ``postgresql+psycopg://…``, ``postgresql+asyncpg://…`` and ``mariadb+asyncmy://…`` run
-    on the event loop, ``sqlite:///…`` and ``mariadb+pymysql://…`` in threads.
+    on the event loop; ``sqlite:///…`` and ``mariadb+pymysql://…`` run in threads.
 
     :raises ImportError: the extra ``async`` is not installed.
     """
     database = _database("open_async_repository", url, migrate=migrate, schema=schema)
     if database is None:
         return AsyncInMemorySessionRepository(session_type=session_type)
-    from vibeforge_sessions.sql.aio import open_async_database  # noqa: PLC0415 (in memory needs no SQLAlchemy)
+    from vibeforge_sessions.sql.aio import open_async_database  # noqa: PLC0415 (memory:// needs no SQLAlchemy)
 
     return await open_async_database(**database, session_type=session_type, retry=retry)
 
 
 def _database(call: str, url: str | None, *, migrate: bool | None, schema: str | None) -> dict[str, Any] | None:
-    """Return the URL, `migrate` and schema of the arguments, or by default of the environment; None for memory."""
+    """Return the URL, `migrate` and schema from the arguments, by default from the environment; None for memory."""
     settings = Settings.read()
     url = settings.url() if url is None else _not_empty(url, "url")
     if url is None:
