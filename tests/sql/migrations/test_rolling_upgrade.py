@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests.support import cases
+from tests.support.databases import SQL_DATABASES
 from tests.support.migrations import HEAD, chain
 from tests.support.older_code import OlderClient, older_code
 from tests.support.repositories import text_of
@@ -52,7 +54,7 @@ print(json.dumps(answer))
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=SQL_DATABASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database."""
     if request.param == "sqlite":
@@ -74,6 +76,15 @@ def older(tmp_path: Path) -> Path:
     folder = older_code(tmp_path / "older")
     (folder / "migrations" / "versions" / Path(chain()[1].path).name).unlink()
     return folder
+
+
+CHANGES = [
+    "UPDATE vibeforge_sessions_compatibility SET floor = 'vibeforge_0002'",
+    "UPDATE vibeforge_sessions_compatibility SET revision = 'vibeforge_0001'",  # not updated by a migration
+    "DELETE FROM vibeforge_sessions_compatibility",
+    "DROP TABLE vibeforge_sessions_compatibility",
+]
+ON_SERVERS = [("postgresql", CHANGES[0]), ("mariadb", CHANGES[0])]
 
 
 def run_older_code(older: Path, url: str, how: str) -> dict[str, Any]:
@@ -105,13 +116,9 @@ def test_older_code_uses_newer_schema_if_compatible(engine: Engine, url: str, ol
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE vibeforge_sessions_compatibility SET floor = 'vibeforge_0002'",
-        "UPDATE vibeforge_sessions_compatibility SET revision = 'vibeforge_0001'",  # not updated by a migration
-        "DELETE FROM vibeforge_sessions_compatibility",
-        "DROP TABLE vibeforge_sessions_compatibility",
-    ],
+    ("url", "change"),
+    cases(itertools.product(SQL_DATABASES, CHANGES), [("sqlite", change) for change in CHANGES] + ON_SERVERS),
+    indirect=["url"],
 )
 @pytest.mark.parametrize("how", cases(["check", "migrate"], ["check"]))
 def test_older_code_rejects_incompatible_schema(engine: Engine, url: str, older: Path, how: str, change: str) -> None:
