@@ -19,7 +19,8 @@ from vibeforge_sessions.sql.transactions.executor import Executor
 
 LOCK_WAITS = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
-    "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+    "mysql": "SELECT variable_value + 0 FROM information_schema.global_status "
+    "WHERE variable_name = 'Innodb_row_lock_current_waits'",
 }
 
 
