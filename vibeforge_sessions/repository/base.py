@@ -29,8 +29,8 @@ class SessionRepository(Instrumented, ABC, Generic[S]):
     **Snapshots.** Sessions are copied when they are stored and when they are returned. A caller cannot change stored
     data through an object that it kept. A change is stored when the caller calls `update_session`, not before.
 
-    **Atomicity.** Each call is one transaction. A call that raises has written nothing, unless it raises
-    `OutcomeUnknownError`, which means that the outcome of the call is unknown.
+    **Atomicity.** Each call is one transaction; each attempt of `modify_session` reads in one and writes in another. A
+    call that raises has written nothing, unless it raises `OutcomeUnknownError`: then its outcome is unknown.
 
     **Versions.** A stored session has a version, starting at 1. `update_session` and `modify_session` increment it when
     they store something; no other call does. An update is stored only if the stored version and incarnation are those
