@@ -147,7 +147,7 @@ async def open_async_repository(
 
 
 def _database(call: str, url: str | None, *, migrate: bool | None, schema: str | None) -> dict[str, Any] | None:
-    """Return the URL, `migrate` and schema from the arguments, by default from the environment; None for memory."""
+    """Return the URL, `migrate` and schema, from the arguments or else the environment; None for memory."""
     settings = Settings.read()
     url = settings.url() if url is None else _not_empty(url, "url")
     if url is None:

@@ -142,7 +142,7 @@ class ArchiveWriter:
     def _reset(self) -> None:
         """Remove everything that was added since the last commit.
 
-        If the disk fails, the truncation recovery of the next writer removes it.
+        If the disk fails, the next writer removes the rest (truncation recovery).
         """
         self._added: list[Record] = []
         self._hash = hashlib.sha256()

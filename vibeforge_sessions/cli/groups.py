@@ -69,8 +69,8 @@ def _provided(command: Callable[..., None]) -> Any:
 class Commands(typer.Typer):
     """A group of commands.
 
-    A parameter ``engine`` or ``repository`` of a command becomes the options of a database, and a parameter ``asked``
-    becomes the options of a filter. Each option can also be set by an environment variable: ``--limit`` by
+    A command with a parameter ``engine`` or ``repository`` gets the options of a database instead, and one with a
+    parameter ``asked`` those of a filter. Each option can also be set by an environment variable: ``--limit`` by
     ``VIBEFORGE_SESSIONS_LIMIT``.
     """
 

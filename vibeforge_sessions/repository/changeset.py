@@ -235,7 +235,7 @@ def mark_uncommitted(session: S, transaction: str | None) -> S:
 
 
 def possible_states(session: Session) -> tuple[Baseline, ...]:
-    """Return the states that may be stored now, newest first. Only another writer can have stored a different state."""
+    """Return the states that may be stored now, newest first. If none of them is, another writer has stored."""
     baseline = baseline_of(session)
     return (baseline, *baseline.earlier)
 

@@ -118,7 +118,7 @@ def _check_entries(given: Iterable[Any], name: str, count: int, check: Callable[
     position = 0
     for position, entry in enumerate(_iterate(given, name), 1):
         if position > count:
-            raise InvalidSessionError("must be the next entry of this history", f"{name}[{position - 1}]")
+            raise InvalidSessionError(f"must not follow the {count} entries of the record", f"{name}[{position - 1}]")
         yield check(entry, position, f"{name}[{position - 1}]")
     if position != count:
         raise InvalidSessionError(f"must have {count} entries, not {position}", name)

@@ -169,7 +169,7 @@ def check_documents(documents: Mapping[str, str | None]) -> dict[str, str | None
     """
     given = exact_dict(documents)
     if given is None or given.keys() != set(DOCUMENTS):
-        raise InvalidSessionError(f"must be {', '.join(DOCUMENTS)}", "documents")
+        raise InvalidSessionError(f"must have exactly these keys: {', '.join(DOCUMENTS)}", "documents")
     checked: dict[str, str | None] = {}
     for name in DOCUMENTS:
         try:

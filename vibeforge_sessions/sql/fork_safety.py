@@ -133,7 +133,7 @@ def _record_origin(connection: Any, record: ConnectionPoolEntry) -> None:
             cursor.execute("PRAGMA database_list")
             path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
         record.info[_FILE_KEY] = os.path.realpath(path) if path else ""
-    # a fork copies a database in memory, and the child may use its copy
+    # a fork copies an in-memory database, and the child may use the copy
     record.info[_PROCESS_KEY] = None if record.info.get(_FILE_KEY) == "" else os.getpid()
 
 
@@ -191,7 +191,7 @@ def _after_in_child() -> None:
 def _abandon(record: Any) -> None:
     """Keep an inherited connection from being used or finalized."""
     _inherited.append(record)
-    with contextlib.suppress(ImportError):  # the interpreter finalizes module globals at exit: leak a reference
+    with contextlib.suppress(ImportError):  # leak a reference: `_inherited` is finalized at exit
         import ctypes  # noqa: PLC0415 (only a child process needs it)
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(record.dbapi_connection))

@@ -106,7 +106,7 @@ class TrackedSessionRepository(DelegatingSessionRepository[S]):
     def unsaved_changes(self) -> list[UnsavedChanges]:
         """Return the unsaved changes of the last 1000 dropped sessions that had any, then those of the sessions in use.
 
-        A session in use may still be stored, so call this method when all work is done.
+        The changes of a session in use might be stored later, so call this method when all work is done.
         """
         return self._tracker.unsaved_changes()
 

@@ -143,7 +143,7 @@ class PostgreSQLDialect(DatabaseDialect):
 
     def isolation_level(self, dialect: Dialect, *, write: bool, single_statement: bool) -> IsolationLevel:
         if single_statement and self.server_settings[dialect] == _SINGLE_STATEMENT_LEVEL:
-            return "AUTOCOMMIT"  # an attribute of the driver connection: no round trip
+            return "AUTOCOMMIT"  # no round trip: it is an attribute of the driver connection
         return "READ COMMITTED" if write else "REPEATABLE READ"
 
     def check_settings(self, row: Sequence[Any], driver: Any) -> str:

@@ -246,7 +246,7 @@ def _check_engine(connection: Connection) -> None:
         )
     if isinstance(connection.engine.pool, SingletonThreadPool) and _in_memory(connection.engine.url):
         raise ConfigurationError(
-            "this engine gives each thread an empty SQLite database of its own: create it with "
+            "this engine gives each thread an empty SQLite database of its own: create the engine with "
             "vibeforge_sessions.sql.create_engine, or with poolclass=StaticPool for a single thread"
         )
 

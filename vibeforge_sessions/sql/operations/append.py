@@ -25,7 +25,7 @@ _SMALL: Final = 1_000
 
 @functools.cache
 def _single_statement(history: History) -> Any:
-    """Return the statement that counts an entry, inserts it, and returns the counters of the session's row."""
+    """Return the statement that increases the entry count, inserts the entry, and returns the session's counters."""
     table = history.table
     row = history.count_one.returning(sessions.c.session_id, *session_rows.counters).cte("session_row")
     entry: dict[str, Any] = {column.name: parameter(history.prefix, column) for column in table.columns}

@@ -197,7 +197,7 @@ def store_session(executor: Executor, record: Record, entries: Mapping[History, 
 
 def missed(executor: Executor, session_id: str, version: int, write_id: str) -> Exception:
     """Return the error for an update that matched no row with the expected version and write id."""
-    # the snapshot of a joined transaction may be older than the row that the update read
+    # the update has read the latest row; the snapshot of a joined transaction may be older, so read the committed row
     stored = executor.row(committed(select_version) if executor.joined else select_version, {ID: session_id})
     if stored is None:
         return SessionNotFoundError(session_id)

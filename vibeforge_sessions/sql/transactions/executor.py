@@ -35,7 +35,7 @@ _MOST: Final = 1_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JoinedWrites:
-    """The sessions that one transaction of the caller has written through any repository that joined it."""
+    """The sessions written in one transaction of the caller, by all repositories that joined it."""
 
     transaction: weakref.ref[RootTransaction]
     transaction_id: str = dataclasses.field(default_factory=validation.new_write_id)
