@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from tests.support.repositories import SQLiteFiles
 from vibeforge_sessions import (
     ConfigurationError,
     CorruptSessionError,
+    RetryPolicy,
     SchemaError,
     Session,
     SessionFilter,
@@ -388,6 +390,21 @@ def test_event_listener_receives_events_of_all_statements(sqlite_files: SQLiteFi
         with pytest.raises(SchemaError):
             repository.append_error(SESSION_ID, "t", "m")
     assert received
+    engine.dispose()
+
+
+def test_rejected_commit_is_not_committed_by_the_next_call(sqlite_files: SQLiteFiles) -> None:
+    """Another connection reads in a rollback journal, so that the COMMIT is rejected and its transaction stays open."""
+    url = sqlite_files.new_url()
+    engine = sqlalchemy.create_engine(url, pool_reset_on_return=None, connect_args={"timeout": 0})
+    repository = SQLAlchemySessionRepository(engine, retry=RetryPolicy(attempts=1))
+    repository.create_session(session_id=SESSION_ID)
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT session_id FROM vibeforge_sessions").fetchall()
+        with pytest.raises(StorageError, match="could not commit"):
+            repository.append_log(SESSION_ID, "rejected")
+    assert repository.append_log(SESSION_ID, "stored") == repository.list_logs(SESSION_ID)[0]
     engine.dispose()
 
 
