@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, Engine, event
 
+from tests.support import ROOT
 from vibeforge_sessions import Session, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine, migrate
 
@@ -37,6 +39,14 @@ OTHER_TYPE = """
     ALTER TABLE vibeforge_sessions ADD COLUMN active_task_id VARCHAR(254)
 """
 """A change of one column's type."""
+
+
+def copy_project(folder: Path) -> None:
+    """Copy the package and its migrations, so that a test can change them."""
+    for name in ("vibeforge_sessions", "migrations"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("alembic.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
 
 
 @contextmanager

@@ -69,11 +69,14 @@ class OlderClient:
                     found[table] = [dict(row) for row in rows]
         return found
 
-    def fill(self, columns: Container[str]) -> None:
-        """Fill each nullable time column that is not one of `columns`: a later revision has added it."""
+    def fill(self, earlier: Container[str]) -> None:
+        """Fill each nullable time column that a later revision has added.
+
+        :param earlier: the names of the columns that existed before.
+        """
         inspector = sqlalchemy.inspect(self.engine)
         for column in inspector.get_columns("vibeforge_sessions"):
-            if column["nullable"] and column["name"].endswith("_at") and column["name"] not in columns:
+            if column["nullable"] and column["name"].endswith("_at") and column["name"] not in earlier:
                 self._run(f"UPDATE vibeforge_sessions SET {column['name']} = created_at", session_id="")
 
     def _run(self, *statements: str, session_id: str) -> None:

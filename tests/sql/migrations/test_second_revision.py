@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,17 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT, cases
-from tests.support.migrations import FILES, HEAD, OTHER_APPLICATION, committed, fill, opened, run_script, without
+from tests.support.migrations import (
+    FILES,
+    HEAD,
+    OTHER_APPLICATION,
+    committed,
+    copy_project,
+    fill,
+    opened,
+    run_script,
+    without,
+)
 from vibeforge_sessions import SchemaError, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import metadata, migrate
 from vibeforge_sessions.sql.tables import VERSION_TABLE
@@ -116,10 +125,7 @@ def copy(tmp_path: Path) -> Iterator[MakeCopy]:
 
     def make(kind: str, upgrade: str, downgrade: str = "pass", *, models: str = "", filled: bool = True) -> Copy:
         folder = tmp_path / "copy"
-        for name in ("vibeforge_sessions", "migrations"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("alembic.ini", "pyproject.toml"):
-            shutil.copy(ROOT / name, folder)
+        copy_project(folder)
         lines = [
             "import sqlalchemy as sa",
             "from alembic import op",

@@ -22,7 +22,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import URL, Engine, make_url, text
 
 from tests.support import ROOT
-from tests.support.migrations import HEAD
+from tests.support.migrations import HEAD, copy_project
 from tests.support.preloaded import preloaded_python
 from tests.support.repositories import text_of
 from tests.support.servers import AvailableServer, find_bindir
@@ -351,10 +351,7 @@ def test_lock_does_not_block_migration_of_another_database(kind: str, new_empty:
 
 def copied_project(folder: Path, revision: str) -> Path:
     """Copy the project, and add a revision."""
-    for name in ("vibeforge_sessions", "migrations"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("alembic.ini", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
+    copy_project(folder)
     (folder / "migrations" / "versions" / "9999_next.py").write_text(revision)
     return folder
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
-from tests.support.migrations import HEAD
+from tests.support.migrations import HEAD, copy_project
 from tests.support.repositories import text_of
 from tests.support.servers import AvailableServer
 from tests.support.servers.process import connected
@@ -34,10 +32,7 @@ engine.dispose()
 def copy(tmp_path: Path) -> Path:
     """Return a copy of the checkout with a new revision."""
     folder = tmp_path / "copy"
-    for name in ("vibeforge_sessions", "migrations"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("alembic.ini", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
+    copy_project(folder)
     run(folder, "-m", "alembic", "revision", "--rev-id", REVISION, "-m", "priority")
     return folder
 
