@@ -235,7 +235,7 @@ def mark_uncommitted(session: S, transaction: str | None) -> S:
 
 
 def possible_states(session: Session) -> tuple[Baseline, ...]:
-    """Return the states that may be stored now, newest first. If none of them is, another writer has stored."""
+    """Return the states that may be stored now, newest first. Another writer stored any other state."""
     baseline = baseline_of(session)
     return (baseline, *baseline.earlier)
 

@@ -196,7 +196,7 @@ class MariaDBDialect(DatabaseDialect):
             holder = connection.execute(select(func.is_used_lock(name))).scalar()
             raise base.lock_error(timeouts, f"connection {holder} of the server" if holder else None)
         if not is_joined:
-            connection.rollback()  # the lock survives this, and the server would close an idle transaction
+            connection.rollback()  # the lock survives this; the server would end an idle transaction
         try:
             yield
         finally:
