@@ -14,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 
 from tests.support.databases import SQL_DATABASES, Storage
-from vibeforge_sessions import Session, SessionFilter, SessionPhase, SQLAlchemySessionRepository
+from vibeforge_sessions import RetryPolicy, Session, SessionFilter, SessionPhase, SQLAlchemySessionRepository
 from vibeforge_sessions.sql import create_engine
 from vibeforge_sessions.sql.tables import documents, errors, logs, sessions
 from vibeforge_sessions.testing.base import SESSION_ID, full_session, stored
@@ -346,8 +346,8 @@ FORBIDDEN = {
 
 
 def test_session_with_many_entries_is_read_completely(large: Engine) -> None:
-    """Read the session that the query plans use."""
-    repository = SQLAlchemySessionRepository(large)
+    """Read the session that the query plans use, without a deadline that a slow machine could miss."""
+    repository = SQLAlchemySessionRepository(large, retry=RetryPolicy(deadline=600))
     session = stored(repository, LONG)
     assert [entry.position for entry in session.error_history] == list(range(1, SESSIONS + 1))
     assert len(session.logs) == SESSIONS
