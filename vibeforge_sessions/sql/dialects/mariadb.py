@@ -128,9 +128,9 @@ class MariaDBDialect(DatabaseDialect):
         if problems:
             raise ConfigurationError(
                 f"this engine's connections change text before it is stored: {problems[0]} and must be "
-                f"{_CHARACTER_SET}: add ?charset={_CHARACTER_SET} to its URL, and check that no connect event, "
-                "init_command or init_connect of the server sets a different one (to override the server, send SET "
-                f"NAMES {_CHARACTER_SET} in a connect event of the engine)"
+                f"{_CHARACTER_SET}: add ?charset={_CHARACTER_SET} to its URL; remove a different character set from "
+                "the engine's connect events and init_command; if the server's init_connect sets it, override it with "
+                f"SET NAMES {_CHARACTER_SET} in a connect event"
             )
         return int(packet)
 
