@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import sqlalchemy
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, Table, event, func, insert, literal, select, text
 
 from tests.support.databases import SQL_DATABASES, Storage
 from vibeforge_sessions import RetryPolicy, Session, SessionFilter, SessionPhase, SQLAlchemySessionRepository
@@ -212,21 +211,28 @@ def fill(connection: Connection) -> None:
     ]
     rows[SESSIONS // 2] |= {"error_count": SESSIONS, "log_count": SESSIONS}
     long = rows[SESSIONS // 2]["session_id"]
-    texts = {"answers": "{}", "completed_task_ids": "[]", "failed_task_ids": "[]"}
-    entry = {"session_id": long, "write_id": "w"}
-    for table, contents in (
-        (sessions, rows),
-        (documents, [{**texts, "session_id": row["session_id"]} for row in rows]),
-        (
-            errors,
-            [
-                {**entry, "position": n + 1, "timestamp": start, "task_id": "t", "error_message": "m", "phase": "IDEA"}
-                for n in numbers
-            ],
-        ),
-        (logs, [{**entry, "position": n + 1, "message": "m"} for n in numbers]),
-    ):
-        connection.execute(sqlalchemy.insert(table), contents)
+    connection.execute(insert(sessions), rows)
+    of_session = sessions.c.session_id
+    position = func.row_number().over(order_by=of_session)
+    entry = {"session_id": literal(long), "position": position, "write_id": literal("w")}
+    contents: dict[Table, dict[str, Any]] = {
+        documents: {
+            "session_id": of_session,
+            "answers": literal("{}"),
+            "completed_task_ids": literal("[]"),
+            "failed_task_ids": literal("[]"),
+        },
+        errors: {
+            **entry,
+            "timestamp": literal(start, errors.c.timestamp.type),
+            "task_id": literal("t"),
+            "error_message": literal("m"),
+            "phase": literal("IDEA"),
+        },
+        logs: {**entry, "message": literal("m")},
+    }
+    for table, columns in contents.items():
+        connection.execute(insert(table).from_select(list(columns), select(*columns.values()).select_from(sessions)))
 
 
 ANALYZE = {
