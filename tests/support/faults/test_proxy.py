@@ -122,8 +122,7 @@ def test_statement_held_briefly_is_executed_after_the_delay(line: Line) -> None:
     line.proxy.arm(Cut("client", 1, hold=0.05))
     with pytest.raises(DBAPIError):
         line.client.exec_driver_sql(INSERT)
-    wait_for(lambda: line.rows == 1, 10, "the held statement to be executed")
-    assert line.proxy.events["delivered"] == 1
+    wait_for(lambda: line.rows == line.proxy.events["delivered"] == 1, 10, "the held statement to be delivered")
 
 
 def test_held_statement_is_undeliverable_after_the_server_closed_its_side(line: Line) -> None:
