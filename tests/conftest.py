@@ -28,8 +28,8 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class QuietDictionary(weakref.WeakKeyDictionary[Any, Any]):
-    """A `WeakKeyDictionary` that removes the entry of a deleted key without a Python function."""
+class WeakKeysRemovedInC(weakref.WeakKeyDictionary[Any, Any]):
+    """A `WeakKeyDictionary` that calls no Python function when a key is garbage-collected."""
 
     def __init__(self, given: Any = None) -> None:
         super().__init__(given)
@@ -37,14 +37,14 @@ class QuietDictionary(weakref.WeakKeyDictionary[Any, Any]):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prevent tests from hanging in CPython 3.11 if their coverage is measured, which happened in one of seven runs.
+    """Keep a test from hanging in CPython 3.11 while coverage is measured.
 
-    With the concurrency "greenlet", coverage keeps a WeakKeyDictionary by greenlet, and greenlet deletes those of an
-    ended thread in a pending call. If another thread ends meanwhile, CPython never leaves the traced function that
-    removes the entry: it looks for pending calls again and again.
+    With the concurrency "greenlet", coverage keeps a WeakKeyDictionary whose keys are greenlets, and greenlet deletes
+    the greenlets of an ended thread in a pending call. If another thread ends meanwhile, CPython never leaves the
+    traced function that removes the key: it looks for pending calls again and again.
     """
     if sys.version_info < (3, 12) and getattr(config.option, "cov_source", None):
-        setattr(weakref, "WeakKeyDictionary", QuietDictionary)  # noqa: B010 (mypy rejects the assignment to a class)
+        setattr(weakref, "WeakKeyDictionary", WeakKeysRemovedInC)  # noqa: B010 (mypy rejects the assignment to a class)
 
 
 @pytest.hookimpl(tryfirst=True)
